@@ -1,0 +1,97 @@
+"""The bodies of the communicator's calls, by method. MessagePack arrays, strictly typed: an unknown or missing field is an error.
+
+    method     from client to enclave                     reply
+    load       LoadRequest                                LoadReply
+    enter      EnterRequest                               a MessagePack value (adyton.proto.values)
+    run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
+    finalize   EnclaveFinal, serialized protobuf          empty
+
+    method     from enclave to client                     reply
+    host       a request of adyton.hostcall.abi           its result
+    output     (one way) an Output of adyton.hostcall.abi
+    ended      (one way) text: why the enclave ended by itself
+
+A call that failed is replied to with Raised.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from adyton.errors import RemoteProtocolError
+from adyton.proto.values import Encoding
+
+Right = Literal["read", "write"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages inside the attested channel."""
+
+
+class Grant(Message, frozen=True):
+    """A path that the client's policy allows: `path` as the enclave may spell it, absolute and normalised. Layout only."""
+
+    path: str
+    right: Right
+
+
+class LoadRequest(Message, frozen=True):
+    """All that an enclave learns of its client before its code is imported."""
+
+    config: bytes  # EnclaveConfig, serialized protobuf
+    grants: list[Grant]
+    working_directory: str
+    time_zone: str  # a value for TZ, or "" for UTC
+    environment: dict[str, str]
+
+
+class LoadReply(Message, frozen=True):
+    entries: list[str]
+    warnings: list[str]
+
+
+class EnterRequest(Message, frozen=True):
+    entry: str
+    arguments: bytes
+    encoding: Encoding = "msgpack"
+
+
+RaisedKind = Literal["raised", "unknown-entry", "type", "state"]
+
+
+class Raised(Message, frozen=True):
+    """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran.
+
+    `builtin`: the nearest built-in exception class of what was raised; `arguments` its plain arguments, where it has such
+    (errno and text of an OSError). `traceback` is empty unless the enclave is in debug.
+    """
+
+    kind: RaisedKind
+    type: str
+    message: str
+    builtin: str = "Exception"
+    errno: int = 0
+    traceback: str = ""
+
+
+_M = TypeVar("_M")
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The message's bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(body: bytes, type: type[_M]) -> _M:  # noqa: A002
+    """A message from the peer; RemoteProtocolError for anything but a well-formed one."""
+    decoder = _decoders.get(type)
+    if decoder is None:
+        decoder = _decoders[type] = msgspec.msgpack.Decoder(type)
+    try:
+        result: _M = decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RemoteProtocolError(f"malformed {type.__name__} from the peer: {error}") from error
+    return result
