@@ -1,0 +1,1 @@
+"""Proxy client, relay and the transports between them."""

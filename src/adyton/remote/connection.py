@@ -1,0 +1,154 @@
+"""gRPC channels and servers as adyton makes them: addresses, credentials, limits, and errors in our words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import msgspec
+
+from adyton import errors
+from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
+
+DEFAULT_PORT = 4321
+MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
+ERROR_METADATA = "adyton-error-bin"
+SESSION_METADATA = "adyton-session-bin"
+_LOOPBACK = ("localhost", "127.", "[::1]", "::1")
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_SERVER_OPTIONS = [*_OPTIONS, ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.so_reuseport", 0)]
+
+
+@dataclass(frozen=True)
+class TLS:
+    """Files of a connection's TLS: `ca` to check the peer by (default: the system's), `cert` and `key` to show who we are."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is. `target` as gRPC takes it; `host` without port, or "" for a unix socket."""
+
+    target: str
+    host: str
+    secure: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """From grpc://H[:P], grpcs://H[:P], unix:PATH, or H:P (grpcs unless loopback); UsageError otherwise."""
+        if text.startswith("unix:"):
+            if not text[5:]:
+                raise UsageError("unix: needs a path, such as unix:/run/adyton.sock")
+            return cls(text, "", secure=False)
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            scheme, rest = "", text
+        if scheme not in ("", "grpc", "grpcs"):
+            raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH, not {scheme}://")
+        try:
+            split = urlsplit(f"//{rest}")
+            host, port = split.hostname or "", split.port or DEFAULT_PORT
+        except ValueError as error:
+            raise UsageError(f"{text}: {error}; write HOST:PORT, an IPv6 address in brackets") from None
+        if not host or split.path not in ("", "/") or split.query or split.username:
+            raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH")
+        host = f"[{host}]" if ":" in host else host
+        secure = scheme == "grpcs" or (not scheme and not host.startswith(_LOOPBACK))
+        return cls(f"{host}:{port}", host, secure)
+
+    def with_port(self, port: int) -> Address:
+        """The same host, another port."""
+        return Address(f"{self.host}:{port}", self.host, self.secure)
+
+
+def _read(path: str | None, what: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
+
+
+def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
+    """A channel; nothing is sent yet."""
+    if not address.secure:
+        if tls is not None and (tls.ca or tls.cert):
+            raise UsageError(f"{address.target} is reached without TLS, but TLS files were given: write grpcs://{address.target}")
+        return grpc.insecure_channel(address.target, options=_OPTIONS)
+    tls = tls or TLS()
+    if (tls.cert is None) != (tls.key is None):
+        raise UsageError("a client certificate needs its key, and a key its certificate: give both --cert and --key")
+    credentials = grpc.ssl_channel_credentials(
+        _read(tls.ca, "CA certificate"), _read(tls.key, "key"), _read(tls.cert, "certificate")
+    )
+    return grpc.secure_channel(address.target, credentials, options=_OPTIONS)
+
+
+def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
+    """A server's credentials; `tls.ca` given: clients must show a certificate that it signed. None: no TLS."""
+    if tls is None or (tls.cert is None and tls.key is None and tls.ca is None):
+        return None
+    if tls.cert is None or tls.key is None:
+        raise UsageError("TLS needs both --ssl_cert and --ssl_key")
+    pair = (_read(tls.key, "key"), _read(tls.cert, "certificate"))
+    return grpc.ssl_server_credentials([pair], _read(tls.ca, "client CA"), require_client_auth=tls.ca is not None)
+
+
+def open_server(handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int) -> tuple[grpc.Server, int]:
+    """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = grpc.server(ThreadPoolExecutor(threads, "adyton-rpc"), options=_SERVER_OPTIONS)
+    server.add_generic_rpc_handlers(handlers)
+    credentials = server_credentials(tls)
+    try:
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if port == 0 and not listen.startswith("unix:"):
+        raise UsageError(f"cannot listen at {listen}: the port is in use, or the address is not of this machine")
+    return server, port
+
+
+def abort(context: grpc.ServicerContext, error: AdytonError) -> Any:
+    """End an RPC with one of our errors, which the client raises again under the same class."""
+    code = getattr(grpc.StatusCode, type(error).code, grpc.StatusCode.UNKNOWN)
+    detail = msgspec.msgpack.encode((type(error).__name__, error.message[:4096]))
+    context.set_trailing_metadata(((ERROR_METADATA, detail),))
+    context.abort(code, error.message[:1024])
+
+
+def error_from(rpc: grpc.RpcError, target: str, *, connected: bool) -> AdytonError:
+    """What an RPC's failure means. `connected`: it had worked before."""
+    call: Any = rpc
+    for key, value in call.trailing_metadata() or ():
+        if key == ERROR_METADATA:
+            try:
+                name, message = msgspec.msgpack.decode(value, type=tuple[str, str])
+            except msgspec.MsgspecError:
+                break
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, AdytonError) and not issubclass(kind, errors.EnclaveError):
+                return kind(message)
+    status, details = call.code(), call.details() or "no details"
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        return UnauthenticatedError(f"{target} does not accept our credentials: {details}")
+    if status is grpc.StatusCode.UNIMPLEMENTED:
+        return errors.RemoteProtocolError(f"{target} is no adyton server: {details}")
+    if connected:
+        return ConnectionLostError(f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown")
+    return UnreachableError(f"cannot reach {target}: {details}. Is a server running there, and is the scheme (grpc, grpcs) right?")

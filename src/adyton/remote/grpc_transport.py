@@ -1,0 +1,45 @@
+"""A proxy client's transport over one bidirectional gRPC stream, dialled by the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from adyton.communicator_pb2 import Envelope
+from adyton.remote.connection import SESSION_METADATA, error_from
+
+METHOD = "/adyton.Communicator/Communicate"
+
+
+class GrpcTransport:
+    """See remote.transport.Transport. Owns the channel."""
+
+    def __init__(self, channel: grpc.Channel, target: str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        self._channel = channel
+        self._target = target
+        self._metadata = (*metadata, (SESSION_METADATA, session))
+        self._call: Any = None
+
+    def run(self, outgoing: Iterator[bytes]) -> Iterator[bytes]:
+        """See Transport."""
+        stub = self._channel.stream_stream(
+            METHOD, request_serializer=Envelope.SerializeToString, response_deserializer=Envelope.FromString
+        )
+        connected = False
+        try:
+            self._call = stub((Envelope(data=data) for data in outgoing), metadata=self._metadata)
+            for envelope in self._call:
+                connected = True
+                yield envelope.data
+        except grpc.RpcError as error:
+            raise error_from(error, self._target, connected=connected) from error
+        finally:
+            self._channel.close()
+
+    def close(self) -> None:
+        """See Transport."""
+        if self._call is not None:
+            self._call.cancel()
+        self._channel.close()

@@ -1,0 +1,375 @@
+"""The client's end of a loaded enclave: calls in, host calls back, on one connection, from any number of threads.
+
+Each client thread has a pair: an enclave thread of its own that runs its entries. While a thread waits for its call, host calls of
+registered functions that belong to its pair are executed by that same thread, and may call the enclave again. Host calls without
+a pair (files) are executed by a small pool. One reader thread sorts what arrives.
+
+    caller ──► session ──► channel ──► transport.run(outgoing)        reader ──► mailbox of the pair ──► caller
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.verify import validate, verify
+from adyton.channel import client as channel_client
+from adyton.communicator import session as communicator
+from adyton.communicator.messages import LoadReply, LoadRequest, Raised, decode, encode
+from adyton.errors import AdytonError, ClosedError, ConnectionLostError, DeadlineError, ProtocolError, RemoteProtocolError
+from adyton.hostcall import abi
+from adyton.hostcall.client.executor import Executor, FunctionRaised
+from adyton.remote.transport import Transport
+
+POOL_THREADS = 8
+_REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
+_OUTPUT = msgspec.msgpack.Decoder(abi.Output)
+
+
+class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public API turns it into its errors
+    """A call was answered with a Raised. `denied`: this client denied a host call while it ran."""
+
+    def __init__(self, raised: Raised, *, denied: bool) -> None:
+        super().__init__(raised.message)
+        self.raised = raised
+        self.denied = denied
+
+
+class _Pair:
+    """A client thread's pair, alive as long as the thread. `mailbox`: Called, Replied, or the error that ended all."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
+
+
+class _Token:
+    """Dies with its thread's local storage, which is how the end of a thread is noticed."""
+
+    __slots__ = ("__weakref__", "pair")
+
+    def __init__(self, pair: _Pair) -> None:
+        self.pair = pair
+
+
+class ProxyClient:
+    """See the module. `connect` first; after `close`, or when the connection was lost, every call raises."""
+
+    def __init__(self, transport: Transport, executor: Executor, expectation: Expectation) -> None:
+        self._transport = transport
+        self._executor = executor
+        self._expectation = expectation
+        self._lock = threading.Lock()
+        self._channel = channel_client.ClientChannel()
+        self._session = communicator.Session(communicator.Side.CLIENT)
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
+        self._pairs: dict[int, _Pair] = {}
+        self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(POOL_THREADS, "adyton-host")
+        self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
+        self._closing = False
+        self._error: AdytonError | None = None
+        self._reason = ""
+        self._counted = {"entry_calls": 0, "round_trips": 0, "bytes_sent": 0, "bytes_received": 0}
+        self._first_start: float | None = None
+        self._last_end = 0.0
+        self.identity: EnclaveIdentity | None = None
+        self.evidence = b""
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def connect(self, load: LoadRequest, timeout: float | None = None) -> LoadReply:
+        """Make the attested channel, judge the evidence, then load the program. CallFailed with what its initialize raised."""
+        self._reader.start()
+        try:
+            evidence = self._handshake.get(timeout=timeout)
+            if isinstance(evidence, AdytonError):
+                raise evidence
+            self.evidence = evidence
+            verified = verify(evidence)
+            report_data = self._channel.report_data(verified.identity.digest())
+            self.identity = validate(verified, self._expectation, report_data)
+            with self._lock:
+                self._channel.accept()
+            return decode(self.call("load", encode(load), timeout), LoadReply)
+        except queue.Empty:
+            self.abort()
+            raise DeadlineError(f"the enclave showed no evidence within {timeout:g} s: the proxy server hangs") from None
+        except BaseException:
+            self.abort()
+            raise
+
+    def close(self) -> None:
+        """Say goodbye, and end the connection. No call may be under way."""
+        with self._lock:
+            if self._error is None and self._channel.established:
+                self._session.close("the client is done")
+            self._closing = True
+        self._wake.put(None)
+        self._reader.join(timeout=5)
+        self._transport.close()
+        self._finish()
+
+    def abort(self) -> None:
+        """End the connection at once; waiting calls raise."""
+        with self._lock:
+            self._closing = True
+        self._wake.put(None)
+        self._transport.close()
+        self._reader.join(timeout=5)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._lost(ClosedError("the enclave was destroyed: load it again"))
+        self._pool.shutdown(wait=False)
+        self._executor.close()
+
+    def _lost(self, error: AdytonError) -> None:
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error = error
+            pairs = list(self._pairs.values())
+        self._handshake.put(error)
+        for pair in pairs:
+            pair.mailbox.put(error)
+        self._wake.put(None)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def call(self, method: str, body: bytes, timeout: float | None = None) -> bytes:
+        """One call on the calling thread's pair; its result, or CallFailed. `timeout` in seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pair = self._own_pair()
+        denied = self._executor.denials
+        with self._lock:
+            self._check_open()
+            call = self._session.call(pair.number, method, body)
+            if method in ("enter", "run"):
+                self._counted["entry_calls"] += 1
+                self._first_start = self._first_start or time.monotonic()
+        self._wake.put(None)
+        try:
+            while True:
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                item = pair.mailbox.get(timeout=remaining)
+                if isinstance(item, communicator.Called):
+                    self._serve(item)
+                    if pair.abandoned:
+                        raise DeadlineError("a call from inside a host function took too long, so its caller's outcome is unknown")
+                elif isinstance(item, communicator.Replied) and item.call == call:
+                    break
+                elif isinstance(item, AdytonError):
+                    pair.mailbox.put(item)  # for the calls around this one
+                    raise type(item)(*item.args)
+        except queue.Empty:
+            self._abandon(pair, call)
+            raise DeadlineError(f"no answer within {timeout:g} s; the outcome of the call is unknown") from None
+        except AdytonError:
+            raise
+        except BaseException:  # KeyboardInterrupt and the like, while waiting
+            self._abandon(pair, call)
+            raise
+        finally:
+            self._last_end = time.monotonic()
+        if item.ok:
+            result: bytes = item.body
+            return result
+        raise CallFailed(decode(item.body, Raised), denied=self._executor.denials > denied)
+
+    def _check_open(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(*self._error.args)
+        if self._closing:
+            raise ClosedError("the enclave is being destroyed: load it again")
+
+    def _own_pair(self) -> _Pair:
+        token: _Token | None = getattr(self._local, "token", None)
+        if token is None or token.pair.abandoned:
+            pair = _Pair(next(self._numbers))
+            token = self._local.token = _Token(pair)
+            # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
+            weakref.finalize(token, _note, self._ended_threads, self._wake, pair.number).atexit = False
+            with self._lock:
+                self._pairs[pair.number] = pair
+        return token.pair
+
+    def _abandon(self, pair: _Pair, call: int) -> None:
+        pair.abandoned = True
+        with self._lock:
+            if self._error is None:
+                self._session.cancel(call)
+        self._wake.put(None)
+
+    def _dispose_ended(self) -> None:
+        """Under the lock: pairs whose threads have ended and that nothing is under way on."""
+        while True:
+            try:
+                number = self._ended_threads.get_nowait()
+            except queue.Empty:
+                return
+            pair = self._pairs.get(number)
+            if pair is not None and not pair.abandoned:
+                del self._pairs[number]
+                if self._error is None and self._channel.established and not self._closing:
+                    self._session.dispose(number)
+
+    # -- host calls ---------------------------------------------------------------------------------------------------
+
+    def _serve(self, called: communicator.Called) -> None:
+        """Execute one host call and reply."""
+        ok, body = True, b""
+        if called.method != "host":
+            ok, body = False, encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
+        else:
+            try:
+                request = _REQUEST.decode(called.body)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
+                self._transport.close()
+                return
+            try:
+                body = msgspec.msgpack.encode(self._executor.execute(request))
+            except FunctionRaised as raised:
+                ok, body = False, encode(_raised_by_function(raised))
+            if not isinstance(request, abi.Close):
+                self._counted["round_trips"] += 1
+        with self._lock:
+            pair = self._pairs.get(called.pair)
+            if self._error is None and not (pair is not None and pair.abandoned):
+                self._session.reply(called.call, ok, body)
+        self._wake.put(None)
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def _outgoing(self) -> Iterator[bytes]:
+        while True:
+            with self._lock:
+                if self._channel.established:
+                    self._dispose_ended()
+                    if plaintext := self._session.data_to_send():
+                        self._channel.send(plaintext)
+                data = self._channel.data_to_send()
+                closing = self._closing or self._error is not None
+            if data:
+                self._counted["bytes_sent"] += len(data)
+                yield data
+            elif closing:
+                return
+            else:
+                self._wake.get()
+
+    def _read(self) -> None:
+        error: AdytonError
+        try:
+            for data in self._transport.run(self._outgoing()):
+                self._counted["bytes_received"] += len(data)
+                with self._lock:
+                    events = self._feed(data)
+                for event in events:
+                    self._dispatch(event)
+                self._wake.put(None)
+            error = ConnectionLostError(
+                self._reason or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
+            )
+        except AdytonError as failure:
+            error = ConnectionLostError(self._reason) if self._reason else failure
+        except Exception as failure:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
+            error = ConnectionLostError(f"the connection to the enclave failed: {failure!r}")
+        self._lost(error)
+        if isinstance(error, ProtocolError):
+            self._transport.close()
+
+    def _feed(self, data: bytes) -> list[communicator.Event]:
+        """Under the lock: what the bytes complete."""
+        events: list[communicator.Event] = []
+        for event in self._channel.receive(data):
+            match event:
+                case channel_client.EvidenceReceived(evidence):
+                    self._handshake.put(evidence)
+                case channel_client.Data(plaintext):
+                    events += self._session.receive(plaintext)
+                case _:
+                    pass
+        return events
+
+    def _dispatch(self, event: communicator.Event) -> None:
+        match event:
+            case communicator.Called(_, 0, _, _):
+                self._pool.submit(self._serve, event)
+            case communicator.Called(call, number, _, _):
+                pair = self._pairs.get(number)
+                if pair is None or pair.abandoned:
+                    raised = Raised("state", "Refused", "the client's thread no longer waits for this call")
+                    with self._lock:
+                        self._session.reply(call, ok=False, body=encode(raised))
+                else:
+                    pair.mailbox.put(event)
+            case communicator.Replied():
+                self._replied(event)
+            case communicator.Notified("output", body):
+                try:
+                    self._executor.write_output(_OUTPUT.decode(body))
+                except msgspec.MsgspecError as error:
+                    raise RemoteProtocolError(f"malformed output from the enclave: {error}") from error
+            case communicator.Notified("ended", body):
+                self._reason = body.decode("utf-8", "replace")[:1024]
+            case _:
+                pass
+
+    def _replied(self, event: communicator.Replied) -> None:
+        pair = self._pairs.get(event.pair)
+        if pair is None:
+            return
+        if not pair.abandoned:
+            pair.mailbox.put(event)
+            return
+        with self._lock:
+            if self._session.idle(event.pair):
+                del self._pairs[event.pair]
+                self._session.dispose(event.pair)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the load: INTERFACE §5, `--stats`."""
+        seconds = 0.0 if self._first_start is None else max(0.0, self._last_end - self._first_start)
+        return {
+            "entry_calls": self._counted["entry_calls"],
+            "host_calls": dict(self._executor.counts),
+            "denied": dict(self._executor.denied),
+            "round_trips": self._counted["round_trips"],
+            "bytes_sent": self._counted["bytes_sent"],
+            "bytes_received": self._counted["bytes_received"],
+            "seconds": seconds,
+        }
+
+
+def _note(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:
+    """Runs when a thread's storage dies, at any moment: SimpleQueue.put is re-entrant."""
+    ended.put(number)
+    wake.put(None)
+
+
+def _raised_by_function(raised: FunctionRaised) -> Raised:
+    error = raised.error
+    import builtins
+
+    builtin = next(
+        (base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base), "Exception"
+    )
+    errno = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else 0
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Raised("raised", type(error).__qualname__[:256], text[:4096], builtin, errno)

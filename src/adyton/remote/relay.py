@@ -1,0 +1,84 @@
+"""The proxy server's data path: splice a client's gRPC stream and the supervisor's socket. It sees ciphertext only.
+
+Two threads and no queue: one takes requests and writes the socket, the RPC's handler yields what the socket gives; so what is
+held is what the kernel's socket buffers and HTTP/2's window hold.
+"""
+
+from __future__ import annotations
+
+import hmac
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from adyton.communicator_pb2 import Envelope
+from adyton.errors import ClosedError, UnauthenticatedError
+from adyton.remote.connection import SESSION_METADATA, abort
+
+READ_SIZE = 1 << 18
+
+
+class Relay:
+    """Joins one client to one supervisor, once. `finished` is set when their session is over."""
+
+    def __init__(self) -> None:
+        self.finished = threading.Event()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._session = b""
+
+    def attach(self, supervisor: socket.socket, session: bytes) -> None:
+        """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket."""
+        with self._lock:
+            self._socket, self._session = supervisor, session
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The gRPC service."""
+        method = grpc.stream_stream_rpc_method_handler(
+            self._communicate, request_deserializer=Envelope.FromString, response_serializer=Envelope.SerializeToString
+        )
+        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler("adyton.Communicator", {"Communicate": method})
+        return handler
+
+    def _join(self, context: Any) -> socket.socket:
+        shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
+        with self._lock:
+            if self._socket is None or not self._session or not hmac.compare_digest(shown, self._session):
+                abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
+            sock, self._socket = self._socket, None
+        if sock is None:
+            abort(context, ClosedError("the session has been joined already"))
+            raise AssertionError
+        return sock
+
+    def _communicate(self, requests: Iterator[Envelope], context: Any) -> Iterator[Envelope]:
+        sock = self._join(context)
+        pump = threading.Thread(target=_pump, args=(requests, sock), name="adyton-relay", daemon=True)
+        pump.start()
+        try:
+            while data := sock.recv(READ_SIZE):
+                yield Envelope(data=data)
+        except OSError:
+            return  # the supervisor is gone; the client sees the stream end
+        finally:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it was closed by the other side
+            sock.close()
+            self.finished.set()
+
+
+def _pump(requests: Iterator[Envelope], sock: socket.socket) -> None:
+    try:
+        for request in requests:
+            sock.sendall(request.data)
+        sock.shutdown(socket.SHUT_WR)
+    except Exception:  # noqa: BLE001 - gRPC raises plain Exception when the client is gone
+        try:
+            sock.shutdown(socket.SHUT_RDWR)  # wakes the handler, and tells the supervisor
+        except OSError:
+            pass  # closed already

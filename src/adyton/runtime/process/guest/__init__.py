@@ -1,0 +1,1 @@
+"""What runs in the guest: the image's code, and the threads that enter it."""

@@ -1,0 +1,196 @@
+"""The image's code inside the guest: import it, and run its entries, with arguments checked before any of it runs.
+
+    state          may come next
+    NEW            INITIALIZING
+    INITIALIZING   RUNNING, or FAILED when initialize raised
+    RUNNING        FINALIZING
+    FINALIZING     FINALIZED (whatever finalize raised)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import enum
+import importlib
+import inspect
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from adyton.communicator.messages import EnterRequest, Raised, decode, encode
+from adyton.errors import AdytonError, EnclaveTypeError, UsageError
+from adyton.proto.values import Signature, encode_result
+from adyton.trusted.application import TrustedApplication
+
+MAX_TEXT = 16 << 10  # characters of a message or traceback that leave the enclave
+
+
+class State(enum.Enum):
+    NEW = enum.auto()
+    INITIALIZING = enum.auto()
+    RUNNING = enum.auto()
+    FAILED = enum.auto()
+    FINALIZING = enum.auto()
+    FINALIZED = enum.auto()
+
+
+_NEXT = {
+    State.NEW: {State.INITIALIZING},
+    State.INITIALIZING: {State.RUNNING, State.FAILED},
+    State.RUNNING: {State.FINALIZING},
+    State.FAILED: set[State](),
+    State.FINALIZING: {State.FINALIZED},
+    State.FINALIZED: set[State](),
+}
+
+
+class Refused(Exception):  # noqa: N818 - not an error of the enclave's code
+    """A call that is answered without running any of the enclave's code."""
+
+    def __init__(self, raised: Raised) -> None:
+        super().__init__(raised.message)
+        self.raised = raised
+
+
+def _refuse(kind: Any, message: str) -> Refused:
+    return Refused(Raised(kind=kind, type="Refused", message=message))
+
+
+class Application:
+    """One TrustedApplication, or the plain functions of a module, with its lifecycle."""
+
+    def __init__(self, *, debug: bool) -> None:
+        self._debug = debug
+        self._state = State.NEW
+        self._lock = threading.Lock()
+        self._instance: TrustedApplication | None = None
+        self._entries: dict[str, tuple[Callable[..., Any], Signature]] = {}
+        self._loops = threading.local()
+
+    def _move(self, state: State) -> None:
+        with self._lock:
+            if state not in _NEXT[self._state]:
+                raise _refuse("state", f"the enclave is {self._state.name}, and cannot become {state.name}")
+            self._state = state
+
+    def load(self, entry: str, names: list[str], config: bytes) -> list[str]:
+        """Import `entry` ("module:attribute" or "module:"), initialize it, and return its entries' names."""
+        self._move(State.INITIALIZING)
+        try:
+            module_name, _, attribute = entry.partition(":")
+            module = importlib.import_module(module_name)
+            if attribute:
+                self._instance = _instance(entry, getattr(module, attribute, None))
+                functions = self._instance.entries()
+            else:
+                functions = {name: getattr(module, name) for name in names}
+            self._entries = {name: (function, Signature(function)) for name, function in functions.items()}
+            if self._instance is not None:
+                from adyton.proto.enclave import EnclaveConfig
+
+                self._instance.initialize(EnclaveConfig.FromString(config))
+        except BaseException:
+            self._move(State.FAILED)
+            raise
+        self._move(State.RUNNING)
+        return sorted(self._entries)
+
+    def enter(self, body: bytes) -> bytes:
+        """Run one entry; `body` is an EnterRequest. The result, encoded."""
+        self._running()
+        request = decode(body, EnterRequest)
+        if request.entry not in self._entries:
+            known = "; ".join(str(signature) for _, signature in self._entries.values()) or "none"
+            raise _refuse("unknown-entry", f"no entry {request.entry!r}; entries are: {known}")
+        function, signature = self._entries[request.entry]
+        try:
+            positional, keywords = signature.decode_arguments(request.arguments, request.encoding)
+        except EnclaveTypeError as error:
+            raise _refuse("type", str(error)) from None
+        value = function(*positional, **keywords)
+        if inspect.iscoroutine(value):
+            value = self._runner().run(value)
+        return encode_result(request.entry, value)
+
+    def run(self, body: bytes) -> bytes:
+        """TrustedApplication.run; `body` is a serialized EnclaveInput, the result a serialized EnclaveOutput."""
+        self._running()
+        from adyton.proto.enclave import EnclaveInput, EnclaveOutput
+
+        instance = self._instance or TrustedApplication()
+        output = instance.run(EnclaveInput.FromString(body))
+        if output is None:
+            return b""
+        if not isinstance(output, EnclaveOutput):
+            raise TypeError(f"run() must return an EnclaveOutput or None, not {type(output).__name__}")
+        return output.SerializeToString()
+
+    def finalize(self, body: bytes) -> bytes:
+        """TrustedApplication.finalize; `body` is a serialized EnclaveFinal."""
+        self._move(State.FINALIZING)
+        try:
+            if self._instance is not None:
+                from adyton.proto.enclave import EnclaveFinal
+
+                self._instance.finalize(EnclaveFinal.FromString(body))
+        finally:
+            self._move(State.FINALIZED)
+        return b""
+
+    def _running(self) -> None:
+        if self._state is not State.RUNNING:
+            raise _refuse("state", f"the enclave is {self._state.name}; calls are taken while it is RUNNING")
+
+    def _runner(self) -> asyncio.Runner:
+        if not hasattr(self._loops, "runner"):
+            self._loops.runner = asyncio.Runner()
+        runner: asyncio.Runner = self._loops.runner
+        return runner
+
+    def end_of_thread(self) -> None:
+        """Close what the calling thread kept for its `async def` entries."""
+        if hasattr(self._loops, "runner"):
+            self._loops.runner.close()
+
+    def raised(self, error: BaseException) -> bytes:
+        """An encoded Raised for what a call ended with."""
+        if isinstance(error, Refused):
+            return encode(error.raised)
+        kind: Any = "raised"
+        if isinstance(error, EnclaveTypeError):
+            kind = "type"
+        text = "".join(traceback.format_exception(error)) if self._debug else ""
+        message = error.message if isinstance(error, AdytonError) else str(error)
+        return encode(
+            Raised(
+                kind=kind,
+                type=type(error).__qualname__[:256],
+                message=_sendable(message)[:MAX_TEXT],
+                builtin=_builtin(error),
+                errno=error.errno or 0 if isinstance(error, OSError) and isinstance(error.errno, int) else 0,
+                traceback=_sendable(text)[-MAX_TEXT:],
+            )
+        )
+
+
+def _instance(entry: str, found: Any) -> TrustedApplication:
+    if isinstance(found, type) and issubclass(found, TrustedApplication):
+        found = found()
+    if not isinstance(found, TrustedApplication):
+        raise UsageError(f"{entry} is neither an Enclave nor a TrustedApplication class: correct `entry` in pyproject.toml")
+    return found
+
+
+def _builtin(error: BaseException) -> str:
+    for base in type(error).__mro__:
+        if base.__module__ == "builtins" and getattr(builtins, base.__name__, None) is base:
+            return base.__name__
+    return "Exception"
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+

@@ -1,0 +1,182 @@
+"""The guest's threads: the main one takes new links, loads and finalizes; each link has a worker that enters the application."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from adyton.communicator.messages import LoadReply, Raised, decode, encode
+from adyton.errors import EnclaveTypeError
+from adyton.hostcall import abi
+from adyton.runtime.process.guest.application import Application
+from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
+from adyton.trusted import host_functions
+
+Finish = Callable[[bool, str], list[str]]  # (mount /tmp?, working directory) → warnings; afterwards nothing can be undone
+LINK = b"link"  # supervisor → guest: a new link, its descriptor attached
+THREAD = b"thread"  # guest → supervisor: a link for a thread that no client thread is paired with
+
+_RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
+
+
+class Guest:
+    """All that runs in one guest. `control`: SEQPACKET socket to the supervisor; the first LINK on it is the main thread's."""
+
+    def __init__(self, control: socket.socket, finish: Finish) -> None:
+        self._control = control
+        self._finish = finish
+        self._current = threading.local()
+        self._links: set[GuestLink] = set()
+        self._application: Application | None = None
+
+    def main(self) -> None:
+        """Serve until the supervisor closes the control socket."""
+        main_link = self._take_link()
+        if main_link is None:
+            return
+        self._current.link = main_link
+        host_functions.connect(self._call_host)
+        os.register_at_fork(after_in_child=self._forked)
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(main_link, select.POLLIN)
+        while True:
+            for descriptor, _ in poller.poll():
+                if descriptor == main_link.fileno():
+                    message = main_link.receive()
+                    if message is None:
+                        return
+                    self._answer(main_link, message)
+                else:
+                    link = self._take_link()
+                    if link is None:
+                        return
+                    threading.Thread(target=self._work, args=(link,), name="adyton-entry", daemon=True).start()
+
+    def _take_link(self) -> GuestLink | None:
+        message, descriptors, _, _ = socket.recv_fds(self._control, 64, 1)
+        if message != LINK or not descriptors:
+            return None
+        link = GuestLink(socket.socket(fileno=descriptors[0]))
+        self._links.add(link)
+        return link
+
+    def _work(self, link: GuestLink) -> None:
+        self._current.link = link
+        try:
+            while (message := link.receive()) is not None:
+                self._answer(link, message)
+        except OSError:
+            pass  # the supervisor is gone, and so will be this process
+        finally:
+            if self._application is not None:
+                self._application.end_of_thread()
+            self._links.discard(link)
+            link.close()
+
+    def _answer(self, link: GuestLink, message: Enter | HostReturn) -> None:
+        if not isinstance(message, Enter):
+            raise TypeError("the supervisor answered a host call that nobody made")
+        application = self._application
+        try:
+            if message.method == "load":
+                body = self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
+            elif application is None:
+                raise RuntimeError(f"{message.method} before load")  # noqa: TRY004 - an order, not a type
+            else:
+                body = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[message.method](
+                    message.body
+                )
+            ok = True
+        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
+            body = (self._application or Application(debug=False)).raised(error)
+            ok = False
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # the program closed it
+        link.send(Return(ok, body))
+
+    def _load(self, load: GuestLoad) -> bytes:
+        os.environ.clear()
+        os.environ.update({"HOME": "/enclave", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"})  # noqa: S108
+        os.environ.update(load.environment)
+        os.environ["TZ"] = load.time_zone or "UTC"
+        time.tzset()
+        warnings = self._finish(load.mount_tmp, load.working_directory)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        sys.argv = [load.entry.partition(":")[0]]
+        sys.path.insert(0, "/enclave")
+        self._application = Application(debug=load.debug)
+        entries = self._application.load(load.entry, load.entries, load.config)
+        return encode(LoadReply(entries=entries, warnings=warnings))
+
+    def _call_host(self, name: str, arguments: bytes) -> bytes:
+        """Call a function of the client from any thread; nested entries run on this thread meanwhile."""
+        link = getattr(self._current, "link", None)
+        if link is None:
+            link = self._current.link = self._own_link()
+        link.send(HostCall(name, arguments))
+        while True:
+            message = link.receive()
+            if message is None:
+                raise ConnectionError(f"{name}(): the client is gone")
+            if isinstance(message, Enter):
+                self._answer(link, message)
+                continue
+            if not message.ok:
+                raise exception_of(decode(message.body, Raised))
+            result = _RESULT.decode(message.body)
+            if isinstance(result, abi.Value):
+                return result.result
+            if isinstance(result, abi.Failed) and result.errno == "EACCES":
+                raise PermissionError(13, f"the client's policy does not allow the call of {name}()")
+            raise OSError(5, f"{name}(): the client answered with {type(result).__name__}")
+
+    def _own_link(self) -> GuestLink:
+        mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with other:
+            socket.send_fds(self._control, [THREAD], [other.fileno()])
+        link = GuestLink(mine)
+        self._links.add(link)
+        return link
+
+    def _forked(self) -> None:
+        """A forked child must not speak on its parent's links."""
+        host_functions.connect(None)
+        self._control.close()
+        for link in self._links:
+            link.close()
+
+
+def exception_of(raised: Raised) -> Exception:
+    """What a registered function raised on the client, as the nearest built-in exception here."""
+    import builtins
+
+    kind = getattr(builtins, raised.builtin, None)
+    if raised.kind == "type":
+        return EnclaveTypeError(raised.message)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return RuntimeError(f"{raised.type}: {raised.message}")
+    if issubclass(kind, OSError) and raised.errno:
+        return kind(raised.errno, raised.message)
+    arguments: Sequence[Any] = (raised.message,)
+    try:
+        return kind(*arguments)
+    except TypeError:  # such as UnicodeDecodeError, which takes five arguments
+        return RuntimeError(f"{raised.type}: {raised.message}")
+
+
+def main(control: socket.socket, finish: Finish) -> None:
+    """Run the guest until its supervisor ends it."""
+    Guest(control, finish).main()

@@ -1,0 +1,115 @@
+"""The supervisor's event loop: one thread, readiness in, callbacks out; and sockets whose unsent bytes wait without blocking it."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any
+
+Callback = Callable[[], None]
+
+
+class Loop:
+    """Calls back when descriptors can be read, or written where asked for."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._writers: dict[int, Callback] = {}
+        self._readers: dict[int, Callback] = {}
+        self._running = True
+
+    def read(self, source: Any, callback: Callback | None) -> None:
+        """Call back while `source` can be read; None: no longer."""
+        self._set(source, self._readers, callback)
+
+    def write(self, source: Any, callback: Callback | None) -> None:
+        """Call back while `source` can be written; None: no longer."""
+        self._set(source, self._writers, callback)
+
+    def _set(self, source: Any, side: dict[int, Callback], callback: Callback | None) -> None:
+        descriptor = source if isinstance(source, int) else source.fileno()
+        if callback is None:
+            side.pop(descriptor, None)
+        else:
+            side[descriptor] = callback
+        wanted = (selectors.EVENT_READ if descriptor in self._readers else 0) | (
+            selectors.EVENT_WRITE if descriptor in self._writers else 0
+        )
+        try:
+            current = self._selector.get_key(descriptor).events
+        except KeyError:
+            current = 0
+        if wanted == current:
+            return
+        if not wanted:
+            self._selector.unregister(descriptor)
+        elif not current:
+            self._selector.register(descriptor, wanted)
+        else:
+            self._selector.modify(descriptor, wanted)
+
+    def forget(self, source: Any) -> None:
+        """Stop watching `source`; do so before closing it."""
+        self.read(source, None)
+        self.write(source, None)
+
+    def stop(self) -> None:
+        """Make `turn` return False from now on."""
+        self._running = False
+
+    def turn(self) -> bool:
+        """Wait once, and call back for all that is ready. False: stopped."""
+        for key, events in self._selector.select():
+            if events & selectors.EVENT_READ and (reader := self._readers.get(key.fd)):
+                reader()
+            if events & selectors.EVENT_WRITE and (writer := self._writers.get(key.fd)):
+                writer()
+        return self._running
+
+    def close(self) -> None:
+        """Forget everything; the descriptors stay their owners'."""
+        self._selector.close()
+
+
+class Outbox:
+    """Bytes on their way into a non-blocking stream socket, in order."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, refill: Callback | None = None) -> None:
+        """`refill` is called when all has been sent, and may `put` more."""
+        sock.setblocking(False)
+        self._loop = loop
+        self._socket = sock
+        self._refill = refill
+        self._waiting = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, data: bytes) -> None:
+        """Send `data` now, or as soon as the socket takes it. OSError when the peer is gone."""
+        if not self._waiting:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return
+            self._waiting += memoryview(data)[sent:]
+            self._loop.write(self._socket, self._push)
+        else:
+            self._waiting += data
+
+    def _push(self) -> None:
+        try:
+            sent = self._socket.send(self._waiting)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._waiting.clear()  # the reader side notices the end
+            sent = 0
+        del self._waiting[:sent]
+        if not self._waiting:
+            self._loop.write(self._socket, None)
+            if self._refill is not None:
+                self._refill()

@@ -1,0 +1,449 @@
+"""One enclave's supervisor at work: the attested channel on one side, the guest's links, files and output on the other.
+
+    relay socket ──► channel ──► session ──► links ──► guest threads        (entries)
+                         ▲           ▲          │
+                         └───────────┴──── host calls of registered functions
+    /dev/fuse ──► FileServer ──► session (pair 0) ──► client ──► check ──► FileServer ──► /dev/fuse
+
+Single-threaded. The guest's bytes, its file requests and the relay's bytes are hostile; each breach ends the enclave with a reason,
+never the supervisor with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.channel import server as channel_server
+from adyton.communicator import session as communicator
+from adyton.communicator.messages import LoadRequest, Raised, decode, encode
+from adyton.errors import AdytonError, ProtocolError
+from adyton.hostcall import abi
+from adyton.hostcall.check import check
+from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.guest.run import LINK, THREAD
+from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
+from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.loop import Loop, Outbox
+
+READ_SIZE = 1 << 18
+FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
+RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
+OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
+THREAD_LINKS = 256  # threads of the guest's own that may hold a link
+
+
+class GuestProcess(Protocol):
+    """What the supervisor holds of a started guest; descriptors that an in-process guest has not are None."""
+
+    control: socket.socket
+    fuse: int | None
+    stdout: int | None
+    stderr: int | None
+    pid: int | None
+    pidfd: int | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the guest is told to run; from the verified manifest."""
+
+    entry: str
+    entries: list[str]
+    debug: bool
+
+
+@dataclass
+class _Link:
+    """One guest thread's link; `stack`: what is under way on it, innermost last."""
+
+    sock: socket.socket
+    outbox: Outbox
+    pair: int
+    stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
+    reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
+
+
+class Supervisor:
+    """See the module. `ready` is called once the guest waits for its program."""
+
+    def __init__(
+        self,
+        relay: socket.socket,
+        guest: GuestProcess,
+        program: Program,
+        identity: EnclaveIdentity,
+        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        files: FileServer | None,
+        ready: Callable[[], None],
+    ) -> None:
+        self._relay = relay
+        self._guest = guest
+        self._program = program
+        self._identity = identity
+        self._attest = attest
+        self._files = files
+        self._ready = ready
+        self._loop = Loop()
+        self._channel = channel_server.ServerChannel(identity.digest())
+        self._session = communicator.Session(communicator.Side.ENCLAVE)
+        self._outbox = Outbox(self._loop, relay, self._flush)
+        self._links: dict[int, _Link] = {}
+        self._thread_links: set[socket.socket] = set()
+        self._waiting: dict[int, tuple[int, abi.Request] | _Link | None] = {}  # host call → ticket, link, or nobody
+        self._main: _Link | None = None
+        self._loaded = False
+        self._output_paused = False
+        self._reason: str | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> str | None:
+        """Serve until the relay goes away (None), or the guest ends or misbehaves (the reason, which the client was told)."""
+        guest = self._guest
+        self._loop.read(self._relay, self._guarded(self._from_relay))
+        self._loop.read(guest.control, self._guarded(self._from_control))
+        if guest.fuse is not None:
+            os.set_blocking(guest.fuse, False)
+            self._loop.read(guest.fuse, self._guarded(self._from_fuse))
+        for descriptor in (guest.stdout, guest.stderr):
+            if descriptor is not None:
+                os.set_blocking(descriptor, False)
+        self._watch_output()
+        if guest.pidfd is not None:
+            self._loop.read(guest.pidfd, self._guest_ended)
+        try:
+            while self._loop.turn():
+                self._guarded(self._flush)()
+        finally:
+            self._close()
+        return self._reason
+
+    def end(self, reason: str) -> None:
+        """End the enclave, telling the client why."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        self._drain_output()
+        try:
+            if self._channel_open:
+                self._session.notify("ended", reason.encode())
+                self._session.close(reason)
+                self._flush()
+                self._relay.settimeout(2)
+                while len(self._outbox) or self._session.pending_bytes:
+                    before = len(self._outbox)
+                    self._outbox._push()  # noqa: SLF001
+                    if len(self._outbox) == before:
+                        break
+        except (OSError, AdytonError):
+            pass  # the client is gone as well
+        self._loop.stop()
+
+    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                step()
+            except ProtocolError as error:
+                self.end(f"the enclave was ended: {error}")
+            except OSError as error:
+                self.end(f"the enclave was ended: {error}")
+
+        return guarded
+
+    def _close(self) -> None:
+        guest = self._guest
+        if guest.fuse is not None:
+            os.close(guest.fuse)  # aborts what the guest waits for, so that it can be killed
+        if guest.pidfd is not None:
+            try:
+                signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
+                os.waitid(os.P_PIDFD, guest.pidfd, os.WEXITED)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+        guest.control.close()
+        for link in self._links.values():
+            link.sock.close()
+        for sock in self._thread_links:
+            sock.close()
+        if self._main is not None:
+            self._main.sock.close()
+        self._relay.close()
+        self._loop.close()
+
+    def _guest_ended(self) -> None:
+        assert self._guest.pidfd is not None
+        self._loop.forget(self._guest.pidfd)
+        try:
+            status = os.waitid(os.P_PIDFD, self._guest.pidfd, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            status = None
+        if status is None:
+            self.end("the enclave's process is gone")
+        elif status.si_code == os.CLD_EXITED:
+            self.end(f"the enclave's process exited with status {status.si_status}")
+        else:
+            self.end(f"the enclave's process was ended by {signal.Signals(status.si_status).name}")
+
+    # -- the client's side --------------------------------------------------------------------------------------------
+
+    def _from_relay(self) -> None:
+        try:
+            data = self._relay.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._loop.stop()
+            return
+        for event in self._channel.receive(data):
+            match event:
+                case channel_server.EvidenceRequested(report_data):
+                    self._channel.provide(self._attest(self._identity, report_data))
+                case channel_server.Data(plaintext):
+                    for inner in self._session.receive(plaintext):
+                        self._from_client(inner)
+                case channel_server.Closed():
+                    self._loop.stop()
+                case _:
+                    pass
+
+    @property
+    def _channel_open(self) -> bool:
+        return self._channel.established
+
+    def _flush(self) -> None:
+        while len(self._outbox) < RELAY_HIGH_WATER:
+            if self._channel_open and (plaintext := self._session.data_to_send()):
+                self._channel.send(plaintext)
+            ciphertext = self._channel.data_to_send()
+            if not ciphertext:
+                break
+            self._outbox.put(ciphertext)
+        if self._output_paused and self._session.pending_bytes < OUTPUT_HIGH_WATER:
+            self._watch_output()
+
+    def _from_client(self, event: communicator.Event) -> None:
+        match event:
+            case communicator.Called(call, pair, method, body):
+                self._called(call, pair, method, body)
+            case communicator.Replied(call, ok, body):
+                self._replied(call, ok, body)
+            case communicator.Disposed(pair):
+                link = self._links.pop(pair, None)
+                if link is not None:
+                    self._loop.forget(link.sock)
+                    link.sock.close()
+            case communicator.Closed():
+                self._loop.stop()
+            case _:
+                pass
+
+    def _called(self, call: int, pair: int, method: str, body: bytes) -> None:
+        if pair == 0 or method not in ("load", "enter", "run", "finalize"):
+            self._refuse(call, f"no method {method!r} on pair {pair}")
+        elif method == "load":
+            if self._loaded or self._main is None:
+                self._refuse(call, "the enclave is loaded already" if self._loaded else "the enclave has not started")
+                return
+            self._loaded = True
+            self._load(call, pair, body)
+        elif method == "finalize":
+            assert self._main is not None
+            if self._main.stack:
+                self._refuse(call, "the enclave is being loaded or finalized")
+                return
+            self._enter(self._main, call, pair, method, body)
+        else:
+            link = self._links.get(pair)
+            if link is None:
+                link = self._links[pair] = self._new_link(pair)
+            self._enter(link, call, pair, method, body)
+
+    def _refuse(self, call: int, message: str) -> None:
+        self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))  # noqa: FBT003
+
+    def _load(self, call: int, pair: int, body: bytes) -> None:
+        request = decode(body, LoadRequest)
+        try:
+            layout = Layout(request.grants, request.working_directory)
+        except AdytonError as error:
+            self._refuse(call, str(error))
+            return
+        if self._files is not None:
+            self._files.set_layout(layout)
+        load = protocol.GuestLoad(
+            entry=self._program.entry,
+            entries=self._program.entries,
+            debug=self._program.debug,
+            mount_tmp=not layout.needs_private_tmp,
+            config=request.config,
+            working_directory=request.working_directory,
+            time_zone=request.time_zone,
+            environment=request.environment,
+        )
+        assert self._main is not None
+        self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
+
+    def _replied(self, call: int, ok: bool, body: bytes) -> None:  # noqa: FBT001
+        waiting = self._waiting.pop(call)
+        if waiting is None:
+            return
+        if isinstance(waiting, _Link):
+            kind, expected = waiting.stack.pop()
+            assert kind == "host", kind
+            assert expected == call, (expected, call)
+            waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))
+            return
+        ticket, request = waiting
+        assert self._files is not None
+        result = check(request, body) if ok else abi.Failed("EIO")
+        self._do(self._files.resume(ticket, result))
+
+    # -- the guest's side ---------------------------------------------------------------------------------------------
+
+    def _new_link(self, pair: int) -> _Link:
+        mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with other:
+            socket.send_fds(self._guest.control, [LINK], [other.fileno()])
+        return self._watch_link(mine, pair)
+
+    def _watch_link(self, sock: socket.socket, pair: int) -> _Link:
+        link = _Link(sock, Outbox(self._loop, sock), pair)
+        self._loop.read(sock, self._guarded(lambda: self._from_link(link)))
+        return link
+
+    def _enter(self, link: _Link, call: int, pair: int, method: str, body: bytes) -> None:
+        link.pair = pair
+        link.stack.append(("enter", call))
+        link.outbox.put(protocol.encode(protocol.Enter(method, body)))
+
+    def _from_control(self) -> None:
+        message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
+        received = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        if message == THREAD and len(received) == 1 and len(self._thread_links) < THREAD_LINKS:
+            self._thread_links.add(received[0])
+            self._watch_link(received[0], 0)
+            return
+        for sock in received:
+            sock.close()
+        if message == b"ready" and self._main is None:
+            self._main = self._new_link(0)
+            self._ready()
+        elif not message:
+            self._loop.forget(self._guest.control)
+            if self._guest.pidfd is None:
+                self.end("the enclave ended")
+        elif message.startswith(b"failed:") and self._main is None:
+            self.end(message[7:].decode("utf-8", "replace"))
+        else:
+            self.end(f"the enclave was ended: its guest sent an unexpected control message {message[:32]!r}")
+
+    def _from_link(self, link: _Link) -> None:
+        try:
+            data = link.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.forget(link.sock)
+            if link.sock in self._thread_links:
+                self._thread_links.discard(link.sock)
+                link.sock.close()
+            elif link.stack:
+                self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
+            return
+        for message in link.reader.receive(data):
+            if isinstance(message, protocol.Return):
+                if not link.stack or link.stack[-1][0] != "enter":
+                    self.end("the enclave was ended: its guest returned from a call that nobody made")
+                    return
+                _, call = link.stack.pop()
+                self._drain_output()
+                self._session.reply(call, message.ok, message.body)
+            else:
+                if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
+                    self.end("the enclave was ended: its guest made a host call out of turn")
+                    return
+                request = abi.Call(message.name, message.arguments)
+                call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
+                self._waiting[call] = link
+                link.stack.append(("host", call))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _from_fuse(self) -> None:
+        assert self._guest.fuse is not None
+        assert self._files is not None
+        for _ in range(16):
+            try:
+                message = os.read(self._guest.fuse, FUSE_READ_SIZE)
+            except BlockingIOError:
+                return
+            except FileNotFoundError:
+                continue  # the request was interrupted before it was read
+            except OSError:
+                self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
+                return
+            self._do(self._files.receive(message))
+
+    def _do(self, effects: list[Effect]) -> None:
+        assert self._guest.fuse is not None
+        for effect in effects:
+            if isinstance(effect, Answer):
+                try:
+                    os.write(self._guest.fuse, effect.data)
+                except FileNotFoundError:
+                    pass  # nobody waits for it any more
+            else:
+                call = self._session.call(0, "host", msgspec.msgpack.encode(effect.request))
+                self._waiting[call] = (effect.ticket, effect.request) if isinstance(effect, Ask) else None
+
+    # -- standard output and error ------------------------------------------------------------------------------------
+
+    def _watch_output(self) -> None:
+        self._output_paused = False
+        for stream, descriptor in (("stdout", self._guest.stdout), ("stderr", self._guest.stderr)):
+            if descriptor is not None:
+                self._loop.read(descriptor, self._reader_of(stream, descriptor))
+
+    def _reader_of(self, stream: str, descriptor: int) -> Callable[[], None]:
+        return lambda: self._read_output(stream, descriptor)
+
+    def _read_output(self, stream: str, descriptor: int) -> None:
+        if self._read_some(stream, descriptor) == "ended":
+            self._loop.forget(descriptor)
+        if self._session.pending_bytes > OUTPUT_HIGH_WATER and self._reason is None:
+            self._output_paused = True
+            for each in (self._guest.stdout, self._guest.stderr):
+                if each is not None:
+                    self._loop.read(each, None)
+
+    def _read_some(self, stream: str, descriptor: int) -> Literal["data", "empty", "ended"]:
+        try:
+            data = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return "empty"
+        except OSError:
+            return "ended"
+        if not data:
+            return "ended"
+        output = abi.Output("stdout" if stream == "stdout" else "stderr", data)
+        if self._channel_open:
+            self._session.notify("output", msgspec.msgpack.encode(output))
+        return "data"
+
+    def _drain_output(self) -> None:
+        """What an entry has printed goes out before its reply."""
+        for stream, descriptor in (("stdout", self._guest.stdout), ("stderr", self._guest.stderr)):
+            if descriptor is not None:
+                for _ in range(16):  # a pipe's content; another thread may go on writing
+                    if self._read_some(stream, descriptor) != "data":
+                        break
