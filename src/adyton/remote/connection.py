@@ -56,7 +56,9 @@ class Address:
         if not separator:
             scheme, rest = "", text
         if scheme not in ("", "grpc", "grpcs"):
-            raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH, not {scheme}://")
+            raise UsageError(
+                f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH, not {scheme}://"
+            )
         try:
             split = urlsplit(f"//{rest}")
             host, port = split.hostname or "", split.port or DEFAULT_PORT
@@ -87,7 +89,9 @@ def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
     """A channel; nothing is sent yet."""
     if not address.secure:
         if tls is not None and (tls.ca or tls.cert):
-            raise UsageError(f"{address.target} is reached without TLS, but TLS files were given: write grpcs://{address.target}")
+            raise UsageError(
+                f"{address.target} is reached without TLS, but TLS files were given: write grpcs://{address.target}"
+            )
         return grpc.insecure_channel(address.target, options=_OPTIONS)
     tls = tls or TLS()
     if (tls.cert is None) != (tls.key is None):
@@ -108,7 +112,9 @@ def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], _read(tls.ca, "client CA"), require_client_auth=tls.ca is not None)
 
 
-def open_server(handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int) -> tuple[grpc.Server, int]:
+def open_server(
+    handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int
+) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -150,5 +156,9 @@ def error_from(rpc: grpc.RpcError, target: str, *, connected: bool) -> AdytonErr
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return errors.RemoteProtocolError(f"{target} is no adyton server: {details}")
     if connected:
-        return ConnectionLostError(f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown")
-    return UnreachableError(f"cannot reach {target}: {details}. Is a server running there, and is the scheme (grpc, grpcs) right?")
+        return ConnectionLostError(
+            f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown"
+        )
+    return UnreachableError(
+        f"cannot reach {target}: {details}. Is a server running there, and is the scheme (grpc, grpcs) right?"
+    )

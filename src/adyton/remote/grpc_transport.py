@@ -16,7 +16,9 @@ METHOD = "/adyton.Communicator/Communicate"
 class GrpcTransport:
     """See remote.transport.Transport. Owns the channel."""
 
-    def __init__(self, channel: grpc.Channel, target: str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, channel: grpc.Channel, target: str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         self._channel = channel
         self._target = target
         self._metadata = (*metadata, (SESSION_METADATA, session))

@@ -26,7 +26,14 @@ from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import LoadReply, LoadRequest, Raised, decode, encode
-from adyton.errors import AdytonError, ClosedError, ConnectionLostError, DeadlineError, ProtocolError, RemoteProtocolError
+from adyton.errors import (
+    AdytonError,
+    ClosedError,
+    ConnectionLostError,
+    DeadlineError,
+    ProtocolError,
+    RemoteProtocolError,
+)
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.remote.transport import Transport
@@ -108,7 +115,9 @@ class ProxyClient:
             return decode(self.call("load", encode(load), timeout), LoadReply)
         except queue.Empty:
             self.abort()
-            raise DeadlineError(f"the enclave showed no evidence within {timeout:g} s: the proxy server hangs") from None
+            raise DeadlineError(
+                f"the enclave showed no evidence within {timeout:g} s: the proxy server hangs"
+            ) from None
         except BaseException:
             self.abort()
             raise
@@ -170,7 +179,9 @@ class ProxyClient:
                 if isinstance(item, communicator.Called):
                     self._serve(item)
                     if pair.abandoned:
-                        raise DeadlineError("a call from inside a host function took too long, so its caller's outcome is unknown")
+                        raise DeadlineError(
+                            "a call from inside a host function took too long, so its caller's outcome is unknown"
+                        )
                 elif isinstance(item, communicator.Replied) and item.call == call:
                     break
                 elif isinstance(item, AdytonError):
@@ -284,7 +295,8 @@ class ProxyClient:
                     self._dispatch(event)
                 self._wake.put(None)
             error = ConnectionLostError(
-                self._reason or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
+                self._reason
+                or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
             )
         except AdytonError as failure:
             error = ConnectionLostError(self._reason) if self._reason else failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -22,10 +22,11 @@ READ_SIZE = 1 << 18
 
 
 class Relay:
-    """Joins one client to one supervisor, once. `finished` is set when their session is over."""
+    """Joins one client to one supervisor, once."""
 
     def __init__(self) -> None:
-        self.finished = threading.Event()
+        self.joined = False
+        self._finished: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._session = b""
@@ -35,23 +36,33 @@ class Relay:
         with self._lock:
             self._socket, self._session = supervisor, session
 
+    def on_finished(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the session is over."""
+        self._finished = callback
+
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
         method = grpc.stream_stream_rpc_method_handler(
             self._communicate, request_deserializer=Envelope.FromString, response_serializer=Envelope.SerializeToString
         )
-        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler("adyton.Communicator", {"Communicate": method})
+        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
+            "adyton.Communicator", {"Communicate": method}
+        )
         return handler
 
     def _join(self, context: Any) -> socket.socket:
         shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
         with self._lock:
-            if self._socket is None or not self._session or not hmac.compare_digest(shown, self._session):
-                abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
-            sock, self._socket = self._socket, None
+            known = bool(self._session) and hmac.compare_digest(shown, self._session)
+            sock = None
+            if known:
+                sock, self._socket = self._socket, None
+        if not known:
+            abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
         if sock is None:
             abort(context, ClosedError("the session has been joined already"))
             raise AssertionError
+        self.joined = True
         return sock
 
     def _communicate(self, requests: Iterator[Envelope], context: Any) -> Iterator[Envelope]:
@@ -69,7 +80,7 @@ class Relay:
             except OSError:
                 pass  # it was closed by the other side
             sock.close()
-            self.finished.set()
+            self._finished()
 
 
 def _pump(requests: Iterator[Envelope], sock: socket.socket) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from adyton.errors import ClosedError
 from adyton.proto.values import Signature, decode_result, encode_arguments
@@ -13,13 +14,24 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 Caller = Callable[[str, bytes], bytes]  # (function's name, encoded arguments) -> encoded result; raises what it raised
-_caller: Caller | None = None
 
 
-def connect(caller: Caller | None) -> None:
-    """Tell the stubs how to reach the client; the runtime does this before it imports the enclave's code."""
-    global _caller  # noqa: PLW0603 - one client per enclave process
-    _caller = caller
+class _Connection(threading.local):
+    """How stubs reach the client: of the calling thread, else of the process."""
+
+    process: Caller | None = None
+    thread: Caller | None = None
+
+
+_connection = _Connection()
+
+
+def connect(caller: Caller | None, *, whole_process: bool) -> None:
+    """Tell the stubs of this thread, or of every thread, how to reach the client; the runtime does this."""
+    if whole_process:
+        _Connection.process = caller
+    else:
+        _connection.thread = caller
 
 
 def host_function(stub: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -33,10 +45,13 @@ def host_function(stub: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(stub)
     def call(*positional: _P.args, **keywords: _P.kwargs) -> _R:
-        if _caller is None:
-            raise ClosedError(f"{signature.name}() is a function of the client, and this is no enclave: load it and call it there")
+        caller = _connection.thread or _connection.process
+        if caller is None:
+            raise ClosedError(
+                f"{signature.name}() is a function of the client, and this is no enclave: load it and call it there"
+            )
         arguments = encode_arguments(signature.name, positional, keywords)
-        result: _R = decode_result(signature.name, _caller(signature.name, arguments), signature.returns)
+        result: _R = decode_result(signature.name, caller(signature.name, arguments), signature.returns)
         return result
 
     return call

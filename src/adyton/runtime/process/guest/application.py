@@ -1,10 +1,10 @@
 """The image's code inside the guest: import it, and run its entries, with arguments checked before any of it runs.
 
-    state          may come next
-    NEW            INITIALIZING
-    INITIALIZING   RUNNING, or FAILED when initialize raised
-    RUNNING        FINALIZING
-    FINALIZING     FINALIZED (whatever finalize raised)
+state          may come next
+NEW            INITIALIZING
+INITIALIZING   RUNNING, or FAILED when initialize raised
+RUNNING        FINALIZING
+FINALIZING     FINALIZED (whatever finalize raised)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import enum
-import importlib
 import inspect
 import threading
 import traceback
@@ -75,17 +74,16 @@ class Application:
                 raise _refuse("state", f"the enclave is {self._state.name}, and cannot become {state.name}")
             self._state = state
 
-    def load(self, entry: str, names: list[str], config: bytes) -> list[str]:
-        """Import `entry` ("module:attribute" or "module:"), initialize it, and return its entries' names."""
+    def load(self, found: Any, entry: str, names: list[str], config: bytes) -> list[str]:
+        """Initialize `found` (what `entry` names: an Enclave, a TrustedApplication class, or a module of which `names` are the
+        entries), and return the entries' names."""
         self._move(State.INITIALIZING)
         try:
-            module_name, _, attribute = entry.partition(":")
-            module = importlib.import_module(module_name)
-            if attribute:
-                self._instance = _instance(entry, getattr(module, attribute, None))
-                functions = self._instance.entries()
+            if inspect.ismodule(found):
+                functions = {name: getattr(found, name) for name in names}
             else:
-                functions = {name: getattr(module, name) for name in names}
+                self._instance = _instance(entry, found)
+                functions = self._instance.entries()
             self._entries = {name: (function, Signature(function)) for name, function in functions.items()}
             if self._instance is not None:
                 from adyton.proto.enclave import EnclaveConfig
@@ -179,7 +177,9 @@ def _instance(entry: str, found: Any) -> TrustedApplication:
     if isinstance(found, type) and issubclass(found, TrustedApplication):
         found = found()
     if not isinstance(found, TrustedApplication):
-        raise UsageError(f"{entry} is neither an Enclave nor a TrustedApplication class: correct `entry` in pyproject.toml")
+        raise UsageError(
+            f"{entry} is neither an Enclave nor a TrustedApplication class: correct `entry` in pyproject.toml"
+        )
     return found
 
 
@@ -192,5 +192,3 @@ def _builtin(error: BaseException) -> str:
 
 def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-

@@ -87,7 +87,9 @@ class Reader:
         while len(buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, start)
             if length > MAX_MESSAGE:
-                raise RemoteProtocolError(f"a message of {length} bytes on a guest's link; at most {MAX_MESSAGE} are allowed")
+                raise RemoteProtocolError(
+                    f"a message of {length} bytes on a guest's link; at most {MAX_MESSAGE} are allowed"
+                )
             if len(buffer) - start - _LENGTH.size < length:
                 break
             start += _LENGTH.size

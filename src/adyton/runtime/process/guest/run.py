@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import socket
@@ -20,7 +21,8 @@ from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
 from adyton.trusted import host_functions
 
-Finish = Callable[[bool, str], list[str]]  # (mount /tmp?, working directory) → warnings; afterwards nothing can be undone
+Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
+Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
 LINK = b"link"  # supervisor → guest: a new link, its descriptor attached
 THREAD = b"thread"  # guest → supervisor: a link for a thread that no client thread is paired with
 
@@ -30,9 +32,10 @@ _RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
 class Guest:
     """All that runs in one guest. `control`: SEQPACKET socket to the supervisor; the first LINK on it is the main thread's."""
 
-    def __init__(self, control: socket.socket, finish: Finish) -> None:
+    def __init__(self, control: socket.socket, prepare: Prepare, find: Find) -> None:
         self._control = control
-        self._finish = finish
+        self._prepare = prepare
+        self._find = find
         self._current = threading.local()
         self._links: set[GuestLink] = set()
         self._application: Application | None = None
@@ -43,8 +46,7 @@ class Guest:
         if main_link is None:
             return
         self._current.link = main_link
-        host_functions.connect(self._call_host)
-        os.register_at_fork(after_in_child=self._forked)
+        host_functions.connect(self.call_host, whole_process=False)
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(main_link, select.POLLIN)
@@ -71,6 +73,7 @@ class Guest:
 
     def _work(self, link: GuestLink) -> None:
         self._current.link = link
+        host_functions.connect(self.call_host, whole_process=False)
         try:
             while (message := link.receive()) is not None:
                 self._answer(link, message)
@@ -90,11 +93,11 @@ class Guest:
             if message.method == "load":
                 body = self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
             elif application is None:
-                raise RuntimeError(f"{message.method} before load")  # noqa: TRY004 - an order, not a type
+                raise RuntimeError(f"{message.method} before load")
             else:
-                body = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[message.method](
-                    message.body
-                )
+                body = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[
+                    message.method
+                ](message.body)
             ok = True
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
             body = (self._application or Application(debug=False)).raised(error)
@@ -107,21 +110,12 @@ class Guest:
         link.send(Return(ok, body))
 
     def _load(self, load: GuestLoad) -> bytes:
-        os.environ.clear()
-        os.environ.update({"HOME": "/enclave", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"})  # noqa: S108
-        os.environ.update(load.environment)
-        os.environ["TZ"] = load.time_zone or "UTC"
-        time.tzset()
-        warnings = self._finish(load.mount_tmp, load.working_directory)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        sys.argv = [load.entry.partition(":")[0]]
-        sys.path.insert(0, "/enclave")
+        warnings = self._prepare(load)
         self._application = Application(debug=load.debug)
-        entries = self._application.load(load.entry, load.entries, load.config)
+        entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
         return encode(LoadReply(entries=entries, warnings=warnings))
 
-    def _call_host(self, name: str, arguments: bytes) -> bytes:
+    def call_host(self, name: str, arguments: bytes) -> bytes:
         """Call a function of the client from any thread; nested entries run on this thread meanwhile."""
         link = getattr(self._current, "link", None)
         if link is None:
@@ -151,9 +145,10 @@ class Guest:
         self._links.add(link)
         return link
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """A forked child must not speak on its parent's links."""
-        host_functions.connect(None)
+        host_functions.connect(None, whole_process=True)
+        host_functions.connect(None, whole_process=False)
         self._control.close()
         for link in self._links:
             link.close()
@@ -177,6 +172,33 @@ def exception_of(raised: Raised) -> Exception:
         return RuntimeError(f"{raised.type}: {raised.message}")
 
 
-def main(control: socket.socket, finish: Finish) -> None:
-    """Run the guest until its supervisor ends it."""
-    Guest(control, finish).main()
+def find(entry: str) -> Any:
+    """Import what `entry` names."""
+    module_name, _, attribute = entry.partition(":")
+    module = importlib.import_module(module_name)
+    return getattr(module, attribute, None) if attribute else module
+
+
+def main(control: socket.socket, finish: Callable[[bool, str], list[str]]) -> None:
+    """Run a guest process until its supervisor ends it.
+
+    `finish(mount /tmp?, working directory)` completes the sandbox and returns warnings; afterwards nothing can be undone.
+    """
+
+    def prepare(load: GuestLoad) -> list[str]:
+        os.environ.clear()
+        os.environ.update({"HOME": "/enclave", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"})  # noqa: S108
+        os.environ.update(load.environment)
+        os.environ["TZ"] = load.time_zone or "UTC"
+        time.tzset()
+        warnings = finish(load.mount_tmp, load.working_directory)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        sys.argv = [load.entry.partition(":")[0]]
+        sys.path.insert(0, "/enclave")
+        return warnings
+
+    guest = Guest(control, prepare, find)
+    host_functions.connect(guest.call_host, whole_process=True)
+    os.register_at_fork(after_in_child=guest.forked)
+    guest.main()

@@ -1,0 +1,248 @@
+"""RemoteProvision: how a client gets a proxy server for an image, on a provision server or in a process of its own machine."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import queue
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from adyton.errors import AdytonError, RemoteProtocolError, UnreachableError, UsageError
+from adyton.image.oci import Image
+from adyton.provision.upload import chunks_of, offer_of
+from adyton.provision_pb2 import Offer, ProvisionRequest, ProvisionResponse, Ready
+from adyton.remote.connection import TLS, Address, error_from, open_channel
+from adyton.remote.grpc_transport import GrpcTransport
+
+METHOD = "/adyton.ProvisionService/Provision"
+START_TIMEOUT = 20.0  # seconds until a local proxy server must have said where it listens
+STOP_TIMEOUT = 5.0  # seconds for it to end by itself
+SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
+PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
+READY = "adyton proxy listening on "
+
+
+class RemoteProvision(abc.ABC):
+    """Gets proxy servers. Made by `instantiate`; each instance serves one load, `finalize` ends what it started."""
+
+    local = False
+
+    @staticmethod
+    def instantiate(
+        server: str | None = None, *, remote_proxy: str | None = None, tls: TLS | None = None, token: str | None = None
+    ) -> RemoteProvision:
+        """For `server` (or ADYTON_ON) the remote one; for neither the local one, with the command `remote_proxy`, else
+        ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`."""
+        server = server or os.environ.get("ADYTON_ON") or None
+        if server is not None:
+            return _ServerProvision(Address.parse(server), tls, token)
+        return _LocalProvision(remote_proxy or os.environ.get("ADYTON_REMOTE_PROXY") or None)
+
+    @abc.abstractmethod
+    def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:
+        """Have a proxy server started for the image (or for one that the server has, by its measurement); how to reach it.
+
+        `tls` overrides what `instantiate` was given. Raises UnreachableError, UnauthenticatedError, ImageError, PlatformError.
+        """
+
+    @abc.abstractmethod
+    def finalize(self) -> str:
+        """End what `provision` started. Idempotent. The last lines that a local proxy server wrote to its standard error."""
+
+
+def _upload(
+    channel: grpc.Channel, target: str, image: Image | str, platform: str, metadata: tuple[tuple[str, str], ...]
+) -> Ready:
+    stub = channel.stream_stream(
+        METHOD,
+        request_serializer=ProvisionRequest.SerializeToString,
+        response_deserializer=ProvisionResponse.FromString,
+    )
+    steps: queue.SimpleQueue[ProvisionRequest | Iterator[ProvisionRequest] | None] = queue.SimpleQueue()
+    offer = Offer(measurement=image, platform=platform) if isinstance(image, str) else offer_of(image, platform)
+    steps.put(ProvisionRequest(offer=offer))
+
+    def requests() -> Iterator[ProvisionRequest]:
+        while (step := steps.get()) is not None:
+            if isinstance(step, ProvisionRequest):
+                yield step
+            else:
+                yield from step
+
+    connected = False
+    try:
+        responses = stub(requests(), metadata=metadata)
+        for response in responses:
+            connected = True
+            match response.WhichOneof("step"):
+                case "missing" if not isinstance(image, str):
+                    steps.put(chunks_of(image, response.missing.digests))
+                case "missing":
+                    pass
+                case "ready":
+                    ready: Ready = response.ready
+                    return ready
+                case _:
+                    break
+    except grpc.RpcError as error:
+        raise error_from(error, target, connected=connected) from error
+    finally:
+        steps.put(None)
+    raise RemoteProtocolError(f"{target} ended provisioning without saying where the proxy server is")
+
+
+class _ServerProvision(RemoteProvision):
+    def __init__(self, address: Address, tls: TLS | None, token: str | None) -> None:
+        self._address = address
+        self._tls = tls
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:
+        tls = tls or self._tls
+        channel = open_channel(self._address, tls)
+        try:
+            ready = _upload(channel, self._address.target, image, platform, self._metadata)
+            if ready.port == 0:
+                return GrpcTransport(channel, self._address.target, ready.session)
+            if ready.port > 65535 or not self._address.host:
+                raise RemoteProtocolError(
+                    f"{self._address.target} named no usable port of its proxy server: {ready.port}"
+                )
+        except BaseException:
+            channel.close()
+            raise
+        channel.close()
+        proxy = self._address.with_port(ready.port)
+        return GrpcTransport(open_channel(proxy, tls), proxy.target, ready.session)
+
+    def finalize(self) -> str:
+        return ""  # the proxy server ends with its session, by itself
+
+
+class _LocalProvision(RemoteProvision):
+    """Starts a proxy server as a child process; it ends when this process does, however that ends."""
+
+    local = True
+
+    def __init__(self, command: str | None) -> None:
+        self._command = shlex.split(command) if command else [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
+        self._process: subprocess.Popen[str] | None = None
+        self._life = -1  # writing end of a pipe; the proxy server ends when it is closed
+        self._socket = ""
+        self._said: list[str] = []
+        self._listener: threading.Thread | None = None
+
+    def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:  # noqa: ARG002
+        if self._process is not None:
+            raise UsageError("a RemoteProvision serves one load: instantiate another")
+        secret = secrets.token_hex(32)
+        try:
+            target = self._start(secret)
+            channel = open_channel(Address.parse(target), None)
+            try:
+                ready = _upload(channel, target, image, platform, (("authorization", f"Bearer {secret}"),))
+            except BaseException:
+                channel.close()
+                raise
+        except BaseException:
+            self.finalize()
+            raise
+        return GrpcTransport(channel, target, ready.session)
+
+    def _start(self, secret: str) -> str:
+        self._socket = os.path.join(tempfile.gettempdir(), f"adyton-{secrets.token_hex(8)}.sock")
+        reading, self._life = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, "--listen", f"unix:{self._socket}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env={**os.environ, SECRET_VARIABLE: secret, PARENT_VARIABLE: str(reading)},
+                pass_fds=(reading,),
+                start_new_session=True,  # an interrupt at the terminal is for the application, which ends its enclave in order
+            )
+        except OSError as error:
+            raise UnreachableError(
+                f"the proxy server cannot be started: {shlex.join(self._command)}: {error.strerror}. Check --remote_proxy"
+            ) from None
+        finally:
+            os.close(reading)
+        self._listener = threading.Thread(
+            target=self._listen, args=(self._process,), name="adyton-proxy-log", daemon=True
+        )
+        self._listener.start()
+        return self._ready_line(self._process)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self._said = [*self._said[-19:], line.rstrip()]
+
+    def _ready_line(self, process: subprocess.Popen[str]) -> str:
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.put(line)
+            lines.put("")
+
+        threading.Thread(target=read, name="adyton-proxy-ready", daemon=True).start()
+        try:
+            line = lines.get(timeout=START_TIMEOUT)
+        except queue.Empty:
+            raise UnreachableError(
+                f"the proxy server ({shlex.join(self._command)}) did not say within {START_TIMEOUT:g} s where it listens"
+            ) from None
+        if not line.startswith(READY):
+            process.kill()
+            status = process.wait()
+            if self._listener is not None:
+                self._listener.join(timeout=1)
+            raise _start_error(shlex.join(self._command), line, status, self._said)
+        return line.removeprefix(READY).strip()
+
+    def finalize(self) -> str:
+        process, self._process = self._process, None
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+        if process is not None:
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if self._listener is not None:
+                self._listener.join(timeout=1)
+            assert process.stdout is not None
+            process.stdout.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._socket)
+        return "\n".join(self._said)
+
+
+def _start_error(command: str, line: str, status: int, said: list[str]) -> AdytonError:
+    from adyton import errors
+
+    text = "\n".join(said).removeprefix("adyton: ").strip()
+    kinds: dict[int, Any] = {31: errors.PlatformError, 2: errors.UsageError}
+    kind = kinds.get(status)
+    if kind is not None and text:
+        error: AdytonError = kind(text)
+        return error
+    first = f"its first line was {line.strip()[:80]!r}" if line else f"it ended with status {status}"
+    return UnreachableError(f"the proxy server ({command}) did not start: {first}. {text}".rstrip())

@@ -1,0 +1,120 @@
+"""A proxy server: the process beside one enclave that its client talks to.
+
+Started by hand or for a local load, it receives the image itself, over the same connection. A provision server's spawner starts it
+with an enclave that is running already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from adyton.errors import ResourceLimitError
+from adyton.provision.lifetime import Stop
+from adyton.provision_pb2 import Ready
+
+if TYPE_CHECKING:
+    import grpc
+
+    from adyton.remote.connection import TLS
+    from adyton.remote.relay import Relay
+
+THREADS = 4  # of RPCs: one stream, and callers that are turned away
+JOIN_SECONDS = 30.0  # until the client of a started enclave must have joined
+DRAIN_SECONDS = 30.0  # that a session may go on after SIGTERM; a second SIGTERM ends it
+
+
+class _Enclave(Protocol):
+    socket: socket.socket
+
+    def close(self) -> None: ...
+
+
+def announced(listen: str, port: int) -> str:
+    """The address that a ready line names, for what was asked to be listened at and the port that was got."""
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
+def serve_alone(listen: str, tls: TLS | None, token: str, parent: int | None, announce: Callable[[str], None]) -> None:
+    """Serve one client and one enclave: provision it, relay it, end with it. `parent`: a pipe whose end ends us.
+
+    Raises PlatformError (no sandbox here) or UsageError (cannot listen).
+    """
+    from adyton.runtime.launch import LaunchRequest, Zygote
+
+    stop = Stop()
+    stop.on_signals()
+    if parent is not None:
+        stop.on_end_of(parent)
+    with tempfile.TemporaryDirectory(prefix="adyton-proxy-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
+        zygote = Zygote.start(directory)
+        try:
+            from adyton.provision.service import Order, ProvisionService
+            from adyton.provision.store import BlobStore
+            from adyton.remote.connection import open_server
+            from adyton.remote.relay import Relay
+
+            relay = Relay()
+            enclaves: list[_Enclave] = []
+
+            def start(order: Order) -> Ready:
+                if enclaves:
+                    raise ResourceLimitError("this proxy server has its enclave already: start another one")
+                enclave = zygote.launch(
+                    LaunchRequest(measurement=order.measurement, signatures=order.signatures, platform=order.platform)
+                )
+                enclaves.append(enclave)
+                session = secrets.token_bytes(32)
+                relay.attach(enclave.socket, session)
+                return Ready(enclave_id="0", port=0, session=session)
+
+            service = ProvisionService(BlobStore(directory), start, token)
+            server, port = open_server([service.handler(), relay.handler()], listen, tls, THREADS)
+            _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
+            for enclave in enclaves:
+                enclave.close()
+        finally:
+            zygote.close()
+            _remove_socket(listen)
+
+
+def serve_enclave(enclave: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]) -> None:
+    """Relay for an enclave that a spawner started; `enclave`: descriptor of its supervisor's socket. Ends with the session."""
+    from adyton.remote.connection import open_server
+    from adyton.remote.relay import Relay
+
+    stop = Stop()
+    stop.on_signals()
+    relay = Relay()
+    relay.attach(socket.socket(fileno=enclave), session)
+    server, port = open_server([relay.handler()], listen, tls, THREADS)
+    joining = threading.Timer(JOIN_SECONDS, lambda: None if relay.joined else stop.set())
+    joining.daemon = True
+    joining.start()
+    _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
+    joining.cancel()
+
+
+def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: Callable[[], None]) -> None:
+    relay.on_finished(stop.set)
+    server.start()
+    ready()
+    why = stop.wait()
+    if why == b"s" and relay.joined:
+        server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
+        threading.Timer(DRAIN_SECONDS, stop.set).start()
+        stop.wait()
+    server.stop(0).wait(2)
+
+
+def _remove_socket(listen: str) -> None:
+    if listen.startswith("unix:"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(listen[5:])

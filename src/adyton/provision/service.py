@@ -1,0 +1,99 @@
+"""The gRPC service of provisioning, the same in a proxy server (for its one enclave) and in a provision server."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from adyton.errors import (
+    AdytonError,
+    ImageError,
+    PlatformError,
+    RemoteProtocolError,
+    ResourceLimitError,
+    UnauthenticatedError,
+)
+from adyton.image.sign import verified_signature
+from adyton.provision.store import BlobStore
+from adyton.provision.upload import Reception
+from adyton.provision_pb2 import Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
+from adyton.remote.connection import abort
+
+PLATFORMS_HERE = ("auto", "sim")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A verified image to start an enclave of: digests of blobs that the store has."""
+
+    measurement: str
+    signatures: list[str]
+    platform: str
+
+
+Start = Callable[[Order], Ready]
+
+
+class ProvisionService:
+    """Receives images, verifies them, and has `start` start a proxy server. `token`: what callers must show; "" for none."""
+
+    def __init__(self, store: BlobStore, start: Start, token: str = "") -> None:
+        self._store = store
+        self._start = start
+        self._token = token
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The gRPC service."""
+        method = grpc.stream_stream_rpc_method_handler(
+            self._provision,
+            request_deserializer=ProvisionRequest.FromString,
+            response_serializer=ProvisionResponse.SerializeToString,
+        )
+        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
+            "adyton.ProvisionService", {"Provision": method}
+        )
+        return handler
+
+    def _provision(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
+        try:
+            self._authenticate(context)
+            yield from self._serve(requests)
+        except AdytonError as error:
+            abort(context, error)
+        except OSError as error:  # a full disk, and the like
+            abort(context, ResourceLimitError(f"the server cannot store the image: {error.strerror}"))
+
+    def _authenticate(self, context: Any) -> None:
+        if not self._token:
+            return
+        shown = dict(context.invocation_metadata()).get("authorization", "")
+        if not hmac.compare_digest(shown.encode(), f"Bearer {self._token}".encode()):
+            raise UnauthenticatedError("the token is missing or wrong: give the one of the server's --token-file")
+
+    def _serve(self, requests: Iterator[ProvisionRequest]) -> Iterator[ProvisionResponse]:
+        first = next(requests, None)
+        if first is None or first.WhichOneof("step") != "offer":
+            raise RemoteProtocolError("provisioning begins with an offer")
+        offer: Offer = first.offer
+        if offer.platform not in PLATFORMS_HERE:
+            raise PlatformError(f"platform {offer.platform[:32]!r} is not to be had on this server; it has: sim")
+        reception = Reception(self._store, offer)
+        try:
+            yield ProvisionResponse(missing=Missing(digests=reception.missing))
+            while not reception.complete:
+                request = next(requests, None)
+                if request is None:
+                    raise ImageError("the upload ended before all blobs had arrived")
+                if request.WhichOneof("step") != "chunk":
+                    raise RemoteProtocolError("after the offer, chunks are expected")
+                reception.receive(request.chunk)
+            image = reception.image()
+        finally:
+            reception.close()
+        verified_signature(image, accept_debug=True)
+        signatures = [self._store.add(signature.envelope) for signature in image.signatures]
+        yield ProvisionResponse(ready=self._start(Order(image.measurement, signatures, "sim")))

@@ -1,0 +1,251 @@
+"""The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
+
+Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
+`python -m adyton.provision.spawner STORE DESCRIPTOR`
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import msgspec
+
+from adyton import errors
+from adyton.errors import AdytonError, PlatformError, UnreachableError
+
+MESSAGE_SIZE = 1 << 16
+START_SECONDS = 20.0  # until a proxy server must have said where it listens
+READY = "adyton proxy listening on "
+
+
+class Spawn(msgspec.Struct, frozen=True, tag=True):
+    """Start an enclave and its proxy server."""
+
+    number: int
+    measurement: str
+    signatures: list[str]
+    platform: str
+    listen: list[str]  # candidates, HOST:PORT, tried in order
+    options: list[str]  # TLS options of the proxy server
+
+
+class Spawned(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    enclave: str
+    port: int
+    session: bytes
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    error: str  # name of a class of adyton.errors
+    message: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    enclave: str
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The first message: the sandbox works, or `message` says why not."""
+
+    message: str
+
+
+_FROM_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawned | Refused | Ended | Started)
+_TO_SPAWNER = msgspec.msgpack.Decoder(Spawn)
+
+
+class Spawner:
+    """The provision server's end: owns the spawner process. Thread-safe."""
+
+    def __init__(self, store: str) -> None:
+        """PlatformError if there is no sandbox here."""
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "adyton.provision.spawner", store, str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(other.fileno(),),
+                start_new_session=True,
+            )
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, queue.SimpleQueue[Spawned | Refused]] = {}
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._running: set[str] = set()
+        first = self._socket.recv(MESSAGE_SIZE)
+        started = _FROM_SPAWNER.decode(first) if first else Started("the spawner ended")
+        if not isinstance(started, Started) or started.message:
+            self.close()
+            raise PlatformError(started.message if isinstance(started, Started) else "the spawner is out of order")
+        threading.Thread(target=self._receive, name="adyton-spawner", daemon=True).start()
+
+    def spawn(
+        self, measurement: str, signatures: list[str], platform: str, listen: list[str], options: list[str]
+    ) -> Spawned:
+        """Start one; what the spawner's side raised is raised here."""
+        number = next(self._numbers)
+        mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
+        with self._lock:
+            self._waiting[number] = mailbox
+        self._socket.send(msgspec.msgpack.encode(Spawn(number, measurement, signatures, platform, listen, options)))
+        answer = mailbox.get()
+        if isinstance(answer, Refused):
+            kind = getattr(errors, answer.error, AdytonError)
+            raise kind(answer.message)
+        return answer
+
+    def _receive(self) -> None:
+        while message := self._socket.recv(MESSAGE_SIZE):
+            match _FROM_SPAWNER.decode(message):
+                case Spawned() | Refused() as answer:
+                    with self._lock:
+                        if isinstance(answer, Spawned):
+                            self._running.add(answer.enclave)
+                        mailbox = self._waiting.pop(answer.number)
+                    mailbox.put(answer)
+                case Ended(enclave):
+                    with self._idle:
+                        self._running.discard(enclave)
+                        self._idle.notify_all()
+                case _:
+                    pass
+        with self._idle:
+            self._running.clear()
+            self._idle.notify_all()
+            waiting, self._waiting = self._waiting, {}
+        for number, mailbox in waiting.items():
+            mailbox.put(Refused(number, "UnreachableError", "the server's spawner ended"))
+
+    def drain(self, seconds: float) -> None:
+        """Wait until no enclave runs, at most so long."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running, seconds)
+
+    def close(self) -> None:
+        """End it, and all that it started."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it ended by itself
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._socket.close()
+
+
+def main(store: str, descriptor: int) -> None:
+    """The spawner process."""
+    from adyton.runtime.launch import Zygote
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server drains, and then closes the socket
+    control = socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    try:
+        zygote = Zygote.start(store)
+    except AdytonError as error:
+        control.send(msgspec.msgpack.encode(Started(error.message)))
+        return
+    control.send(msgspec.msgpack.encode(Started("")))
+    lock = threading.Lock()
+
+    def say(message: msgspec.Struct) -> None:
+        with lock:
+            try:
+                control.send(msgspec.msgpack.encode(message))
+            except OSError:
+                pass  # the server is gone, and so will we be
+
+    relays: set[subprocess.Popen[str]] = set()
+
+    def serve(spawn: Spawn) -> None:
+        try:
+            _start(zygote, spawn, relays, say)
+        except AdytonError as error:
+            say(Refused(spawn.number, type(error).__name__, error.message))
+        except OSError as error:
+            say(Refused(spawn.number, "ResourceLimitError", f"the server cannot start an enclave: {error}"))
+
+    while message := control.recv(MESSAGE_SIZE):
+        threading.Thread(target=serve, args=(_TO_SPAWNER.decode(message),), daemon=True).start()
+    for relay in list(relays):
+        relay.kill()
+    zygote.close()
+
+
+def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: Any) -> None:
+    from adyton.runtime.launch import LaunchRequest
+
+    enclave = zygote.launch(
+        LaunchRequest(measurement=spawn.measurement, signatures=spawn.signatures, platform=spawn.platform)
+    )
+    session = secrets.token_bytes(32)
+    try:
+        relay, port = _start_relay(enclave.socket, spawn, session)
+    except BaseException:
+        enclave.close()
+        raise
+    relays.add(relay)
+    enclave.socket.close()  # the relay's now: its end is the enclave's end
+    name = secrets.token_hex(8)
+    say(Spawned(spawn.number, name, port, session))
+    relay.wait()
+    relays.discard(relay)
+    if relay.stdout is not None:
+        relay.stdout.close()
+    enclave.close()
+    say(Ended(name))
+
+
+def _start_relay(sock: socket.socket, spawn: Spawn, session: bytes) -> tuple[subprocess.Popen[str], int]:
+    line = ""
+    for listen in spawn.listen:
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "adyton.provision.relay_process",
+            str(sock.fileno()),
+            listen,
+            *spawn.options,
+        ]
+        relay = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(sock.fileno(),), text=True
+        )
+        assert relay.stdin is not None
+        assert relay.stdout is not None
+        timer = threading.Timer(START_SECONDS, relay.kill)
+        timer.start()
+        try:
+            relay.stdin.write(session.hex() + "\n")  # by standard input: a command line can be read by anyone
+            relay.stdin.close()
+            line = relay.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line.startswith(READY):
+            return relay, int(line.rpartition(":")[2])
+        relay.kill()
+        relay.wait()
+        relay.stdout.close()
+    raise UnreachableError(
+        f"the server cannot start a proxy server at {', '.join(spawn.listen[:3])}: are its ports in use?"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,103 @@
+"""What provisioning says, both ends, without IO.
+
+client                              server
+Offer (manifest, blobs, …)    ──►
+                              ◄──   Missing (digests that the server lacks)
+Chunk, Chunk, …               ──►   (each blob verified when its last chunk is there)
+                              ◄──   Ready (where the proxy server is, and what to show it)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from adyton.errors import ImageError, RemoteProtocolError, ResourceLimitError
+from adyton.image.oci import Image
+from adyton.provision.store import BlobStore, Incoming, digest_of
+from adyton.provision_pb2 import Blob, Chunk, Offer, ProvisionRequest
+
+CHUNK = 1 << 20  # bytes of one chunk
+MAX_MANIFEST = 1 << 20
+MAX_BLOBS = 256
+MAX_SIGNATURES = 16
+
+
+def offer_of(image: Image, platform: str) -> Offer:
+    """What the client offers: the whole image, of which only missing blobs will be sent."""
+    blobs = [Blob(digest=digest, size=blob.size) for digest, blob in image.blobs.items()]
+    return Offer(
+        manifest=image.oci_manifest,
+        measurement=image.measurement,
+        blobs=blobs,
+        signatures=[signature.envelope for signature in image.signatures],
+        platform=platform,
+    )
+
+
+def chunks_of(image: Image, missing: Iterable[str]) -> Iterator[ProvisionRequest]:
+    """The chunks that the server asked for; RemoteProtocolError if it asks for what was not offered."""
+    for digest in missing:
+        if digest not in image.blobs:
+            raise RemoteProtocolError(f"the server asked for blob {digest[:80]!r}, which is not of the image")
+        data = image.blobs[digest].read()
+        for offset in range(0, len(data) or 1, CHUNK):
+            part = data[offset : offset + CHUNK]
+            yield ProvisionRequest(
+                chunk=Chunk(digest=digest, offset=offset, data=part, last=offset + len(part) == len(data))
+            )
+
+
+class Reception:
+    """The server's end of one upload. Nothing of it is in the store until it is whole and verified."""
+
+    def __init__(self, store: BlobStore, offer: Offer) -> None:
+        """ImageError, ResourceLimitError: the offer cannot be taken."""
+        if len(offer.manifest) > MAX_MANIFEST or len(offer.blobs) > MAX_BLOBS or len(offer.signatures) > MAX_SIGNATURES:
+            raise ResourceLimitError("the offered image has too large a manifest, or too many blobs or signatures")
+        self._store = store
+        self._signatures = list(offer.signatures)
+        self._sizes: dict[str, int] = {}
+        self._incoming: Incoming | None = None
+        self._incoming_digest = ""
+        if not offer.manifest:
+            self._manifest = store.read(offer.measurement, MAX_MANIFEST)
+            self.missing: list[str] = []
+        else:
+            if digest_of(offer.manifest) != offer.measurement:
+                raise ImageError(
+                    f"the offered manifest has the digest {digest_of(offer.manifest)}, not {offer.measurement[:80]}"
+                )
+            self._manifest = offer.manifest
+            self._sizes = {blob.digest: blob.size for blob in offer.blobs}
+            self.missing = store.missing(self._sizes)
+        self._due = list(self.missing)
+
+    @property
+    def complete(self) -> bool:
+        return not self._due
+
+    def receive(self, chunk: Chunk) -> None:
+        """The next chunk; ImageError, RemoteProtocolError or OSError, after which the upload is lost."""
+        if not self._due or chunk.digest != self._due[0]:
+            raise RemoteProtocolError(
+                f"a chunk of blob {chunk.digest[:80]!r}, which is not the next that was asked for"
+            )
+        if self._incoming is None:
+            self._incoming = Incoming(self._store, chunk.digest, self._sizes[chunk.digest])
+        self._incoming.write(chunk.offset, chunk.data)
+        if chunk.last:
+            self._incoming.finish()
+            self.close()
+            self._due.pop(0)
+
+    def image(self) -> Image:
+        """The received image, every blob verified; its manifest is put into the store now. ImageError if it is none."""
+        image = Image.from_store(self._manifest, self._store.read, self._signatures)
+        self._store.add(self._manifest)
+        return image
+
+    def close(self) -> None:
+        """Drop what is half received."""
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
