@@ -1,0 +1,98 @@
+"""The enclave's check of what its client answered. The validator is chosen by the request, never by the reply.
+
+A client is free to lie. What it may achieve by that is an errno in the enclave, or data that its owner could have written into the
+file himself; never a length, name, kind or errno that the request does not admit. A reply that does not fit is `Failed("EIO")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from adyton.hostcall import abi
+
+_NAME_BYTES = 255  # NAME_MAX of linux/limits.h: abi.Name bounds characters, a directory entry bounds bytes
+_TARGET_BYTES = 4095  # PATH_MAX without its NUL
+_BAD = abi.Failed("EIO")
+
+
+def check(request: abi.Request, result: bytes) -> abi.Result:
+    """The client's answer to `request` (MessagePack) if it is one that `request` can have, else Failed("EIO"). Raises nothing."""
+    rule = _RULES[type(request)]
+    try:
+        decoded: abi.Result = rule.decoder.decode(result)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _BAD
+    if isinstance(decoded, abi.Failed):
+        return decoded if decoded.errno in abi.ERRNO_NAMES else _BAD
+    return decoded if rule.fits(request, decoded) else _BAD
+
+
+class _Rule(NamedTuple):
+    decoder: msgspec.msgpack.Decoder[Any]
+    fits: Callable[[Any, Any], bool]
+
+
+def _rule(expected: type[msgspec.Struct], fits: Callable[[Any, Any], bool]) -> _Rule:
+    return _Rule(msgspec.msgpack.Decoder(expected | abi.Failed), fits)
+
+
+def _always(_request: object, _result: object) -> bool:
+    return True
+
+
+def _regular(_request: object, attributes: abi.Attributes) -> bool:
+    return attributes.kind == "file"
+
+
+def _directory(_request: object, attributes: abi.Attributes) -> bool:
+    return attributes.kind == "directory"
+
+
+def _same_object(request: abi.SetAttributes, attributes: abi.Attributes) -> bool:
+    """Only a regular file is ever open or has a size that can be set."""
+    return attributes.kind == "file" or (request.size is None and request.handle is None)
+
+
+def _target(_request: abi.ReadLink, target: abi.Target) -> bool:
+    return "\0" not in target.path and len(target.path.encode()) <= _TARGET_BYTES
+
+
+def _name(name: str) -> bool:
+    return name not in (".", "..") and "/" not in name and "\0" not in name and len(name.encode()) <= _NAME_BYTES
+
+
+def _entries(request: abi.List, entries: abi.Entries) -> bool:
+    """Names that a directory can hold, each once; the next cookie lies ahead, so that a listing ends."""
+    names = [entry.name for entry in entries.entries]
+    goes_on = entries.next > request.cookie and bool(names)
+    return (entries.next == 0 or goes_on) and len(set(names)) == len(names) and all(map(_name, names))
+
+
+def _data(request: abi.Read, data: abi.Data) -> bool:
+    return len(data.data) <= request.size
+
+
+def _written(request: abi.Write, written: abi.Written) -> bool:
+    """Something of something: a writer that goes on with the rest comes to an end."""
+    return min(1, len(request.data)) <= written.size <= len(request.data)
+
+
+_RULES: dict[type[Any], _Rule] = {
+    abi.Access: _rule(abi.Done, _always),
+    abi.Stat: _rule(abi.Attributes, _always),
+    abi.ReadLink: _rule(abi.Target, _target),
+    abi.List: _rule(abi.Entries, _entries),
+    abi.Open: _rule(abi.Attributes, _regular),
+    abi.Read: _rule(abi.Data, _data),
+    abi.Write: _rule(abi.Written, _written),
+    abi.SetAttributes: _rule(abi.Attributes, _same_object),
+    abi.Sync: _rule(abi.Done, _always),
+    abi.Close: _rule(abi.Done, _always),
+    abi.MakeDirectory: _rule(abi.Attributes, _directory),
+    abi.Remove: _rule(abi.Done, _always),
+    abi.Rename: _rule(abi.Done, _always),
+    abi.Call: _rule(abi.Value, _always),
+}

@@ -1,0 +1,1 @@
+"""What executes an image and catches its exits."""

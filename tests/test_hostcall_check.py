@@ -1,0 +1,208 @@
+"""A lying client gets an errno raised in the enclave, and nothing else."""
+
+from __future__ import annotations
+
+import typing
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.hostcall import abi
+from adyton.hostcall.check import check
+from adyton.hostcall.own_paths import OWN_PATHS, leads_to_own, own_path
+
+pack = msgspec.msgpack.encode
+BAD = abi.Failed("EIO")
+FILE = abi.Attributes("file", 7, 10, 0o644, 1, 0, 0, 0)
+DIRECTORY = abi.Attributes("directory", 8, 0, 0o755, 2, 0, 0, 0)
+LINK = abi.Attributes("symlink", 9, 3, 0o777, 1, 0, 0, 0)
+REQUESTS: list[abi.Request] = [
+    abi.Access("/a", "read"),
+    abi.Stat("/a"),
+    abi.ReadLink("/a"),
+    abi.List("/a", 5),
+    abi.Open("/a", 3, "read"),
+    abi.Read(3, 0, 10),
+    abi.Write(3, 0, b"0123456789"),
+    abi.SetAttributes("/a", size=1),
+    abi.Sync(3, data_only=False),
+    abi.Close(3),
+    abi.MakeDirectory("/a", 0o755),
+    abi.Remove("/a", directory=False),
+    abi.Rename("/a", "/b"),
+    abi.Call("f", b""),
+]
+RESULTS: list[abi.Result] = [
+    abi.Done(),
+    FILE,
+    DIRECTORY,
+    LINK,
+    abi.Target("b"),
+    abi.Entries([abi.Entry("x", FILE)], 0),
+    abi.Data(b"12345"),
+    abi.Written(5),
+    abi.Value(b"v"),
+]
+FITTING = {
+    abi.Access: abi.Done,
+    abi.Stat: abi.Attributes,
+    abi.ReadLink: abi.Target,
+    abi.List: abi.Entries,
+    abi.Open: abi.Attributes,
+    abi.Read: abi.Data,
+    abi.Write: abi.Written,
+    abi.SetAttributes: abi.Attributes,
+    abi.Sync: abi.Done,
+    abi.Close: abi.Done,
+    abi.MakeDirectory: abi.Attributes,
+    abi.Remove: abi.Done,
+    abi.Rename: abi.Done,
+    abi.Call: abi.Value,
+}
+
+
+def entries(*names: str, following: int = 0) -> abi.Entries:
+    return abi.Entries([abi.Entry(name, FILE) for name in names], following)
+
+
+def test_every_request_of_the_abi_has_a_validator() -> None:
+    assert set(FITTING) == set(typing.get_args(abi.Request))
+    for request in REQUESTS:
+        assert check(request, pack(abi.Failed("ENOENT"))) == abi.Failed("ENOENT")
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+@pytest.mark.parametrize("result", RESULTS, ids=repr)
+def test_only_the_kind_of_result_that_was_asked_for_passes(request_: abi.Request, result: abi.Result) -> None:
+    got = check(request_, pack(result))
+    if not isinstance(result, FITTING[type(request_)]):
+        assert got == BAD
+    else:
+        assert got in (result, BAD)
+
+
+@pytest.mark.parametrize(
+    ("request_", "result"),
+    [
+        (abi.Open("/a", 3, "read"), DIRECTORY),
+        (abi.Open("/a", 3, "read"), LINK),
+        (abi.MakeDirectory("/a", 0o755), FILE),
+        (abi.SetAttributes("/a", size=3), DIRECTORY),
+        (abi.SetAttributes("/a", handle=3, mode=0o600), LINK),
+        (abi.Read(3, 0, 4), abi.Data(b"12345")),
+        (abi.Write(3, 0, b"1234"), abi.Written(5)),
+        (abi.Write(3, 0, b"1234"), abi.Written(0)),
+        (abi.List("/a", 0), entries("x", "x")),
+        (abi.List("/a", 0), entries(".")),
+        (abi.List("/a", 0), entries("..")),
+        (abi.List("/a", 0), entries("b/c")),
+        (abi.List("/a", 0), entries("b\0c")),
+        (abi.List("/a", 0), entries("é" * 200)),
+        (abi.List("/a", 5), entries("x", following=5)),
+        (abi.List("/a", 5), entries("x", following=4)),
+        (abi.List("/a", 0), entries(following=7)),
+        (abi.ReadLink("/a"), abi.Target("b\0c")),
+        (abi.ReadLink("/a"), abi.Target("é" * 4000)),
+        (abi.Stat("/a"), abi.Failed("EKEYEXPIRED")),
+        (abi.Stat("/a"), abi.Failed("0")),
+        (abi.Stat("/a"), abi.Failed("")),
+    ],
+)
+def test_what_the_request_does_not_admit_is_an_input_output_error(request_: abi.Request, result: abi.Result) -> None:
+    assert check(request_, pack(result)) == BAD
+
+
+@pytest.mark.parametrize(
+    ("request_", "result"),
+    [
+        (abi.Write(3, 0, b""), abi.Written(0)),
+        (abi.Write(3, 0, b"12"), abi.Written(1)),
+        (abi.Read(3, 0, 4), abi.Data(b"")),
+        (abi.Read(3, 0, 4), abi.Data(b"1234")),
+        (abi.List("/a", 5), entries()),
+        (abi.List("/a", 5), entries("x", "y", following=7)),
+        (abi.List("/a", 5), entries("...", "é" * 127)),
+        (abi.SetAttributes("/a", mode=0o700), DIRECTORY),
+        (abi.Stat("/a"), LINK),
+        (abi.ReadLink("/a"), abi.Target("../b")),
+    ],
+)
+def test_what_the_request_admits_passes_as_it_is(request_: abi.Request, result: abi.Result) -> None:
+    assert check(request_, pack(result)) == result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x90",
+        b"\xa5abc",
+        b"\x91" * 5000,
+        pack(["Attributes"]),
+        pack(["Attributes", "file", 0, 1, 1, 1, 1, 1, 1]),
+        pack(["Attributes", "file", 1, -1, 1, 1, 1, 1, 1]),
+        pack(["Attributes", "file", 1, 1, 0o10000, 1, 1, 1, 1]),
+        pack(["Attributes", "pipe", 1, 1, 1, 1, 1, 1, 1]),
+        pack(["Attributes", "file", 1, 1.0, 1, 1, 1, 1, 1]),
+        pack(["Attributes", "file", 1, 1, 1, 1, 1, 1, 1, 0, "more"]),
+        pack(["Attributes", "file", 1, 1, 1, 1, 1, 1, 1 << 63]),
+        pack(FILE) + b"\xc0",
+        b"\x92\xa6Failed\xa2\xff\xfe",
+    ],
+)
+def test_malformed_replies_are_input_output_errors(body: bytes) -> None:
+    assert check(abi.Stat("/a"), body) == BAD
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+tagged = st.builds(
+    lambda tag, rest: [tag, *rest],
+    st.sampled_from([member.__name__ for member in typing.get_args(abi.Result)]),
+    st.lists(plain | st.sampled_from(["file", "directory", "ENOENT"]) | st.integers(0, 9), max_size=11),
+)
+
+
+@given(st.sampled_from(REQUESTS), st.binary(max_size=64) | st.builds(pack, plain | tagged))
+def test_no_reply_does_more_than_its_request_admits(request_: abi.Request, body: bytes) -> None:
+    result = check(request_, body)
+    assert isinstance(result, abi.Failed | FITTING[type(request_)])
+    if isinstance(result, abi.Failed):
+        assert result.errno in abi.ERRNO_NAMES
+    elif isinstance(result, abi.Data):
+        assert len(result.data) <= 10
+    elif isinstance(result, abi.Written):
+        assert 1 <= result.size <= 10
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        ("/", None),
+        ("/home", None),
+        ("/usr", "/usr"),
+        ("/usr/lib/python3", "/usr"),
+        ("/usrlocal", None),
+        ("/lib64/ld.so", "/lib*"),
+        ("/libx32", "/lib*"),
+        ("/opt", None),
+        ("/opt/data", None),
+        ("/opt/adyton", "/opt/adyton"),
+        ("/opt/adyton/lib/x", "/opt/adyton"),
+        ("/dev/shm", "/dev"),
+        ("/home/usr", None),
+    ],
+)
+def test_the_enclave_own_names_cover_what_is_below_them(path: str, own: str | None) -> None:
+    assert own_path(path) == own
+
+
+def test_only_the_root_and_opt_lead_to_own_names() -> None:
+    assert all(own_path(path.replace("*", "")) == path for path in OWN_PATHS)
+    assert [path for path in ("/", "/opt", "/op", "/usr", "/home") if leads_to_own(path)] == ["/", "/opt"]
