@@ -9,6 +9,7 @@
     ├── NotFoundError                    1          NOT_FOUND               an image or enclave that the server has not
     ├── DeadlineError (TimeoutError)     1          DEADLINE_EXCEEDED
     ├── ResourceLimitError               1          RESOURCE_EXHAUSTED
+    ├── IntegrityError                   1          DATA_LOSS               sealed data that does not open
     ├── UnreachableError                 10         UNAVAILABLE             no server there, or it never started
     ├── ConnectionLostError              10         UNAVAILABLE             it was there; outcomes are unknown
     ├── UnauthenticatedError             10         UNAUTHENTICATED
@@ -97,6 +98,12 @@ class ResourceLimitError(AdytonError):
     """A bound on what a peer may make us hold was reached."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class IntegrityError(AdytonError):
+    """Sealed data that was changed, or sealed under another key."""
+
+    code = "DATA_LOSS"
 
 
 class UnreachableError(AdytonError):
