@@ -1,0 +1,36 @@
+# Thin: each target does all of its own set-up in .venv.
+PYTHON ?= python3
+MESSAGE ?= Asylo Rocks
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup quickstart quickstart-remote test lint bench clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/adyton/*.proto)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: setup
+	@cd examples/quickstart && $(abspath $(BIN))/adyton run quickstart -- --message "$(MESSAGE)"
+
+quickstart-remote: setup
+	@$(BIN)/python examples/quickstart_remote.py "$(MESSAGE)"
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,113 @@
+"""adyton call: load an image, call an entry, print the result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from adyton.cli.options import LoadOptions, load_options, nearest
+from adyton.errors import EnclaveTypeError, UnknownEntryError
+
+if TYPE_CHECKING:
+    from adyton.image.manifest import Entry
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.argument("image")
+@click.argument("entry")
+@click.argument("args", nargs=-1)
+@load_options
+@click.option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Failures as JSON, too; results always are.")
+def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001, FBT001
+    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+
+    Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
+    in base64). A parameter annotated str takes its ARG as it is, bytes takes base64, any other JSON. ARGS that begin with -
+    stand after --. What the program prints goes to standard error.
+    """
+    from adyton.loader import load as load_image
+    from adyton.loader import open_image
+
+    opened = open_image(image)
+    arguments = b""
+    if not isinstance(opened, str):  # an image that is here: its arguments are checked before anything is started
+        arguments = encode(find(opened.manifest.entries, entry, image), args)
+    else:
+        arguments = b"[[" + b",".join(_json(text) for text in args) + b"],{}]"
+    with load_image(
+        opened,
+        on=load.on,
+        policy=load.policy,
+        platform=load.platform,
+        allow_sim=load.allow_sim,
+        timeout=load.timeout,
+        stdout=2,
+        **{f"allow_{right}": given for right, given in load.allow.items()},
+        **_connection(load),
+    ) as client:
+        result = client.call_encoded(entry, arguments, "json")
+    value = msgspec.msgpack.decode(result)
+    if raw and isinstance(value, bytes | str):
+        sys.stdout.buffer.write(value if isinstance(value, bytes) else value.encode())
+        sys.stdout.flush()
+    else:
+        click.echo(msgspec.json.encode(value))
+
+
+def _connection(load: LoadOptions) -> dict[str, Any]:
+    from adyton.cli.options import read_token
+    from adyton.remote.connection import TLS
+
+    tls = TLS(load.ca, load.cert, load.key) if load.ca or load.cert or load.key else None
+    return {"tls": tls, "token": read_token(load.token_file) or None, "remote_proxy": load.remote_proxy, "stats": load.stats}
+
+
+def find(entries: list[Entry], name: str, image: str) -> Entry:
+    """The entry of that name; UnknownEntryError lists all, with their signatures."""
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    known = "\n  ".join(str(entry) for entry in entries) or "none"
+    close = nearest(name, [entry.name for entry in entries])
+    raise UnknownEntryError(f"{os.path.basename(image)} has no entry {name!r}.{close} Its entries are:\n  {known}")
+
+
+def encode(entry: Entry, args: tuple[str, ...]) -> bytes:
+    """The arguments as JSON, each as its parameter's annotation asks; EnclaveTypeError if they cannot be."""
+    parameters = [parameter for parameter in entry.parameters if parameter.kind == "positional"]
+    rest = next((parameter for parameter in entry.parameters if parameter.kind == "rest"), None)
+    required = sum(1 for parameter in entry.parameters if parameter.required)
+    if len(args) < required or (len(args) > len(parameters) and rest is None):
+        raise EnclaveTypeError(f"{entry} was given {len(args)} argument{'' if len(args) == 1 else 's'}")
+    encoded = []
+    for number, text in enumerate(args):
+        parameter = parameters[number] if number < len(parameters) else rest
+        assert parameter is not None
+        if parameter.type in ("str", "bytes"):
+            encoded.append(msgspec.json.encode(text))
+            continue
+        try:
+            msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            if parameter.type not in _PLAIN:  # such as datetime or an Enum: text in JSON
+                encoded.append(msgspec.json.encode(text))
+                continue
+            raise EnclaveTypeError(f"{entry}: {parameter.name} takes JSON, and {text!r} is none") from None
+        encoded.append(text.encode())
+    return b"[[" + b",".join(encoded) + b"],{}]"
+
+
+_PLAIN = ("int", "float", "bool", "list", "dict", "None")
+
+
+def _json(text: str) -> bytes:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return msgspec.json.encode(text)
+    return text.encode()

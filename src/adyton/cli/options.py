@@ -1,0 +1,174 @@
+"""Options that several commands share. Each is also an environment variable ADYTON_SOME_OPTION."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adyton.errors import UsageError
+
+if TYPE_CHECKING:
+    from adyton.remote.connection import TLS
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+PLATFORMS = ("auto", "sim", "sgx", "tdx", "sev-snp", "nitro", "tpm")
+_CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean …?" for a near miss, else ""."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option: --allow-read → ADYTON_ALLOW_READ."""
+    return "ADYTON_" + option.lstrip("-").replace("-", "_").upper()
+
+
+def option(name: str, **attributes: Any) -> Callable[[_C], _C]:
+    """A click option that can also be given by its environment variable."""
+    return click.option(name, envvar=variable(name), show_envvar=False, **attributes)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options of `call` and `run` that say where and how an enclave is loaded (INTERFACE §5)."""
+
+    on: str | None
+    platform: str
+    policy: str | None
+    allow: dict[str, tuple[str, ...]]
+    allow_sim: bool
+    timeout: float | None
+    remote_proxy: str | None
+    ca: str | None
+    cert: str | None
+    key: str | None
+    token_file: str | None
+    stats: str | None
+
+    def environment(self) -> dict[str, str]:
+        """The same as environment variables, for a driver that `run` starts."""
+        values: dict[str, str | None] = {
+            "on": self.on,
+            "platform": self.platform,
+            "policy": self.policy and os.path.abspath(self.policy),
+            "allow-sim": "1" if self.allow_sim else None,
+            "timeout": None if self.timeout is None else str(self.timeout),
+            "remote-proxy": self.remote_proxy,
+            "ca": self.ca and os.path.abspath(self.ca),
+            "cert": self.cert and os.path.abspath(self.cert),
+            "key": self.key and os.path.abspath(self.key),
+            "token-file": self.token_file and os.path.abspath(self.token_file),
+            "stats": self.stats and os.path.abspath(self.stats),
+        }
+        for right, given in self.allow.items():
+            separator = os.pathsep if right in ("read", "write") else " "
+            paths = [os.path.abspath(path) for path in given] if right in ("read", "write") else given
+            values[f"allow-{right}"] = separator.join(paths) or None
+        return {variable(name): value for name, value in values.items() if value}
+
+
+def load_options(command: _C) -> _C:
+    """Give a command the load options, as one argument `load: LoadOptions`."""
+    from functools import wraps
+
+    @wraps(command)
+    def wrapped(**given: Any) -> Any:
+        config = given.pop("config")
+        platform = given.pop("platform")
+        given["load"] = LoadOptions(
+            on=given.pop("on"),
+            platform=_CONFIGS[config] if config else platform,
+            policy=given.pop("policy"),
+            allow={right: given.pop(f"allow_{right}") for right in ("read", "write", "net", "listen", "env", "call")},
+            allow_sim=given.pop("allow_sim"),
+            timeout=given.pop("timeout"),
+            remote_proxy=given.pop("remote_proxy"),
+            ca=given.pop("ca"),
+            cert=given.pop("cert"),
+            key=given.pop("key"),
+            token_file=given.pop("token_file"),
+            stats=given.pop("stats"),
+        )
+        return command(**given)
+
+    positive = click.FloatRange(min=0, min_open=True)
+    decorators: Sequence[Callable[[Any], Any]] = (
+        option("--on", metavar="URL", help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH. Default: a proxy server here."),
+        option("--platform", type=click.Choice(PLATFORMS), default="auto", help="Where the enclave must run."),
+        option("--config", type=click.Choice(list(_CONFIGS)), help="As the original has it: sgx, or sgx-sim for --platform sim."),
+        option("--policy", metavar="FILE", help="What evidence must say, and what the enclave may do here."),
+        option("--allow-read", multiple=True, type=click.Path(), metavar="PATH", help="The enclave may read it, and what is under it."),
+        option("--allow-write", multiple=True, type=click.Path(), metavar="PATH", help="… and write, create and delete."),
+        option("--allow-net", multiple=True, metavar="HOST[:PORT]", help="The enclave may connect to it."),
+        option("--allow-listen", multiple=True, metavar="HOST:PORT", help="The enclave may listen there."),
+        option("--allow-env", multiple=True, metavar="NAME", help="The enclave gets this variable."),
+        option("--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."),
+        option("--allow-sim", is_flag=True, help="Accept a simulated enclave on a server: it is NOT CONFIDENTIAL."),
+        option("--timeout", type=positive, metavar="S", help="Seconds that the load, and each call, may take."),
+        option("--remote-proxy", metavar="COMMAND", help="The proxy server that is started here. Default: adyton proxy."),
+        option("--ca", metavar="FILE", help="Check the server's certificate by this CA."),
+        option("--cert", metavar="FILE", help="Our certificate, for a server that asks for one."),
+        option("--key", metavar="FILE", help="Its key."),
+        option("--token-file", metavar="FILE", help="A file with the token that the server wants."),
+        option("--stats", metavar="FILE", help="Write counts of calls and bytes there, as JSON."),
+    )
+    result: Any = wrapped
+    for decorate in reversed(decorators):
+        result = decorate(result)
+    return result  # type: ignore[no-any-return]
+
+
+def server_options(command: _C) -> _C:
+    """Give a command --ssl_cert, --ssl_key, --client-ca, --token-file and --security_type."""
+    decorators: Sequence[Callable[[Any], Any]] = (
+        option("--ssl-cert", metavar="FILE", help="The server's certificate (PEM)."),
+        option("--ssl-key", metavar="FILE", help="Its key (PEM)."),
+        option("--client-ca", metavar="FILE", help="Clients must show a certificate of this CA."),
+        option("--token-file", metavar="FILE", help="Clients must show the token in this file."),
+        option(
+            "--security-type",
+            type=click.Choice(["ssl", "local"], case_sensitive=False),
+            help="As in the original: ssl needs --ssl_cert and --ssl_key; local is without TLS.",
+        ),
+    )
+    result: Any = command
+    for decorate in reversed(decorators):
+        result = decorate(result)
+    return result  # type: ignore[no-any-return]
+
+
+def server_tls(cert: str | None, key: str | None, client_ca: str | None, security_type: str | None) -> TLS | None:
+    """The TLS files that a server's options name; UsageError if they do not fit together."""
+    from adyton.remote.connection import TLS
+
+    if security_type == "ssl" and (cert is None or key is None):
+        raise UsageError("--security_type ssl needs --ssl_cert and --ssl_key")
+    if security_type == "local" and (cert or key or client_ca):
+        raise UsageError("--security_type local is without TLS: leave out --ssl_cert, --ssl_key and --client-ca")
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise UsageError("TLS needs both --ssl_cert and --ssl_key")
+    return TLS(ca=client_ca, cert=cert, key=key)
+
+
+def read_token(path: str | None) -> str:
+    """The token in a file; "" for no file. UsageError if there is none."""
+    if path is None:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.read(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the token file {path}: {error}") from None
+    if not token:
+        raise UsageError(f"the token file {path} is empty: write a secret of your choice into it")
+    return token

@@ -1,0 +1,53 @@
+"""adyton proxy: a proxy server for one enclave."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from adyton.cli.options import option, read_token, server_options, server_tls
+from adyton.errors import UsageError
+
+
+@click.command()
+@option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT|unix:PATH", help="Where to wait for the client.")
+@option("--host-address", metavar="HOST:PORT", help="Dial back to the client there (not in this version).")
+@server_options
+def command(
+    listen: str,
+    host_address: str | None,
+    ssl_cert: str | None,
+    ssl_key: str | None,
+    client_ca: str | None,
+    token_file: str | None,
+    security_type: str | None,
+) -> None:
+    """adyton proxy --listen 127.0.0.1:4322
+
+    Wait for one client, load the image that it brings into an enclave here, and relay between the two until either ends.
+    """
+    from adyton.provision.client import PARENT_VARIABLE, SECRET_VARIABLE
+    from adyton.provision.proxy import serve_alone
+
+    if host_address is not None:
+        raise UsageError("--host_address (dialling back to the client) is not supported yet: use --listen, and let the client dial")
+    if not listen.startswith("unix:") and not listen.rpartition(":")[2].isdigit():
+        raise UsageError(f"--listen {listen}: write HOST:PORT (port 0 takes a free one) or unix:PATH")
+    secret = os.environ.pop(SECRET_VARIABLE, "")
+    parent = os.environ.pop(PARENT_VARIABLE, "")
+    token = secret or read_token(token_file)
+    if parent:
+        os.umask(0o077)  # the socket in the temporary directory is for its owner
+        os.set_inheritable(int(parent), False)
+
+    def announce(address: str) -> None:
+        click.echo(f"adyton proxy listening on {address}")
+
+    serve_alone(
+        listen,
+        server_tls(ssl_cert, ssl_key, client_ca, security_type),
+        token,
+        int(parent) if parent else None,
+        announce,
+    )

@@ -1,0 +1,99 @@
+"""The root command: finds commands, and turns errors into exit codes, for people or (`--json`) for programs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from adyton._version import __version__
+from adyton.errors import AdytonError
+
+COMMANDS = ("build", "call", "doctor", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
+INTERRUPTED = 130
+
+
+class Root(click.Group):
+    """Imports a command's module only when it is used, so that each start is short."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"adyton.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            from adyton.cli.options import nearest
+
+            raise click.UsageError(f"No such command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx) from None
+
+
+@click.group(
+    cls=Root,
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="adyton")
+def root() -> None:
+    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+
+    Load a confidential program into an enclave, here or on another machine, and call it as if it were local.
+    """
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
+    before_separator = given[: given.index("--")] if "--" in given else given
+    as_json = "--json" in before_separator
+    try:
+        status = root.main(given, "adyton", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        status = _fail(as_json, error.exit_code, type(error).__name__, error.format_message(), click_error=error)
+    except AdytonError as error:
+        failures = [msgspec.to_builtins(failure) for failure in error.failures]
+        status = _fail(as_json, error.exit_code, type(error).__name__, error.message, failures, _traceback(error))
+    except (KeyboardInterrupt, click.Abort):
+        status = _fail(as_json, INTERRUPTED, "Interrupted", "interrupted")
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads what we print
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _traceback(error: AdytonError) -> str:
+    text: str = getattr(error, "traceback", "")
+    return text
+
+
+def _fail(
+    as_json: bool,  # noqa: FBT001
+    exit_code: int,
+    kind: str,
+    message: str,
+    failures: list[Any] | None = None,
+    traceback: str = "",
+    click_error: click.ClickException | None = None,
+) -> int:
+    if as_json:
+        error = {"exit_code": exit_code, "type": kind, "message": message, "failures": failures or []}
+        click.echo(msgspec.json.encode({"error": error}))
+    elif click_error is not None:
+        click_error.show()
+    else:
+        if traceback:
+            click.echo(traceback.rstrip(), err=True)
+        click.echo(f"adyton: {message}", err=True)
+    return exit_code

@@ -1,0 +1,67 @@
+"""adyton serve: a provision server."""
+
+from __future__ import annotations
+
+import click
+
+from adyton.cli.options import PLATFORMS, option, read_token, server_options, server_tls
+from adyton.errors import PlatformError, UsageError
+
+
+def _ports(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition("-")
+    if not (low.isdigit() and high.isdigit() and 0 < int(low) <= int(high) < 65536):
+        raise UsageError(f"--proxy-ports {text}: write LOW-HIGH, such as 5000-5099")
+    return int(low), int(high)
+
+
+@click.command()
+@option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@option("--port", type=click.IntRange(0, 65535), default=4321, show_default=True, help="0 takes a free one.")
+@option("--platform", type=click.Choice(PLATFORMS), default="auto", help="What proves where enclaves run here.")
+@option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
+@option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
+@server_options
+@option("--insecure", is_flag=True, help="Serve a network without TLS or credentials: anyone may run enclaves here.")
+def command(
+    host: str,
+    port: int,
+    platform: str,
+    proxy_ports: str | None,
+    temporary_directory: str | None,
+    ssl_cert: str | None,
+    ssl_key: str | None,
+    client_ca: str | None,
+    token_file: str | None,
+    security_type: str | None,
+    insecure: bool,  # noqa: FBT001
+) -> None:
+    """adyton serve --port 4321
+
+    Take images from clients, and start an enclave with a proxy server for each load. SIGTERM drains.
+    """
+    from adyton.provision.server import ServerOptions, serve
+
+    if platform not in ("auto", "sim"):
+        raise PlatformError(f"platform {platform} is not to be had here: this version has sim only")
+    tls = server_tls(ssl_cert, ssl_key, client_ca, security_type)
+
+    def announce(address: str) -> None:
+        click.echo(f"adyton provision server listening on {address}")
+
+    serve(
+        ServerOptions(
+            host=host,
+            port=port,
+            proxy_ports=_ports(proxy_ports),
+            temporary_directory=temporary_directory,
+            cert=tls.cert if tls else None,
+            key=tls.key if tls else None,
+            client_ca=tls.ca if tls else None,
+            token=read_token(token_file),
+            insecure=insecure,
+        ),
+        announce,
+    )

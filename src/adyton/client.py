@@ -1,0 +1,237 @@
+"""EnclaveClient: a loaded enclave, called from any number of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+
+from adyton.communicator.messages import EnterRequest, Raised, encode
+from adyton.errors import (
+    AdytonError,
+    ClosedError,
+    EnclaveError,
+    EnclaveTypeError,
+    HostCallDeniedError,
+    UnknownEntryError,
+    UsageError,
+)
+from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
+from adyton.remote.proxy_client import CallFailed, ProxyClient
+
+if TYPE_CHECKING:
+    from adyton.attestation.identity import EnclaveIdentity
+    from adyton.provision.client import RemoteProvision
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+SUBMIT_THREADS = 32  # that `submit` and `acall` use, each with an enclave thread of its own
+
+
+class _Core:
+    """What all views of one enclave share."""
+
+    def __init__(self, name: str, proxy: ProxyClient, provision: RemoteProvision | None) -> None:
+        self.name = name
+        self.proxy = proxy
+        self.provision = provision
+        self.lock = threading.Lock()
+        self.closed = False
+        self.threads: ThreadPoolExecutor | None = None
+        self.signatures: dict[Callable[..., Any], Signature] = {}
+        self.on_close: list[Callable[[], None]] = []
+
+
+class EnclaveClient:
+    """A loaded enclave. Made by `adyton.load` and `EnclaveManager.load_enclave`; a context manager that closes it."""
+
+    def __init__(self, core: _Core, timeout: float | None = None) -> None:
+        self._core = core
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<EnclaveClient {self.name!r}{' closed' if self._core.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The name that it was loaded under."""
+        return self._core.name
+
+    @property
+    def identity(self) -> EnclaveIdentity:
+        """What its evidence proved when it was loaded."""
+        identity = self._core.proxy.identity
+        assert identity is not None
+        return identity
+
+    @property
+    def evidence(self) -> bytes:
+        """The evidence itself, as the platform signed it."""
+        return self._core.proxy.evidence
+
+    @overload
+    def call(self, entry: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    @overload
+    def call(self, entry: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    def call(self, entry: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run an entry in the enclave, and return its result.
+
+        The calling thread is paired with one enclave thread. While it waits, it executes registered functions that the entry
+        calls. If it stops waiting (KeyboardInterrupt, or DeadlineError after `options(timeout=)`), the entry goes on and its
+        outcome is unknown. Raises UnknownEntryError, EnclaveTypeError, EnclaveError (an instance of the built-in
+        exception that the entry raised, too), HostCallDeniedError, ConnectionLostError, ClosedError.
+        """
+        name, annotation = self._entry(entry)
+        arguments = encode_arguments(name, args, kwargs)
+        return decode_result(name, self._enter(name, arguments, "msgpack"), annotation)
+
+    def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
+        """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
+        return self._enter(entry, arguments, encoding)
+
+    def submit(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """`call` from a thread of ours."""
+        with self._core.lock:
+            if self._core.closed:
+                raise _closed(self.name)
+            if self._core.threads is None:
+                self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
+            threads = self._core.threads
+        return threads.submit(self.call, entry, *args, **kwargs)
+
+    async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """`call` for asyncio. Cancelling it stops the waiting; the entry goes on."""
+        return await asyncio.wrap_future(self.submit(entry, *args, **kwargs))
+
+    def options(self, *, timeout: float | None = None) -> EnclaveClient:
+        """The same enclave, with other options: `timeout`, seconds for each call."""
+        if timeout is not None and timeout <= 0:
+            raise UsageError(f"timeout={timeout}: give a number of seconds above 0")
+        return EnclaveClient(self._core, timeout)
+
+    def enter_and_run(self, enclave_input: EnclaveInput) -> EnclaveOutput:
+        """Run the program's TrustedApplication.run. Raises as `call` does."""
+        if not isinstance(enclave_input, EnclaveInput):
+            raise EnclaveTypeError(f"enter_and_run takes an EnclaveInput, not {type(enclave_input).__name__}")
+        return EnclaveOutput.FromString(self._call("run", enclave_input.SerializeToString()))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the load, as `--stats` writes them."""
+        return self._core.proxy.stats()
+
+    def close(self) -> None:
+        """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent."""
+        self.finalize(EnclaveFinal())
+
+    def finalize(self, final: EnclaveFinal, *, skip: bool = False) -> None:
+        """`close` with what the program's finalize receives; `skip`: end the enclave without asking it."""
+        core = self._core
+        with core.lock:
+            if core.closed:
+                return
+            core.closed = True
+        error: BaseException | None = None
+        try:
+            if core.threads is not None:
+                core.threads.shutdown(wait=not skip)
+            if not skip:
+                self._call("finalize", final.SerializeToString(), closing=True)
+            core.proxy.close()
+        except AdytonError as failure:
+            error = failure
+            core.proxy.abort()
+        except BaseException:
+            core.proxy.abort()
+            raise
+        finally:
+            if core.provision is not None:
+                core.provision.finalize()
+            for callback in core.on_close:
+                callback()
+        if error is not None:
+            raise error
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the enclave is gone."""
+        self._core.on_close.append(callback)
+
+    # -- within -------------------------------------------------------------------------------------------------------
+
+    def _entry(self, entry: str | Callable[..., Any]) -> tuple[str, Any]:
+        if isinstance(entry, str):
+            return entry, Any
+        if not callable(entry):
+            raise EnclaveTypeError(f"an entry is a name or a function, not {type(entry).__name__}")
+        signature = self._core.signatures.get(entry)
+        if signature is None:
+            signature = self._core.signatures[entry] = Signature(entry)
+        return signature.name, signature.returns
+
+    def _enter(self, name: str, arguments: bytes, encoding: Encoding) -> bytes:
+        return self._call("enter", encode(EnterRequest(name, arguments, encoding)))
+
+    def _call(self, method: str, body: bytes, *, closing: bool = False) -> bytes:
+        if self._core.closed and not closing:
+            raise _closed(self.name)
+        try:
+            return self._core.proxy.call(method, body, self._timeout)
+        except CallFailed as failed:
+            raise error_of(failed) from None
+
+
+def _closed(name: str) -> ClosedError:
+    return ClosedError(f"enclave {name!r} was destroyed: load it again")
+
+
+def opened(name: str, proxy: ProxyClient, provision: RemoteProvision | None, timeout: float | None) -> EnclaveClient:
+    """The client of an enclave that has just been loaded."""
+    return EnclaveClient(_Core(name, proxy, provision), timeout)
+
+
+_classes: dict[tuple[type[EnclaveError], type[Exception]], type[EnclaveError]] = {}
+
+
+def error_of(failed: CallFailed) -> AdytonError:
+    """The public error for a call that the enclave answered with Raised."""
+    raised = failed.raised
+    match raised.kind:
+        case "unknown-entry":
+            return UnknownEntryError(raised.message)
+        case "type":
+            return EnclaveTypeError(raised.message)
+        case "state":
+            return ClosedError(raised.message)
+        case _:
+            return _raised(raised, denied=failed.denied)
+
+
+def _raised(raised: Raised, *, denied: bool) -> EnclaveError:
+    kind = getattr(builtins, raised.builtin, None)
+    base: type[EnclaveError] = EnclaveError
+    if denied and kind is PermissionError:
+        base = HostCallDeniedError
+    error: EnclaveError
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
+        cls = _classes.get((base, kind))
+        try:
+            if cls is None:
+                cls = _classes[base, kind] = type(base.__name__, (base, kind), {"__module__": base.__module__})
+            error = cls(raised.type, raised.message, raised.traceback)
+        except TypeError:  # such as UnicodeDecodeError, which is made from five arguments
+            error = base(raised.type, raised.message, raised.traceback)
+    else:
+        error = base(raised.type, raised.message, raised.traceback)
+    if isinstance(error, OSError) and raised.errno:
+        error.errno = raised.errno
+    return error

@@ -1,0 +1,310 @@
+"""Loading an enclave: image, policy, provision, connection, in this order. Behind `adyton.load` and EnclaveManager."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from adyton.attestation.expectation import Expectation
+from adyton.client import EnclaveClient, error_of, opened
+from adyton.communicator.messages import Grant, LoadRequest
+from adyton.config import Policy
+from adyton.errors import PlatformError, UsageError
+from adyton.hostcall import abi
+from adyton.hostcall.client.executor import Executor
+from adyton.hostcall.client.policy import HostCallPolicy, check_variable
+from adyton.hostcall.own_paths import own_path
+from adyton.image.build import build_file
+from adyton.image.oci import Image
+from adyton.proto.enclave import EnclaveConfig
+from adyton.provision.client import RemoteProvision
+from adyton.remote.connection import TLS
+from adyton.remote.in_process import in_process
+from adyton.remote.proxy_client import CallFailed, ProxyClient
+from adyton.remote.transport import Transport
+from adyton.trusted.application import Enclave, TrustedApplication
+
+LOAD_TIMEOUT = 120.0  # seconds for a load whose caller gave no timeout
+PLATFORMS_HERE = ("auto", "sim")
+SIMULATED = "adyton: simulated enclave: NOT CONFIDENTIAL"
+
+ImageSource = str | os.PathLike[str] | Enclave | Image
+
+
+@dataclass(frozen=True)
+class LoadArguments:
+    """What a load needs besides image and provision. None: the environment says, or the default holds."""
+
+    name: str | None = None
+    policy: Policy | None = None
+    config: EnclaveConfig = field(default_factory=EnclaveConfig)
+    functions: Iterable[Callable[..., Any]] = ()
+    accept_debug: bool = False
+    allow_sim: bool | None = None
+    platform: str | None = None
+    tls: TLS | None = None
+    timeout: float | None = None
+    stats: str | None = None
+    stdout: int = 1  # descriptor that the program's standard output goes to
+
+
+def load(  # the arguments are INTERFACE §2's
+    image: ImageSource,
+    *,
+    on: str | None = None,
+    policy: str | os.PathLike[str] | Policy | None = None,
+    expect: dict[str, Any] | None = None,
+    allow_read: Iterable[str | os.PathLike[str]] = (),
+    allow_write: Iterable[str | os.PathLike[str]] = (),
+    allow_net: Iterable[str] = (),
+    allow_listen: Iterable[str] = (),
+    allow_env: Iterable[str] = (),
+    allow_call: Iterable[str] = (),
+    functions: Iterable[Callable[..., Any]] = (),
+    allow_sim: bool = False,
+    platform: str = "auto",
+    tls: TLS | None = None,
+    token: str | None = None,
+    name: str | None = None,
+    timeout: float | None = None,
+    remote_proxy: str | None = None,
+    stats: str | None = None,
+    stdout: int = 1,
+) -> EnclaveClient:
+    """Load a confidential program into an enclave, and return the client that calls it.
+
+    `image`: a .enclave or .py path, a `trusted.Enclave`, or "sha256:…" of an image that the server has. `on`: the server (else
+    ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it) and `allow_…` add to it.
+    `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
+    server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
+
+    Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
+    initialize raised.
+    """
+    settings = Policy.read(policy if policy is not None else os.environ.get("ADYTON_POLICY") or None)
+    settings = settings.extended(
+        expect=expect,
+        read=allow_read,
+        write=allow_write,
+        net=allow_net,
+        listen=allow_listen,
+        env=allow_env,
+        call=allow_call,
+    )
+    found = open_image(image)
+    tls = tls or _tls_of_environment()
+    provision = RemoteProvision.instantiate(
+        on, remote_proxy=remote_proxy, tls=tls, token=token or _token_of_environment()
+    )
+    arguments = LoadArguments(
+        name=name,
+        policy=settings,
+        functions=functions,
+        allow_sim=allow_sim or None,
+        platform=None if platform == "auto" else platform,
+        tls=tls,
+        timeout=timeout,
+        stats=stats,
+        stdout=stdout,
+    )
+    return load_enclave(found, provision, arguments)
+
+
+def open_image(source: ImageSource) -> Image | str:
+    """The image that `source` names, verified; or the measurement of one that a server is to have. ImageError, UsageError."""
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, Enclave):
+        if source.source is None:
+            raise UsageError(f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file")
+        return Image.open(build_file(source.source))
+    path = os.fspath(source)
+    if path.startswith("sha256:"):
+        return path
+    if not os.path.exists(path):
+        raise UsageError(f"there is no file {path}: give a .enclave or .py file, or sha256:… of an image that the server has")
+    return Image.open(build_file(path) if path.endswith(".py") else path)
+
+
+def load_enclave(image: Image | str, provision: RemoteProvision, arguments: LoadArguments) -> EnclaveClient:
+    """Load through `provision`, which is finalized when the enclave's client closes, or when this raises."""
+    image = open_image(image)
+    platform = arguments.platform or os.environ.get("ADYTON_PLATFORM") or "auto"
+    if provision.local and platform not in PLATFORMS_HERE:
+        raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
+    if isinstance(image, str) and provision.local:
+        raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
+    policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
+    expectation = _expectation(policy, image, arguments, local=provision.local)
+    host_calls = policy.host_calls()
+    try:
+        transport = provision.provision(image, platform, arguments.tls)
+        name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
+        client = _connect(transport, provision, host_calls, expectation, arguments, name)
+    except BaseException:
+        provision.finalize()
+        raise
+    if client.identity.platform == "sim":
+        print(SIMULATED, file=sys.stderr, flush=True)  # noqa: T201 - every load says it
+    return client
+
+
+def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:
+    """Load an application of this process: no image, no sandbox, no proof. For tests."""
+    policy = arguments.policy or Policy.read(None)
+    name = arguments.name or getattr(application, "name", type(application).__name__)
+    expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
+    return _connect(in_process(application), None, policy.host_calls(), expectation, arguments, name)
+
+
+IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
+
+
+def _connect(
+    transport: Transport,
+    provision: RemoteProvision | None,
+    policy: HostCallPolicy,
+    expectation: Expectation,
+    arguments: LoadArguments,
+    name: str,
+) -> EnclaveClient:
+    executor = Executor(policy, list(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
+    proxy = ProxyClient(transport, executor, expectation)
+    timeout = arguments.timeout or _timeout_of_environment()
+    try:
+        reply = proxy.connect(_load_request(policy, arguments.config), timeout or LOAD_TIMEOUT)
+    except CallFailed as failed:
+        raise error_of(failed) from None
+    for warning in reply.warnings:
+        _say(f"adyton: warning: {warning}")
+    client = opened(name, proxy, provision, timeout)
+    stats = arguments.stats or os.environ.get("ADYTON_STATS")
+    if stats:
+        client.on_close(lambda: _write_stats(stats, client.stats()))
+    return client
+
+
+def _load_request(policy: HostCallPolicy, config: EnclaveConfig) -> LoadRequest:
+    directory = policy.working_directory
+    own = own_path(directory)
+    if own is not None:
+        _say(f"adyton: warning: the working directory {directory} is a name of the enclave's own; it starts in /enclave")
+        directory = "/enclave"
+    environment = policy.environment(os.environ)
+    for variable in config.environment_variables:
+        environment.setdefault(check_variable(variable.name, "environment_variables"), variable.value)
+    return LoadRequest(
+        config=config.SerializeToString(),
+        grants=[Grant(grant.path, grant.right) for grant in policy.grants()],
+        working_directory=directory,
+        time_zone=_time_zone(),
+        environment=environment,
+    )
+
+
+def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Expectation:
+    """What the evidence must say: INTERFACE §3, below the policy file."""
+    allow_sim = arguments.allow_sim if arguments.allow_sim is not None else _flag("ADYTON_ALLOW_SIM")
+    measurement = [image if isinstance(image, str) else image.measurement]
+    if policy.expect is not None:
+        expectation = policy.expect
+        if not expectation.measurement and not expectation.signer:
+            expectation = replace_struct(expectation, measurement=measurement)
+        if allow_sim and "sim" not in expectation.platforms:
+            expectation = replace_struct(expectation, platforms=[*expectation.platforms, "sim"], debug=True)
+        return expectation
+    platforms = ["sgx", "tdx", "sev-snp", "nitro", "tpm"]
+    if local or allow_sim:
+        platforms.append("sim")
+    return Expectation(platforms=platforms, measurement=measurement, debug=local or allow_sim or arguments.accept_debug)
+
+
+def replace_struct(expectation: Expectation, **changes: Any) -> Expectation:
+    import msgspec
+
+    return msgspec.structs.replace(expectation, **changes)
+
+
+def _time_zone() -> str:
+    """The client's time zone as a value for TZ; "" where it is UTC or unknown."""
+    zone = os.environ.get("TZ")
+    if zone is None:
+        try:
+            _, marker, zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")
+        except OSError:
+            return ""
+        return zone if marker else ""
+    return zone.removeprefix(":") if not zone.removeprefix(":").startswith("/") else ""
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+def _tls_of_environment() -> TLS | None:
+    ca, cert, key = (os.environ.get(f"ADYTON_{name}") or None for name in ("CA", "CERT", "KEY"))
+    return TLS(ca, cert, key) if ca or cert or key else None
+
+
+def _token_of_environment() -> str | None:
+    path = os.environ.get("ADYTON_TOKEN_FILE")
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(4096).strip() or None
+    except OSError as error:
+        raise UsageError(f"ADYTON_TOKEN_FILE: cannot read {path}: {error.strerror}") from None
+
+
+def _timeout_of_environment() -> float | None:
+    text = os.environ.get("ADYTON_TIMEOUT")
+    if not text:
+        return None
+    try:
+        timeout = float(text)
+    except ValueError:
+        timeout = 0.0
+    if timeout <= 0:
+        raise UsageError(f"ADYTON_TIMEOUT={text}: give a number of seconds above 0")
+    return timeout
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the policy's owner must see
+
+
+def _write_stats(path: str, stats: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(stats, file)
+        file.write("\n")
+
+
+class _Output:
+    """Where the program's standard output and error go on this machine."""
+
+    def __init__(self, stdout: int) -> None:
+        self._descriptors = {"stdout": stdout, "stderr": 2}
+
+    def write(self, output: abi.Output) -> None:
+        """Write it all; what nobody reads any more is dropped."""
+        descriptor = self._descriptors[output.stream]
+        stream = {1: sys.stdout, 2: sys.stderr}.get(descriptor)
+        binary = getattr(stream, "buffer", None)
+        try:
+            if binary is not None:
+                binary.write(output.data)
+                binary.flush()
+            elif stream is not None:  # replaced by one that takes text only
+                stream.write(output.data.decode("utf-8", "replace"))
+                stream.flush()
+            else:
+                view = memoryview(output.data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+        except (OSError, ValueError):
+            pass  # closed by the application

@@ -1,0 +1,203 @@
+"""The original's interface: a process-wide EnclaveManager that loads, names and destroys enclaves."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from adyton.client import EnclaveClient
+from adyton.config import Policy
+from adyton.errors import ClosedError, NameInUseError, UsageError
+from adyton.loader import LoadArguments, load_enclave, load_in_process
+from adyton.proto.enclave import EnclaveFinal, EnclaveLoadConfig
+from adyton.provision.client import RemoteProvision
+from adyton.remote.connection import TLS
+from adyton.remote_loader_pb2 import remote_load_config
+from adyton.sgx_loader_pb2 import sgx_load_config
+from adyton.trusted.application import TrustedApplication
+
+
+class RemoteProxyClientConfig:
+    """How a proxy client gets and reaches its proxy server. Made by `defaults_with_provision` or `create`."""
+
+    def __init__(self, provision: RemoteProvision, tls: TLS | None) -> None:
+        self.provision = provision
+        self.tls = tls
+
+    @classmethod
+    def defaults_with_provision(cls, provision: RemoteProvision) -> RemoteProxyClientConfig:
+        """With the connection settings of the environment."""
+        return cls(provision, None)
+
+    @classmethod
+    def create(
+        cls, provision: RemoteProvision, *, tls: TLS | None = None, dial_back: str | None = None
+    ) -> RemoteProxyClientConfig:
+        """With TLS files of its own. `dial_back`: the client dials in this version, so anything but None is refused."""
+        if dial_back is not None:
+            raise UsageError("dial_back is not supported yet: leave it out, and the client dials the proxy server")
+        return cls(provision, tls)
+
+
+@dataclass(frozen=True)
+class LoadOrder:
+    """All that an EnclaveLoader is given."""
+
+    name: str
+    load_config: EnclaveLoadConfig
+    proxy_config: RemoteProxyClientConfig | None
+    policy: Policy | None
+    functions: Iterable[Callable[..., Any]]
+
+
+class EnclaveLoader(abc.ABC):
+    """The seam that EnclaveManager.load_enclave goes through."""
+
+    @abc.abstractmethod
+    def load(self, order: LoadOrder) -> EnclaveClient:
+        """Load the enclave; raises an AdytonError."""
+
+
+class RemoteEnclaveLoader(EnclaveLoader):
+    """Loads images through provisioning: the loader that a manager has unless it is given another."""
+
+    def load(self, order: LoadOrder) -> EnclaveClient:
+        """See EnclaveLoader."""
+        sgx = _loader_config(order.load_config)
+        if sgx.WhichOneof("source") == "embedded_enclave_config":
+            raise UsageError("embedded_enclave_config: an embedded enclave cannot be loaded remotely; give file_enclave_config")
+        path = sgx.file_enclave_config.enclave_path
+        if not path:
+            raise UsageError("file_enclave_config.enclave_path is empty: give an image file, or the sha256:… of one that the server has")
+        tls = order.proxy_config.tls if order.proxy_config else None
+        provision = order.proxy_config.provision if order.proxy_config else RemoteProvision.instantiate(tls=tls)
+        return load_enclave(
+            path,
+            provision,
+            LoadArguments(
+                name=order.name,
+                policy=order.policy,
+                config=order.load_config.config,
+                functions=order.functions,
+                accept_debug=sgx.debug,
+                tls=tls,
+            ),
+        )
+
+
+def _loader_config(load_config: EnclaveLoadConfig) -> Any:
+    if load_config.HasExtension(remote_load_config):
+        remote = load_config.Extensions[remote_load_config]
+        if remote.WhichOneof("loader") is None:
+            raise UsageError("the RemoteLoadConfig names no loader: set its sgx_load_config.file_enclave_config.enclave_path")
+        return remote.sgx_load_config
+    if load_config.HasExtension(sgx_load_config):
+        return load_config.Extensions[sgx_load_config]
+    raise UsageError("the EnclaveLoadConfig says nothing of where the enclave is: set its extension remote_load_config")
+
+
+class FakeEnclaveLoader(EnclaveLoader):
+    """For tests: runs an application of this process, without image, sandbox, sockets or proof.
+
+    Calls take the same way through communicator, channel and type checks as with a real enclave; its evidence says `sim`.
+    """
+
+    def __init__(self, application: TrustedApplication) -> None:
+        self._application = application
+
+    def load(self, order: LoadOrder) -> EnclaveClient:
+        """See EnclaveLoader."""
+        return load_in_process(
+            self._application,
+            LoadArguments(
+                name=order.name, policy=order.policy, config=order.load_config.config, functions=order.functions
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class EnclaveManagerOptions:
+    """`loader`: what load_enclave goes through; a FakeEnclaveLoader in tests."""
+
+    loader: EnclaveLoader | None = None
+
+
+class EnclaveManager:
+    """Loads, names and destroys the enclaves of this process. Thread-safe."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _instance: ClassVar[EnclaveManager | None] = None
+    _options: ClassVar[EnclaveManagerOptions] = EnclaveManagerOptions()
+
+    def __init__(self) -> None:
+        self._clients: dict[str, EnclaveClient | None] = {}  # None: its load is under way
+
+    @classmethod
+    def configure(cls, options: EnclaveManagerOptions) -> None:
+        """Set the options of loads from now on; may be called any number of times."""
+        with cls._lock:
+            cls._options = options
+
+    @classmethod
+    def instance(cls) -> EnclaveManager:
+        """The one manager of this process."""
+        with cls._lock:
+            if cls._instance is None:
+                cls._instance = cls()
+            return cls._instance
+
+    def load_enclave(
+        self,
+        load_config: EnclaveLoadConfig,
+        *,
+        remote_proxy_config: RemoteProxyClientConfig | None = None,
+        expect: Mapping[str, Any] | None = None,
+        allow: Mapping[str, Any] | None = None,
+        functions: Iterable[Callable[..., Any]] = (),
+    ) -> EnclaveClient:
+        """Load, initialize and name an enclave. `expect`, `allow`: the tables of a policy file (INTERFACE §3).
+
+        The name is taken while the load is under way, but get_client returns the client only after initialize. NameInUseError if it is
+        taken; else what the load raises, with nothing left behind.
+        """
+        name = load_config.name
+        if not name:
+            raise UsageError("the EnclaveLoadConfig has no name: set load_config.name")
+        policy = Policy.from_tables(expect, allow) if expect is not None or allow is not None else None
+        with self._lock:
+            if name in self._clients:
+                raise NameInUseError(f"an enclave {name!r} is loaded already: destroy it first, or take another name")
+            self._clients[name] = None
+            loader = self._options.loader or RemoteEnclaveLoader()
+        try:
+            client = loader.load(LoadOrder(name, load_config, remote_proxy_config, policy, functions))
+        except BaseException:
+            self._forget(name)
+            raise
+        with self._lock:
+            self._clients[name] = client
+        client.on_close(lambda: self._forget(name))
+        return client
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._clients.pop(name, None)
+
+    def get_client(self, name: str) -> EnclaveClient | None:
+        """The loaded enclave of that name, or None."""
+        with self._lock:
+            return self._clients.get(name)
+
+    def get_name(self, client: EnclaveClient) -> str:
+        """The client's name here, or ""."""
+        with self._lock:
+            return next((name for name, known in self._clients.items() if known is client), "")
+
+    def destroy_enclave(self, client: EnclaveClient, final: EnclaveFinal, skip_finalize: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Finalize (unless skipped) and end the enclave, and forget its name, whatever finalize says; then raise what it said."""
+        if not self.get_name(client):
+            raise ClosedError(f"{client!r} is not an enclave of this manager, or was destroyed already")
+        client.finalize(final, skip=skip_finalize)

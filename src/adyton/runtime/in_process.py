@@ -1,0 +1,66 @@
+"""An enclave on threads of the calling process: supervisor and guest without namespaces, filter or file server. For tests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sim import attest
+from adyton.runtime.process.guest.link import GuestLoad
+from adyton.runtime.process.guest.run import Guest
+from adyton.runtime.process.supervisor.serve import Program, Supervisor
+from adyton.trusted.application import TrustedApplication
+
+MEASUREMENT = "sha256:" + "0" * 64  # of no image
+
+
+@dataclass
+class _GuestThreads:
+    control: socket.socket
+    fuse: None = None
+    stdout: None = None
+    stderr: None = None
+    pid: None = None
+    pidfd: None = None
+
+
+def launch(application: TrustedApplication) -> socket.socket:
+    """The stream socket of the enclave's channel; closing it ends the enclave."""
+    client, relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    control, guest_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def prepare(load: GuestLoad) -> list[str]:  # noqa: ARG001 - the process stays as it is
+        return []
+
+    def find(entry: str) -> Any:  # noqa: ARG001
+        return application
+
+    guest = Guest(guest_control, prepare, find)
+
+    def run_guest() -> None:
+        try:
+            guest_control.send(b"ready")
+            guest.main()
+        except OSError:
+            pass  # the supervisor ended first
+        finally:
+            guest_control.close()
+
+    identity = EnclaveIdentity(
+        platform="sim",
+        measurement=MEASUREMENT,
+        signer="",
+        product_id=0,
+        security_version=0,
+        debug=True,
+        runtime=MEASUREMENT,
+        machine="",
+    )
+    program = Program(entry="application", entries=[], debug=True)
+    supervisor = Supervisor(relay, _GuestThreads(control), program, identity, attest, None, lambda: None)
+    threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()
+    threading.Thread(target=supervisor.run, name="adyton-in-process-supervisor", daemon=True).start()
+    return client

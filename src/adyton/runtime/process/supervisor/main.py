@@ -1,0 +1,125 @@
+"""A supervisor's life, from the zygote's fork to its end: verify the image, start the guest, confine itself, serve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from adyton._version import __version__
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.errors import AdytonError, ImageError, PlatformError
+from adyton.image.manifest import ABI, RUNTIME_PACKAGES
+from adyton.image.oci import Image
+from adyton.image.sign import verified_signature
+from adyton.runtime.launch import LaunchRequest
+
+STORE = "/opt/adyton/store"  # bound there by the zygote
+MAX_BLOB = 1 << 30  # bytes that are read into memory before they are verified
+
+Report = Callable[[str | None], None]
+
+
+def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn:
+    """Serve one enclave on `sock`, and exit. `report(None)` once it can be joined, `report("ClassName: text")` if it never can."""
+    try:
+        image = read_image(request)
+        identity = identity_of(image, request.platform)
+        _serve(sock, image, identity, report)
+    except AdytonError as error:
+        report(f"{type(error).__name__}: {error.message}")
+    except Exception as error:  # noqa: BLE001 - the last handler of this process
+        report(f"PlatformError: the enclave cannot be started: {error!r}")
+        traceback.print_exc()
+    os._exit(1)
+
+
+def read_image(request: LaunchRequest) -> Image:
+    """The image that was asked for, from the store, every byte verified against the measurement, in memory. ImageError."""
+    manifest = _blob(request.measurement)
+    image = Image.from_store(manifest, _blob, [_blob(digest) for digest in request.signatures])
+    version = sys.version_info[:2]
+    if not image.manifest.runs_on_python((version[0], version[1])):
+        raise PlatformError(
+            f"the image {image.manifest.name} runs on Python {image.manifest.python}; this server has {version[0]}.{version[1]}"
+        )
+    if image.manifest.runtime != "process" or image.manifest.abi != ABI:
+        raise PlatformError(
+            f"the image wants runtime {image.manifest.runtime} with ABI {image.manifest.abi}; this server has process with {ABI}"
+        )
+    return image
+
+
+def _blob(digest: str) -> bytes:
+    algorithm, _, value = digest.partition(":")
+    if algorithm != "sha256" or not value.isalnum():
+        raise ImageError(f"{digest[:80]!r} is not a digest")
+    try:
+        with open(f"{STORE}/blobs/sha256/{value}", "rb") as file:
+            data = file.read(MAX_BLOB + 1)
+    except FileNotFoundError:
+        raise ImageError(f"blob {digest} is not in the server's store") from None
+    if len(data) > MAX_BLOB or hashlib.sha256(data).hexdigest() != value:
+        raise ImageError(f"blob {digest} in the server's store is damaged")
+    return data
+
+
+def runtime_digest() -> str:
+    """Reference value of the runtime as `sim` states it: what it is made of, which no hardware vouches for."""
+    parts = {"abi": ABI, "adyton": __version__, "python": platform.python_version(), **RUNTIME_PACKAGES}
+    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def identity_of(image: Image, platform_name: str) -> EnclaveIdentity:
+    """What evidence will say of the enclave; SignatureError unless the image has a signature that holds."""
+    signature = verified_signature(image, accept_debug=True)
+    return EnclaveIdentity(
+        platform=platform_name,
+        measurement=image.measurement,
+        signer=signature.signer,
+        product_id=signature.product_id,
+        security_version=signature.security_version,
+        debug=signature.debug,
+        runtime=runtime_digest(),
+        machine="",
+    )
+
+
+def _serve(sock: socket.socket, image: Image, identity: EnclaveIdentity, report: Report) -> NoReturn:
+    from adyton.image.layers import unpack_layer
+    from adyton.runtime.process.guest.run import main as guest_main
+    from adyton.runtime.process.guest_start import GuestSide, start_guest
+
+    def enter(side: GuestSide) -> None:
+        guest_main(side.control, side.finish)
+
+    guest = start_guest(enter, image.layers, unpack_layer)
+
+    # Only now: what the guest was forked from has loaded nothing of this.
+    from adyton.attestation.sim import attest
+    from adyton.runtime.process.supervisor.files import FileServer
+    from adyton.runtime.process.supervisor.serve import Program, Supervisor
+
+    program = Program(
+        entry=image.manifest.entry,
+        entries=[entry.name for entry in image.manifest.entries],
+        debug=identity.debug,
+    )
+    ready = False
+
+    def on_ready() -> None:
+        nonlocal ready
+        ready = True
+        report(None)
+
+    supervisor = Supervisor(sock, guest, program, identity, attest, FileServer(wanted=guest.wanted), on_ready)
+    reason = supervisor.run()
+    if not ready:
+        report(f"PlatformError: {reason or 'the enclave ended before it was ready'}")
+    os._exit(0)
