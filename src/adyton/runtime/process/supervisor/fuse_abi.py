@@ -1,0 +1,401 @@
+"""The requests of the kernel's FUSE protocol, bytes ↔ fields and nothing else. Source: include/uapi/linux/fuse.h, protocol 7.31 and later.
+
+Every message that is read from /dev/fuse is a header and a body: fixed fields, then a name, two names, the data of a write, or a
+list of forgotten nodes. `FORMS` has a row per operation that carries a body of interest; all others are decoded as `Nothing`.
+Times are nanoseconds, names are bytes. Answers are in `fuse_answers`.
+
+x86-64 and arm64 are little-endian, so are the layouts.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from enum import IntEnum, IntFlag
+from typing import Any, Literal, NamedTuple
+
+MAJOR = 7
+MINOR_AT_LEAST = 31  # Linux 5.4
+MINOR_SPOKEN = 38  # the newest whose changes are accounted for here
+ROOT_ID = 1
+FOREVER = (1 << 31) - 1  # seconds; the longest lifetime that no kernel's arithmetic overflows
+SECOND = 10**9  # nanoseconds
+
+
+class FileError(Exception):
+    """An operation failed in a way that the program in the guest may see: `number` is the errno."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class MalformedRequestError(Exception):
+    """A message from the kernel that this codec cannot read. `unique`: whom to answer; 0 if not even that could be read."""
+
+    def __init__(self, unique: int, text: str) -> None:
+        super().__init__(text)
+        self.unique = unique
+
+
+class Opcode(IntEnum):
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+
+
+class InitFlag(IntFlag):
+    """Capabilities agreed on by INIT (the first 32 of them)."""
+
+    ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    PARALLEL_DIROPS = 1 << 18
+    MAX_PAGES = 1 << 22
+
+
+class SetFlag(IntFlag):
+    """Which fields of a SETATTR are to be set (FATTR_…)."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+
+
+class OpenFlag(IntFlag):
+    """How the kernel is to treat an open file (FOPEN_…)."""
+
+    NONE = 0
+    KEEP_CACHE = 1 << 1
+    NOFLUSH = 1 << 5
+
+
+WRITE_CACHE = 1 << 0  # a WRITE of the page cache's, such as of a mapped file: nobody's file position is in it
+FSYNC_DATA_ONLY = 1 << 0
+RENAME_NOREPLACE = 1 << 0  # linux/fs.h
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Header(NamedTuple):
+    """Of every request. `pid`: the calling thread's id, in the pid namespace of who mounted."""
+
+    length: int
+    opcode: int
+    unique: int
+    node: int
+    uid: int
+    gid: int
+    pid: int
+
+
+class Nothing(NamedTuple):
+    pass
+
+
+class Name(NamedTuple):
+    """LOOKUP, UNLINK, RMDIR."""
+
+    name: bytes
+
+
+class Forget(NamedTuple):
+    lookups: int
+
+
+class BatchForget(NamedTuple):
+    nodes: list[tuple[int, int]]  # node, lookups
+
+
+class SetAttr(NamedTuple):
+    valid: int
+    handle: int
+    size: int
+    accessed_seconds: int
+    modified_seconds: int
+    accessed_nanoseconds: int
+    modified_nanoseconds: int
+    mode: int
+    uid: int
+    gid: int
+
+    @property
+    def accessed(self) -> int:
+        return self.accessed_seconds * SECOND + self.accessed_nanoseconds
+
+    @property
+    def modified(self) -> int:
+        return self.modified_seconds * SECOND + self.modified_nanoseconds
+
+
+class MakeNode(NamedTuple):
+    mode: int
+    device: int
+    umask: int
+    name: bytes
+
+
+class MakeDir(NamedTuple):
+    mode: int
+    umask: int
+    name: bytes
+
+
+class Rename(NamedTuple):
+    """RENAME2; a RENAME is one without flags."""
+
+    directory: int
+    flags: int
+    source: bytes
+    target: bytes
+
+
+class OldRename(NamedTuple):
+    directory: int
+    source: bytes
+    target: bytes
+
+
+class Link(NamedTuple):
+    node: int
+    name: bytes
+
+
+class SymLink(NamedTuple):
+    name: bytes
+    target: bytes
+
+
+class Open(NamedTuple):
+    """OPEN, OPENDIR."""
+
+    flags: int
+
+
+class Create(NamedTuple):
+    flags: int
+    mode: int
+    umask: int
+    name: bytes
+
+
+class Read(NamedTuple):
+    """READ, READDIR. `offset` of a READDIR: what the last entry got was given as its `offset`, or 0."""
+
+    handle: int
+    offset: int
+    size: int
+
+
+class Write(NamedTuple):
+    handle: int
+    offset: int
+    size: int
+    write_flags: int
+    flags: int  # of the open file, at the time of the write
+    data: bytes
+
+
+class Release(NamedTuple):
+    """RELEASE, RELEASEDIR."""
+
+    handle: int
+
+
+class Sync(NamedTuple):
+    """FSYNC, FSYNCDIR."""
+
+    handle: int
+    flags: int
+
+
+class Access(NamedTuple):
+    mask: int
+
+
+class Interrupt(NamedTuple):
+    unique: int
+
+
+class Init(NamedTuple):
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+Body = (
+    Nothing
+    | Name
+    | Forget
+    | BatchForget
+    | SetAttr
+    | MakeNode
+    | MakeDir
+    | Rename
+    | OldRename
+    | Link
+    | SymLink
+    | Open
+    | Create
+    | Read
+    | Write
+    | Release
+    | Sync
+    | Access
+    | Interrupt
+    | Init
+)
+
+
+class Request(NamedTuple):
+    header: Header
+    body: Any  # of the class that FORMS gives for the opcode
+
+
+class Form(NamedTuple):
+    """How a body lies in memory: `fixed` fields, in the order of `make`'s, then a tail."""
+
+    make: Callable[..., Body]
+    fixed: struct.Struct
+    tail: Literal["", "name", "names", "data", "nodes"] = ""
+
+
+def _form(make: Callable[..., Body], fixed: str, tail: Literal["", "name", "names", "data", "nodes"] = "") -> Form:
+    return Form(make, struct.Struct("<" + fixed), tail)
+
+
+_NOTHING = _form(Nothing, "")
+_OPEN = _form(Open, "I4x")
+_READ = _form(Read, "QQI4x8x4x4x")
+_RELEASE = _form(Release, "Q4x4x8x")
+_SYNC = _form(Sync, "QI4x")
+
+FORMS: Mapping[int, Form] = {
+    Opcode.LOOKUP: _form(Name, "", "name"),
+    Opcode.FORGET: _form(Forget, "Q"),
+    Opcode.SETATTR: _form(SetAttr, "I4xQQ8xqq8xII4xI4xII4x"),
+    Opcode.SYMLINK: _form(SymLink, "", "names"),
+    Opcode.MKNOD: _form(MakeNode, "III4x", "name"),
+    Opcode.MKDIR: _form(MakeDir, "II", "name"),
+    Opcode.UNLINK: _form(Name, "", "name"),
+    Opcode.RMDIR: _form(Name, "", "name"),
+    Opcode.RENAME: _form(OldRename, "Q", "names"),
+    Opcode.LINK: _form(Link, "Q", "name"),
+    Opcode.OPEN: _OPEN,
+    Opcode.READ: _READ,
+    Opcode.WRITE: _form(Write, "QQII8xI4x", "data"),
+    Opcode.RELEASE: _RELEASE,
+    Opcode.FSYNC: _SYNC,
+    Opcode.INIT: _form(Init, "IIII"),
+    Opcode.OPENDIR: _OPEN,
+    Opcode.READDIR: _READ,
+    Opcode.RELEASEDIR: _RELEASE,
+    Opcode.FSYNCDIR: _SYNC,
+    Opcode.ACCESS: _form(Access, "I4x"),
+    Opcode.CREATE: _form(Create, "III4x", "name"),
+    Opcode.INTERRUPT: _form(Interrupt, "Q"),
+    Opcode.BATCH_FORGET: _form(BatchForget, "I4x", "nodes"),
+    Opcode.RENAME2: _form(Rename, "QI4x", "names"),
+}
+
+_NAMES = {"name": 1, "names": 2}
+_HEADER = struct.Struct("<IIQQIII4x")
+_FORGET_ONE = struct.Struct("<QQ")
+HEADER_SIZE = _HEADER.size
+WRITE_HEADER_SIZE = HEADER_SIZE + FORMS[Opcode.WRITE].fixed.size
+
+
+def decode(message: bytes) -> Request:
+    """One message of the kernel's. MalformedRequestError, and no other error, if it is none."""
+    if len(message) < HEADER_SIZE:
+        raise MalformedRequestError(0, f"{len(message)} bytes are no request")
+    header = Header._make(_HEADER.unpack_from(message))
+    form = FORMS.get(header.opcode, _NOTHING)
+    start = HEADER_SIZE + form.fixed.size
+    if header.length != len(message) or len(message) < start:
+        raise MalformedRequestError(header.unique, f"a request of operation {header.opcode} with {len(message)} bytes")
+    fields = form.fixed.unpack_from(message, HEADER_SIZE)
+    if form.tail == "":
+        return Request(header, form.make(*fields))
+    tail = message[start:]
+    if form.tail == "data":
+        if len(tail) != fields[2]:
+            raise MalformedRequestError(header.unique, f"a write of {fields[2]} bytes with {len(tail)}")
+        return Request(header, form.make(*fields, tail))
+    if form.tail == "nodes":
+        if len(tail) != fields[0] * _FORGET_ONE.size:
+            raise MalformedRequestError(header.unique, f"{fields[0]} forgotten nodes in {len(tail)} bytes")
+        return Request(header, form.make(list(_FORGET_ONE.iter_unpack(tail))))
+    expected = _NAMES[form.tail]
+    names = tail.split(b"\0")
+    if len(names) <= expected or not all(names[:expected]):
+        raise MalformedRequestError(header.unique, f"a request of operation {header.opcode} without its name")
+    return Request(header, form.make(*fields, *names[:expected]))
+
+
+def encode(opcode: int, unique: int, node: int, body: Body, *, pid: int = 1, uid: int = 1000, gid: int = 1000) -> bytes:
+    """A request as the kernel would send it."""
+    form = FORMS.get(opcode, _NOTHING)
+    if isinstance(body, BatchForget):
+        packed = form.fixed.pack(len(body.nodes)) + b"".join(_FORGET_ONE.pack(*each) for each in body.nodes)
+    elif isinstance(body, Write):
+        packed = form.fixed.pack(*body[:-1]) + body.data
+    else:
+        fields: tuple[Any, ...] = body
+        split = len(fields) - _NAMES.get(form.tail, 0)
+        packed = form.fixed.pack(*fields[:split]) + b"".join(name + b"\0" for name in fields[split:])
+    return _HEADER.pack(HEADER_SIZE + len(packed), opcode, unique, node, uid, gid, pid) + packed
