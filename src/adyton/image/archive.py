@@ -20,6 +20,7 @@ MAX_DEPTH = 64  # names in a path
 MAX_NAME = 255  # bytes of one name
 MAX_FILE = (1 << 33) - 1  # bytes; what eleven octal digits hold
 
+_POSIX = b"ustar\x00" + b"00"  # magic and version
 _END = bytes(BLOCK)
 _FILE, _OLD_FILE, _FOLDER = b"0", b"\0", b"5"
 
@@ -63,7 +64,7 @@ def header(path: str, size: int) -> bytes:
         (136, b"%011o\0" % 0),
         (148, b"        "),
         (156, _FILE),
-        (257, b"ustar\000"),
+        (257, _POSIX),
         (329, b"0000000\0"),
         (337, b"0000000\0"),
         (345, prefix),
@@ -129,7 +130,7 @@ def _parse(block: bytes, offset: int) -> Member:
     if _octal(block[148:156], "checksum") != sum(block) - sum(block[148:156]) + 8 * 0x20:
         raise ImageError("a header in the archive has a wrong checksum: the file is damaged, or not a tar archive")
     kind = block[156:157]
-    posix, gnu = block[257:265] == b"ustar\00000", block[257:265] == b"ustar  \0"
+    posix, gnu = block[257:265] == _POSIX, block[257:265] == b"ustar  \0"
     if not posix and not gnu:
         raise ImageError("the archive is neither of the ustar nor of the GNU format")
     raw = _text(block[0:100])
