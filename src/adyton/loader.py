@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from adyton.attestation.expectation import Expectation
 from adyton.client import EnclaveClient, error_of, opened
 from adyton.communicator.messages import Grant, LoadRequest
-from adyton.config import Policy
+from adyton.config import AllowSettings, Policy, effective_policy, expectation_of
 from adyton.errors import PlatformError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
+from adyton.hostcall.client.functions import HostFunctions
 from adyton.hostcall.client.policy import HostCallPolicy, check_variable
 from adyton.hostcall.own_paths import own_path
 from adyton.image.build import build_file
@@ -40,7 +43,9 @@ class LoadArguments:
     """What a load needs besides image and provision. None: the environment says, or the default holds."""
 
     name: str | None = None
-    policy: Policy | None = None
+    policy: str | os.PathLike[str] | None = None  # a policy file
+    allow: AllowSettings = field(default_factory=AllowSettings)  # added to the file's
+    expect: Expectation | Mapping[str, Any] | None = None  # instead of the file's
     config: EnclaveConfig = field(default_factory=EnclaveConfig)
     functions: Iterable[Callable[..., Any]] = ()
     accept_debug: bool = False
@@ -56,8 +61,8 @@ def load(  # the arguments are INTERFACE §2's
     image: ImageSource,
     *,
     on: str | None = None,
-    policy: str | os.PathLike[str] | Policy | None = None,
-    expect: dict[str, Any] | None = None,
+    policy: str | os.PathLike[str] | None = None,
+    expect: Expectation | Mapping[str, Any] | None = None,
     allow_read: Iterable[str | os.PathLike[str]] = (),
     allow_write: Iterable[str | os.PathLike[str]] = (),
     allow_net: Iterable[str] = (),
@@ -85,9 +90,9 @@ def load(  # the arguments are INTERFACE §2's
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
     """
-    settings = Policy.read(policy if policy is not None else os.environ.get("ADYTON_POLICY") or None)
-    settings = settings.extended(
-        expect=expect,
+    directory = os.getcwd()
+    allow = AllowSettings.create(
+        base=directory,
         read=allow_read,
         write=allow_write,
         net=allow_net,
@@ -102,7 +107,9 @@ def load(  # the arguments are INTERFACE §2's
     )
     arguments = LoadArguments(
         name=name,
-        policy=settings,
+        policy=policy,
+        allow=allow,
+        expect=expect,
         functions=functions,
         allow_sim=allow_sim or None,
         platform=None if platform == "auto" else platform,
@@ -138,9 +145,9 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
         raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
-    policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
+    policy = _policy(arguments)
     expectation = _expectation(policy, image, arguments, local=provision.local)
-    host_calls = policy.host_calls()
+    host_calls = policy.allow.host_call_policy(working_directory=os.getcwd())
     try:
         transport = provision.provision(image, platform, arguments.tls)
         name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
@@ -155,10 +162,22 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
 
 def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:
     """Load an application of this process: no image, no sandbox, no proof. For tests."""
-    policy = arguments.policy or Policy.read(None)
+    host_calls = _policy(arguments).allow.host_call_policy(working_directory=os.getcwd())
     name = arguments.name or getattr(application, "name", type(application).__name__)
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
-    return _connect(in_process(application), None, policy.host_calls(), expectation, arguments, name)
+    return _connect(in_process(application), None, host_calls, expectation, arguments, name)
+
+
+def _policy(arguments: LoadArguments) -> Policy:
+    policy = effective_policy(
+        policy=arguments.policy, allow=arguments.allow, environment=os.environ, working_directory=os.getcwd()
+    )
+    if arguments.expect is None:
+        return policy
+    expect = arguments.expect
+    if not isinstance(expect, Expectation):
+        expect = expectation_of(expect, "expect")
+    return replace(policy, expect=expect)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
@@ -172,7 +191,7 @@ def _connect(
     arguments: LoadArguments,
     name: str,
 ) -> EnclaveClient:
-    executor = Executor(policy, list(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
+    executor = Executor(policy, HostFunctions(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
     proxy = ProxyClient(transport, executor, expectation)
     timeout = arguments.timeout or _timeout_of_environment()
     try:
@@ -213,20 +232,14 @@ def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *
     if policy.expect is not None:
         expectation = policy.expect
         if not expectation.measurement and not expectation.signer:
-            expectation = replace_struct(expectation, measurement=measurement)
+            expectation = msgspec.structs.replace(expectation, measurement=measurement)
         if allow_sim and "sim" not in expectation.platforms:
-            expectation = replace_struct(expectation, platforms=[*expectation.platforms, "sim"], debug=True)
+            expectation = msgspec.structs.replace(expectation, platforms=[*expectation.platforms, "sim"], debug=True)
         return expectation
     platforms = ["sgx", "tdx", "sev-snp", "nitro", "tpm"]
     if local or allow_sim:
         platforms.append("sim")
     return Expectation(platforms=platforms, measurement=measurement, debug=local or allow_sim or arguments.accept_debug)
-
-
-def replace_struct(expectation: Expectation, **changes: Any) -> Expectation:
-    import msgspec
-
-    return msgspec.structs.replace(expectation, **changes)
 
 
 def _time_zone() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from adyton.client import EnclaveClient
-from adyton.config import Policy
+from adyton.config import allow_of
 from adyton.errors import ClosedError, NameInUseError, UsageError
 from adyton.loader import LoadArguments, load_enclave, load_in_process
 from adyton.proto.enclave import EnclaveFinal, EnclaveLoadConfig
@@ -49,7 +49,8 @@ class LoadOrder:
     name: str
     load_config: EnclaveLoadConfig
     proxy_config: RemoteProxyClientConfig | None
-    policy: Policy | None
+    expect: Mapping[str, Any] | None
+    allow: Mapping[str, Any]
     functions: Iterable[Callable[..., Any]]
 
 
@@ -79,7 +80,8 @@ class RemoteEnclaveLoader(EnclaveLoader):
             provision,
             LoadArguments(
                 name=order.name,
-                policy=order.policy,
+                expect=order.expect,
+                allow=allow_of(order.allow),
                 config=order.load_config.config,
                 functions=order.functions,
                 accept_debug=sgx.debug,
@@ -113,7 +115,10 @@ class FakeEnclaveLoader(EnclaveLoader):
         return load_in_process(
             self._application,
             LoadArguments(
-                name=order.name, policy=order.policy, config=order.load_config.config, functions=order.functions
+                name=order.name,
+                allow=allow_of(order.allow),
+                config=order.load_config.config,
+                functions=order.functions,
             ),
         )
 
@@ -166,14 +171,13 @@ class EnclaveManager:
         name = load_config.name
         if not name:
             raise UsageError("the EnclaveLoadConfig has no name: set load_config.name")
-        policy = Policy.from_tables(expect, allow) if expect is not None or allow is not None else None
         with self._lock:
             if name in self._clients:
                 raise NameInUseError(f"an enclave {name!r} is loaded already: destroy it first, or take another name")
             self._clients[name] = None
             loader = self._options.loader or RemoteEnclaveLoader()
         try:
-            client = loader.load(LoadOrder(name, load_config, remote_proxy_config, policy, functions))
+            client = loader.load(LoadOrder(name, load_config, remote_proxy_config, expect, allow or {}, functions))
         except BaseException:
             self._forget(name)
             raise

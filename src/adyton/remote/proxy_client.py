@@ -384,4 +384,4 @@ def _raised_by_function(raised: FunctionRaised) -> Raised:
     )
     errno = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else 0
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Raised("raised", type(error).__qualname__[:256], text[:4096], builtin, errno)
+    return Raised(raised.kind, type(error).__qualname__[:256], text[:4096], builtin, errno)
