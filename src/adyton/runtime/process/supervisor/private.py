@@ -1,0 +1,225 @@
+"""Files that only the enclave has: what lies below /tmp while /tmp is part of the tree that the supervisor serves.
+
+Kept in the supervisor's memory, gone with the enclave. The guest is hostile towards the supervisor, so bytes and inodes are bounded
+(ENOSPC), and sparse files count in full. Errors are FileError (errnos as of POSIX.1-2017).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+from adyton.runtime.process.supervisor.fuse_abi import FileError
+
+INODE_COST = 512  # bytes that an inode and its name count for
+
+
+class Inode:
+    """What files, directories and links have in common. `number` is not used twice; times are nanoseconds."""
+
+    __slots__ = ("accessed", "changed", "links", "mode", "modified", "number", "opens")
+
+    def __init__(self, number: int, mode: int, now: int) -> None:
+        self.number = number
+        self.mode = mode
+        self.links = 1
+        self.opens = 0
+        self.accessed = self.modified = self.changed = now
+
+    @property
+    def size(self) -> int:
+        return 0
+
+
+class File(Inode):
+    __slots__ = ("data",)
+
+    def __init__(self, number: int, mode: int, now: int) -> None:
+        super().__init__(number, mode, now)
+        self.data = bytearray()
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+class Link(Inode):
+    __slots__ = ("target",)
+
+    def __init__(self, number: int, target: bytes, now: int) -> None:
+        super().__init__(number, 0o777, now)
+        self.target = target
+
+    @property
+    def size(self) -> int:
+        return len(self.target)
+
+
+class Directory(Inode):
+    """`pinned`: it leads to names of the client's, so it stays where it is."""
+
+    __slots__ = ("entries", "pinned")
+
+    def __init__(self, number: int, mode: int, now: int, *, pinned: bool = False) -> None:
+        super().__init__(number, mode, now)
+        self.entries: dict[str, Inode] = {}
+        self.links = 2
+        self.pinned = pinned
+
+
+_Made = TypeVar("_Made", bound=Inode)
+
+
+class PrivateFiles:
+    """All of them. `capacity` in bytes; `numbers` gives inode numbers; `now` the time."""
+
+    def __init__(self, capacity: int, numbers: Callable[[], int], now: Callable[[], int]) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self._numbers = numbers
+        self._now = now
+        self.root = Directory(numbers(), 0o1777, now(), pinned=True)
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def make_file(self, directory: Directory, name: str, mode: int) -> File:
+        """A new, empty file; EEXIST, ENOSPC."""
+        return self._place(directory, name, File(self._numbers(), mode, self._now()))
+
+    def make_link(self, directory: Directory, name: str, target: bytes) -> Link:
+        """A new symbolic link; EEXIST, ENOSPC."""
+        self._require_space(len(target) + INODE_COST)
+        link = self._place(directory, name, Link(self._numbers(), target, self._now()))
+        self.used += len(target)
+        return link
+
+    def make_directory(self, directory: Directory, name: str, mode: int, *, pinned: bool = False) -> Directory:
+        """A new, empty directory; EEXIST, ENOSPC."""
+        made = self._place(directory, name, Directory(self._numbers(), mode, self._now(), pinned=pinned))
+        directory.links += 1
+        return made
+
+    def _place(self, directory: Directory, name: str, inode: _Made) -> _Made:
+        if directory.links == 0:
+            raise FileError(errno.ENOENT)
+        if name in directory.entries:
+            raise FileError(errno.EEXIST)
+        self._require_space(INODE_COST)
+        self.used += INODE_COST
+        directory.entries[name] = inode
+        self._touched(directory)
+        return inode
+
+    # -- names ------------------------------------------------------------------------------------------------------
+
+    def find(self, directory: Directory, name: str) -> Inode:
+        """ENOENT."""
+        inode = directory.entries.get(name)
+        if inode is None:
+            raise FileError(errno.ENOENT)
+        return inode
+
+    def remove(self, directory: Directory, name: str, *, is_directory: bool) -> None:
+        """unlink, or rmdir; ENOENT, ENOTDIR, EISDIR, ENOTEMPTY, EBUSY."""
+        inode = self.find(directory, name)
+        if is_directory and not isinstance(inode, Directory):
+            raise FileError(errno.ENOTDIR)
+        if not is_directory and isinstance(inode, Directory):
+            raise FileError(errno.EISDIR)
+        self._require_removable(inode)
+        self._unlink(directory, name, inode)
+
+    def rename(self, source: Directory, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
+        """Give it another name; that no directory goes into itself is the kernel's care. Errors as of rename(2); EBUSY if pinned."""
+        inode = self.find(source, name)
+        if isinstance(inode, Directory) and inode.pinned:
+            raise FileError(errno.EBUSY)
+        existing = target.entries.get(new_name)
+        if existing is inode:
+            return
+        if existing is not None:
+            if not replace:
+                raise FileError(errno.EEXIST)
+            if isinstance(inode, Directory) != isinstance(existing, Directory):
+                raise FileError(errno.EISDIR if isinstance(existing, Directory) else errno.ENOTDIR)
+            self._require_removable(existing)
+            self._unlink(target, new_name, existing)
+        elif target.links == 0:
+            raise FileError(errno.ENOENT)
+        target.entries[new_name] = source.entries.pop(name)
+        if isinstance(inode, Directory):
+            source.links -= 1
+            target.links += 1
+        for directory in (source, target):
+            self._touched(directory)
+        inode.changed = self._now()
+
+    def _require_removable(self, inode: Inode) -> None:
+        if isinstance(inode, Directory):
+            if inode.pinned:
+                raise FileError(errno.EBUSY)
+            if inode.entries:
+                raise FileError(errno.ENOTEMPTY)
+
+    def _unlink(self, directory: Directory, name: str, inode: Inode) -> None:
+        del directory.entries[name]
+        self._touched(directory)
+        inode.links = 0
+        inode.changed = self._now()
+        if isinstance(inode, Directory):
+            directory.links -= 1
+        self._drop(inode)
+
+    def _touched(self, inode: Inode) -> None:
+        inode.modified = inode.changed = self._now()
+
+    # -- content ------------------------------------------------------------------------------------------------------
+
+    def open(self, inode: Inode) -> None:
+        """Hold on to it though its name may go; ESTALE if it has been freed."""
+        self._require_kept(inode)
+        inode.opens += 1
+
+    def close(self, inode: Inode) -> None:
+        """The opposite of `open`; the last one frees what has no name."""
+        inode.opens -= 1
+        self._drop(inode)
+
+    def read(self, file: File, offset: int, size: int) -> bytes:
+        """At most `size` bytes; fewer only at the end."""
+        return bytes(memoryview(file.data)[offset : offset + size])
+
+    def write(self, file: File, offset: int, data: bytes) -> int:
+        """All of `data`, or ENOSPC."""
+        if offset + len(data) > len(file.data):
+            self.resize(file, offset + len(data))
+        file.data[offset : offset + len(data)] = data
+        self._touched(file)
+        return len(data)
+
+    def resize(self, file: File, size: int) -> None:
+        """Cut off, or fill up with zeros; ENOSPC, ESTALE if it has been freed."""
+        self._require_kept(file)
+        more = size - len(file.data)
+        if more < 0:
+            del file.data[size:]
+        else:
+            self._require_space(more)
+            file.data.extend(bytes(more))
+        self.used += more
+        self._touched(file)
+
+    def _require_space(self, size: int) -> None:
+        if self.used + size > self.capacity:
+            raise FileError(errno.ENOSPC)
+
+    def _require_kept(self, inode: Inode) -> None:
+        if inode.links == 0 and inode.opens == 0:
+            raise FileError(errno.ESTALE)
+
+    def _drop(self, inode: Inode) -> None:
+        if inode.links == 0 and inode.opens == 0:
+            self.used -= inode.size + INODE_COST
+            if isinstance(inode, File):
+                inode.data.clear()

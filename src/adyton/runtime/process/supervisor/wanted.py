@@ -1,0 +1,236 @@
+"""What a thread of the guest wants to open, read from where it waits in the kernel.
+
+The kernel looks names up one by one: a program that opens /home/ann/.netrc is refused at /home already, and a denial that says
+"/home" helps nobody. While the look-up waits for its answer the thread waits in its system call, whose arguments say the whole path
+and whether it is to be read or written.
+
+It is a hint and nothing else: the guest can change its memory at any time. A hint can change which denial the client's owner reads,
+never what is allowed. Source: proc_pid_syscall(5), proc_pid_mem(5); argument orders as in the syscalls' man pages.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.layout import is_normal
+
+AT_FDCWD = -100
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_ACCESS_WRITE = 2  # W_OK
+MAX_THREADS = 4096  # looked at to find one
+
+Way = Literal["read", "write", "flags", "how", "mode"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    path: str
+    right: Literal["read", "write"]
+
+
+class PathCall(NamedTuple):
+    """A system call that takes paths. `paths`: for each, the arguments that hold its directory (None: the working one) and it.
+
+    `way`: read or write; or told by the open flags, by the struct open_how or by the access mode in argument `argument`.
+    """
+
+    x86_64: int | None
+    arm64: int | None
+    paths: tuple[tuple[int | None, int], ...]
+    way: Way
+    argument: int = 0
+
+
+_FIRST: tuple[tuple[int | None, int], ...] = ((None, 0),)
+_AT: tuple[tuple[int | None, int], ...] = ((0, 1),)
+
+# Numbers: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
+CALLS: tuple[PathCall, ...] = (
+    PathCall(2, None, _FIRST, "flags", 1),  # open
+    PathCall(4, None, _FIRST, "read"),  # stat
+    PathCall(6, None, _FIRST, "read"),  # lstat
+    PathCall(21, None, _FIRST, "mode", 1),  # access
+    PathCall(76, 45, _FIRST, "write"),  # truncate
+    PathCall(80, 49, _FIRST, "read"),  # chdir
+    PathCall(82, None, ((None, 0), (None, 1)), "write"),  # rename
+    PathCall(83, None, _FIRST, "write"),  # mkdir
+    PathCall(84, None, _FIRST, "write"),  # rmdir
+    PathCall(85, None, _FIRST, "write"),  # creat
+    PathCall(86, None, ((None, 0), (None, 1)), "write"),  # link
+    PathCall(87, None, _FIRST, "write"),  # unlink
+    PathCall(88, None, ((None, 1),), "write"),  # symlink
+    PathCall(89, None, _FIRST, "read"),  # readlink
+    PathCall(90, None, _FIRST, "write"),  # chmod
+    PathCall(92, None, _FIRST, "write"),  # chown
+    PathCall(94, None, _FIRST, "write"),  # lchown
+    PathCall(132, None, _FIRST, "write"),  # utime
+    PathCall(133, None, _FIRST, "write"),  # mknod
+    PathCall(137, 43, _FIRST, "read"),  # statfs
+    PathCall(191, 8, _FIRST, "read"),  # getxattr
+    PathCall(192, 9, _FIRST, "read"),  # lgetxattr
+    PathCall(194, 11, _FIRST, "read"),  # listxattr
+    PathCall(195, 12, _FIRST, "read"),  # llistxattr
+    PathCall(235, None, _FIRST, "write"),  # utimes
+    PathCall(257, 56, _AT, "flags", 2),  # openat
+    PathCall(258, 34, _AT, "write"),  # mkdirat
+    PathCall(259, 33, _AT, "write"),  # mknodat
+    PathCall(260, 54, _AT, "write"),  # fchownat
+    PathCall(261, None, _AT, "write"),  # futimesat
+    PathCall(262, 79, _AT, "read"),  # newfstatat
+    PathCall(263, 35, _AT, "write"),  # unlinkat
+    PathCall(264, 38, ((0, 1), (2, 3)), "write"),  # renameat
+    PathCall(265, 37, ((0, 1), (2, 3)), "write"),  # linkat
+    PathCall(266, 36, ((1, 2),), "write"),  # symlinkat
+    PathCall(267, 78, _AT, "read"),  # readlinkat
+    PathCall(268, 53, _AT, "write"),  # fchmodat
+    PathCall(269, 48, _AT, "mode", 2),  # faccessat
+    PathCall(280, 88, _AT, "write"),  # utimensat
+    PathCall(316, 276, ((0, 1), (2, 3)), "write"),  # renameat2
+    PathCall(332, 291, _AT, "read"),  # statx
+    PathCall(437, 437, _AT, "how", 2),  # openat2
+    PathCall(439, 439, _AT, "mode", 2),  # faccessat2
+    PathCall(452, 452, _AT, "write"),  # fchmodat2
+)
+
+
+def calls_of(machine: str) -> Mapping[int, PathCall]:
+    """CALLS by their number on `machine` (as of platform.machine())."""
+    arm = machine == "aarch64"
+    numbered = ((call.arm64 if arm else call.x86_64, call) for call in CALLS)
+    return {number: call for number, call in numbered if number is not None}
+
+
+class GuestThreads:
+    """Answers `wanted` for the guest whose first process is `pid`, as `proc` (a mounted proc file system) numbers it."""
+
+    def __init__(self, pid: int, proc: str = "/proc") -> None:
+        self._pid = pid
+        self._proc = proc
+        self._known: dict[int, str] = {}
+        self._calls = calls_of(platform.machine())
+
+    def wanted(self, thread: int, denied: str) -> Wanted | None:
+        """What `thread` (numbered as in the guest's pid namespace) wants that is `denied`, or below it; None if it cannot be told.
+
+        A path that does not lead through `denied` (a symbolic link's target was denied) gives `denied` with the right wanted.
+        """
+        try:
+            directory = self._directory(thread)
+            return self._wanted(directory, denied) if directory is not None else None
+        except (OSError, ValueError, LookupError):
+            return None
+
+    def _wanted(self, directory: str, denied: str) -> Wanted | None:
+        with open(f"{directory}/syscall", "rb") as file:
+            words = file.read(512).split()
+        if len(words) < 7:  # "running", or blocked outside of a system call
+            return None
+        call = self._calls.get(int(words[0]))
+        if call is None:
+            return None
+        arguments = [int(word, 16) for word in words[1:7]]
+        memory = os.open(f"{directory}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            right = _right(call, arguments, memory)
+            for base, argument in call.paths:
+                text = _text(memory, arguments[argument])
+                path = _absolute(directory, None if base is None else arguments[base], text)
+                if path is not None and is_below(path, denied):
+                    return Wanted(path, right)
+        finally:
+            os.close(memory)
+        return Wanted(denied, right)
+
+    # -- finding the thread -----------------------------------------------------------------------------------------
+
+    def _directory(self, thread: int) -> str | None:
+        """The proc directory of the thread."""
+        known = self._known.get(thread)
+        if known is not None and _number_inside(known) == thread:
+            return known
+        self._known.clear()
+        for count, directory in enumerate(self._threads()):
+            if count >= MAX_THREADS:
+                break
+            number = _number_inside(directory)
+            if number is not None:
+                self._known[number] = directory
+                if number == thread:
+                    return directory
+        return None
+
+    def _threads(self) -> Iterator[str]:
+        """The proc directories of all threads of the guest's processes, the first process's first."""
+        processes = [self._pid]
+        for process in processes:  # grows: each process's children follow
+            try:
+                threads = os.listdir(f"{self._proc}/{process}/task")
+            except OSError:
+                continue
+            for thread in threads:
+                directory = f"{self._proc}/{process}/task/{thread}"
+                yield directory
+                try:
+                    with open(f"{directory}/children", "rb") as file:
+                        processes.extend(int(child) for child in file.read(1 << 16).split()[:MAX_THREADS])
+                except OSError:
+                    continue
+
+
+def is_below(path: str, denied: str) -> bool:
+    """Whether a hint may stand for what was denied: normalised, and equal to it or below it."""
+    return is_normal(path) and (path == denied or path.startswith(denied.rstrip("/") + "/"))
+
+
+def _number_inside(directory: str) -> int | None:
+    """The innermost number of a thread: as its own pid namespace has it."""
+    try:
+        with open(f"{directory}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"NSpid:"):
+                    return int(line.split()[-1])
+    except OSError:
+        pass
+    return None
+
+
+def _right(call: PathCall, arguments: list[int], memory: int) -> Literal["read", "write"]:
+    if call.way == "flags":
+        return "write" if arguments[call.argument] & _WRITING else "read"
+    if call.way == "how":
+        how = os.pread(memory, 8, arguments[call.argument])
+        return "write" if int.from_bytes(how, "little") & _WRITING else "read"
+    if call.way == "mode":
+        return "write" if arguments[call.argument] & _ACCESS_WRITE else "read"
+    return "write" if call.way == "write" else "read"
+
+
+def _text(memory: int, address: int) -> str:
+    """The string at an address; ValueError if there is none of a path's length. Read page by page: the next one may be absent."""
+    found = b""
+    while len(found) <= abi.MAX_PATH:
+        page = os.pread(memory, 4096 - (address + len(found)) % 4096, address + len(found))
+        end = page.find(b"\0")
+        if end >= 0:
+            return (found + page[:end]).decode()
+        if not page:
+            break
+        found += page
+    raise ValueError("no path there")
+
+
+def _absolute(directory: str, base: int | None, path: str) -> str | None:
+    """The path with its directory, lexically normalised; None if the directory has no name."""
+    if not path.startswith("/"):
+        number = AT_FDCWD if base is None else (base & 0xFFFFFFFF) - ((base & 0x80000000) << 1)
+        above = os.readlink(f"{directory}/cwd" if number == AT_FDCWD else f"{directory}/fd/{number}")
+        if not above.startswith("/"):
+            return None
+        path = f"{above}/{path}"
+    return posixpath.normpath("/" + path.lstrip("/"))
