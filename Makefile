@@ -18,7 +18,7 @@ quickstart: setup
 	@cd examples/quickstart && $(abspath $(BIN))/adyton run quickstart -- --message "$(MESSAGE)"
 
 quickstart-remote: setup
-	@$(BIN)/python examples/quickstart_remote.py "$(MESSAGE)"
+	@$(BIN)/python examples/quickstart_remote/run.py "$(MESSAGE)"
 
 test: setup
 	$(BIN)/python -m pytest -n 2

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Iterable
+from typing import Self
 
+from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, ResourceLimitError
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_BLOB = 8 << 30  # bytes
-
-
-def digest_of(data: bytes) -> str:
-    """ "sha256:HEX" of the bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 class BlobStore:
@@ -31,7 +26,7 @@ class BlobStore:
 
     def path(self, digest: str) -> str:
         """Where the blob is, or will be; ImageError for anything but "sha256:" and 64 hex digits."""
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise ImageError(f"{digest[:80]!r} is not a digest: sha256: and 64 lower-case hex digits are expected")
         return os.path.join(self._blobs, digest[7:])
 
@@ -81,7 +76,7 @@ class Incoming:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o644)
 
-    def __enter__(self) -> Incoming:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from adyton.crypto.digest import digest_of
 from adyton.errors import ImageError, RemoteProtocolError, ResourceLimitError
 from adyton.image.oci import Image
-from adyton.provision.store import BlobStore, Incoming, digest_of
+from adyton.provision.store import BlobStore, Incoming
 from adyton.provision_pb2 import Blob, Chunk, Offer, ProvisionRequest
 
 CHUNK = 1 << 20  # bytes of one chunk

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from adyton._version import __version__
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import AdytonError, ImageError, PlatformError
 from adyton.image.manifest import ABI, RUNTIME_PACKAGES
 from adyton.image.oci import Image
@@ -21,7 +22,7 @@ from adyton.image.sign import verified_signature
 from adyton.runtime.launch import LaunchRequest
 
 STORE = "/opt/adyton/store"  # bound there by the zygote
-MAX_BLOB = 1 << 30  # bytes that are read into memory before they are verified
+MAX_SMALL = 1 << 20  # bytes of an OCI manifest or a signature
 
 Report = Callable[[str | None], None]
 
@@ -42,8 +43,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
 
 def read_image(request: LaunchRequest) -> Image:
     """The image that was asked for, from the store, every byte verified against the measurement, in memory. ImageError."""
-    manifest = _blob(request.measurement)
-    image = Image.from_store(manifest, _blob, [_blob(digest) for digest in request.signatures])
+    manifest = _blob(request.measurement, MAX_SMALL)
+    image = Image.from_store(manifest, _blob, [_blob(digest, MAX_SMALL) for digest in request.signatures])
     version = sys.version_info[:2]
     if not image.manifest.runs_on_python((version[0], version[1])):
         raise PlatformError(
@@ -56,16 +57,15 @@ def read_image(request: LaunchRequest) -> Image:
     return image
 
 
-def _blob(digest: str) -> bytes:
-    algorithm, _, value = digest.partition(":")
-    if algorithm != "sha256" or not value.isalnum():
+def _blob(digest: str, limit: int) -> bytes:
+    if not is_digest(digest):
         raise ImageError(f"{digest[:80]!r} is not a digest")
     try:
-        with open(f"{STORE}/blobs/sha256/{value}", "rb") as file:
-            data = file.read(MAX_BLOB + 1)
+        with open(f"{STORE}/blobs/sha256/{digest[7:]}", "rb") as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise ImageError(f"blob {digest} is not in the server's store") from None
-    if len(data) > MAX_BLOB or hashlib.sha256(data).hexdigest() != value:
+    if len(data) > limit or digest_of(data) != digest:
         raise ImageError(f"blob {digest} in the server's store is damaged")
     return data
 
@@ -99,7 +99,7 @@ def _serve(sock: socket.socket, image: Image, identity: EnclaveIdentity, report:
     def enter(side: GuestSide) -> None:
         guest_main(side.control, side.finish)
 
-    guest = start_guest(enter, image.layers, unpack_layer)
+    guest = start_guest(enter, image.layers(), unpack_layer)
 
     # Only now: what the guest was forked from has loaded nothing of this.
     from adyton.attestation.sim import attest

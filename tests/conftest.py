@@ -1,0 +1,63 @@
+"""Fixtures that start what tests need, and stop it; and loud reasons where this machine cannot run a test."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@functools.cache
+def sandbox_missing() -> str:
+    """Why the process runtime cannot run here; "" if it can."""
+    from adyton.runtime.process.doctor import findings
+
+    return "; ".join(f"{each.name}: {each.detail}" for each in findings() if each.needed and not each.ok)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("sandbox") and sandbox_missing():
+            item.add_marker(pytest.mark.skip(reason=f"NO SANDBOX HERE: {sandbox_missing()}"))
+        if item.get_closest_marker("netns") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="NOT ROOT: network namespaces cannot be made"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees another's built images, or the user's ADYTON_ variables."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in list(os.environ):
+        if name.startswith("ADYTON_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    directory = tmp_path / "work"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a provision server on loopback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adyton.cli", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("adyton provision server listening on "), line
+    yield "grpc://" + line.rpartition(" ")[2].strip()
+    process.terminate()
+    assert process.wait(40) == 0
+    process.stdout.close()
