@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat, paths
-from adyton.hostcall.client.functions import FunctionRaised, HostFunctions
+from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight
 from adyton.hostcall.own_paths import own_path
@@ -62,7 +62,7 @@ class Executor:
     def __init__(
         self,
         policy: HostCallPolicy,
-        functions: HostFunctions,
+        functions: HostFunctions | Functions,
         *,
         denied: Callable[[str], None],
         output: Callable[[abi.Output], None],
@@ -73,7 +73,7 @@ class Executor:
         `walk`: reach files without openat2 (True), with it (False), as this machine allows (None).
         """
         self._policy = policy
-        self._functions = functions
+        self._functions = functions if isinstance(functions, HostFunctions) else HostFunctions(functions)
         self._tell = denied
         self._output = output
         self._tree = ConfinedTree(walk=walk)

@@ -141,26 +141,18 @@ class ConfinedTree:
     def _open_walking(self, names: list[str], flags: int) -> int:
         descriptor = os.open(".", _DIRECTORY, dir_fd=self._root)
         try:
-            for name in names[:-1]:
-                descriptor = _exchange(descriptor, _step(descriptor, name, _DIRECTORY))
-            return _step(descriptor, names[-1] if names else ".", flags)
+            for name in names:
+                below = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+                kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+                if kind == stat.S_IFLNK:
+                    raise _link_refused()
+                if kind != stat.S_IFDIR:
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return os.open(".", flags, dir_fd=descriptor)
         finally:
             os.close(descriptor)
-
-
-def _exchange(old: int, new: int) -> int:
-    os.close(old)
-    return new
-
-
-def _step(directory: int, name: str, flags: int) -> int:
-    try:
-        return _refuse_links(lambda: os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory))
-    except NotADirectoryError:
-        # What O_DIRECTORY with O_NOFOLLOW says of a symbolic link as well: open(2).
-        if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            raise _link_refused() from None
-        raise
 
 
 def _refuse_links(opening: Callable[[], int]) -> int:

@@ -250,7 +250,7 @@ def _divide(entry: str, where: str) -> tuple[str, str | None]:
         raise UsageError(f"{where}: {entry!r} is no text; {_NET_FORMS}")
     if entry.startswith("["):
         bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:/[0-9]{1,3})?)\](?::([^:]*))?", entry)
-        if bracketed is None:
+        if bracketed is None or ":" not in bracketed[1]:
             raise UsageError(f"{where}: {entry!r} is malformed; {_NET_FORMS}")
         return bracketed[1].lower(), bracketed[2]
     host, colon, port = entry.partition(":")
