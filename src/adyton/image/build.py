@@ -1,0 +1,145 @@
+"""Building images of a project: from [tool.adyton] and the project's files to build/NAME.enclave.
+
+Nothing but the files' contents and the table decides about the bytes: no time, no path, no user, no installed version. Nothing of the
+project is executed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from adyton.crypto.keys import SigningKey, debug_key
+from adyton.errors import PlatformError, UsageError
+from adyton.image.dependencies import check_dependencies
+from adyton.image.entries import read_entries
+from adyton.image.manifest import Manifest
+from adyton.image.names import Program
+from adyton.image.oci import Image
+from adyton.image.project import EnclaveTable, Project, host_call_groups, limits_of, load_project
+from adyton.image.protos import compile_protos
+from adyton.image.sign import add_signature
+from adyton.image.sources import collect
+from adyton.image.versions import PythonRange, PythonRangeError
+
+BUILD_FOLDER = "build"
+
+_ENTRY = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One image that was built. `path`: absolute."""
+
+    name: str
+    path: str
+    measurement: str
+
+
+def build_project(
+    directory: str | os.PathLike[str], names: Iterable[str] | None = None, *, key: SigningKey | None = None
+) -> list[Built]:
+    """Build the images that a project declares: those of the enclaves and loaders named, else all.
+
+    Writes build/NAME.enclave, and build/*_pb2.py for the driver. `key` signs instead of what the tables say. UsageError,
+    PlatformError (a runtime that there is not); images that were built before the error stay.
+    """
+    project = load_project(directory)
+    wanted = list(project.enclaves) if names is None else project.enclaves_of(names)
+    if not wanted:
+        raise UsageError(f"{project.file} declares no enclave: add a table [tool.adyton.enclave.NAME]")
+    built = []
+    for name in wanted:
+        image, modules = build_image(project, name, key=key)
+        folder = os.path.join(project.directory, BUILD_FOLDER)
+        for path, content in {**modules, ".gitignore": b"*\n"}.items():
+            _write(os.path.join(folder, path), content)
+        target = os.path.join(folder, f"{name}.enclave")
+        image.save(target)
+        built.append(Built(name, target, image.measurement))
+    return built
+
+
+def build_image(project: Project, name: str, *, key: SigningKey | None = None) -> tuple[Image, dict[str, bytes]]:
+    """One image in memory, signed as its table says, and the modules of its .proto files by path."""
+    table, where = project.enclaves[name], f"{project.file}: [tool.adyton.enclave.{name}]"
+    _check(table, where)
+    files = collect(project.directory, table.sources, table.entry, where)
+    protos = {path: content for path, content in files.items() if path.endswith(".proto")}
+    modules = compile_protos(protos, where)
+    application = {path: content for path, content in files.items() if path not in protos}
+    for path in modules:
+        if path in application:
+            raise UsageError(
+                f"{where}: {path} is among the sources, and made of a .proto file too: leave out one of the two"
+            )
+    application |= modules
+    image = make_image(_manifest(name, table, application, where), application)
+    signer = key or _signer(project, table)
+    return (image if signer is None else add_signature(image, signer)), modules
+
+
+def make_image(manifest: Manifest, application: Mapping[str, bytes]) -> Image:
+    """An unsigned image; UsageError for files that must not be in one."""
+    for path in application:
+        top = path.partition("/")[0]
+        if top in ("adyton", "adyton.py"):
+            raise UsageError(
+                f"{path} would be imported instead of the runtime's own adyton, or not at all: give it another name"
+            )
+    return Image.create(manifest, application)
+
+
+def _check(table: EnclaveTable, where: str) -> None:
+    if table.runtime == "wasm":
+        raise PlatformError(f'{where}: runtime = "wasm" is reserved, and not to be had yet: use "process"')
+    if table.runtime != "process":
+        raise UsageError(f'{where}: there is no runtime {table.runtime!r}: use "process"')
+    if not _ENTRY.fullmatch(table.entry):
+        raise UsageError(f"{where}: entry = {table.entry!r} is not of the form module:name")
+    for field in ("product_id", "security_version"):
+        if not 0 <= getattr(table, field) <= 0xFFFF:
+            raise UsageError(f"{where}: {field} = {getattr(table, field)} is not between 0 and 65535")
+    check_dependencies(table.dependencies, f"{where}: dependencies")
+
+
+def _manifest(name: str, table: EnclaveTable, application: Mapping[str, bytes], where: str) -> Manifest:
+    runtime: Literal["process"] = "process"
+    try:
+        entries = read_entries(Program(application), table.entry)
+        python = PythonRange.parse(table.python).text
+    except (UsageError, PythonRangeError) as error:
+        raise UsageError(f"{where}: {error}") from error
+    return Manifest(
+        name=name,
+        entry=table.entry,
+        entries=entries,
+        runtime=runtime,
+        python=python,
+        product_id=table.product_id,
+        security_version=table.security_version,
+        host_calls=host_call_groups(table.host_calls, where),
+        limits=limits_of(table.limits, where),
+    )
+
+
+def _signer(project: Project, table: EnclaveTable) -> SigningKey | None:
+    match table.sign:
+        case "none":
+            return None
+        case "debug":
+            return debug_key()
+        case path:
+            return SigningKey.load(os.path.join(project.directory, path))
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

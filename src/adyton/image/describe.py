@@ -1,0 +1,65 @@
+"""What `adyton inspect` says about an image: from its manifest and signatures, nothing of it is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from adyton.image.oci import Image
+
+
+def describe(image: Image) -> dict[str, Any]:
+    """The image as `inspect --json` shows it."""
+    manifest = image.manifest
+    return {
+        "name": manifest.name,
+        "entry": manifest.entry,
+        "entries": [
+            {
+                "name": entry.name,
+                "parameters": [{"name": parameter.name, "type": parameter.type} for parameter in entry.parameters],
+                "returns": entry.returns,
+                "stream": entry.stream,
+            }
+            for entry in manifest.entries
+        ],
+        "runtime": manifest.runtime,
+        "python": manifest.python,
+        "platforms": manifest.platforms,
+        "measurement": image.measurement,
+        "signatures": [{"signer": each.signer, "debug": each.debug, "valid": each.valid} for each in image.signatures],
+        "product_id": manifest.product_id,
+        "security_version": manifest.security_version,
+        "host_calls": list(manifest.host_calls),
+        "limits": {name: value for name, value in msgspec.structs.asdict(manifest.limits).items() if value is not None},
+        "layers": [
+            {"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
+            for layer in image.layer_descriptors
+        ],
+        "size": image.size,
+    }
+
+
+def describe_text(image: Image) -> str:
+    """The same for people."""
+    manifest = image.manifest
+    lines = [
+        f"{manifest.name}  {image.measurement}",
+        f"  entry             {manifest.entry}",
+        *(f"    {entry}{'  (stream)' if entry.stream else ''}" for entry in manifest.entries),
+        f"  runtime           {manifest.runtime} ({manifest.abi}), Python {manifest.python}, {', '.join(manifest.platforms)}",
+        f"  product           {manifest.product_id}, security version {manifest.security_version}",
+        f"  host calls        {', '.join(manifest.host_calls) or 'none'}",
+    ]
+    limits = msgspec.structs.asdict(manifest.limits)
+    given = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
+    lines += [f"  limits            {given}"] if given else []
+    lines += [f"  layer             {layer.digest}  {layer.size} bytes" for layer in image.layer_descriptors]
+    for each in image.signatures:
+        kind = "debug, by everybody's key" if each.debug else "release"
+        lines.append(f"  signed by         {each.signer}  ({kind}{'' if each.valid else '; DOES NOT HOLD'})")
+    if not image.signatures:
+        lines.append("  signed by         nobody")
+    lines.append(f"  size              {image.size} bytes")
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""Images of a single .py file: what `adyton call pay.py …` and `adyton.load("pay.py")` load.
+
+Its requirements are those of its PEP 723 block. Its entry point is the Enclave that it holds, else its TrustedApplication class, else
+the module itself, whose public, annotated functions are then the entries. It is signed for debugging.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adyton.crypto.keys import debug_key
+from adyton.errors import AdytonError, UsageError
+from adyton.image.build import make_image
+from adyton.image.dependencies import check_dependencies
+from adyton.image.entries import APPLICATION, ENCLAVE, find_applications, plain_functions, read_entries
+from adyton.image.manifest import DEFAULT_PYTHON, Entry, Manifest, is_image_name
+from adyton.image.names import Program
+from adyton.image.oci import Image
+from adyton.image.project import check_keys
+from adyton.image.sign import add_signature
+from adyton.image.versions import PythonRange, PythonRangeError
+
+MAX_SCRIPT = 1 << 24  # bytes
+
+# The reference implementation's expression, from PEP 723.
+_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+
+
+def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
+    """The debug-signed image of a .py file, in memory. `enclave`: the name of the Enclave that is meant, where it holds several.
+
+    UsageError says what is wrong with the file.
+    """
+    source = _read(os.fspath(path))
+    module = Path(path).stem
+    where = os.fspath(path)
+    if not re.fullmatch(r"(?!\d)[\w-]+", module) or not is_image_name(module):
+        raise UsageError(f"{where}: {module!r} cannot be imported: name the file with letters, digits and _ only")
+    if module in sys.stdlib_module_names:
+        raise UsageError(f"{where}: Python has a module {module} of its own: give the file another name")
+    program = Program({f"{module}.py": source})
+    name, entry, entries = _entry_point(program, module, enclave, where)
+    manifest = Manifest(
+        name=name if is_image_name(name) else module, entry=entry, entries=entries, python=_requirements(source, where)
+    )
+    return add_signature(make_image(manifest, {f"{module}.py": source}), debug_key())
+
+
+def build_file(path: str | os.PathLike[str], enclave: str | None = None) -> Path:
+    """The image file of `script_image`, in this user's cache, under its measurement."""
+    from platformdirs import user_cache_path
+
+    image = script_image(path, enclave)
+    folder = user_cache_path("adyton") / "images"
+    target = folder / f"{image.measurement[7:]}.enclave"
+    with contextlib.suppress(AdytonError):
+        if Image.open(target).measurement == image.measurement:
+            return target
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
+        ) from error
+    image.save(target)
+    return target
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            source = file.read(MAX_SCRIPT + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if len(source) > MAX_SCRIPT:
+        raise UsageError(f"{path} is longer than {MAX_SCRIPT} bytes: make it a project with a pyproject.toml")
+    return source
+
+
+def _entry_point(program: Program, module: str, enclave: str | None, where: str) -> tuple[str, str, list[Entry]]:
+    """Name, entry and entries of the image."""
+    found = find_applications(program, module)
+    enclaves = [each for each in found if each[0] == ENCLAVE]
+    if enclave is not None:
+        meant = [each for each in enclaves if enclave in each[1:]]
+        if not meant:
+            names = ", ".join(each[2] for each in enclaves) or "none"
+            raise UsageError(f"{where} has no Enclave({enclave!r}) at the top of the file; it has: {names}")
+        chosen = meant[:1]
+    else:
+        chosen = enclaves or [each for each in found if each[0] == APPLICATION]
+        if len(chosen) > 1:
+            names = ", ".join(each[1] for each in chosen)
+            raise UsageError(
+                f"{where} holds more than one program ({names}): load the Enclave object, or split the file"
+            )
+    if not chosen:
+        entries = plain_functions(program, module)
+        if not entries:
+            raise UsageError(f"{where} has no entry: annotate the parameters of a public function, or make an Enclave")
+        return module, f"{module}:", entries
+    _, attribute, name = chosen[0]
+    entry = f"{module}:{attribute}"
+    return name if is_image_name(name) else module, entry, read_entries(program, entry)
+
+
+def _requirements(source: bytes, where: str) -> str:
+    """The Python versions that the PEP 723 block asks for; UsageError if it asks for what cannot be had."""
+    try:
+        text = source.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        text = source.decode("latin-1")  # a block is ASCII enough in whatever encoding the file declares
+    blocks = list(_script_blocks(text))
+    if not blocks:
+        return DEFAULT_PYTHON
+    if len(blocks) > 1:
+        raise UsageError(f"{where} has more than one `# /// script` block")
+    content = "".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0].splitlines(keepends=True))
+    try:
+        table: dict[str, Any] = tomllib.loads(content)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: its `# /// script` block is not valid TOML: {error}") from error
+    check_keys(table, ("dependencies", "requires-python", "tool"), f"{where}: its `# /// script` block")
+    if "adyton" in (table["tool"] if isinstance(table.get("tool"), dict) else {}):
+        raise UsageError(f"{where}: [tool.adyton] is read from pyproject.toml only: make the file a project")
+    dependencies, python = table.get("dependencies", []), table.get("requires-python", DEFAULT_PYTHON)
+    if (
+        not isinstance(python, str)
+        or not isinstance(dependencies, list)
+        or not all(isinstance(each, str) for each in dependencies)
+    ):
+        raise UsageError(f"{where}: its `# /// script` block: dependencies is a list of texts, requires-python a text")
+    check_dependencies(dependencies, f"{where}: dependencies")
+    try:
+        return PythonRange.parse(python).text
+    except PythonRangeError as error:
+        raise UsageError(f"{where}: requires-{error}") from error
+
+
+def _script_blocks(text: str) -> Iterator[str]:
+    return (match["content"] for match in _BLOCK.finditer(text) if match["type"] == "script")
