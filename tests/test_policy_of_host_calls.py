@@ -73,6 +73,7 @@ def test_every_spelling_of_a_link_is_allowed_and_resolved_once(home):
     assert {grant.path for grant in made.grants()} == {f"{home}/{name}" for name in ("first", "second", "data")}
     for name in ("first", "second", "data"):
         assert made.resolve(f"{home}/{name}/x", "read") == Resolved(f"{home}/data/x")
+    assert made.resolve(f"{home}/first", "read") == Resolved(f"{home}/first", f"{home}/data")
     (home / "second").unlink()
     (home / "second").symlink_to("/srv")
     assert made.resolve(f"{home}/first/x", "read") == Resolved(f"{home}/data/x")

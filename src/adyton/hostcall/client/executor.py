@@ -24,7 +24,7 @@ from adyton.hostcall import abi
 from adyton.hostcall.client import openat, paths
 from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.openat import ConfinedTree
-from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight
+from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight, Resolved
 from adyton.hostcall.own_paths import own_path
 
 __all__ = ["Executor", "FunctionRaised"]
@@ -165,11 +165,25 @@ class Executor:
             self._tell(line)
 
     def _allowed(self, path: str, right: PathRight) -> str:
+        """Where the name `path` is on this machine; it may be a symbolic link there."""
+        return self._resolved(path, right).path
+
+    def _followed(self, path: str, right: PathRight) -> str:
+        """The same; but where the policy's own path is a symbolic link, what that led to when the policy was made."""
+        found = self._resolved(path, right)
+        if found.target is None:
+            return found.path
+        try:
+            return found.path if self._link(found.path) is None else found.target
+        except FileNotFoundError:
+            return found.path
+
+    def _resolved(self, path: str, right: PathRight) -> Resolved:
         _check_path(path)
         found = self._policy.resolve(path, right)
         if isinstance(found, Denied):
             raise _Refused(found)
-        return found.path
+        return found
 
     def _enterable(self, path: str) -> str:
         _check_path(path)
@@ -194,7 +208,7 @@ class Executor:
         if target is None:
             raise OSError(errno.EINVAL, "not a symbolic link")
         self._check_target(path, target)
-        if not _is_text(target):
+        if not paths.is_utf8(target):
             raise OSError(errno.EIO, "the link's target is not UTF-8")
         return abi.Target(target)
 
@@ -239,8 +253,7 @@ class Executor:
             rest = _names(following) + rest
 
     def _list(self, request: abi.List) -> abi.Result:
-        path = self._allowed(request.path, "read")
-        descriptor = self._tree.list_directory(path)
+        descriptor = self._tree.list_directory(self._followed(request.path, "read"))
         try:
             names = self._names_of(request.path, descriptor, fresh=request.cookie == 0)
             entries: list[abi.Entry] = []
@@ -270,7 +283,7 @@ class Executor:
         names = sorted(
             name
             for name in os.listdir(descriptor)
-            if len(name) <= abi.MAX_NAME and _is_text(name) and own_path(paths.join(path, name)) is None
+            if len(name) <= abi.MAX_NAME and paths.is_utf8(name) and own_path(paths.join(path, name)) is None
         )
         if len(names) > abi.MAX_ENTRIES:
             with self._lock:
@@ -324,7 +337,7 @@ class Executor:
 
     def _open(self, request: abi.Open) -> abi.Result:
         writes = request.access != "read" or request.create or request.truncate
-        path = self._allowed(request.path, "write" if writes else "read")
+        path = self._followed(request.path, "write" if writes else "read")
         with self._lock:
             if request.handle in self._files:
                 raise OSError(errno.EINVAL, "the handle is in use")
@@ -444,11 +457,6 @@ def _check_path(path: str) -> None:
 
 def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in {"", "."}]
-
-
-def _is_text(name: str) -> bool:
-    """Whether a host call can carry a name that the operating system gave: it is UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _set_open(descriptor: int, request: abi.SetAttributes) -> abi.Attributes:

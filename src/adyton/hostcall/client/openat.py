@@ -215,10 +215,10 @@ def set_times(directory: int, name: str, accessed: Instant, modified: Instant) -
     """Set the times of `name` in a directory, itself if it is a symbolic link; of the descriptor `directory` if `name` is ""."""
     times = (_Timespec * 2)(_timespec(accessed), _timespec(modified))
     if name:
-        path, flags = ctypes.c_char_p(os.fsencode(name)), _AT_SYMLINK_NOFOLLOW
+        path = ctypes.c_char_p(os.fsencode(name))
+        _check(_libc.utimensat(ctypes.c_int(directory), path, times, ctypes.c_int(_AT_SYMLINK_NOFOLLOW)))
     else:
-        path, flags = ctypes.c_char_p(None), 0  # futimens(3)
-    _check(_libc.utimensat(ctypes.c_int(directory), path, times, ctypes.c_int(flags)))
+        _check(_libc.futimens(ctypes.c_int(directory), times))
 
 
 def _timespec(instant: Instant) -> _Timespec:

@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 from adyton.errors import UsageError
 from adyton.hostcall import abi
-from adyton.hostcall.client.paths import absolute, quoted, spellings, upwards, visible
+from adyton.hostcall.client.paths import absolute, is_utf8, join, quoted, spellings, split, upwards, visible
 from adyton.hostcall.own_paths import own_path
 
 PathRight = Literal["read", "write"]
@@ -61,9 +61,13 @@ class Grant:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Allowed. `path`: where it is on this machine; no symbolic link was on the way to the policy's path when that was made."""
+    """Allowed. `path`: where that name is on this machine, behind no symbolic link that was there when the policy was made.
+
+    `target`: what the name led to then, if it was itself a symbolic link; else None.
+    """
 
     path: str
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """What a spelling of an allowed path leads to."""
+    """A spelling of an allowed path. `resolved`: what it leads to; `location`: where its last name is, not followed."""
 
     resolved: str
+    location: str
     right: PathRight
 
 
@@ -163,8 +168,11 @@ class HostCallPolicy:
             return Denied(right, path, own)
         for above in upwards(path):
             place = self._places.get(above)
-            if place is not None and (right == "read" or place.right == "write"):
+            if place is None or (right == "write" and place.right == "read"):
+                continue
+            if above != path:
                 return Resolved(_rebase(path, above, place.resolved))
+            return Resolved(place.location, None if place.location == place.resolved else place.resolved)
         return Denied(right, path)
 
     def enter(self, path: str) -> Resolved | Denied:
@@ -204,10 +212,8 @@ def _resolve(path: str, where: str) -> list[str]:
     for spelling in found:
         if len(spelling) > abi.MAX_PATH:
             raise UsageError(f"{where}: {visible(path)} leads to a path of more than {abi.MAX_PATH} characters")
-        try:
-            spelling.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{where}: {visible(path)} leads to a path that is not UTF-8: rename it") from error
+        if not is_utf8(spelling):
+            raise UsageError(f"{where}: {visible(path)} leads to a path that is not UTF-8: rename it")
     return found
 
 
@@ -225,7 +231,10 @@ def _add_path(places: dict[str, _Place], path: PathLike, right: PathRight, base:
     for spelling in found:
         if own_path(spelling) is None:
             before = places.get(spelling)
-            places[spelling] = _Place(found[-1], "write" if before is not None and before.right == "write" else right)
+            greatest = "write" if before is not None and before.right == "write" else right
+            directory, name = split(spelling)
+            location = spelling if spelling == "/" else join(spellings(directory)[-1], name)
+            places[spelling] = _Place(found[-1], location, greatest)
 
 
 def parse_net(entry: str) -> Endpoint:
