@@ -1,0 +1,131 @@
+"""Frames: what the two ends of a session send each other. Bytes ↔ frames, nothing else.
+
+A frame is its length in four bytes, little-endian, and a MessagePack array that begins with its tag. A message (call, reply or
+notification) whose body has at most `CHUNK` bytes is one frame. The head of a larger one has no body, only its size; the body
+follows in More frames of exactly `CHUNK` bytes, the last one being the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Literal
+
+import msgspec
+
+from adyton.errors import RemoteProtocolError
+
+CHUNK = 1 << 14  # bytes of body in one frame
+MAX_METHOD = 128  # characters
+MAX_REASON = 1024  # characters
+MAX_FRAME = CHUNK + 4 * MAX_REASON + 64  # bytes after the length
+MAX_NUMBER = (1 << 63) - 1  # a session that makes a call each nanosecond ends its numbers in 292 years
+
+Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
+Pair = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+Method = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_METHOD)]
+Chunk = Annotated[bytes, msgspec.Meta(max_length=CHUNK)]
+Kind = Literal["call", "reply", "notification"]
+
+
+class _Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    pass
+
+
+class CallFrame(_Frame, frozen=True, tag=1):
+    """The sender calls. `call`: its calls are numbered 1, 2, 3 …; `pair` 0: unpaired."""
+
+    call: Number
+    pair: Pair
+    method: Method
+    size: Size
+    chunk: Chunk
+
+
+class ReplyFrame(_Frame, frozen=True, tag=2):
+    """The answer to a call that the receiver made."""
+
+    call: Number
+    ok: bool
+    size: Size
+    chunk: Chunk
+
+
+class NotifyFrame(_Frame, frozen=True, tag=3):
+    """A message that has no answer. `notification`: the sender's are numbered 1, 2, 3 …"""
+
+    notification: Number
+    method: Method
+    size: Size
+    chunk: Chunk
+
+
+class MoreFrame(_Frame, frozen=True, tag=4):
+    """The next chunk of the body of a call, reply or notification whose head was sent before."""
+
+    kind: Kind
+    number: Number
+    chunk: Chunk
+
+
+class CancelFrame(_Frame, frozen=True, tag=5):
+    """The sender does not need the answer to this call of its own any more; one comes all the same."""
+
+    call: Number
+
+
+class DisposeFrame(_Frame, frozen=True, tag=6):
+    """The client's thread of this idle pair has ended."""
+
+    pair: Number
+
+
+class GoodbyeFrame(_Frame, frozen=True, tag=7):
+    """The sender's last frame."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
+
+
+Frame = CallFrame | ReplyFrame | NotifyFrame | MoreFrame | CancelFrame | DisposeFrame | GoodbyeFrame
+
+_LENGTH = struct.Struct("<I")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Frame).decode
+
+
+def encode(frame: Frame) -> bytes:
+    """A frame with its length."""
+    body = _encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Bytes in, frames out, wherever the bytes were cut. Only RemoteProtocolError leaves it."""
+
+    def __init__(self) -> None:
+        self._rest = b""  # of a frame that is not complete: at most MAX_FRAME and its length
+
+    def receive(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes."""
+        if self._rest:
+            data = self._rest + data
+        end = len(data)
+        frames: list[Frame] = []
+        start = 0
+        with memoryview(data) as view:
+            while end - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(data, start)
+                if length > MAX_FRAME:
+                    raise RemoteProtocolError(
+                        f"the peer announced a frame of {length} bytes; the longest has {MAX_FRAME}"
+                    )
+                stop = start + _LENGTH.size + length
+                if stop > end:
+                    break
+                try:
+                    frames.append(_decode(view[start + _LENGTH.size : stop]))
+                except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+                    raise RemoteProtocolError(f"the peer sent a malformed frame: {error}") from error
+                start = stop
+        self._rest = data[start:]
+        return frames

@@ -1,0 +1,408 @@
+"""A session: calls both ways between a client and an enclave, on one ordered stream of bytes. Both ends are the same machine.
+
+Sans-IO: `call`, `reply`, `notify`, `cancel`, `dispose` and `close` queue what is to be sent, `data_to_send` gives the bytes of it, and
+`receive` turns the peer's bytes into events. No socket, clock, thread or log; who owns a session serializes the use of it.
+
+    call ───────────────────────────────────► Called          each exactly once, in the order of its numbers
+    Replied ◄─────────────────────────────── reply            exactly one for each call, cancelled or not
+    notify ─────────────────────────────────► Notified        before the replies and calls that are sent after it
+    cancel ─────────────────────────────────► Cancelled       unless the reply has been sent already
+    dispose ────────────────────────────────► Disposed        by the client, of an idle pair
+    close ──────────────────────────────────► Closed          after all that was queued before; then nothing more
+
+Only RemoteProtocolError and ResourceLimitError leave `receive`, whatever comes in; after either, `receive` raises it again, but what is
+due can still be sent, so that the peer may hear why. All that a peer can make this end hold is bounded by `Limits`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from adyton.communicator.frames import (
+    CHUNK,
+    MAX_METHOD,
+    MAX_NUMBER,
+    MAX_REASON,
+    CallFrame,
+    CancelFrame,
+    DisposeFrame,
+    Frame,
+    FrameReader,
+    GoodbyeFrame,
+    MoreFrame,
+    NotifyFrame,
+    ReplyFrame,
+    encode,
+)
+from adyton.communicator.outbox import Outbox
+from adyton.communicator.pairs import PairTable, PairViolation, Side
+from adyton.errors import (
+    ConnectionLostError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    ResourceLimitError,
+)
+
+__all__ = [
+    "Called",
+    "Cancelled",
+    "Closed",
+    "Disposed",
+    "Event",
+    "Limits",
+    "Notified",
+    "Replied",
+    "Session",
+    "Side",
+]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one end may make the other hold. Both ends of a session have the same.
+
+    `message`, `notification`: bytes of a body. `buffered`: bytes of bodies that have not arrived completely; at least both.
+    `pairs`: at once; `nesting`: calls under way on one pair. `in_flight`: calls of one end that are not answered.
+    """
+
+    message: int = 1 << 30
+    notification: int = 1 << 20
+    buffered: int = 1 << 31
+    pairs: int = 4096
+    nesting: int = 64
+    in_flight: int = 4096
+
+
+class Called(msgspec.Struct, frozen=True, gc=False):
+    """The peer calls, and must be replied to. `pair` 0: unpaired."""
+
+    call: int
+    pair: int
+    method: str
+    body: bytes
+
+
+class Replied(msgspec.Struct, frozen=True, gc=False):
+    """The answer to our call; `pair` is the call's."""
+
+    call: int
+    ok: bool
+    body: bytes
+    pair: int
+
+
+class Notified(msgspec.Struct, frozen=True, gc=False):
+    """A message that has no answer."""
+
+    method: str
+    body: bytes
+
+
+class Cancelled(msgspec.Struct, frozen=True, gc=False):
+    """The peer does not need the answer to its call any more; it must be replied to all the same."""
+
+    call: int
+
+
+class Disposed(msgspec.Struct, frozen=True, gc=False):
+    """The client's thread of this pair has ended; the pair is gone."""
+
+    pair: int
+
+
+class Closed(msgspec.Struct, frozen=True, gc=False):
+    """The peer's last word."""
+
+    reason: str
+
+
+Event = Called | Replied | Notified | Cancelled | Disposed | Closed
+
+
+class _Arriving:
+    """A message of which the head has come; `chunks` of the body so far, `remaining` bytes are to come."""
+
+    __slots__ = ("chunks", "head", "remaining")
+
+    def __init__(self, head: CallFrame | ReplyFrame | NotifyFrame) -> None:
+        self.head = head
+        self.chunks: list[bytes] = []
+        self.remaining = head.size
+
+
+class Session:
+    """One end. See the module."""
+
+    def __init__(self, side: Side, limits: Limits = Limits()) -> None:  # noqa: B008 - immutable
+        if limits.buffered < limits.message + limits.notification:
+            raise LocalProtocolError("Limits.buffered must be enough for one message and one notification")
+        self.side = side
+        self._limits = limits
+        self._pairs = PairTable(side, limits.pairs, limits.nesting)
+        self._outbox = Outbox(limits.buffered - limits.notification)
+        self._reader = FrameReader()
+        self._sent_calls: dict[int, int] = {}  # ours that are not answered → their pair
+        self._received_calls: dict[int, int] = {}  # the peer's that are not answered → their pair
+        self._last_sent = 0
+        self._last_received = 0
+        self._last_notification_sent = 0
+        self._last_notification_received = 0
+        self._arriving: dict[tuple[str, int], _Arriving] = {}
+        self._arrived = 0  # bytes that _arriving holds
+        self._closed = False  # by us
+        self._peer_reason: str | None = None  # of the peer's goodbye
+        self._failure: ProtocolError | ResourceLimitError | None = None
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def call(self, pair: int, method: str, body: bytes) -> int:
+        """Call the peer on a pair (0: unpaired, any number at once); the call's number.
+
+        LocalProtocolError: not our turn on the pair, or after `close`. ResourceLimitError: one call, pair, nesting or byte too many.
+        ConnectionLostError: the peer has said goodbye.
+        """
+        if self._closed:
+            raise LocalProtocolError(f"{method} was called after the session was closed")
+        if self._peer_reason is not None:
+            raise ConnectionLostError(f"the other side has ended the session: {self._peer_reason}")
+        self._check_message(method, body, self._limits.message)
+        if len(self._sent_calls) >= self._limits.in_flight:
+            raise ResourceLimitError(
+                f"{self._limits.in_flight} calls are waiting for their answers, and no more may: wait for some of them"
+            )
+        number = self._last_sent + 1
+        if pair:
+            if not 0 < pair <= MAX_NUMBER:
+                raise LocalProtocolError(f"{pair} is no number of a pair")
+            self._apply(pair, "send call", number)
+        self._last_sent = number
+        self._sent_calls[number] = pair
+        size = len(body)
+        if size <= CHUNK:
+            self._outbox.put(encode(CallFrame(number, pair, method, size, body)))
+        else:
+            self._outbox.put_body(encode(CallFrame(number, pair, method, size, b"")), "call", number, body)
+        return number
+
+    def reply(self, call: int, ok: bool, body: bytes) -> None:
+        """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
+        if self._closed or self._peer_reason is not None:
+            return
+        pair = self._received_calls.get(call)
+        if pair is None or (self._arriving and ("call", call) in self._arriving):
+            raise LocalProtocolError(f"call {call} was replied to, but waits for no reply")
+        size = len(body)
+        if size > self._limits.message:
+            raise ResourceLimitError(f"the result has {size} bytes; at most {self._limits.message} are carried")
+        if pair:
+            self._apply(pair, "send reply", call)
+        del self._received_calls[call]
+        if size <= CHUNK:
+            self._outbox.put(encode(ReplyFrame(call, ok, size, body)))
+        else:
+            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, body)
+
+    def notify(self, method: str, body: bytes) -> None:
+        """Tell the peer something. ResourceLimitError: too large."""
+        if self._closed or self._peer_reason is not None:
+            return
+        self._check_message(method, body, self._limits.notification)
+        number = self._last_notification_sent = self._last_notification_sent + 1
+        size = len(body)
+        if size <= CHUNK:
+            self._outbox.put(encode(NotifyFrame(number, method, size, body)))
+            return
+        # All of it is urgent, because nothing that is sent later may arrive before it.
+        self._outbox.put(encode(NotifyFrame(number, method, size, b"")))
+        for start in range(0, size, CHUNK):
+            self._outbox.put(encode(MoreFrame("notification", number, body[start : start + CHUNK])))
+
+    def cancel(self, call: int) -> None:
+        """Tell the peer that the answer to a call of ours is not needed; it comes all the same. Nothing if it has come."""
+        if self._closed or self._peer_reason is not None:
+            return
+        if not 0 < call <= self._last_sent:
+            raise LocalProtocolError(f"call {call}, which was never made, cannot be cancelled")
+        if call in self._sent_calls:
+            self._outbox.put_behind(call, encode(CancelFrame(call)))
+
+    def dispose(self, pair: int) -> None:
+        """The client's thread of this pair has ended. Nothing if the pair was never used; LocalProtocolError if it is not idle."""
+        if self._closed or self._peer_reason is not None:
+            return
+        if self.side is Side.CLIENT and pair not in self._pairs:
+            return
+        self._apply(pair, "send dispose")
+        self._outbox.put(encode(DisposeFrame(pair)))
+
+    def close(self, reason: str) -> None:
+        """Say goodbye, after all that is due. Later only `call` raises; replies and the like have no taker."""
+        if not self._closed:
+            self._closed = True
+            text = reason.encode("utf-8", "replace").decode()[:MAX_REASON]
+            self._outbox.put_last(encode(GoodbyeFrame(text)))
+
+    def data_to_send(self, limit: int = 1 << 18) -> bytes:
+        """Bytes for the peer, about `limit` of them at most; b"" when nothing is due."""
+        return self._outbox.take(limit)
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for `data_to_send`."""
+        return self._outbox.pending
+
+    def idle(self, pair: int) -> bool:
+        """Whether no call is under way on the pair."""
+        return not self._pairs.depth(pair)
+
+    def _check_message(self, method: str, body: bytes, limit: int) -> None:
+        if not 0 < len(method) <= MAX_METHOD:
+            raise LocalProtocolError(f"a method's name has 1 to {MAX_METHOD} characters, not {len(method)}")
+        if len(body) > limit:
+            raise ResourceLimitError(f"{method}: the message has {len(body)} bytes; at most {limit} are carried")
+
+    def _apply(self, pair: int, action: Any, call: int = 0) -> None:
+        try:
+            self._pairs.apply(pair, action, call)
+        except PairViolation as violation:
+            raise LocalProtocolError(f"not allowed: {violation}") from None
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> list[Event]:
+        """What the peer's bytes complete. RemoteProtocolError: misbehaviour; ResourceLimitError: more than `Limits` of anything."""
+        if self._failure is not None:
+            raise self._failure
+        events: list[Event] = []
+        try:
+            for frame in self._reader.receive(data):
+                if self._peer_reason is not None:
+                    raise RemoteProtocolError("the peer sent something after its goodbye")
+                event = self._received(frame)
+                if event is not None:
+                    events.append(event)
+        except PairViolation as violation:
+            self._failure = RemoteProtocolError(f"the peer broke the order of calls: {violation}")
+            raise self._failure from None
+        except (RemoteProtocolError, ResourceLimitError) as error:
+            self._failure = error
+            raise
+        return events
+
+    def _received(self, frame: Frame) -> Event | None:
+        match frame:
+            case CallFrame():
+                return self._call_received(frame)
+            case ReplyFrame():
+                return self._reply_received(frame)
+            case MoreFrame():
+                return self._more_received(frame)
+            case NotifyFrame():
+                return self._notification_received(frame)
+            case CancelFrame(call):
+                return self._cancel_received(call)
+            case DisposeFrame(pair):
+                self._pairs.apply(pair, "receive dispose")
+                return Disposed(pair)
+            case GoodbyeFrame(reason):
+                if self._arriving:
+                    raise RemoteProtocolError("the peer said goodbye in the middle of a message")
+                self._peer_reason = reason
+                return Closed(reason)
+
+    def _call_received(self, frame: CallFrame) -> Called | None:
+        call, pair = frame.call, frame.pair
+        if call != self._last_received + 1:
+            raise RemoteProtocolError(f"the peer's call {call} came after its call {self._last_received}")
+        if len(self._received_calls) >= self._limits.in_flight:
+            raise ResourceLimitError(f"the peer has more than {self._limits.in_flight} calls under way")
+        if pair:
+            if self._arriving and self._reply_arrives_on(pair):
+                raise RemoteProtocolError(f"the peer called on pair {pair} in the middle of a reply on it")
+            self._pairs.apply(pair, "receive call", call)
+        self._last_received = call
+        self._received_calls[call] = pair
+        if frame.size != len(frame.chunk):
+            self._head_received("call", call, frame, self._limits.message)
+            return None
+        return Called(call, pair, frame.method, frame.chunk)
+
+    def _reply_received(self, frame: ReplyFrame) -> Replied | None:
+        call = frame.call
+        pair = self._sent_calls.get(call)
+        if pair is None or (self._arriving and ("reply", call) in self._arriving):
+            raise RemoteProtocolError(f"the peer replied to call {call}, which waits for no reply")
+        if self._outbox.unsent("call", call):
+            raise RemoteProtocolError(f"the peer replied to call {call} before it was sent completely")
+        if frame.size != len(frame.chunk):
+            self._head_received("reply", call, frame, self._limits.message)
+            return None
+        return self._reply_complete(call, frame.ok, frame.chunk)
+
+    def _reply_complete(self, call: int, ok: bool, body: bytes) -> Replied:
+        pair = self._sent_calls[call]
+        if pair:
+            self._pairs.apply(pair, "receive reply", call)
+        del self._sent_calls[call]
+        return Replied(call, ok, body, pair)
+
+    def _notification_received(self, frame: NotifyFrame) -> Notified | None:
+        number = frame.notification
+        if number != self._last_notification_received + 1:
+            raise RemoteProtocolError(
+                f"the peer's notification {number} came after its notification {self._last_notification_received}"
+            )
+        if self._arriving and ("notification", number - 1) in self._arriving:
+            raise RemoteProtocolError("the peer began a notification in the middle of another")
+        self._last_notification_received = number
+        if frame.size != len(frame.chunk):
+            self._head_received("notification", number, frame, self._limits.notification)
+            return None
+        return Notified(frame.method, frame.chunk)
+
+    def _head_received(self, kind: str, number: int, frame: CallFrame | ReplyFrame | NotifyFrame, limit: int) -> None:
+        if frame.chunk or frame.size <= CHUNK:
+            raise RemoteProtocolError(
+                f"the head of a {kind} of {frame.size} bytes came with {len(frame.chunk)} of them"
+            )
+        if frame.size > limit:
+            raise ResourceLimitError(f"the peer announced a {kind} of {frame.size} bytes; at most {limit} are carried")
+        self._arriving[kind, number] = _Arriving(frame)
+
+    def _more_received(self, frame: MoreFrame) -> Event | None:
+        key = frame.kind, frame.number
+        arriving = self._arriving.get(key)
+        if arriving is None:
+            raise RemoteProtocolError(f"the peer continued {frame.kind} {frame.number}, which it had not begun")
+        size = len(frame.chunk)
+        if size != min(CHUNK, arriving.remaining):
+            raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
+        # What was announced costs nothing; only what arrives is kept, and only so much of it.
+        self._arrived += size
+        if self._arrived > self._limits.buffered:
+            raise ResourceLimitError(f"the peer has more than {self._limits.buffered} bytes of messages under way")
+        arriving.chunks.append(frame.chunk)
+        arriving.remaining -= size
+        if arriving.remaining:
+            return None
+        del self._arriving[key]
+        head = arriving.head
+        self._arrived -= head.size
+        body = b"".join(arriving.chunks)
+        match head:
+            case CallFrame():
+                return Called(head.call, head.pair, head.method, body)
+            case ReplyFrame():
+                return self._reply_complete(head.call, head.ok, body)
+            case NotifyFrame():
+                return Notified(head.method, body)
+
+    def _cancel_received(self, call: int) -> Cancelled | None:
+        if call > self._last_received or ("call", call) in self._arriving:
+            raise RemoteProtocolError(f"the peer cancelled call {call}, which it had not made")
+        return Cancelled(call) if call in self._received_calls else None
+
+    def _reply_arrives_on(self, pair: int) -> bool:
+        return any(kind == "reply" and self._sent_calls[number] == pair for kind, number in self._arriving)
