@@ -131,7 +131,7 @@ class PrivateFiles:
         self._unlink(directory, name, inode)
 
     def rename(self, source: Directory, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
-        """Give it another name; that no directory goes into itself is the kernel's care. Errors as of rename(2); EBUSY if pinned."""
+        """Give it another name; EBUSY if pinned, else errors as of POSIX. That no directory goes into itself is the kernel's care."""
         inode = self.find(source, name)
         if isinstance(inode, Directory) and inode.pinned:
             raise FileError(errno.EBUSY)

@@ -1,0 +1,113 @@
+"""The guest's open files and directories, by the number that the kernel, and for its own files the client, knows them by."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.fuse_abi import FileError
+from adyton.runtime.process.supervisor.private import File
+from adyton.runtime.process.supervisor.tree import Node
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """`private`: the private file that it is, else it is open on the client. `append`: the client appends whatever the offset."""
+
+    number: int
+    node: Node
+    access: abi.OpenMode
+    append: bool = False
+    private: File | None = None
+    positional: int | None = None  # one more handle on the client, of an appending one: for writes that have a place
+
+
+@dataclass(slots=True)
+class OpenDirectory:
+    """A listing as far as it has been got. `names`: what is listed, with inode number and type bits; `seen`: the same, as a set.
+
+    `cookie`: where the client's listing goes on; None: it is complete. `fresh`: nothing of it was read by the guest.
+    """
+
+    number: int
+    node: Node
+    names: list[tuple[str, int, int]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    cookie: int | None = None
+    fresh: bool = True
+
+
+_H = TypeVar("_H", OpenFile, OpenDirectory)
+
+
+class Handles:
+    """At most abi.HANDLE_LIMIT at a time (ENFILE)."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, OpenFile | OpenDirectory] = {}
+        self._reserved: set[int] = set()
+        self._by_node: dict[int, int] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._reserved)
+
+    def reserve(self) -> int:
+        """A number for what is about to be opened; ENFILE."""
+        if len(self) >= abi.HANDLE_LIMIT:
+            raise FileError(errno.ENFILE)
+        while True:
+            self._next = (self._next + 1) % (1 << 32)
+            if self._next and self._next not in self._open and self._next not in self._reserved:
+                self._reserved.add(self._next)
+                return self._next
+
+    def release(self, number: int) -> None:
+        """A reserved number is not in use any more."""
+        self._reserved.discard(number)
+
+    def add(self, opened: OpenFile | OpenDirectory) -> None:
+        """What was reserved is open."""
+        self._reserved.discard(opened.number)
+        self._open[opened.number] = opened
+        self._by_node[opened.node.id] = self._by_node.get(opened.node.id, 0) + 1
+
+    def file(self, number: int) -> OpenFile:
+        """EBADF."""
+        return self._get(number, OpenFile)
+
+    def directory(self, number: int) -> OpenDirectory:
+        """EBADF."""
+        return self._get(number, OpenDirectory)
+
+    def _get(self, number: int, kind: type[_H]) -> _H:
+        found = self._open.get(number)
+        if not isinstance(found, kind):
+            raise FileError(errno.EBADF)
+        return found
+
+    def remove(self, opened: OpenFile | OpenDirectory) -> None:
+        """It is closed."""
+        del self._open[opened.number]
+        left = self._by_node.pop(opened.node.id) - 1
+        if left:
+            self._by_node[opened.node.id] = left
+
+    def any_of(self, node: Node) -> bool:
+        """Whether the node is open."""
+        return node.id in self._by_node
+
+    def writable(self, node: Node) -> int | None:
+        """A handle that the client has of the node's file, open for writing; None if there is none."""
+        if self.any_of(node):
+            for opened in self._open.values():
+                if (
+                    isinstance(opened, OpenFile)
+                    and opened.node is node
+                    and opened.private is None
+                    and opened.access != "read"
+                ):
+                    return opened.number
+        return None

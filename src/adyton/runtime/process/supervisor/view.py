@@ -1,0 +1,186 @@
+"""What the operations on files share: the layout, the nodes, the private files, how a file shows, and how a denial is said.
+
+An operation takes a request's header and body and gives the body of the answer to the kernel, or raises FileError. One that may need
+the client is a generator: it yields requests of the host-call ABI and is sent the client's results, checked. Two rules hold for all of them: no request is ever made about the
+enclave's own names, and what the layout calls OUTSIDE is refused whatever the client says.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Generator
+from typing import NoReturn, TypeVar
+
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
+from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
+from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
+from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles
+from adyton.runtime.process.supervisor.tree import Node, Tree
+from adyton.runtime.process.supervisor.wanted import Wanted, is_below
+
+Steps = Generator[abi.Request, abi.Result, bytes]
+WantedBy = Callable[[int, str], Wanted | None]
+_R = TypeVar("_R")
+
+_ERRNOS = {name: getattr(errno, name) for name in abi.ERRNO_NAMES}
+# What is neither file, directory nor link shows as a socket: the guest's kernel refuses to open that, and asks nobody.
+TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "other": stat.S_IFSOCK}
+
+
+class View:
+    """See the module. `layout` is None until the client's load; `tells` are requests that nobody waits for, taken by the caller."""
+
+    def __init__(self, uid: int, gid: int, wanted: WantedBy, now: Callable[[], int], capacity: int) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.now = now
+        self.tree = Tree()
+        self.private = PrivateFiles(capacity, self.tree.number, now)
+        self.layout: Layout | None = None
+        self.tells: list[abi.Request] = []
+        self._wanted = wanted
+
+    def set_layout(self, layout: Layout) -> None:
+        """The client's load has arrived; only once."""
+        if self.layout is not None:
+            raise ValueError("the layout is set already")
+        self.layout = layout
+        temporary = self.tree.own(TEMPORARY)
+        place = layout.classify(TEMPORARY)
+        if place is Place.OWN:
+            return
+        temporary.own = 0
+        if place is not Place.PRIVATE:
+            self.tree.detach(temporary)
+            return
+        temporary.private = self.private.root
+        self.tree.told(temporary)  # kept though the kernel forgets it
+        for path in layout.private_directories:
+            self._pin(path)
+
+    def _pin(self, path: str) -> None:
+        directory = self.private.root
+        *above, name = path.split("/")[2:]
+        for each in above:
+            inode = directory.entries[each]
+            assert isinstance(inode, Directory)
+            directory = inode
+        self.private.make_directory(directory, name, 0o755, pinned=True)
+
+    # -- places -----------------------------------------------------------------------------------------------------
+
+    def place(self, path: str) -> Place:
+        """Whose the name is; before the layout is known, nothing is the client's."""
+        if self.layout is not None:
+            return self.layout.classify(path)
+        return Place.OUTSIDE
+
+    def leads(self, path: str) -> bool:
+        """Whether the name is a directory above what is the client's."""
+        return self.layout is not None and self.layout.leads(path)
+
+    def child_path(self, parent: Node, name: bytes) -> tuple[str, str]:
+        """A name in a directory: its text, and its path. ENAMETOOLONG."""
+        if len(name) > abi.MAX_NAME:
+            raise FileError(errno.ENAMETOOLONG)
+        text = name.decode("utf-8", "surrogateescape")
+        above = self.tree.path(parent)
+        return text, above + text if above == "/" else f"{above}/{text}"
+
+    def denied(
+        self, header: Header, path: str, right: str, *, guess: bool = False
+    ) -> Generator[abi.Request, abi.Result, NoReturn]:
+        """EACCES, after the client's policy counted and said it. `guess`: `path` may be but the first part of what is wanted."""
+        if self.layout is None:
+            raise FileError(errno.EACCES)
+        access = abi.Access(sendable(path), "write" if right == "write" else "read")
+        if guess and (hint := self._wanted(header.pid, path)) is not None and is_below(hint.path, path):
+            access = abi.Access(sendable(hint.path), hint.right)
+        yield access
+        raise FileError(errno.EACCES)
+
+    # -- how files show ---------------------------------------------------------------------------------------------
+
+    def attr(self, node: Node) -> tuple[int, Attr]:
+        """A node's attributes as far as they are known here, and for how many seconds they hold."""
+        if node.private is not None:
+            return FOREVER, self._private_attr(node.private)
+        if node.own:
+            return self._own_lifetime(node), self._attr(node.own, stat.S_IFDIR | 0o755, 0, 2, (0, 0, 0))
+        assert node.attributes is not None
+        return 0, self.client_attr(node)
+
+    def client_attr(self, node: Node) -> Attr:
+        """What was last learnt of a client's file; of one without a name, no links."""
+        known = node.attributes
+        assert known is not None
+        times = (known.accessed, known.modified, known.changed)
+        if node.path is None:
+            return self._attr(known.identity, TYPES[known.kind] | known.mode, node.size, 0, times)
+        mode = TYPES[known.kind] | known.mode
+        return self._attr(known.identity, mode, known.size, known.links, times)._replace(blocks=known.blocks)
+
+    def _private_attr(self, inode: Inode) -> Attr:
+        times = (inode.accessed, inode.modified, inode.changed)
+        return self._attr(inode.number, inode_type(inode) | inode.mode, inode.size, inode.links, times)
+
+    def _attr(self, number: int, mode: int, size: int, links: int, times: tuple[int, int, int]) -> Attr:
+        return Attr(number, size, -(-size // 512), *times, mode, links, self.uid, self.gid)
+
+    def _own_lifetime(self, node: Node) -> int:
+        """For ever; but whether /tmp is the enclave's own is known only from the layout."""
+        return 0 if self.layout is None and node.path == TEMPORARY else FOREVER
+
+    def entry(self, node: Node) -> bytes:
+        """The answer that tells the kernel of a node."""
+        lifetime, attr = self.attr(node)
+        self.tree.told(node)
+        return pack_entry(EntryAnswer(node.id, lifetime, lifetime, attr))
+
+
+def inode_type(inode: Inode) -> int:
+    """The type bits of a private file's mode."""
+    if isinstance(inode, Directory):
+        return stat.S_IFDIR
+    return stat.S_IFLNK if isinstance(inode, Link) else stat.S_IFREG
+
+
+def private_directory(node: Node) -> Directory:
+    """The private directory that a node is; ENOTDIR, ESTALE."""
+    if isinstance(node.private, Directory):
+        return node.private
+    raise FileError(errno.ENOTDIR if node.private is not None else errno.ESTALE)
+
+
+def private_file(node: Node) -> File:
+    """The private file that a node is; EISDIR, EINVAL."""
+    if isinstance(node.private, File):
+        return node.private
+    raise FileError(errno.EISDIR if isinstance(node.private, Directory) else errno.EINVAL)
+
+
+def sendable(path: str) -> str:
+    """The path as the ABI can carry it; EILSEQ if it is not UTF-8, ENAMETOOLONG."""
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        raise FileError(errno.EILSEQ) from None
+    if len(encoded) > abi.MAX_PATH:
+        raise FileError(errno.ENAMETOOLONG)
+    return path
+
+
+def ask(request: abi.Request, expected: type[_R]) -> Generator[abi.Request, abi.Result, _R]:
+    """Ask the client; its result if it is an `expected`, else FileError."""
+    result = yield request
+    if isinstance(result, expected):
+        return result
+    raise FileError(_ERRNOS.get(result.errno, errno.EIO) if isinstance(result, abi.Failed) else errno.EIO)
+
+
+def right_of(flags: int) -> str:
+    """What an open with these flags needs."""
+    return "read" if flags & os.O_ACCMODE == os.O_RDONLY and not flags & (os.O_TRUNC | os.O_CREAT) else "write"
