@@ -1,145 +1,155 @@
-"""Building images of a project: from [tool.adyton] and the project's files to build/NAME.enclave.
+"""Images of a single .py file: what `adyton call pay.py …` and `adyton.load("pay.py")` load.
 
-Nothing but the files' contents and the table decides about the bytes: no time, no path, no user, no installed version. Nothing of the
-project is executed.
+Its requirements are those of its PEP 723 block. Its entry point is the Enclave that it holds, else its TrustedApplication class, else
+the module itself, whose public, annotated functions are then the entries. It is signed for debugging.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from adyton.crypto.keys import SigningKey, debug_key
-from adyton.errors import PlatformError, UsageError
+from adyton.crypto.keys import debug_key
+from adyton.errors import AdytonError, UsageError
 from adyton.image.dependencies import check_dependencies
-from adyton.image.entries import read_entries
-from adyton.image.manifest import Manifest
+from adyton.image.entries import APPLICATION, ENCLAVE, find_applications, plain_functions, read_entries
+from adyton.image.manifest import DEFAULT_PYTHON, Entry, Manifest, is_image_name
 from adyton.image.names import Program
 from adyton.image.oci import Image
-from adyton.image.project import EnclaveTable, Project, host_call_groups, limits_of, load_project
-from adyton.image.protos import compile_protos
+from adyton.image.pyproject import check_keys
 from adyton.image.sign import add_signature
-from adyton.image.sources import collect
 from adyton.image.versions import PythonRange, PythonRangeError
 
-BUILD_FOLDER = "build"
+MAX_SCRIPT = 1 << 24  # bytes
 
-_ENTRY = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
-
-
-@dataclass(frozen=True)
-class Built:
-    """One image that was built. `path`: absolute."""
-
-    name: str
-    path: str
-    measurement: str
-
-
-def build_project(
-    directory: str | os.PathLike[str], names: Iterable[str] | None = None, *, key: SigningKey | None = None
-) -> list[Built]:
-    """Build the images that a project declares: those of the enclaves and loaders named, else all.
-
-    Writes build/NAME.enclave, and build/*_pb2.py for the driver. `key` signs instead of what the tables say. UsageError,
-    PlatformError (a runtime that there is not); images that were built before the error stay.
-    """
-    project = load_project(directory)
-    wanted = list(project.enclaves) if names is None else project.enclaves_of(names)
-    if not wanted:
-        raise UsageError(f"{project.file} declares no enclave: add a table [tool.adyton.enclave.NAME]")
-    built = []
-    for name in wanted:
-        image, modules = build_image(project, name, key=key)
-        folder = os.path.join(project.directory, BUILD_FOLDER)
-        for path, content in {**modules, ".gitignore": b"*\n"}.items():
-            _write(os.path.join(folder, path), content)
-        target = os.path.join(folder, f"{name}.enclave")
-        image.save(target)
-        built.append(Built(name, target, image.measurement))
-    return built
-
-
-def build_image(project: Project, name: str, *, key: SigningKey | None = None) -> tuple[Image, dict[str, bytes]]:
-    """One image in memory, signed as its table says, and the modules of its .proto files by path."""
-    table, where = project.enclaves[name], f"{project.file}: [tool.adyton.enclave.{name}]"
-    _check(table, where)
-    files = collect(project.directory, table.sources, table.entry, where)
-    protos = {path: content for path, content in files.items() if path.endswith(".proto")}
-    modules = compile_protos(protos, where)
-    application = {path: content for path, content in files.items() if path not in protos}
-    for path in modules:
-        if path in application:
-            raise UsageError(
-                f"{where}: {path} is among the sources, and made of a .proto file too: leave out one of the two"
-            )
-    application |= modules
-    image = make_image(_manifest(name, table, application, where), application)
-    signer = key or _signer(project, table)
-    return (image if signer is None else add_signature(image, signer)), modules
+# The reference implementation's expression, from PEP 723.
+_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 
 
 def make_image(manifest: Manifest, application: Mapping[str, bytes]) -> Image:
     """An unsigned image; UsageError for files that must not be in one."""
     for path in application:
-        top = path.partition("/")[0]
-        if top in ("adyton", "adyton.py"):
-            raise UsageError(
-                f"{path} would be imported instead of the runtime's own adyton, or not at all: give it another name"
-            )
+        if path.partition("/")[0] in ("adyton", "adyton.py"):
+            raise UsageError(f"{path} would take the place of the runtime's own adyton: give it another name")
     return Image.create(manifest, application)
 
 
-def _check(table: EnclaveTable, where: str) -> None:
-    if table.runtime == "wasm":
-        raise PlatformError(f'{where}: runtime = "wasm" is reserved, and not to be had yet: use "process"')
-    if table.runtime != "process":
-        raise UsageError(f'{where}: there is no runtime {table.runtime!r}: use "process"')
-    if not _ENTRY.fullmatch(table.entry):
-        raise UsageError(f"{where}: entry = {table.entry!r} is not of the form module:name")
-    for field in ("product_id", "security_version"):
-        if not 0 <= getattr(table, field) <= 0xFFFF:
-            raise UsageError(f"{where}: {field} = {getattr(table, field)} is not between 0 and 65535")
-    check_dependencies(table.dependencies, f"{where}: dependencies")
+def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
+    """The debug-signed image of a .py file, in memory. `enclave`: the name of the Enclave that is meant, where it holds several.
 
-
-def _manifest(name: str, table: EnclaveTable, application: Mapping[str, bytes], where: str) -> Manifest:
-    runtime: Literal["process"] = "process"
-    try:
-        entries = read_entries(Program(application), table.entry)
-        python = PythonRange.parse(table.python).text
-    except (UsageError, PythonRangeError) as error:
-        raise UsageError(f"{where}: {error}") from error
-    return Manifest(
-        name=name,
-        entry=table.entry,
-        entries=entries,
-        runtime=runtime,
-        python=python,
-        product_id=table.product_id,
-        security_version=table.security_version,
-        host_calls=host_call_groups(table.host_calls, where),
-        limits=limits_of(table.limits, where),
+    UsageError says what is wrong with the file.
+    """
+    source = _read(os.fspath(path))
+    module = Path(path).stem
+    where = os.fspath(path)
+    if not re.fullmatch(r"(?!\d)[\w-]+", module) or not is_image_name(module):
+        raise UsageError(f"{where}: {module!r} cannot be imported: name the file with letters, digits and _ only")
+    if module in sys.stdlib_module_names:
+        raise UsageError(f"{where}: Python has a module {module} of its own: give the file another name")
+    program = Program({f"{module}.py": source})
+    name, entry, entries = _entry_point(program, module, enclave, where)
+    manifest = Manifest(
+        name=name if is_image_name(name) else module, entry=entry, entries=entries, python=_requirements(source, where)
     )
+    return add_signature(make_image(manifest, {f"{module}.py": source}), debug_key())
 
 
-def _signer(project: Project, table: EnclaveTable) -> SigningKey | None:
-    match table.sign:
-        case "none":
-            return None
-        case "debug":
-            return debug_key()
-        case path:
-            return SigningKey.load(os.path.join(project.directory, path))
+def build_file(path: str | os.PathLike[str], enclave: str | None = None) -> Path:
+    """The image file of `script_image`, in this user's cache, under its measurement."""
+    from platformdirs import user_cache_path
 
-
-def _write(path: str, content: bytes) -> None:
+    image = script_image(path, enclave)
+    folder = user_cache_path("adyton") / "images"
+    target = folder / f"{image.measurement[7:]}.enclave"
+    with contextlib.suppress(AdytonError):
+        if Image.open(target).measurement == image.measurement:
+            return target
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(content)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(
+            f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
+        ) from error
+    image.save(target)
+    return target
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            source = file.read(MAX_SCRIPT + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if len(source) > MAX_SCRIPT:
+        raise UsageError(f"{path} is longer than {MAX_SCRIPT} bytes: make it a project with a pyproject.toml")
+    return source
+
+
+def _entry_point(program: Program, module: str, enclave: str | None, where: str) -> tuple[str, str, list[Entry]]:
+    """Name, entry and entries of the image."""
+    found = find_applications(program, module)
+    enclaves = [each for each in found if each[0] == ENCLAVE]
+    if enclave is not None:
+        meant = [each for each in enclaves if enclave in each[1:]]
+        if not meant:
+            names = ", ".join(each[2] for each in enclaves) or "none"
+            raise UsageError(f"{where} has no Enclave({enclave!r}) at the top of the file; it has: {names}")
+        chosen = meant[:1]
+    else:
+        chosen = enclaves or [each for each in found if each[0] == APPLICATION]
+        if len(chosen) > 1:
+            names = ", ".join(each[1] for each in chosen)
+            raise UsageError(
+                f"{where} holds more than one program ({names}): load the Enclave object, or split the file"
+            )
+    if not chosen:
+        entries = plain_functions(program, module)
+        if not entries:
+            raise UsageError(f"{where} has no entry: annotate the parameters of a public function, or make an Enclave")
+        return module, f"{module}:", entries
+    _, attribute, name = chosen[0]
+    entry = f"{module}:{attribute}"
+    return name if is_image_name(name) else module, entry, read_entries(program, entry)
+
+
+def _requirements(source: bytes, where: str) -> str:
+    """The Python versions that the PEP 723 block asks for; UsageError if it asks for what cannot be had."""
+    try:
+        text = source.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        text = source.decode("latin-1")  # a block is ASCII enough in whatever encoding the file declares
+    blocks = list(_script_blocks(text))
+    if not blocks:
+        return DEFAULT_PYTHON
+    if len(blocks) > 1:
+        raise UsageError(f"{where} has more than one `# /// script` block")
+    content = "".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0].splitlines(keepends=True))
+    try:
+        table: dict[str, Any] = tomllib.loads(content)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: its `# /// script` block is not valid TOML: {error}") from error
+    check_keys(table, ("dependencies", "requires-python", "tool"), f"{where}: its `# /// script` block")
+    if "adyton" in (table["tool"] if isinstance(table.get("tool"), dict) else {}):
+        raise UsageError(f"{where}: [tool.adyton] is read from pyproject.toml only: make the file a project")
+    dependencies, python = table.get("dependencies", []), table.get("requires-python", DEFAULT_PYTHON)
+    if (
+        not isinstance(python, str)
+        or not isinstance(dependencies, list)
+        or not all(isinstance(each, str) for each in dependencies)
+    ):
+        raise UsageError(f"{where}: its `# /// script` block: dependencies is a list of texts, requires-python a text")
+    check_dependencies(dependencies, f"{where}: dependencies")
+    try:
+        return PythonRange.parse(python).text
+    except PythonRangeError as error:
+        raise UsageError(f"{where}: requires-{error}") from error
+
+
+def _script_blocks(text: str) -> Iterator[str]:
+    return (match["content"] for match in _BLOCK.finditer(text) if match["type"] == "script")

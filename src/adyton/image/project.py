@@ -1,195 +1,158 @@
-"""[tool.adyton] of pyproject.toml: which images and loaders a project has. Read strictly: a key that is not known is an error."""
+"""Building images of a project: from [tool.adyton] and the project's files to build/NAME.enclave.
+
+Nothing but the files' contents and the table decides about the bytes: no time, no path, no user, no installed version. Nothing of the
+project is executed.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Literal
 
-import msgspec
+from adyton.crypto.keys import SigningKey, debug_key
+from adyton.errors import PlatformError, UsageError
+from adyton.image.build import make_image
+from adyton.image.dependencies import check_dependencies
+from adyton.image.entries import read_entries
+from adyton.image.manifest import Manifest
+from adyton.image.names import Program
+from adyton.image.oci import Image
+from adyton.image.protos import compile_protos
+from adyton.image.pyproject import EnclaveTable, Project, find_project, host_call_groups, limits_of, load_project
+from adyton.image.sign import add_signature
+from adyton.image.sources import collect
+from adyton.image.versions import PythonRange, PythonRangeError
 
-from adyton.errors import UsageError
-from adyton.image.manifest import DEFAULT_PYTHON, HOST_CALL_GROUPS, HostCallGroup, Limits, is_image_name
+BUILD_FOLDER = "build"
 
-FILE = "pyproject.toml"
-
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_SIZE = re.compile(r"(\d{1,12})\s*([A-Za-z]+)", re.ASCII)
-_T = TypeVar("_T", bound=msgspec.Struct)
-
-
-class LimitsTable(msgspec.Struct, frozen=True):
-    """`memory`: bytes, or a text such as "512MiB"."""
-
-    memory: int | str | None = None
-    threads: int | None = None
-    files: int | None = None
-
-
-class EnclaveTable(msgspec.Struct, frozen=True):
-    """[tool.adyton.enclave.NAME]."""
-
-    entry: str
-    sources: list[str] | None = None
-    dependencies: list[str] = msgspec.field(default_factory=list)
-    runtime: str = "process"
-    python: str = DEFAULT_PYTHON
-    product_id: int = 0
-    security_version: int = 0
-    sign: str = "debug"
-    host_calls: list[str] | None = None
-    limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
-
-
-class LoaderTable(msgspec.Struct, frozen=True):
-    """[tool.adyton.loader.NAME]. `enclaves`: placeholder in `loader_args` → name of the enclave whose image's path it becomes."""
-
-    driver: str
-    enclaves: dict[str, str] = msgspec.field(default_factory=dict)
-    loader_args: list[str] = msgspec.field(default_factory=list)
-    remote_proxy: str = ""
-
-    def arguments(self, images: Mapping[str, str]) -> list[str]:
-        """`loader_args` with "{placeholder}" replaced; `images`: enclave's name → path of its image."""
-        pattern = re.compile("|".join(re.escape("{" + name + "}") for name in self.enclaves) or r"(?!)")
-        return [pattern.sub(lambda match: images[self.enclaves[match[0][1:-1]]], each) for each in self.loader_args]
+_ENTRY = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
 
 
 @dataclass(frozen=True)
-class Project:
-    """What a project declares. `directory`: absolute; `file`: its pyproject.toml, for error texts."""
+class Built:
+    """One image that was built. `path`: absolute."""
 
-    directory: str
-    file: str
-    enclaves: Mapping[str, EnclaveTable]
-    loaders: Mapping[str, LoaderTable]
-
-    def enclaves_of(self, targets: Iterable[str]) -> list[str]:
-        """The enclaves that targets (enclaves or loaders, by name) need, each once, in order; UsageError for an unknown target."""
-        found: dict[str, None] = {}
-        for target in targets:
-            if target in self.enclaves:
-                found[target] = None
-            elif target in self.loaders:
-                found |= dict.fromkeys(self.loaders[target].enclaves.values())
-            else:
-                known = [*self.enclaves, *self.loaders]
-                raise UsageError(f"{self.file} declares no enclave or loader {target!r}{_nearest(target, known)}")
-        return list(found)
+    name: str
+    path: str
+    measurement: str
 
 
-def find_project(start: str | os.PathLike[str]) -> str:
-    """The nearest folder, from `start` upwards, whose pyproject.toml has a [tool.adyton] table; UsageError if there is none."""
-    folder = os.path.abspath(start)
-    while True:
-        path = os.path.join(folder, FILE)
-        if os.path.isfile(path) and "adyton" in _tool(path):
-            return folder
-        above = os.path.dirname(folder)
-        if above == folder:
+def build_project(
+    directory: str | os.PathLike[str], names: Iterable[str] | None = None, *, key: SigningKey | None = None
+) -> list[Built]:
+    """Build the images that a project declares: those of the enclaves and loaders named, else all.
+
+    Writes build/NAME.enclave, and build/*_pb2.py for the driver. `key` signs instead of what the tables say. UsageError,
+    PlatformError (a runtime that there is not); images that were built before the error stay.
+    """
+    project = load_project(directory)
+    wanted = list(project.enclaves) if names is None else project.enclaves_of(names)
+    if not wanted:
+        raise UsageError(f"{project.file} declares no enclave: add a table [tool.adyton.enclave.NAME]")
+    built = []
+    for name in wanted:
+        image, modules = build_image(project, name, key=key)
+        folder = os.path.join(project.directory, BUILD_FOLDER)
+        for path, content in {**modules, ".gitignore": b"*\n"}.items():
+            _write(os.path.join(folder, path), content)
+        target = os.path.join(folder, f"{name}.enclave")
+        image.save(target)
+        built.append(Built(name, target, image.measurement))
+    return built
+
+
+def build_image(project: Project, name: str, *, key: SigningKey | None = None) -> tuple[Image, dict[str, bytes]]:
+    """One image in memory, signed as its table says, and the modules of its .proto files by path."""
+    table, where = project.enclaves[name], f"{project.file}: [tool.adyton.enclave.{name}]"
+    _check(table, where)
+    files = collect(project.directory, table.sources, table.entry, where)
+    protos = {path: content for path, content in files.items() if path.endswith(".proto")}
+    modules = compile_protos(protos, where)
+    application = {path: content for path, content in files.items() if path not in protos}
+    for path in modules:
+        if path in application:
             raise UsageError(
-                f"no {FILE} with a [tool.adyton] table in {os.path.abspath(start)} or above: "
-                "change to the project's folder, or make one with `adyton init`"
+                f"{where}: {path} is among the sources, and made of a .proto file too: leave out one of the two"
             )
-        folder = above
+    application |= modules
+    image = make_image(_manifest(name, table, application, where), application)
+    signer = key or _signer(project, table)
+    return (image if signer is None else add_signature(image, signer)), modules
 
 
-def load_project(directory: str | os.PathLike[str]) -> Project:
-    """The project in a folder; UsageError says what is wrong, and where."""
-    folder = os.path.abspath(directory)
-    file = os.path.join(folder, FILE)
-    tool = _tool(file)
-    if "adyton" not in tool:
-        raise UsageError(f"{file} has no [tool.adyton] table: declare an image in [tool.adyton.enclave.NAME]")
-    table = _table(tool["adyton"], f"{file}: [tool.adyton]")
-    check_keys(table, ("enclave", "loader"), f"{file}: [tool.adyton]")
-    enclaves = {}
-    for name, content in _table(table.get("enclave", {}), f"{file}: [tool.adyton.enclave]").items():
-        where = f"{file}: [tool.adyton.enclave.{name}]"
-        if not is_image_name(name):
-            raise UsageError(f"{where}: {name!r} cannot be an image's name: use letters, digits and _ . + -")
-        enclaves[name] = _convert(content, EnclaveTable, where)
-    loaders = {}
-    for name, content in _table(table.get("loader", {}), f"{file}: [tool.adyton.loader]").items():
-        where = f"{file}: [tool.adyton.loader.{name}]"
-        loaders[name] = loader = _convert(content, LoaderTable, where)
-        for enclave in loader.enclaves.values():
-            if enclave not in enclaves:
-                raise UsageError(f"{where}: no enclave {enclave!r} is declared{_nearest(enclave, enclaves)}")
-    return Project(folder, file, enclaves, loaders)
+@dataclass(frozen=True)
+class BuiltLoader:
+    """A loader target, ready to run. `driver`: absolute path; `arguments`: before the user's own; `build_directory`: for PYTHONPATH."""
+
+    driver: str
+    arguments: list[str]
+    build_directory: str
+    remote_proxy: str
 
 
-def host_call_groups(names: list[str] | None, where: str) -> list[HostCallGroup]:
-    """`host_calls` of a table, sorted; all for None. UsageError for a group that there is not."""
-    if names is None:
-        return list(HOST_CALL_GROUPS)
-    for name in names:
-        if name not in HOST_CALL_GROUPS:
-            known = ", ".join(HOST_CALL_GROUPS)
-            raise UsageError(
-                f"{where}: host_calls: there is no group {name!r}{_nearest(name, HOST_CALL_GROUPS)}; there are: {known}"
-            )
-    return [group for group in HOST_CALL_GROUPS if group in names]
+def build_loader(start: str | os.PathLike[str], target: str) -> BuiltLoader:
+    """Build the enclaves that [tool.adyton.loader.TARGET] of the project around `start` needs; UsageError, PlatformError."""
+    project = load_project(find_project(start))
+    loader = project.loader(target)
+    driver = os.path.join(project.directory, loader.driver)
+    if not os.path.isfile(driver):
+        raise UsageError(f"{project.file}: [tool.adyton.loader.{target}]: the driver {driver} is not there")
+    needed = list(dict.fromkeys(loader.enclaves.values()))
+    images = {built.name: built.path for built in build_project(project.directory, needed)} if needed else {}
+    build_directory = os.path.join(project.directory, BUILD_FOLDER)
+    return BuiltLoader(driver, loader.arguments(images), build_directory, loader.remote_proxy)
 
 
-def limits_of(table: LimitsTable, where: str) -> Limits:
-    """The limits in bytes and counts; UsageError for what is none."""
-    memory = table.memory
-    if isinstance(memory, str):
-        match = _SIZE.fullmatch(memory.strip())
-        if match is None or match[2] not in _UNITS:
-            raise UsageError(f"{where}: limits: memory = {memory!r} is not a size such as 512MiB")
-        memory = int(match[1]) * _UNITS[match[2]]
+def _check(table: EnclaveTable, where: str) -> None:
+    if table.runtime == "wasm":
+        raise PlatformError(f'{where}: runtime = "wasm" is reserved, and not to be had yet: use "process"')
+    if table.runtime != "process":
+        raise UsageError(f'{where}: there is no runtime {table.runtime!r}: use "process"')
+    if not _ENTRY.fullmatch(table.entry):
+        raise UsageError(f"{where}: entry = {table.entry!r} is not of the form module:name")
+    for field in ("product_id", "security_version"):
+        if not 0 <= getattr(table, field) <= 0xFFFF:
+            raise UsageError(f"{where}: {field} = {getattr(table, field)} is not between 0 and 65535")
+    check_dependencies(table.dependencies, f"{where}: dependencies")
+
+
+def _manifest(name: str, table: EnclaveTable, application: Mapping[str, bytes], where: str) -> Manifest:
+    runtime: Literal["process"] = "process"
     try:
-        return msgspec.convert({"memory": memory, "threads": table.threads, "files": table.files}, Limits)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: limits: {error}") from error
-
-
-def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """UsageError for the first key that is not known, with the nearest one that is."""
-    names = list(known)
-    for key in table:
-        if key not in names:
-            raise UsageError(
-                f"{where} has a key {key!r} that is not known{_nearest(key, names)}; known are: {', '.join(names)}"
-            )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (nearest: {close[0]})" if close else ""
-
-
-def _tool(file: str) -> dict[str, Any]:
-    try:
-        with open(file, "rb") as opened:
-            content = tomllib.load(opened)
-    except FileNotFoundError:
-        raise UsageError(f"{file} is not there: run the command in the project's folder") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is not valid TOML: {error}") from error
-    return _table(content.get("tool", {}), f"{file}: [tool]")
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where} must be a table")
-    return value
-
-
-def _convert(content: Any, kind: type[_T], where: str) -> _T:
-    table = _table(content, where)
-    check_keys(table, kind.__struct_fields__, where)
-    if isinstance(table.get("limits"), dict):
-        check_keys(table["limits"], LimitsTable.__struct_fields__, f"{where}: limits")
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as error:
+        entries = read_entries(Program(application), table.entry)
+        python = PythonRange.parse(table.python).text
+    except (UsageError, PythonRangeError) as error:
         raise UsageError(f"{where}: {error}") from error
+    return Manifest(
+        name=name,
+        entry=table.entry,
+        entries=entries,
+        runtime=runtime,
+        python=python,
+        product_id=table.product_id,
+        security_version=table.security_version,
+        host_calls=host_call_groups(table.host_calls, where),
+        limits=limits_of(table.limits, where),
+    )
+
+
+def _signer(project: Project, table: EnclaveTable) -> SigningKey | None:
+    match table.sign:
+        case "none":
+            return None
+        case "debug":
+            return debug_key()
+        case path:
+            return SigningKey.load(os.path.join(project.directory, path))
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,22 @@
+"""adyton keygen: a key that signs images."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+
+@click.command()
+@click.argument("key", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The signer, and failures, as JSON.")
+def command(key: str, as_json: bool) -> None:
+    """Adyton keygen release.key
+
+    Make a signing key: KEY (mode 0600, keep it secret) and KEY.pub. Prints the signer, sha256:HEX, which policies name. Nothing is
+    ever overwritten.
+    """
+    from adyton.crypto.keys import SigningKey
+
+    made = SigningKey.generate()
+    made.save(key)
+    click.echo(msgspec.json.encode({"path": key, "signer": made.signer}) if as_json else made.signer)

@@ -1,0 +1,43 @@
+"""adyton sign: a signature more for an image."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from adyton.cli.options import option
+from adyton.errors import UsageError
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.option(
+    "--debug", is_flag=True, help="Sign with the debug key, which everybody has: such an image is refused by default."
+)
+@option("--key", metavar="FILE", help="Sign with this key, made by `adyton keygen`.")
+@click.option("--output", "-o", metavar="FILE", help="Write the signed image there, not over IMAGE.")
+@click.option("--json", "as_json", is_flag=True, help="The result, and failures, as JSON.")
+def command(image: str, debug: bool, key: str | None, output: str | None, as_json: bool) -> None:
+    """Adyton sign build/demo_enclave.enclave --key release.key
+
+    Add a signature to IMAGE. Its measurement stays, and so do its other signatures. Prints the path and the measurement.
+    """
+    from adyton.crypto.keys import SigningKey, debug_key
+    from adyton.image.sign import sign_image
+
+    source = click.get_current_context().get_parameter_source("key")
+    if debug and key is not None and source is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("--debug and --key are two ways to sign: give one of them, or sign twice")
+    if not debug and key is None:
+        raise UsageError("sign with which key? Give --key FILE (made by `adyton keygen`), or --debug")
+    signing = debug_key() if debug or key is None else SigningKey.load(key)
+    signed = sign_image(image, signing, output)
+    path = output or image
+    if as_json:
+        click.echo(
+            msgspec.json.encode(
+                {"path": path, "measurement": signed.measurement, "signer": signing.signer, "debug": debug}
+            )
+        )
+    else:
+        click.echo(f"{path} {signed.measurement}")
