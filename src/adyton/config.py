@@ -1,0 +1,302 @@
+"""The policy file (INTERFACE §3), and what keyword arguments and the environment add to it.
+
+    source                                  relative paths are below        given, it
+    the policy file (`policy`, --policy,    the file's folder               is the beginning of every list
+    else ADYTON_POLICY)
+    keyword arguments, options              the working directory           adds to the file's list
+    ADYTON_ALLOW_READ and the like          the working directory           does the same where the argument is not given
+
+Lists of paths in the environment are separated as in PATH, others by spaces.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.identity import PLATFORMS
+from adyton.crypto.digest import is_digest
+from adyton.errors import UsageError
+from adyton.hostcall.client.paths import absolute
+from adyton.hostcall.client.policy import HostCallPolicy, PathLike
+
+Coherence = Literal["strict", "close-to-open", "exclusive"]
+
+_PATHS = ("read", "write")  # of the lists, those that hold paths
+_TABLES = ("expect", "allow", "mount")
+_EXPECT = tuple(each.name for each in msgspec.structs.fields(Expectation))
+_MOUNT = ("path", "coherence")
+_DIGESTS = ("measurement", "signer", "runtime")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class AllowSettings:
+    """The lists of `[allow]`, paths made absolute; not judged yet (HostCallPolicy.create does that)."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    net: tuple[str, ...] = ()
+    listen: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    call: tuple[str, ...] = ()
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        base: str,
+        read: Iterable[PathLike] = (),
+        write: Iterable[PathLike] = (),
+        net: Iterable[str] = (),
+        listen: Iterable[str] = (),
+        env: Iterable[str] = (),
+        call: Iterable[str] = (),
+    ) -> AllowSettings:
+        """From keyword arguments or options; relative paths are below `base`. UsageError for what is no list of texts."""
+        return cls(
+            read=_paths("read", read, base),
+            write=_paths("write", write, base),
+            net=_texts("net", net),
+            listen=_texts("listen", listen),
+            env=_texts("env", env),
+            call=_texts("call", call),
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], *, base: str) -> AllowSettings:
+        """From ADYTON_ALLOW_READ and the like."""
+        lists: dict[str, list[str]] = {}
+        for name in _LISTS:
+            value = environment.get(f"ADYTON_ALLOW_{name.upper()}", "")
+            lists[name] = [item for item in value.split(os.pathsep) if item] if name in _PATHS else value.split()
+        return cls.create(base=base, **lists)
+
+    def __add__(self, other: AllowSettings) -> AllowSettings:
+        """All of both, without repetitions."""
+        return AllowSettings(
+            **{name: tuple(dict.fromkeys(getattr(self, name) + getattr(other, name))) for name in _LISTS}
+        )
+
+    def or_else(self, other: AllowSettings) -> AllowSettings:
+        """Each list of this one, or the other's where this one's is empty."""
+        return AllowSettings(**{name: getattr(self, name) or getattr(other, name) for name in _LISTS})
+
+
+_LISTS = tuple(each.name for each in fields(AllowSettings))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """How coherent a path must be."""
+
+    path: str
+    coherence: Coherence
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an enclave must prove, and what it may do. `expect` is None where nothing was said; immutable."""
+
+    expect: Expectation | None = None
+    allow: AllowSettings = field(default_factory=AllowSettings)
+    mounts: tuple[Mount, ...] = ()
+
+    @classmethod
+    def read(cls, source: PathLike | Policy | None) -> Policy:
+        """A policy file; UsageError if it cannot be read, or holds anything unknown or malformed. None: the empty policy."""
+        if source is None:
+            return cls()
+        if isinstance(source, Policy):
+            return source
+        return cls.parse(_read(source), name=os.fspath(source), base=os.path.dirname(os.path.abspath(source)))
+
+    @classmethod
+    def parse(cls, text: str, *, name: str, base: str) -> Policy:
+        """The policy file whose content is `text`. `name`: for errors; `base`: the folder that relative paths are below."""
+        document = _parse(text, name)
+        expect, allow = document.get("expect"), document.get("allow")
+        return cls(
+            None if expect is None else _expectation(expect, name),
+            AllowSettings() if allow is None else _allow(allow, name, base),
+            _mounts(document.get("mount", []), name, base),
+        )
+
+    @classmethod
+    def from_tables(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+        """The tables of a policy file, given in Python; relative paths are below the working directory."""
+        return cls(
+            None if expect is None else _expectation(expect, "expect="),
+            AllowSettings() if allow is None else _allow(allow, "allow=", os.getcwd()),
+        )
+
+    def extended(
+        self,
+        *,
+        expect: Mapping[str, Any] | None = None,
+        read: Iterable[PathLike] = (),
+        write: Iterable[PathLike] = (),
+        net: Iterable[str] = (),
+        listen: Iterable[str] = (),
+        env: Iterable[str] = (),
+        call: Iterable[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Policy:
+        """The policy with what arguments add to it; where a list is not given, what `environment` (os.environ) adds.
+
+        Lists of `expect` are added too; its other values replace those of this policy.
+        """
+        base = os.getcwd()
+        given = AllowSettings.create(base=base, read=read, write=write, net=net, listen=listen, env=env, call=call)
+        variables = AllowSettings.from_environment(os.environ if environment is None else environment, base=base)
+        expectation = self.expect if expect is None else _expectation(expect, "expect=", self.expect)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts)
+
+    def host_calls(self, working_directory: str | None = None) -> HostCallPolicy:
+        """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow."""
+        lists: dict[str, Any] = {name: getattr(self.allow, name) for name in _LISTS}
+        return HostCallPolicy.create(base=working_directory or os.getcwd(), **lists)
+
+
+class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
+    read: list[str] = []
+    write: list[str] = []
+    net: list[str] = []
+    listen: list[str] = []
+    env: list[str] = []
+    call: list[str] = []
+
+
+class _MountTable(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
+    coherence: Coherence = "close-to-open"
+
+
+def load_expectation(path: PathLike) -> Expectation:
+    """The table [expect] alone of the policy file at `path`; UsageError if it is not there."""
+    name = os.fspath(path)
+    document = _parse(_read(path), name)
+    if "expect" not in document:
+        raise UsageError(f"{name}: there is no table [expect]; write one that says what evidence must hold")
+    return _expectation(document["expect"], name)
+
+
+def _texts(name: str, items: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(items, str | bytes | os.PathLike):
+        raise UsageError(f"allow_{name} is {items!r}; it must be a list: allow_{name}=[{items!r}]")
+    found = tuple(items)
+    for item in found:
+        if not isinstance(item, str):
+            raise UsageError(f"allow_{name}: {item!r} is no text")
+    return found
+
+
+def _paths(name: str, items: Iterable[PathLike], base: str) -> tuple[str, ...]:
+    if isinstance(items, str | bytes | os.PathLike):
+        raise UsageError(f"allow_{name} is {items!r}; it must be a list: allow_{name}=[{items!r}]")
+    return tuple(absolute(item, base, f"allow_{name}") for item in items)
+
+
+def _read(path: PathLike) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(
+            f"the policy {os.fspath(path)} cannot be read: {error.strerror or error}; name a TOML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the policy {os.fspath(path)} is not UTF-8, which TOML is: {error}") from error
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{name}: not TOML: {error}") from error
+    _known(document, _TABLES, name, None)
+    return document
+
+
+def _known(table: Any, keys: Collection[str], name: str, where: str | None) -> None:
+    """UsageError, with the nearest key, unless `table` is one and has these keys only."""
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{name}: {where} must be a table: write [{where}] and its keys below")
+    for key in table:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}"
+            raise UsageError(f"{name}: unknown key {f'{where}.{key}' if where else key}; {hint}")
+
+
+def _convert(table: Any, kind: type[_T], name: str, where: str) -> _T:
+    try:
+        return msgspec.convert(table, kind, strict=True)
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        raise UsageError(f"{name}: [{where}]: {str(error).replace('`$.', f'`{where}.')}") from error
+
+
+def _allow(table: Any, name: str, base: str) -> AllowSettings:
+    _known(table, _LISTS, name, "allow")
+    lists = _convert(table, _AllowTable, name, "allow")
+    try:
+        return AllowSettings.create(base=base, **msgspec.structs.asdict(lists))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def _expectation(table: Any, name: str, below: Expectation | None = None) -> Expectation:
+    """The table [expect], on top of `below`."""
+    _known(table, _EXPECT, name, "expect")
+    if not table:
+        raise UsageError(
+            f"{name}: [expect] is empty, and would accept nothing; say what evidence must hold, or leave the table out"
+        )
+    for item in table["platforms"] if isinstance(table.get("platforms"), list | tuple) else ():
+        _one_of(item, PLATFORMS, name, "expect.platforms")
+    for key in _DIGESTS:
+        for item in table[key] if isinstance(table.get(key), list | tuple) else ():
+            if not isinstance(item, str) or not is_digest(item):
+                raise UsageError(
+                    f"{name}: expect.{key}: {item!r} is no digest; write sha256: and 64 hex digits in lower case"
+                )
+    merged = dict(table)
+    for key in _EXPECT if below is not None else ():
+        before = getattr(below, key)
+        if key not in table:
+            merged[key] = before
+        elif isinstance(before, list | tuple) and isinstance(table[key], list | tuple):
+            merged[key] = [*before, *(item for item in table[key] if item not in before)]
+    return _convert(merged, Expectation, name, "expect")
+
+
+def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
+    if not isinstance(tables, list):
+        raise UsageError(f"{name}: mount must be a list of tables: write [[mount]], with two brackets")
+    found = []
+    for table in tables:
+        _known(table, _MOUNT, name, "mount")
+        if "coherence" in table:
+            _one_of(table["coherence"], get_args(Coherence), name, "mount.coherence")
+        mount = _convert(table, _MountTable, name, "mount")
+        if mount.coherence != "close-to-open":
+            raise UsageError(
+                f'{name}: mount {mount.path!r}: coherence = "{mount.coherence}" is not there yet; every path is close-to-open. Leave this '
+                "mount out, if close-to-open will do"
+            )
+        found.append(Mount(absolute(mount.path, base, f"{name}: mount"), mount.coherence))
+    return tuple(found)
+
+
+def _one_of(item: Any, values: Collection[str], name: str, where: str) -> None:
+    if item not in values:
+        near = difflib.get_close_matches(str(item), values, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(values)}"
+        raise UsageError(f"{name}: {where}: {item!r} is unknown; {hint}")
