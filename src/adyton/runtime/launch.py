@@ -1,0 +1,223 @@
+"""Starting enclaves: the only door of the runtime for the layers above.
+
+A zygote belongs to one tenant and one blob store, and starts any number of enclaves; each is a supervisor's process, known here by a
+stream socket that carries its attested channel, and by a descriptor of the process. The zygote is executed, not forked, so its
+owner may have threads and grpc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Self
+
+import msgspec
+
+from adyton import errors
+from adyton.errors import AdytonError, ClosedError, PlatformError
+from adyton.runtime.process import root, zygote
+
+START_SECONDS = 30.0  # for a zygote, and for an enclave
+END_SECONDS = 5.0
+SUPERVISOR = "adyton.runtime.process.supervisor.main:run"
+
+
+class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an enclave is started from: digests ("sha256:HEX") of blobs in the zygote's store, which the supervisor verifies."""
+
+    measurement: str  # of the image: the digest of its OCI manifest
+    signatures: list[str]  # of its signature envelopes
+    platform: str = "sim"
+
+
+class Enclave:
+    """A running enclave. `socket`: stream of the attested channel, for a relay to splice; `pid`, `pidfd`: its supervisor."""
+
+    def __init__(self, stream: socket.socket, pid: int, pidfd: int) -> None:
+        self.socket = stream
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def ended(self, seconds: float = 0) -> bool:
+        """Whether it has ended, or does so within that time."""
+        if self.pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    def close(self) -> None:
+        """End it now, whatever it does. Safe to call again, and from any thread."""
+        self.socket.close()
+        if self.pidfd < 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.ended(END_SECONDS)
+        pidfd, self.pidfd = self.pidfd, -1
+        os.close(pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Zygote:
+    """The owner of one zygote process. Thread-safe."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        """Use `start`."""
+        self._control = control
+        self._process = process
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def start(cls, store: str, *, supervisor: str = SUPERVISOR, additions: Mapping[str, str] | None = None) -> Self:
+        """Start one over the blob store in the directory `store`, and wait until it can launch.
+
+        Raises PlatformError, whose failures are the doctor's findings, if there is no sandbox to be had. `supervisor`
+        ("module:function") and `additions` (name → file or folder laid beside the runtime's libraries) are for tests.
+        """
+        _check_store(store)
+        plan = root.to_json(root.plan(store, supervisor, additions or {}))
+        home = os.path.dirname(os.path.dirname(os.path.abspath(errors.__file__)))
+        code = (
+            "import sys; sys.path.append(sys.argv[1]); "
+            "from adyton.runtime.process.zygote import prepare; prepare(sys.argv[2], int(sys.argv[3]))"
+        )
+        control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-c", code, home, plan, str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(other.fileno(),),
+                cwd="/",
+                start_new_session=True,
+            )
+        self = cls(control, process)
+        try:
+            first = _receive(control, START_SECONDS)
+            if first != zygote.READY:
+                raise _reason(first, "the zygote ended before it was ready")
+        except AdytonError as error:
+            self.close()
+            raise _with_findings(error) from error
+        return self
+
+    def launch(self, request: LaunchRequest) -> Enclave:
+        """Start an enclave, and wait until it is ready for its client. Any number of threads may.
+
+        Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
+        """
+        stream, stream_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with report:
+            with stream_end, report_end:
+                try:
+                    self._send(request, stream_end, report_end)
+                except BaseException:
+                    stream.close()
+                    raise
+            enclave = Enclave(stream, 0, -1)
+            try:
+                self._wait(enclave, report)
+            except BaseException:
+                enclave.close()
+                raise
+        return enclave
+
+    def _send(self, request: LaunchRequest, *sockets: socket.socket) -> None:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the zygote is closed: no enclave can be started any more")
+            try:
+                socket.send_fds(self._control, [msgspec.msgpack.encode(request)], [each.fileno() for each in sockets])
+            except OSError as error:
+                raise PlatformError(f"the zygote has ended ({error}): start another one") from error
+
+    @staticmethod
+    def _wait(enclave: Enclave, report: socket.socket) -> None:
+        message, pidfd = _receive_with_descriptor(report, START_SECONDS)
+        if not message.startswith(zygote.STARTED) or pidfd is None:
+            raise _reason(message, "the zygote ended while it started an enclave")
+        (enclave.pid,) = zygote.PID.unpack(message[len(zygote.STARTED) :])
+        enclave.pidfd = pidfd
+        message = _receive(report, START_SECONDS)
+        if message != zygote.READY:
+            raise _reason(message, "the enclave's supervisor ended before it was ready")
+
+    def close(self) -> None:
+        """End it, and all its enclaves. Safe to call again."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._control.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _receive_with_descriptor(sock: socket.socket, seconds: float) -> tuple[bytes, int | None]:
+    sock.settimeout(seconds)
+    try:
+        message, descriptors, _, _ = socket.recv_fds(sock, zygote.MESSAGE_SIZE, 1)
+    except TimeoutError:
+        raise PlatformError(f"no enclave could be started within {seconds:.0f} s: is the server overloaded?") from None
+    except ConnectionError:
+        return b"", None
+    return message, descriptors[0] if descriptors else None
+
+
+def _receive(sock: socket.socket, seconds: float) -> bytes:
+    message, descriptor = _receive_with_descriptor(sock, seconds)
+    if descriptor is not None:
+        os.close(descriptor)
+    return message
+
+
+def _reason(message: bytes, otherwise: str) -> AdytonError:
+    """What FAILED says; the text `otherwise` for the end of the socket."""
+    if not message.startswith(zygote.FAILED):
+        return PlatformError(f"{otherwise}: see its messages on standard error")
+    name, _, text = message[len(zygote.FAILED) :].decode("utf-8", "replace").partition("\n")
+    kind = getattr(errors, name, PlatformError)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, AdytonError) else PlatformError(text)
+
+
+def _with_findings(error: AdytonError) -> PlatformError:
+    from adyton.runtime.process.doctor import findings
+
+    lacking = tuple(each for each in findings() if each.needed and not each.ok)
+    reasons = "".join(f"\n  {each.name}: {each.detail}" for each in lacking)
+    return PlatformError(f"no enclave can be started on this machine: {error}{reasons}", failures=lacking)
+
+
+def _check_store(store: str) -> None:
+    """Make the folder of blobs, and make sure that enclaves, which have user ids of their own, can read it."""
+    blobs = os.path.join(store, "blobs", "sha256")
+    os.makedirs(blobs, mode=0o755, exist_ok=True)
+    for path in (os.path.dirname(blobs), blobs):
+        readable = stat.S_IROTH | stat.S_IXOTH
+        if os.geteuid() == 0 and os.stat(path).st_mode & readable != readable:
+            raise PlatformError(f"enclaves cannot read the blob store: run chmod o+rx {path}")

@@ -1,0 +1,23 @@
+"""The supervisor's own walls, put up once its guest runs.
+
+What is there already: a user id of the enclave's own (as root), no network, a Landlock domain shared with its guest only
+(zygote.py), no debugging by others (guest_start.py). Here its file tree shrinks to the libraries, its last capability goes, and the
+filter allows only what a running supervisor does. (Landlock cannot narrow its files: a supervisor in a narrower domain than its
+guest's may not look into it, see landlock.py.)
+"""
+
+from __future__ import annotations
+
+import os
+
+from adyton.runtime.process import namespaces, root
+from adyton.runtime.process.filter import supervisor_filter
+from adyton.runtime.process.libc import install_filter
+
+
+def confine_supervisor() -> None:
+    """Put up the walls, for good. The blob store, the server's /proc and all devices cannot be reached afterwards."""
+    os.chroot(root.SYSTEM)
+    os.chdir("/")
+    namespaces.set_capabilities()
+    install_filter(supervisor_filter())

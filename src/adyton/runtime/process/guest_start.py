@@ -1,0 +1,253 @@
+"""Starting a guest: from the fork in a supervisor that has no threads, to the image's code behind all its walls.
+
+    supervisor ─fork─► intermediate: new user, mount, pid, net, ipc and uts namespaces
+                           └─fork─► guest, PID 1 in there;   the intermediate exits, the supervisor becomes the guest's parent
+    supervisor ── GO ────► guest: dies with its parent from now on
+               ◄─ FUSE ──  descriptors of the FUSE connection and of the guest's /proc
+    guest: mounts its own on the FUSE root (the supervisor answers look-ups meanwhile), makes that its root
+               ◄─ READY ─  or FAILED
+    guest: main(side), which calls side.finish before it runs any of the image's code
+
+The guest's mounts are clones of what the zygote prepared (root.py), so few calls are left to do here. No descriptor of /dev/fuse
+stays in the guest: a second holder would keep a dead enclave's programs waiting for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from adyton.errors import PlatformError
+from adyton.hostcall.own_paths import own_path
+from adyton.runtime.process import filter as syscall_filter
+from adyton.runtime.process import mounts, namespaces, root
+from adyton.runtime.process.libc import install_filter, system_call
+
+UID = 1000  # the guest's user and group, as it sees them
+GO = b"go"
+FUSE = b"fuse"
+READY = b"ready"
+FAILED = b"failed:"
+
+HOME = "/enclave"
+
+# Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out.
+_GRAFTS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
+
+_LAST_DESCRIPTOR = 0xFFFFFFFF
+_SHM_SIZE = "64m"
+_TMP_SIZE = "256m"
+_IMAGE_SIZE = "1g"
+_INODES = "65536"
+
+_KINDS = (
+    namespaces.NEWUSER
+    | namespaces.NEWNS
+    | namespaces.NEWPID
+    | namespaces.NEWNET
+    | namespaces.NEWIPC
+    | namespaces.NEWUTS
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one guest; None: the server's own. `memory`: bytes of data of each of its processes; `threads`: in all; `files`: open, each."""
+
+    memory: int | None = None
+    threads: int | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True)
+class GuestStart:
+    """A started guest, which waits for its FUSE requests to be served. The holder closes the descriptors."""
+
+    pid: int
+    pidfd: int
+    control: socket.socket  # SEQPACKET; the guest's READY or FAILED comes next
+    fuse: int  # the FUSE connection: the only descriptor of it
+    proc: int  # the root directory of the guest's own /proc
+    stdout: int  # read end of a pipe, non-blocking
+    stderr: int
+
+
+@dataclass(frozen=True)
+class GuestSide:
+    """What the guest's main gets. `finish(mount_tmp, working_directory) -> warnings`: puts up the last walls; called once.
+
+    `mount_tmp`: /tmp is a file system of the guest's; else it is what the FUSE root makes of it.
+    """
+
+    control: socket.socket
+    finish: Callable[[bool, str], list[str]]
+
+
+def start_guest(
+    main: Callable[[GuestSide], NoReturn],
+    layers: list[bytes],
+    unpack: Callable[[bytes, str], None],
+    limits: Limits = Limits(),
+) -> GuestStart:
+    """Start a guest that has each of `layers` unpacked (`unpack(layer, directory)`) in /enclave, and then calls `main`.
+
+    Called once, before the process has threads. PlatformError if the guest cannot be had.
+    """
+    control, guest_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stdout, guest_stdout = os.pipe2(os.O_CLOEXEC)
+    stderr, guest_stderr = os.pipe2(os.O_CLOEXEC)
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    namespaces.set_dumpable(True)  # the intermediate writes files below /proc/self, after a change of user
+    intermediate = os.fork()
+    if intermediate == 0:
+        start = _Start(main, layers, unpack, limits, guest_control, guest_stdout, guest_stderr)
+        _in_child(lambda: start.intermediate(tell), lambda text: os.write(tell, b"x" + text))
+    namespaces.set_dumpable(False)
+    for descriptor in (guest_stdout, guest_stderr, tell):
+        os.close(descriptor)
+    guest_control.close()
+    try:
+        answer = os.read(told, 4096)
+        os.close(told)
+        os.waitpid(intermediate, 0)
+        if not answer.isdigit():
+            raise PlatformError(f"the guest's namespaces cannot be had: {answer[1:].decode() or 'its process ended'}")
+        pid = int(answer)
+        pidfd = os.pidfd_open(pid)
+        control.send(GO)
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 2)
+        if message != FUSE or len(descriptors) != 2:
+            raise PlatformError(
+                f"the guest's file tree cannot be had: {message[len(FAILED) :].decode() or 'its process ended'}"
+            )
+    except OSError as error:
+        raise PlatformError(f"the guest cannot be started: {error}") from error
+    for descriptor in (stdout, stderr):
+        os.set_blocking(descriptor, False)
+    fuse, proc = descriptors
+    return GuestStart(pid, pidfd, control, fuse, proc, stdout, stderr)
+
+
+def _in_child(step: Callable[[], object], failed: Callable[[bytes], object]) -> NoReturn:
+    """Run what never returns to the code that forked, whatever happens."""
+    status = 1
+    try:
+        step()
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:  # noqa: BLE001 - nothing may return
+        with contextlib.suppress(OSError):
+            failed(f"{type(error).__name__}: {error}".encode()[:2048])
+    finally:
+        os._exit(status)
+
+
+@dataclass
+class _Start:
+    main: Callable[[GuestSide], NoReturn]
+    layers: list[bytes]
+    unpack: Callable[[bytes, str], None]
+    limits: Limits
+    control: socket.socket
+    stdout: int
+    stderr: int
+
+    def intermediate(self, tell: int) -> None:
+        """Leave the server's namespaces; only a child is in the new pid namespace."""
+        uid, gid = os.geteuid(), os.getegid()
+        namespaces.unshare(_KINDS)
+        namespaces.map_ids(UID, UID, uid, gid)
+        pid = os.fork()
+        if pid == 0:
+            _in_child(self.guest, self._failed)
+        os.write(tell, str(pid).encode())
+
+    def _failed(self, text: bytes) -> None:
+        self.control.send(FAILED + text)
+
+    def guest(self) -> None:
+        """PID 1 of the enclave."""
+        self._descriptors()
+        namespaces.set_name("enclave")
+        device = os.open(root.FUSE, os.O_RDWR | os.O_CLOEXEC)
+        options = {"fd": device, "rootmode": "40000", "user_id": UID, "group_id": UID}
+        mounts.attach(mounts.file_system("fuse", {"source": "adyton", **options}), root.MOUNT_POINT)
+        proc = mounts.file_system("proc", {}, mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC)
+        if self.control.recv(16) != GO:
+            return
+        namespaces.die_with_parent()  # a parent that is gone already closed the socket: the next line ends this process
+        socket.send_fds(self.control, [FUSE], [device, proc])
+        os.close(device)
+        self._graft(proc)
+        namespaces.set_host_name("enclave")
+        self.control.send(READY)
+        self.main(GuestSide(self.control, self._finish))
+
+    def _descriptors(self) -> None:
+        """Standard streams and the control socket; all else that was the supervisor's is closed."""
+        null = os.open("/dev/null", os.O_RDWR)
+        for descriptor, number in ((null, 0), (self.stdout, 1), (self.stderr, 2)):
+            os.dup2(descriptor, number)
+        kept = self.control.fileno()
+        for first, last in ((3, kept - 1), (kept + 1, _LAST_DESCRIPTOR)):
+            if first <= last:
+                system_call("close_range", first, last, 0)
+        gc.freeze()  # objects of the supervisor's name closed descriptors: none of them may be collected, and close a new one
+        for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+            setattr(sys, name, io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8", errors=errors))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+
+    def _graft(self, proc: int) -> None:
+        """Lay the enclave's own over the FUSE root, and make that the root."""
+        top = root.MOUNT_POINT
+        for name in _GRAFTS:
+            source = f"{root.SYSTEM}/{name}"
+            if os.path.isdir(source):
+                mounts.attach(mounts.clone(source), f"{top}/{name}")
+        mounts.attach(proc, f"{top}/proc")
+        shm = {"size": _SHM_SIZE, "nr_inodes": _INODES, "mode": "1777"}
+        mounts.attach(mounts.file_system("tmpfs", shm), f"{top}/dev/shm")
+        image = mounts.file_system("tmpfs", {"size": _IMAGE_SIZE, "nr_inodes": _INODES, "mode": "0755"})
+        mounts.attach(image, top + HOME)
+        for layer in self.layers:
+            self.unpack(layer, top + HOME)
+        mounts.restrict(top + HOME, mounts.READ_ONLY)
+        self.layers.clear()
+        mounts.become_root(top)
+
+    def _finish(self, mount_tmp: bool, working_directory: str) -> list[str]:
+        warnings = []
+        directory = HOME if own_path(working_directory) else working_directory
+        if mount_tmp:
+            options = {"size": _TMP_SIZE, "nr_inodes": _INODES, "mode": "1777"}
+            mounts.attach(mounts.file_system("tmpfs", options), "/tmp")  # noqa: S108 - the enclave's own
+        try:
+            os.chdir(directory)
+        except OSError:
+            directory = HOME
+            os.chdir(directory)
+        if directory != working_directory:
+            warnings.append(f"the enclave starts in {HOME}: {working_directory} cannot be its working directory")
+        for kind, value in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_DATA, self.limits.memory),
+            (resource.RLIMIT_NPROC, self.limits.threads),
+            (resource.RLIMIT_NOFILE, self.limits.files),
+        ):
+            if value is not None:
+                hard = resource.getrlimit(kind)[1]
+                bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                resource.setrlimit(kind, (bound, bound))
+        namespaces.drop_capabilities_for_good()
+        namespaces.no_new_privileges()
+        install_filter(syscall_filter.guest_filter())
+        return warnings

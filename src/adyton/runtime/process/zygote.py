@@ -1,0 +1,283 @@
+"""The process from which enclaves are forked: Python, warm, in a file tree of its own, without grpc and without a network.
+
+    launcher (may have threads and grpc)
+      └─ zygote, first `prepare`: namespaces, the tree of root.py; then it executes itself in there: `serve`
+           └─ supervisor, one for each enclave: user id, Landlock domain, few capabilities
+                └─ guest (guest_start)
+
+On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two
+descriptors: the enclave's stream socket, and a SEQPACKET socket that is this launch's alone, on which it gets
+
+    STARTED pid     from the zygote, with a descriptor of the supervisor's process; or
+    FAILED error    from the zygote or the supervisor
+    READY           from the supervisor: the guest waits for its client
+
+When the launcher closes the control socket, or ends, all enclaves end. Their processes are the zygote's to reap, orphaned guests
+included. No adyton module of this process may import what is not in root.PACKAGES.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from adyton.errors import AdytonError, PlatformError
+from adyton.runtime.process import filter as syscall_filter
+from adyton.runtime.process import landlock, mounts, namespaces, root
+
+if TYPE_CHECKING:
+    from adyton.runtime.launch import LaunchRequest
+
+READY = b"ready"
+FAILED = b"failed:"  # class of the error, newline, its text
+STARTED = b"started:"  # struct PID
+PID = struct.Struct("<i")
+MESSAGE_SIZE = 1 << 16
+
+# What supervisors and guests need anyway is imported once, before any fork, and its memory is shared.
+PRELOAD = (
+    "asyncio",
+    "base64",
+    "collections.abc",
+    "concurrent.futures",
+    "ctypes",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "functools",
+    "hashlib",
+    "inspect",
+    "io",
+    "json",
+    "logging",
+    "pathlib",
+    "random",
+    "re",
+    "secrets",
+    "selectors",
+    "statistics",
+    "tempfile",
+    "threading",
+    "traceback",
+    "typing",
+    "uuid",
+    "zoneinfo",
+    "msgspec",
+    "google.protobuf.message",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.asymmetric.ec",
+    "cryptography.x509",
+    "adyton.runtime.process.guest_start",
+)
+
+
+def failure(error: BaseException) -> bytes:
+    """FAILED with what the launcher is to raise."""
+    kind = type(error).__name__ if isinstance(error, AdytonError) else "PlatformError"
+    return FAILED + f"{kind}\n{error}".encode()[:4096]
+
+
+# -- the first half, under the launcher's Python ----------------------------------------------------------------------------
+
+
+def prepare(plan: str, descriptor: int) -> NoReturn:
+    """Move into namespaces and a file tree of one's own, and go on there as `serve`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)  # what the launcher ignores, its enclaves must not
+    control = socket.socket(fileno=descriptor)
+    try:
+        _execute(root.from_json(plan), descriptor)
+    except (OSError, AdytonError, LookupError) as error:
+        control.send(failure(error))
+        os._exit(1)
+
+
+def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
+    uid, gid = os.geteuid(), os.getegid()
+    kinds = namespaces.NEWNS | namespaces.NEWNET | namespaces.NEWIPC
+    try:
+        if namespaces.has_ids_to_give():
+            namespaces.unshare(kinds)
+        else:
+            namespaces.unshare(kinds | namespaces.NEWUSER)
+            namespaces.map_ids(uid, gid, uid, gid)
+        mounts.make_private()
+        root.build(plan)
+    except OSError as error:
+        raise PlatformError(f"the zygote's namespaces and file tree cannot be made here ({error})") from error
+    environment = {"LANG": "C.UTF-8"}
+    if plan.library_path:
+        environment["LD_LIBRARY_PATH"] = f"{root.PYTHON}/lib"
+    code = (
+        f"import sys; sys.path.append({root.LIBRARIES!r}); "
+        f"from adyton.runtime.process.zygote import serve; serve({descriptor}, {plan.supervisor!r})"
+    )
+    os.set_inheritable(descriptor, True)
+    interpreter = f"{root.PYTHON}/{plan.interpreter}"
+    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-X", "utf8", "-c", code], environment)
+
+
+# -- the second half, under its own Python ----------------------------------------------------------------------------------
+
+
+def serve(descriptor: int, supervisor: str) -> NoReturn:
+    """Fork supervisors until the launcher closes the socket. `supervisor`: "module:function", see supervisor.main.run."""
+    control = socket.socket(fileno=descriptor)
+    control.set_inheritable(False)
+    try:
+        import site
+
+        site.setquit()  # exit() and quit(), which -S leaves out
+        for name in PRELOAD:
+            importlib.import_module(name)
+        module, _, attribute = supervisor.partition(":")
+        run = getattr(importlib.import_module(module), attribute)
+        syscall_filter.guest_filter()
+        syscall_filter.supervisor_filter()
+        namespaces.set_name("adyton-zygote")
+        namespaces.adopt_orphans()
+    except BaseException as error:  # noqa: BLE001 - the launcher raises it
+        control.send(failure(error))
+        os._exit(1)
+    gc.collect()
+    gc.freeze()
+    _Zygote(control, run).serve()
+
+
+class _Zygote:
+    def __init__(self, control: socket.socket, run: Callable[..., NoReturn]) -> None:
+        self._control = control
+        self._run = run
+        self._pid = os.getpid()
+        self._own_ids = namespaces.has_ids_to_give()
+        self._supervisors: set[int] = set()
+        self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self) -> NoReturn:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._woken, select.POLLIN)
+        self._control.send(READY)
+        while True:
+            for descriptor, _ in poller.poll():
+                if descriptor == self._woken:
+                    os.read(self._woken, 4096)
+                    self._reap()
+                elif not self._take():
+                    self._end()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                self._supervisors.discard(pid)
+
+    def _end(self) -> NoReturn:
+        for pid in self._supervisors:
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        os._exit(0)
+
+    def _take(self) -> bool:
+        """Start what the launcher asks for; False: it is gone."""
+        try:
+            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 2)
+        except ConnectionError:
+            return False
+        if not request:
+            return False
+        stream, report = (socket.socket(fileno=each) for each in descriptors)
+        with stream, report:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
+                return True
+            if pid == 0:
+                self._supervise(stream, report, request)
+            self._supervisors.add(pid)
+            handle = os.pidfd_open(pid)
+            with contextlib.suppress(OSError):  # a launcher that does not wait any more
+                socket.send_fds(report, [STARTED + PID.pack(pid)], [handle])
+            os.close(handle)
+        return True
+
+    def _supervise(self, stream: socket.socket, report: socket.socket, request: bytes) -> NoReturn:
+        reporter = Reporter(report)
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for descriptor in (self._woken, self._waker):
+                os.close(descriptor)
+            self._control.close()
+            self._confine()
+            self._run(stream, _decode(request), reporter)
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except AdytonError as error:
+            reporter.fail(error)
+        except BaseException as error:  # noqa: BLE001 - nothing may return into the zygote's loop
+            sys.excepthook(type(error), error, error.__traceback__)
+            reporter.fail(PlatformError(f"the enclave's supervisor failed: {type(error).__name__}: {error}"))
+        finally:
+            os._exit(status)
+
+    def _confine(self) -> None:
+        """Become a process of the enclave's own user, which ends with the zygote."""
+        os.setsid()
+        namespaces.set_name("adyton-super")
+        namespaces.no_new_privileges()
+        keep = {namespaces.CAP_SYS_CHROOT}  # until its guest runs, see confine.py
+        if self._own_ids:
+            namespaces.take_ids(namespaces.UID_BASE + os.getpid(), keep)
+        else:
+            namespaces.set_capabilities(keep)
+        namespaces.die_with_parent()
+        if os.getppid() != self._pid:
+            os._exit(1)
+        namespaces.adopt_orphans()
+        landlock.enter_domain()
+
+
+class Reporter:
+    """Tells the launcher once how the start went: call with None (ready) or with the text of a PlatformError, or `fail`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket: socket.socket | None = sock
+
+    def __call__(self, error: str | None) -> None:
+        self._send(READY if error is None else failure(PlatformError(error)))
+
+    def fail(self, error: AdytonError) -> None:
+        """The launcher raises this error."""
+        self._send(failure(error))
+
+    def _send(self, message: bytes) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the launcher is gone, and so will be this process
+                self._socket.send(message)
+            self._socket.close()
+            self._socket = None
+
+
+def _decode(request: bytes) -> LaunchRequest:
+    import msgspec
+
+    from adyton.runtime.launch import LaunchRequest
+
+    return msgspec.msgpack.decode(request, type=LaunchRequest)

@@ -1,0 +1,157 @@
+"""A stand-in for the supervisor's main, laid into a zygote by the tests: runs code that a test sends, in supervisor or guest.
+
+The test's end of the stream sends JSON lines {"where": "supervisor" | "guest", "code": text}; the code is a function's body, whose
+result comes back as {"result": …} or {"error": text}. The FUSE root has the mount points, and nothing else.
+"""
+
+import errno
+import json
+import os
+import select
+import struct
+import sys
+
+from adyton.runtime.process.confine import confine_supervisor
+from adyton.runtime.process.guest_start import Limits, start_guest
+
+NAMES = [
+    "bin",
+    "dev",
+    "enclave",
+    "etc",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "opt",
+    "proc",
+    "sbin",
+    "tmp",
+    "usr",
+    "client",
+]
+TREE = {1: dict(zip(NAMES, range(2, 100), strict=False)), NAMES.index("opt") + 2: {"adyton": 100}}
+FOREVER = 1 << 32
+
+
+def _attributes(node):
+    return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 1000, 1000, 0, 4096, 0)
+
+
+def answer(message):
+    """The answer to one FUSE request; None where none is due."""
+    _, operation, unique, node, _, _, _, _ = struct.unpack_from("<IIQQIIII", message)
+    error, out = 0, b""
+    if operation == 26:  # INIT
+        major, minor, ahead, _ = struct.unpack_from("<IIII", message, 40)
+        out = struct.pack("<IIIIHHIIHHI7I", major, min(minor, 31), ahead, 1, 16, 12, 1 << 17, 1, 32, 0, 0, *[0] * 7)
+    elif operation == 1:  # LOOKUP
+        child = TREE.get(node, {}).get(message[40:-1].decode())
+        if child is None:
+            error = errno.ENOENT
+        else:
+            out = struct.pack("<4Q2I", child, 0, FOREVER, FOREVER, 0, 0) + _attributes(child)
+    elif operation == 3:  # GETATTR
+        out = struct.pack("<QII", FOREVER, 0, 0) + _attributes(node)
+    elif operation == 27:  # OPENDIR
+        out = struct.pack("<QII", 0, 0, 0)
+    elif operation == 28:  # READDIR
+        (offset,) = struct.unpack_from("<Q", message, 48)
+        if offset == 0:
+            for name, child in TREE.get(node, {}).items():
+                entry = struct.pack("<QQII", child, child, len(name), 4) + name.encode()
+                out += entry.ljust((len(entry) + 7) // 8 * 8, b"\0")
+    elif operation == 29:  # RELEASEDIR
+        pass
+    elif operation in (2, 42):  # FORGET, BATCH_FORGET
+        return None
+    else:
+        error = errno.ENOSYS
+    return struct.pack("<IiQ", 16 + len(out), -error, unique) + (b"" if error else out)
+
+
+def evaluate(code, names):
+    try:
+        exec("def _probe():\n" + "".join(f"    {line}\n" for line in code.splitlines()), names)  # noqa: S102
+        result = {"result": names["_probe"]()}
+        return json.dumps(result)
+    except BaseException as error:
+        return json.dumps({"error": f"{type(error).__name__}: {error}"})
+
+
+def guest_main(side):
+    names = {"finish": side.finish, "control": side.control}
+    while message := side.control.recv(1 << 16):
+        side.control.send(evaluate(message.decode(), names).encode())
+
+
+def unpack(layer, directory):
+    name, _, text = layer.partition(b"\n")
+    with open(os.path.join(directory, name.decode()), "wb") as file:
+        file.write(text)
+
+
+def run(sock, request, report):
+    """See adyton.runtime.process.supervisor.main.run; `request.platform` may hold options as JSON."""
+    options = json.loads(request.platform) if request.platform.startswith("{") else {}
+    if "raise" in options:
+        import adyton.errors
+
+        raise getattr(adyton.errors, options["raise"])("as asked for")
+    if "die" in options:
+        os._exit(3)
+    layer = b"hello.py\nGREETING = 'hello'\n"
+    started = start_guest(guest_main, [layer], unpack, Limits(**options.get("limits", {})))
+    confine_supervisor()
+    _serve(sock, started, report)
+
+
+def _serve(sock, started, report):
+    poller = select.poll()
+    for each in (sock, started.control, started.fuse, started.pidfd, started.stdout, started.stderr):
+        poller.register(each, select.POLLIN)
+    names = {"started": started, "output": b"", "os": os, "sock": sock}
+    lines = sock.makefile("rwb")
+    ready = False
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor == started.fuse:
+                try:
+                    reply = answer(os.read(descriptor, 1 << 18))
+                    if reply is not None:
+                        os.write(descriptor, reply)
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    poller.unregister(descriptor)
+            elif descriptor == started.control.fileno():
+                message = started.control.recv(1 << 18)
+                if not message:
+                    poller.unregister(descriptor)
+                elif not ready:
+                    report(None if message == b"ready" else message.decode())
+                    ready = True
+                else:
+                    lines.write(message + b"\n")
+                    lines.flush()
+            elif descriptor == started.pidfd:
+                lines.write(
+                    json.dumps({"ended": os.waitid(os.P_PIDFD, descriptor, os.WEXITED).si_status}).encode() + b"\n"
+                )
+                lines.flush()
+                sys.exit(0)
+            elif descriptor == sock.fileno():
+                line = lines.readline()
+                if not line:
+                    sys.exit(0)
+                asked = json.loads(line)
+                if asked["where"] == "guest":
+                    started.control.send(asked["code"].encode())
+                else:
+                    lines.write(evaluate(asked["code"], names).encode() + b"\n")
+                    lines.flush()
+            else:
+                data = os.read(descriptor, 1 << 16)
+                names["output"] += data
+                if not data:
+                    poller.unregister(descriptor)
