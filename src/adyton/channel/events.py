@@ -1,0 +1,34 @@
+"""What a channel tells its owner."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EvidenceReceived(msgspec.Struct, frozen=True):
+    """To the client: the enclave's evidence, hostile until verified and validated; then `accept`, or `close`."""
+
+    evidence: bytes
+
+
+class EvidenceRequested(msgspec.Struct, frozen=True):
+    """To the server: make evidence over these 64 bytes, and `provide` it."""
+
+    report_data: bytes
+
+
+class Established(msgspec.Struct, frozen=True):
+    """To the server: the client accepts the evidence; from now on data may be sent."""
+
+
+class Data(msgspec.Struct, frozen=True, gc=False):
+    """Bytes from the peer, in order; where they are cut means nothing."""
+
+    data: bytes
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The peer ended the channel in good order."""
+
+
+Event = EvidenceReceived | EvidenceRequested | Established | Data | Closed

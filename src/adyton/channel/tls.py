@@ -1,0 +1,171 @@
+"""One end of a TLS 1.3 connection over memory: ciphertext in, plaintext out, and the reverse. Nothing is authenticated here."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+
+from adyton.channel.binding import EXPORTER_LABEL, EXPORTER_SIZE
+from adyton.errors import RemoteProtocolError
+
+_RECORD = 1 << 14  # bytes of plaintext in a TLS record, RFC 8446 section 5.1
+_TAKE = 1 << 18  # bytes read at once from the memory that TLS writes to
+# RFC 5280 section 4.1.2.5: "no well-defined expiration date". The key lives as long as its connection, and no clock is asked.
+_NOT_BEFORE = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+
+
+def _context() -> SSL.Context:
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_max_proto_version(SSL.TLS1_3_VERSION)
+    context.set_options(SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    return context
+
+
+class Tls:
+    """See the module. `finished`: the handshake is complete; `ended`: the peer said that it sends no more."""
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+        self._unread = True  # there may be ciphertext to take
+        self.finished = False
+        self.ended = False
+
+    @classmethod
+    def client(cls) -> Tls:
+        """The client's end; its first flight is due at once."""
+        context = _context()
+        # The certificate says nothing: it is the evidence that vouches for the key.
+        context.set_verify(SSL.VERIFY_NONE)
+        connection = SSL.Connection(context, None)
+        connection.set_connect_state()
+        end = cls(connection)
+        end._handshake()
+        return end
+
+    @classmethod
+    def server(cls) -> Tls:
+        """The server's end, with a P-256 key of its own that no other connection ever has."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "adyton enclave")])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(_NOT_BEFORE)
+            .not_valid_after(_NOT_AFTER)
+            .sign(key, hashes.SHA256())
+        )
+        context = _context()
+        context.use_certificate(certificate)
+        context.use_privatekey(key)
+        connection = SSL.Connection(context, None)
+        connection.set_accept_state()
+        return cls(connection)
+
+    def receive(self, ciphertext: bytes) -> bytes:
+        """The plaintext that the peer's bytes complete. RemoteProtocolError for what is no TLS 1.3, or was tampered with."""
+        if not ciphertext or self.ended:
+            return b""
+        connection = self._connection
+        connection.bio_write(ciphertext)
+        self._unread = True
+        if not self.finished and not self._handshake():
+            return b""
+        parts = []
+        try:
+            while True:
+                parts.append(connection.recv(_RECORD))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            self.ended = True
+        except SSL.Error as error:
+            raise RemoteProtocolError(f"the peer's TLS cannot be read: {_reason(error)}") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def send(self, plaintext: bytes) -> None:
+        """Encrypt; the handshake must be finished."""
+        if plaintext:
+            self._connection.sendall(plaintext)
+            self._unread = True
+
+    def data_to_send(self) -> bytes:
+        """All ciphertext that is due."""
+        if not self._unread:
+            return b""
+        self._unread = False
+        parts = []
+        try:
+            while True:
+                part = self._connection.bio_read(_TAKE)
+                parts.append(part)
+                if len(part) < _TAKE:
+                    break
+        except SSL.WantReadError:
+            pass
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Tell the peer that nothing more is sent, if the handshake got that far."""
+        if self.finished:
+            try:
+                self._connection.shutdown()
+            except SSL.Error:
+                pass  # the connection has failed, and the peer knows
+            self._unread = True
+
+    def exporter(self, role: bytes) -> bytes:
+        """Bytes that only the two ends of this very connection have: RFC 8446 section 7.5."""
+        exported: bytes = self._connection.export_keying_material(EXPORTER_LABEL, EXPORTER_SIZE, role)
+        return exported
+
+    def own_key_digest(self) -> bytes:
+        """SHA-256 of the DER SubjectPublicKeyInfo of this end's certificate."""
+        return _key_digest(self._connection.get_certificate(as_cryptography=True))
+
+    def peer_key_digest(self) -> bytes:
+        """SHA-256 of the DER SubjectPublicKeyInfo of the peer's certificate. RemoteProtocolError if it is none of P-256."""
+        try:
+            certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        except ValueError as error:
+            raise RemoteProtocolError(f"the peer's certificate cannot be read: {error}") from error
+        return _key_digest(certificate)
+
+    def _handshake(self) -> bool:
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as error:
+            raise RemoteProtocolError(f"no TLS 1.3 with the peer: {_reason(error)}") from error
+        self.finished = True
+        return True
+
+
+def _key_digest(certificate: x509.Certificate | None) -> bytes:
+    try:
+        key = certificate.public_key() if certificate is not None else None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise RemoteProtocolError(f"the peer's certificate has no key that can be read: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RemoteProtocolError("the peer's certificate has no P-256 key")
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _reason(error: SSL.Error) -> str:
+    details = error.args[0] if error.args else ()
+    if isinstance(details, list | tuple) and details:
+        return "; ".join(str(detail[-1]) for detail in details)
+    return str(error) or type(error).__name__
