@@ -431,13 +431,13 @@ class TestHandles:
         assert client.open("read/file", 3).size == 10
 
     def test_all_are_closed_at_the_end(self, home):
-        before = len(os.listdir("/proc/self/fd"))
+        before = set(os.listdir("/proc/self/fd"))
         client = Client(home)
         for handle in range(20):
             client.open("read/file", handle)
         client.executor.close()
         client.executor.close()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert set(os.listdir("/proc/self/fd")) <= before
         assert client(abi.Read(1, 0, 1)) == client.stat("read/file") == abi.Failed("EIO")
 
     def test_a_file_that_is_closed_during_a_read_is_not_mistaken_for_another(self, client, monkeypatch):

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.attestation.expectation import Expectation
@@ -267,6 +267,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from([*(each for each in Expectation.__struct_fields__), "zzz"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_any_table_is_an_expectation_or_the_users_mistake(table):
     try:
@@ -276,6 +277,7 @@ def test_any_table_is_an_expectation_or_the_users_mistake(table):
     assert isinstance(found, Expectation)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_policy_or_the_users_mistake(text):
     try:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.errors import UsageError
@@ -59,6 +59,21 @@ def test_write_implies_read_and_read_does_not_imply_write(home):
 def test_a_path_in_both_lists_may_be_written(home, order):
     made = policy(home, **{right: ["data"] for right in order})
     assert made.grants() == [Grant(f"{home}/data", "write")]
+
+
+def test_paths_that_others_cover_are_not_sent_to_the_enclave(home):
+    made = policy(home, write=["data", "data/sub"], read=["data/other", "x", "x/y"])
+    assert made.grants() == [Grant(f"{home}/data", "write"), Grant(f"{home}/x", "read")]
+    assert policy(home, read=["data"], write=["data/sub"]).grants() == [
+        Grant(f"{home}/data", "read"),
+        Grant(f"{home}/data/sub", "write"),
+    ]
+
+
+def test_more_paths_than_a_layout_takes_are_refused(home):
+    assert len(policy(home, read=[f"{number}" for number in range(1024)]).grants()) == 1024
+    with pytest.raises(UsageError, match="1024"):
+        policy(home, read=[f"{number}" for number in range(1025)])
 
 
 def test_a_smaller_right_below_does_not_take_the_greater_away(home):
@@ -243,6 +258,7 @@ NAMES = st.sampled_from(["a", "b", "usr", "etc", "lib64", "opt", "adyton"])
 PATHS = st.lists(NAMES, max_size=5).map(lambda names: "/" + "/".join(names))
 
 
+@settings(deadline=None)
 @given(st.lists(PATHS, max_size=4), st.lists(PATHS, max_size=4), PATHS)
 def test_decisions_follow_the_lists(read, write, path):
     read, write = ([f"/adyton-none{each}".rstrip("/") for each in paths] for paths in (read, write))
@@ -258,6 +274,7 @@ def test_decisions_follow_the_lists(read, write, path):
     assert allowed(made.enter(path)) == (leads or under(read) or under(write))
 
 
+@settings(deadline=None)
 @given(PATHS)
 def test_nothing_makes_an_own_path_readable(path):
     found = HostCallPolicy.create(write=["/"], base="/").enter(path)

@@ -1,12 +1,13 @@
-"""The policy file (INTERFACE §3), and what keyword arguments and the environment add to it.
+"""What an enclave must prove and what it may do: the policy file (INTERFACE §3), arguments and the environment, put together.
 
-    source                                  relative paths are below        given, it
-    the policy file (`policy`, --policy,    the file's folder               is the beginning of every list
-    else ADYTON_POLICY)
-    keyword arguments, options              the working directory           adds to the file's list
-    ADYTON_ALLOW_READ and the like          the working directory           does the same where the argument is not given
+    source                                         its relative paths are below
+    the policy file                                the folder that it is in
+    keyword arguments, options                     the working directory
+    ADYTON_ALLOW_READ and the like, each where     the working directory
+      its argument is not given
 
-Lists of paths in the environment are separated as in PATH, others by spaces.
+Arguments and environment add to the lists of the file. Lists of paths in the environment are separated as in PATH, others by
+spaces.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ REFUSED_ENVIRONMENT = (
     "NLSPATH",
 )
 
+MAX_GRANTS = 1024  # what an enclave's layout takes
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?\Z"
@@ -123,6 +125,11 @@ class HostCallPolicy:
         self.listen = listen
         self.env = env
         self.call = call
+        if len(self.grants()) > MAX_GRANTS:
+            raise UsageError(
+                f"allow_read and allow_write name more than {MAX_GRANTS} paths (each spelling through a symbolic link counts); allow the "
+                "folders that hold them"
+            )
 
     @classmethod
     def create(
@@ -158,8 +165,16 @@ class HostCallPolicy:
         )
 
     def grants(self) -> list[Grant]:
-        """Every spelling of every allowed path, for the enclave's layout."""
-        return [Grant(path, place.right) for path, place in sorted(self._places.items())]
+        """Every spelling of every allowed path, for the enclave's layout; those that another covers as well are left out."""
+        return [
+            Grant(path, place.right)
+            for path, place in sorted(self._places.items())
+            if not self._covered(path, place.right)
+        ]
+
+    def _covered(self, path: str, right: PathRight) -> bool:
+        above = (self._places.get(each) for each in upwards(path) if each != path)
+        return any(place is not None and place.right in {right, "write"} for place in above)
 
     def resolve(self, path: str, right: PathRight) -> Resolved | Denied:
         """Where the enclave's `path` (absolute and normalised) is, if the policy gives `right` on it."""
