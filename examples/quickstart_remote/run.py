@@ -44,7 +44,10 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
 
 def main(message: str) -> int:
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        print("quickstart-remote makes network namespaces, which needs root and the ip command (Debian: iproute2).", file=sys.stderr)
+        print(
+            "quickstart-remote makes network namespaces, which needs root and the ip command (Debian: iproute2).",
+            file=sys.stderr,
+        )
         print("By hand: `adyton serve` on one machine, `adyton run quickstart --on …` on the other.", file=sys.stderr)
         return 1
     adyton = [sys.executable, "-m", "adyton.cli"]

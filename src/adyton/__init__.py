@@ -15,6 +15,7 @@ from adyton._version import __version__
 
 if TYPE_CHECKING:
     from adyton.client import EnclaveClient
+    from adyton.config import Policy
     from adyton.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveLoadConfig
     from adyton.errors import AdytonError, EnclaveError, EnclaveTypeError
     from adyton.loader import load
@@ -45,6 +46,7 @@ _HOME = {
     "EnclaveOutput": "adyton.proto.enclave",
     "EnclaveTypeError": "adyton.errors",
     "FakeEnclaveLoader": "adyton.manager",
+    "Policy": "adyton.config",
     "RemoteLoadConfig": "adyton.remote_loader_pb2",
     "RemoteProvision": "adyton.provision.client",
     "RemoteProxyClientConfig": "adyton.manager",
@@ -71,6 +73,7 @@ __all__ = [
     "EnclaveOutput",
     "EnclaveTypeError",
     "FakeEnclaveLoader",
+    "Policy",
     "RemoteLoadConfig",
     "RemoteProvision",
     "RemoteProxyClientConfig",

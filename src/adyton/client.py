@@ -108,7 +108,8 @@ class EnclaveClient:
             if self._core.threads is None:
                 self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
             threads = self._core.threads
-        return threads.submit(self.call, entry, *args, **kwargs)
+        call: Callable[..., Any] = self.call
+        return threads.submit(call, entry, *args, **kwargs)
 
     async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`call` for asyncio. Cancelling it stops the waiting; the entry goes on."""

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from adyton.attestation.expectation import Expectation
 from adyton.client import EnclaveClient, error_of, opened
 from adyton.communicator.messages import Grant, LoadRequest
-from adyton.config import AllowSettings, Policy, effective_policy, expectation_of
+from adyton.config import Policy
 from adyton.errors import PlatformError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
@@ -43,9 +43,7 @@ class LoadArguments:
     """What a load needs besides image and provision. None: the environment says, or the default holds."""
 
     name: str | None = None
-    policy: str | os.PathLike[str] | None = None  # a policy file
-    allow: AllowSettings = field(default_factory=AllowSettings)  # added to the file's
-    expect: Expectation | Mapping[str, Any] | None = None  # instead of the file's
+    policy: Policy | None = None
     config: EnclaveConfig = field(default_factory=EnclaveConfig)
     functions: Iterable[Callable[..., Any]] = ()
     accept_debug: bool = False
@@ -61,8 +59,8 @@ def load(  # the arguments are INTERFACE §2's
     image: ImageSource,
     *,
     on: str | None = None,
-    policy: str | os.PathLike[str] | None = None,
-    expect: Expectation | Mapping[str, Any] | None = None,
+    policy: str | os.PathLike[str] | Policy | None = None,
+    expect: Mapping[str, Any] | None = None,
     allow_read: Iterable[str | os.PathLike[str]] = (),
     allow_write: Iterable[str | os.PathLike[str]] = (),
     allow_net: Iterable[str] = (),
@@ -90,9 +88,9 @@ def load(  # the arguments are INTERFACE §2's
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
     """
-    directory = os.getcwd()
-    allow = AllowSettings.create(
-        base=directory,
+    settings = Policy.read(policy if policy is not None else os.environ.get("ADYTON_POLICY") or None)
+    settings = settings.extended(
+        expect=expect,
         read=allow_read,
         write=allow_write,
         net=allow_net,
@@ -107,9 +105,7 @@ def load(  # the arguments are INTERFACE §2's
     )
     arguments = LoadArguments(
         name=name,
-        policy=policy,
-        allow=allow,
-        expect=expect,
+        policy=settings,
         functions=functions,
         allow_sim=allow_sim or None,
         platform=None if platform == "auto" else platform,
@@ -128,7 +124,7 @@ def open_image(source: ImageSource) -> Image | str:
     if isinstance(source, Enclave):
         if source.source is None:
             raise UsageError(f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file")
-        return Image.open(build_file(source.source))
+        return Image.open(build_file(source.source, source.name))
     path = os.fspath(source)
     if path.startswith("sha256:"):
         return path
@@ -145,9 +141,9 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
         raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
-    policy = _policy(arguments)
+    policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
-    host_calls = policy.allow.host_call_policy(working_directory=os.getcwd())
+    host_calls = policy.host_calls()
     try:
         transport = provision.provision(image, platform, arguments.tls)
         name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
@@ -162,22 +158,10 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
 
 def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:
     """Load an application of this process: no image, no sandbox, no proof. For tests."""
-    host_calls = _policy(arguments).allow.host_call_policy(working_directory=os.getcwd())
-    name = arguments.name or getattr(application, "name", type(application).__name__)
+    policy = arguments.policy or Policy.read(None)
+    name = arguments.name or str(getattr(application, "name", type(application).__name__))
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
-    return _connect(in_process(application), None, host_calls, expectation, arguments, name)
-
-
-def _policy(arguments: LoadArguments) -> Policy:
-    policy = effective_policy(
-        policy=arguments.policy, allow=arguments.allow, environment=os.environ, working_directory=os.getcwd()
-    )
-    if arguments.expect is None:
-        return policy
-    expect = arguments.expect
-    if not isinstance(expect, Expectation):
-        expect = expectation_of(expect, "expect")
-    return replace(policy, expect=expect)
+    return _connect(in_process(application), None, policy.host_calls(), expectation, arguments, name)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from adyton.client import EnclaveClient
-from adyton.config import allow_of
+from adyton.config import Policy
 from adyton.errors import ClosedError, NameInUseError, UsageError
 from adyton.loader import LoadArguments, load_enclave, load_in_process
 from adyton.proto.enclave import EnclaveFinal, EnclaveLoadConfig
@@ -49,8 +49,7 @@ class LoadOrder:
     name: str
     load_config: EnclaveLoadConfig
     proxy_config: RemoteProxyClientConfig | None
-    expect: Mapping[str, Any] | None
-    allow: Mapping[str, Any]
+    policy: Policy | None
     functions: Iterable[Callable[..., Any]]
 
 
@@ -80,8 +79,7 @@ class RemoteEnclaveLoader(EnclaveLoader):
             provision,
             LoadArguments(
                 name=order.name,
-                expect=order.expect,
-                allow=allow_of(order.allow),
+                policy=order.policy,
                 config=order.load_config.config,
                 functions=order.functions,
                 accept_debug=sgx.debug,
@@ -91,13 +89,14 @@ class RemoteEnclaveLoader(EnclaveLoader):
 
 
 def _loader_config(load_config: EnclaveLoadConfig) -> Any:
-    if load_config.HasExtension(remote_load_config):
-        remote = load_config.Extensions[remote_load_config]
+    config: Any = load_config  # the stubs know no extensions
+    if config.HasExtension(remote_load_config):
+        remote = config.Extensions[remote_load_config]
         if remote.WhichOneof("loader") is None:
             raise UsageError("the RemoteLoadConfig names no loader: set its sgx_load_config.file_enclave_config.enclave_path")
         return remote.sgx_load_config
-    if load_config.HasExtension(sgx_load_config):
-        return load_config.Extensions[sgx_load_config]
+    if config.HasExtension(sgx_load_config):
+        return config.Extensions[sgx_load_config]
     raise UsageError("the EnclaveLoadConfig says nothing of where the enclave is: set its extension remote_load_config")
 
 
@@ -115,10 +114,7 @@ class FakeEnclaveLoader(EnclaveLoader):
         return load_in_process(
             self._application,
             LoadArguments(
-                name=order.name,
-                allow=allow_of(order.allow),
-                config=order.load_config.config,
-                functions=order.functions,
+                name=order.name, policy=order.policy, config=order.load_config.config, functions=order.functions
             ),
         )
 
@@ -171,13 +167,14 @@ class EnclaveManager:
         name = load_config.name
         if not name:
             raise UsageError("the EnclaveLoadConfig has no name: set load_config.name")
+        policy = Policy.from_tables(expect, allow) if expect is not None or allow is not None else None
         with self._lock:
             if name in self._clients:
                 raise NameInUseError(f"an enclave {name!r} is loaded already: destroy it first, or take another name")
             self._clients[name] = None
             loader = self._options.loader or RemoteEnclaveLoader()
         try:
-            client = loader.load(LoadOrder(name, load_config, remote_proxy_config, expect, allow or {}, functions))
+            client = loader.load(LoadOrder(name, load_config, remote_proxy_config, policy, functions))
         except BaseException:
             self._forget(name)
             raise

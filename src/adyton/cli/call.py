@@ -47,8 +47,7 @@ def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, ra
         allow_sim=load.allow_sim,
         timeout=load.timeout,
         stdout=2,
-        **{f"allow_{right}": given for right, given in load.allow.items()},
-        **_connection(load),
+        **_lists_and_connection(load),
     ) as client:
         result = client.call_encoded(entry, arguments, "json")
     value = msgspec.msgpack.decode(result)
@@ -59,12 +58,13 @@ def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, ra
         click.echo(msgspec.json.encode(value))
 
 
-def _connection(load: LoadOptions) -> dict[str, Any]:
+def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
     from adyton.cli.options import read_token
     from adyton.remote.connection import TLS
 
     tls = TLS(load.ca, load.cert, load.key) if load.ca or load.cert or load.key else None
-    return {"tls": tls, "token": read_token(load.token_file) or None, "remote_proxy": load.remote_proxy, "stats": load.stats}
+    lists = {f"allow_{right}": given for right, given in load.allow.items()}
+    return {**lists, "tls": tls, "token": read_token(load.token_file) or None, "remote_proxy": load.remote_proxy, "stats": load.stats}
 
 
 def find(entries: list[Entry], name: str, image: str) -> Entry:

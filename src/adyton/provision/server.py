@@ -79,6 +79,10 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         announce(f"{host}:{port}")
         stop.wait()
         server.stop(None).wait(5)
-        drained = threading.Thread(target=lambda: (spawner.drain(DRAIN_SECONDS), stop.set()), daemon=True)
-        drained.start()
+
+        def drain() -> None:
+            spawner.drain(DRAIN_SECONDS)
+            stop.set()
+
+        threading.Thread(target=drain, name="adyton-drain", daemon=True).start()
         stop.wait()

@@ -11,6 +11,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
+from adyton.runtime.process.guest_start import READY
 from adyton.runtime.process.supervisor.serve import Program, Supervisor
 from adyton.trusted.application import TrustedApplication
 
@@ -20,11 +21,10 @@ MEASUREMENT = "sha256:" + "0" * 64  # of no image
 @dataclass
 class _GuestThreads:
     control: socket.socket
-    fuse: None = None
-    stdout: None = None
-    stderr: None = None
-    pid: None = None
-    pidfd: None = None
+    fuse: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    pidfd: int | None = None
 
 
 def launch(application: TrustedApplication) -> socket.socket:
@@ -42,7 +42,7 @@ def launch(application: TrustedApplication) -> socket.socket:
 
     def run_guest() -> None:
         try:
-            guest_control.send(b"ready")
+            guest_control.send(READY)
             guest.main()
         except OSError:
             pass  # the supervisor ended first

@@ -17,13 +17,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from adyton import errors
 from adyton.errors import AdytonError, ClosedError, PlatformError
 from adyton.runtime.process import root, zygote
+
+if TYPE_CHECKING:
+    from adyton.trusted.application import TrustedApplication
 
 START_SECONDS = 30.0  # for a zygote, and for an enclave
 END_SECONDS = 5.0
@@ -70,6 +73,13 @@ class Enclave:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def launch_in_process(application: TrustedApplication) -> socket.socket:
+    """An enclave on threads of this process, without image, sandbox or proof, for tests: the socket of its attested channel."""
+    from adyton.runtime.in_process import launch
+
+    return launch(application)
 
 
 class Zygote:

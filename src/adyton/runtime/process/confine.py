@@ -15,9 +15,12 @@ from adyton.runtime.process.filter import supervisor_filter
 from adyton.runtime.process.libc import install_filter
 
 
-def confine_supervisor() -> None:
-    """Put up the walls, for good. The blob store, the server's /proc and all devices cannot be reached afterwards."""
+def confine_supervisor(proc: int) -> None:
+    """Put up the walls, for good. The blob store, the server's /proc and all devices cannot be reached afterwards.
+
+    `proc`: descriptor of the guest's own /proc, which becomes the working directory.
+    """
     os.chroot(root.SYSTEM)
-    os.chdir("/")
+    os.fchdir(proc)
     namespaces.set_capabilities()
     install_filter(supervisor_filter())

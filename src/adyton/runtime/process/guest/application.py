@@ -186,7 +186,7 @@ def _instance(entry: str, found: Any) -> TrustedApplication:
 def _builtin(error: BaseException) -> str:
     for base in type(error).__mro__:
         if base.__module__ == "builtins" and getattr(builtins, base.__name__, None) is base:
-            return base.__name__
+            return str(base.__name__)
     return "Exception"
 
 

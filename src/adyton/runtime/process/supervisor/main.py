@@ -8,18 +8,21 @@ import os
 import platform
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from adyton._version import __version__
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.crypto.digest import digest_of, is_digest
-from adyton.errors import AdytonError, ImageError, PlatformError
+from adyton.errors import ImageError, PlatformError
+from adyton.image.layers import unpack_layer
 from adyton.image.manifest import ABI, RUNTIME_PACKAGES
 from adyton.image.oci import Image
 from adyton.image.sign import verified_signature
 from adyton.runtime.launch import LaunchRequest
+from adyton.runtime.process.confine import confine_supervisor
+from adyton.runtime.process.guest.run import main as guest_main
+from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
 
 STORE = "/opt/adyton/store"  # bound there by the zygote
 MAX_SMALL = 1 << 20  # bytes of an OCI manifest or a signature
@@ -28,17 +31,30 @@ Report = Callable[[str | None], None]
 
 
 def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn:
-    """Serve one enclave on `sock`, and exit. `report(None)` once it can be joined, `report("ClassName: text")` if it never can."""
-    try:
-        image = read_image(request)
-        identity = identity_of(image, request.platform)
-        _serve(sock, image, identity, report)
-    except AdytonError as error:
-        report(f"{type(error).__name__}: {error.message}")
-    except Exception as error:  # noqa: BLE001 - the last handler of this process
-        report(f"PlatformError: the enclave cannot be started: {error!r}")
-        traceback.print_exc()
-    os._exit(1)
+    """Serve one enclave on `sock`, and exit. `report(None)` once it can be joined. ImageError, SignatureError, PlatformError before."""
+    image = read_image(request)
+    identity = identity_of(image, request.platform)
+
+    def enter(side: GuestSide) -> NoReturn:
+        guest_main(side.control, side.finish)
+        os._exit(0)
+
+    limits = image.manifest.limits
+    guest = start_guest(enter, image.layers(), unpack_layer, Limits(limits.memory, limits.threads, limits.files))
+
+    # Only now: what the guest was forked from has loaded nothing of this.
+    from adyton.attestation.sim import attest
+    from adyton.runtime.process.supervisor.files import FileServer
+    from adyton.runtime.process.supervisor.serve import Program, Supervisor
+    from adyton.runtime.process.supervisor.wanted import GuestThreads
+
+    program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
+    files = FileServer(wanted=GuestThreads(1, ".").wanted)
+    supervisor = Supervisor(sock, guest, program, identity, attest, files, lambda: report(None))
+    confine_supervisor(guest.proc)
+    reason = supervisor.run()
+    report(reason or "the enclave ended before it was ready")  # says nothing if it was
+    os._exit(0)
 
 
 def read_image(request: LaunchRequest) -> Image:
@@ -78,9 +94,11 @@ def runtime_digest() -> str:
 
 def identity_of(image: Image, platform_name: str) -> EnclaveIdentity:
     """What evidence will say of the enclave; SignatureError unless the image has a signature that holds."""
+    if platform_name != "sim":
+        raise PlatformError(f"platform {platform_name} is not to be had on this server; it has: sim")
     signature = verified_signature(image, accept_debug=True)
     return EnclaveIdentity(
-        platform=platform_name,
+        platform="sim",
         measurement=image.measurement,
         signer=signature.signer,
         product_id=signature.product_id,
@@ -89,37 +107,3 @@ def identity_of(image: Image, platform_name: str) -> EnclaveIdentity:
         runtime=runtime_digest(),
         machine="",
     )
-
-
-def _serve(sock: socket.socket, image: Image, identity: EnclaveIdentity, report: Report) -> NoReturn:
-    from adyton.image.layers import unpack_layer
-    from adyton.runtime.process.guest.run import main as guest_main
-    from adyton.runtime.process.guest_start import GuestSide, start_guest
-
-    def enter(side: GuestSide) -> None:
-        guest_main(side.control, side.finish)
-
-    guest = start_guest(enter, image.layers(), unpack_layer)
-
-    # Only now: what the guest was forked from has loaded nothing of this.
-    from adyton.attestation.sim import attest
-    from adyton.runtime.process.supervisor.files import FileServer
-    from adyton.runtime.process.supervisor.serve import Program, Supervisor
-
-    program = Program(
-        entry=image.manifest.entry,
-        entries=[entry.name for entry in image.manifest.entries],
-        debug=identity.debug,
-    )
-    ready = False
-
-    def on_ready() -> None:
-        nonlocal ready
-        ready = True
-        report(None)
-
-    supervisor = Supervisor(sock, guest, program, identity, attest, FileServer(wanted=guest.wanted), on_ready)
-    reason = supervisor.run()
-    if not ready:
-        report(f"PlatformError: {reason or 'the enclave ended before it was ready'}")
-    os._exit(0)

@@ -29,6 +29,7 @@ from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
+from adyton.runtime.process.guest_start import FAILED, READY
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -43,12 +44,16 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 class GuestProcess(Protocol):
     """What the supervisor holds of a started guest; descriptors that an in-process guest has not are None."""
 
-    control: socket.socket
-    fuse: int | None
-    stdout: int | None
-    stderr: int | None
-    pid: int | None
-    pidfd: int | None
+    @property
+    def control(self) -> socket.socket: ...
+    @property
+    def fuse(self) -> int | None: ...
+    @property
+    def stdout(self) -> int | None: ...
+    @property
+    def stderr(self) -> int | None: ...
+    @property
+    def pidfd(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class Supervisor:
         match event:
             case communicator.Called(call, pair, method, body):
                 self._called(call, pair, method, body)
-            case communicator.Replied(call, ok, body):
+            case communicator.Replied(call, ok, body, _):
                 self._replied(call, ok, body)
             case communicator.Disposed(pair):
                 link = self._links.pop(pair, None)
@@ -335,15 +340,15 @@ class Supervisor:
             return
         for sock in received:
             sock.close()
-        if message == b"ready" and self._main is None:
+        if message == READY and self._main is None:
             self._main = self._new_link(0)
             self._ready()
         elif not message:
             self._loop.forget(self._guest.control)
             if self._guest.pidfd is None:
                 self.end("the enclave ended")
-        elif message.startswith(b"failed:") and self._main is None:
-            self.end(message[7:].decode("utf-8", "replace"))
+        elif message.startswith(FAILED) and self._main is None:
+            self.end(message[len(FAILED) :].decode("utf-8", "replace"))
         else:
             self.end(f"the enclave was ended: its guest sent an unexpected control message {message[:32]!r}")
 

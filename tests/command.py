@@ -1,0 +1,30 @@
+"""Running the command line in tests: a process of its own, output read, nothing left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def adyton(*arguments: str, cwd: Path | str | None = None, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`adyton ARGUMENTS`, with more environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "adyton.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def start(*arguments: str, **attributes: object) -> subprocess.Popen[str]:
+    """`adyton ARGUMENTS` as a process that goes on; the caller ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "adyton.cli", *arguments], stdout=subprocess.PIPE, text=True, **attributes  # type: ignore[call-overload]
+    )
