@@ -103,7 +103,7 @@ class NameOperations:
         return target.encode()
 
     def access(self, header: Header, body: fuse_abi.Access) -> Steps:
-        """Of access(2), and of chdir(2), which asks for X only."""
+        """May the guest? A change of directory asks for X only."""
         node = self._tree.get(header.node)
         if node.private is not None:
             return b""

@@ -1,0 +1,412 @@
+"""A kernel and a client for tests of the file server: FUSE requests encoded as the kernel sends them, host calls executed in memory.
+
+`FakeKernel.request` sends one request and has its host calls executed at once; `send` leaves them in `asks`, to be answered in any
+order. On top are calls that walk paths name by name, as the kernel does: `open`, `read`, `listdir`, …; each raises OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from dataclasses import dataclass, field
+
+import msgspec
+
+from adyton.communicator.messages import Grant
+from adyton.hostcall import abi
+from adyton.hostcall.check import check
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
+from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
+from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.wanted import Wanted
+
+
+@dataclass
+class Thing:
+    """A file, directory or link of the fake client's."""
+
+    kind: abi.Kind
+    identity: int
+    mode: int
+    data: bytearray = field(default_factory=bytearray)
+    target: str = ""
+    modified: int = 0
+
+
+class FakeClient:
+    """Files in memory by path, under a policy of allowed prefixes. `log`: all requests; `denied`: what the policy refused."""
+
+    def __init__(self, allowed: dict[str, str] | None = None, cwd: str = "/work") -> None:
+        self.allowed = allowed or {}
+        self.cwd = cwd
+        self.identities = itertools.count(1)
+        self.things: dict[str, Thing] = {}
+        self.handles: dict[int, tuple[Thing, abi.Open]] = {}
+        self.log: list[abi.Request] = []
+        self.denied: list[tuple[str, str]] = []
+        self.synced: list[int] = []
+        self.directory("/")
+        self.directory(cwd)
+
+    def layout(self) -> Layout:
+        return Layout([Grant(path, right) for path, right in self.allowed.items()], self.cwd)  # type: ignore[arg-type]
+
+    def directory(self, path: str) -> None:
+        if path != "/":
+            self.directory(os.path.dirname(path))
+        self.things.setdefault(path, Thing("directory", next(self.identities), 0o755))
+
+    def file(self, path: str, data: bytes = b"", mode: int = 0o644) -> Thing:
+        self.directory(os.path.dirname(path))
+        self.things[path] = Thing("file", next(self.identities), mode, bytearray(data))
+        return self.things[path]
+
+    def link(self, path: str, target: str) -> None:
+        self.directory(os.path.dirname(path))
+        self.things[path] = Thing("symlink", next(self.identities), 0o777, target=target)
+
+    # -- host calls ---------------------------------------------------------------------------------------------------
+
+    def execute(self, request: abi.Request) -> abi.Result:
+        self.log.append(request)
+        try:
+            return getattr(self, "_" + type(request).__name__.lower())(request)
+        except OSError as error:
+            return abi.Failed(errno.errorcode[error.errno])
+
+    def _allow(self, path: str, right: str) -> None:
+        for prefix, given in self.allowed.items():
+            if (path == prefix or path.startswith(prefix.rstrip("/") + "/")) and (right == "read" or given == "write"):
+                return
+        self.denied.append((path, right))
+        raise OSError(errno.EACCES, path)
+
+    def _get(self, path: str) -> Thing:
+        above = os.path.dirname(path)
+        if path != "/" and self.things.get(above) is not None and self.things[above].kind != "directory":
+            raise OSError(errno.ENOTDIR, path)
+        if path not in self.things:
+            raise OSError(errno.ENOENT, path)
+        return self.things[path]
+
+    def _parent(self, path: str) -> None:
+        if self._get(os.path.dirname(path)).kind != "directory":
+            raise OSError(errno.ENOTDIR, path)
+
+    def _below(self, path: str) -> list[str]:
+        return [each for each in self.things if each != path and each.startswith(path.rstrip("/") + "/")]
+
+    @staticmethod
+    def attributes(thing: Thing) -> abi.Attributes:
+        size = len(thing.data) or len(thing.target)
+        return abi.Attributes(thing.kind, thing.identity, size, thing.mode, 1, 0, thing.modified, 0)
+
+    def _access(self, request: abi.Access) -> abi.Result:
+        self._allow(request.path, request.right)
+        return abi.Done()
+
+    def _stat(self, request: abi.Stat) -> abi.Result:
+        leads = any(path.startswith(request.path.rstrip("/") + "/") for path in [*self.allowed, self.cwd + "/"])
+        if not leads:
+            self._allow(request.path, "read")
+        return self.attributes(self._get(request.path))
+
+    def _readlink(self, request: abi.ReadLink) -> abi.Result:
+        thing = self._get(request.path)
+        if thing.kind != "symlink":
+            raise OSError(errno.EINVAL, request.path)
+        return abi.Target(thing.target)
+
+    def _list(self, request: abi.List) -> abi.Result:
+        self._allow(request.path, "read")
+        if self._get(request.path).kind != "directory":
+            raise OSError(errno.ENOTDIR, request.path)
+        names = sorted(
+            {os.path.basename(path) for path in self._below(request.path) if os.path.dirname(path) == request.path}
+        )
+        part = names[request.cookie : request.cookie + 3]
+        end = request.cookie + len(part)
+        entries = [abi.Entry(name, self.attributes(self.things[os.path.join(request.path, name)])) for name in part]
+        return abi.Entries(entries, end if end < len(names) else 0)
+
+    def _open(self, request: abi.Open) -> abi.Result:
+        self._allow(request.path, "read" if request.access == "read" and not request.create else "write")
+        assert request.handle not in self.handles
+        self._parent(request.path)
+        if request.path not in self.things:
+            if not request.create:
+                raise OSError(errno.ENOENT, request.path)
+            self.file(request.path, mode=request.mode)
+        elif request.exclusive:
+            raise OSError(errno.EEXIST, request.path)
+        thing = self.things[request.path]
+        if thing.kind != "file":
+            raise OSError(errno.EISDIR if thing.kind == "directory" else errno.ELOOP, request.path)
+        if request.truncate:
+            thing.data.clear()
+        self.handles[request.handle] = (thing, request)
+        return self.attributes(thing)
+
+    def _read(self, request: abi.Read) -> abi.Result:
+        thing, opened = self._handle(request.handle)
+        assert opened.access != "write"
+        return abi.Data(bytes(thing.data[request.offset : request.offset + request.size]))
+
+    def _write(self, request: abi.Write) -> abi.Result:
+        thing, opened = self._handle(request.handle)
+        assert opened.access != "read"
+        offset = len(thing.data) if opened.append else request.offset
+        if offset > len(thing.data):
+            thing.data.extend(bytes(offset - len(thing.data)))
+        thing.data[offset : offset + len(request.data)] = request.data
+        thing.modified += 1
+        return abi.Written(len(request.data))
+
+    def _handle(self, handle: int) -> tuple[Thing, abi.Open]:
+        if handle not in self.handles:
+            raise OSError(errno.EBADF, "handle")
+        return self.handles[handle]
+
+    def _setattributes(self, request: abi.SetAttributes) -> abi.Result:
+        if request.handle is not None:
+            thing = self._handle(request.handle)[0]
+        else:
+            self._allow(request.path, "write")
+            thing = self._get(request.path)
+        if request.size is not None:
+            del thing.data[request.size :]
+            thing.data.extend(bytes(request.size - len(thing.data)))
+        if request.mode is not None:
+            thing.mode = request.mode
+        if isinstance(request.modified, int):
+            thing.modified = request.modified
+        return self.attributes(thing)
+
+    def _sync(self, request: abi.Sync) -> abi.Result:
+        self._handle(request.handle)
+        self.synced.append(request.handle)
+        return abi.Done()
+
+    def _close(self, request: abi.Close) -> abi.Result:
+        self._handle(request.handle)
+        del self.handles[request.handle]
+        return abi.Done()
+
+    def _makedirectory(self, request: abi.MakeDirectory) -> abi.Result:
+        self._allow(request.path, "write")
+        self._parent(request.path)
+        if request.path in self.things:
+            raise OSError(errno.EEXIST, request.path)
+        self.things[request.path] = Thing("directory", next(self.identities), request.mode)
+        return self.attributes(self.things[request.path])
+
+    def _remove(self, request: abi.Remove) -> abi.Result:
+        self._allow(request.path, "write")
+        thing = self._get(request.path)
+        if request.directory and thing.kind != "directory":
+            raise OSError(errno.ENOTDIR, request.path)
+        if not request.directory and thing.kind == "directory":
+            raise OSError(errno.EISDIR, request.path)
+        if self._below(request.path):
+            raise OSError(errno.ENOTEMPTY, request.path)
+        del self.things[request.path]
+        return abi.Done()
+
+    def _rename(self, request: abi.Rename) -> abi.Result:
+        self._allow(request.source, "write")
+        self._allow(request.target, "write")
+        source = self._get(request.source)
+        self._parent(request.target)
+        existing = self.things.get(request.target)
+        if existing is source:
+            return abi.Done()
+        if existing is not None:
+            if not request.replace:
+                raise OSError(errno.EEXIST, request.target)
+            if source.kind != "directory" and existing.kind == "directory":
+                raise OSError(errno.EISDIR, request.target)
+            if source.kind == "directory" and existing.kind != "directory":
+                raise OSError(errno.ENOTDIR, request.target)
+            if self._below(request.target):
+                raise OSError(errno.ENOTEMPTY, request.target)
+        for path in [request.source, *self._below(request.source)]:
+            self.things[request.target + path[len(request.source) :]] = self.things.pop(path)
+        return abi.Done()
+
+
+def nothing_wanted(_thread: int, _path: str) -> Wanted | None:
+    return None
+
+
+class FakeKernel:
+    """See the module. `answers`: by the request's unique; `asks`: host calls not executed yet."""
+
+    def __init__(self, server: FileServer, client: FakeClient | None = None) -> None:
+        self.server = server
+        self.client = client or FakeClient()
+        self.answers: dict[int, fuse_answers.Answer] = {}
+        self.asks: list[Ask] = []
+        self._uniques = itertools.count(2, 2)
+
+    @classmethod
+    def loaded(cls, client: FakeClient) -> FakeKernel:
+        """A kernel that has mounted a server whose client has loaded the enclave."""
+        kernel = cls(FileServer(wanted=nothing_wanted, now=lambda: 1), client)
+        kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 44, 1 << 17, 0xFFFFFFFF))
+        kernel.server.set_layout(client.layout())
+        return kernel
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def send(self, opcode: Opcode, node: int, body: Body, pid: int = 1) -> int:
+        """One request; its unique."""
+        unique = next(self._uniques)
+        self.apply(self.server.receive(fuse_abi.encode(opcode, unique, node, body, pid=pid)))
+        return unique
+
+    def apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Answer):
+                answer = fuse_answers.decode_answer(effect.data)
+                assert answer.unique not in self.answers, "answered twice"
+                self.answers[answer.unique] = answer
+            elif isinstance(effect, Ask):
+                self.asks.append(effect)
+            else:
+                self.client.execute(effect.request)
+
+    def result(self, request: abi.Request) -> abi.Result:
+        """What the client says, as it arrives in the enclave."""
+        return check(request, msgspec.msgpack.encode(self.client.execute(request)))
+
+    def run(self) -> None:
+        """Execute all host calls."""
+        while self.asks:
+            ask = self.asks.pop(0)
+            self.apply(self.server.resume(ask.ticket, self.result(ask.request)))
+
+    def request(self, opcode: Opcode, node: int, body: Body, pid: int = 1) -> bytes:
+        """One request, served; OSError for a failure."""
+        unique = self.send(opcode, node, body, pid)
+        self.run()
+        return self.taken(unique)
+
+    def taken(self, unique: int) -> bytes:
+        """The answer's body; OSError for a failure."""
+        answer = self.answers.pop(unique)
+        if answer.errno:
+            raise OSError(answer.errno, os.strerror(answer.errno))
+        return answer.body
+
+    # -- calls of a program -------------------------------------------------------------------------------------------
+
+    def lookup(self, path: str) -> fuse_answers.EntryAnswer:
+        """lstat, as look-ups."""
+        entry = fuse_answers.EntryAnswer(1, 0, 0, self.getattr(1))
+        for name in path.split("/")[1:] if path != "/" else ():
+            if not stat.S_ISDIR(entry.attr.mode):
+                raise OSError(errno.ENOTDIR, path)
+            entry, _ = fuse_answers.unpack_entry(
+                self.request(Opcode.LOOKUP, entry.node, fuse_abi.Name(os.fsencode(name)))
+            )
+        return entry
+
+    def parent(self, path: str) -> tuple[int, bytes]:
+        above, name = os.path.split(path)
+        return self.lookup(above).node, os.fsencode(name)
+
+    def getattr(self, node: int) -> fuse_answers.Attr:
+        return fuse_answers.unpack_attr(self.request(Opcode.GETATTR, node, fuse_abi.Nothing()))[1]
+
+    def open(self, path: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> tuple[int, int]:
+        """Node and handle."""
+        try:
+            found = self.lookup(path)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+            parent, name = self.parent(path)
+            body = self.request(Opcode.CREATE, parent, fuse_abi.Create(flags, stat.S_IFREG | mode, 0o022, name))
+            entry, rest = fuse_answers.unpack_entry(body)
+            return entry.node, fuse_answers.unpack_open(rest).handle
+        if flags & os.O_EXCL:
+            raise FileExistsError(errno.EEXIST, path)
+        if stat.S_ISDIR(found.attr.mode):
+            raise IsADirectoryError(errno.EISDIR, path)
+        kept = flags & ~(os.O_CREAT | os.O_EXCL)
+        return found.node, fuse_answers.unpack_open(self.request(Opcode.OPEN, found.node, fuse_abi.Open(kept))).handle
+
+    def pread(self, opened: tuple[int, int], size: int, offset: int) -> bytes:
+        return self.request(Opcode.READ, opened[0], fuse_abi.Read(opened[1], offset, size))
+
+    def pwrite(self, opened: tuple[int, int], data: bytes, offset: int, flags: int = 0, write_flags: int = 0) -> int:
+        body = fuse_abi.Write(opened[1], offset, len(data), write_flags, flags, data)
+        return fuse_answers.unpack_written(self.request(Opcode.WRITE, opened[0], body))
+
+    def close(self, opened: tuple[int, int]) -> None:
+        self.request(Opcode.RELEASE, opened[0], fuse_abi.Release(opened[1]))
+
+    def read(self, path: str) -> bytes:
+        opened = self.open(path)
+        try:
+            return self.pread(opened, 1 << 17, 0)
+        finally:
+            self.close(opened)
+
+    def write(self, path: str, data: bytes) -> None:
+        opened = self.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            assert self.pwrite(opened, data, 0) == len(data)
+        finally:
+            self.close(opened)
+
+    def listdir(self, path: str, size: int = 4096) -> list[str]:
+        """Names, without "." and ".."."""
+        node = self.lookup(path).node
+        handle = fuse_answers.unpack_open(self.request(Opcode.OPENDIR, node, fuse_abi.Open(0))).handle
+        names: list[bytes] = []
+        offset = 0
+        while entries := fuse_answers.unpack_directory(
+            self.request(Opcode.READDIR, node, fuse_abi.Read(handle, offset, size))
+        ):
+            names.extend(entry.name for entry in entries)
+            offset = entries[-1].offset
+        self.request(Opcode.RELEASEDIR, node, fuse_abi.Release(handle))
+        assert names[:2] == [b".", b".."]
+        return [os.fsdecode(name) for name in names[2:]]
+
+    def mkdir(self, path: str) -> None:
+        parent, name = self.parent(path)
+        self.request(Opcode.MKDIR, parent, fuse_abi.MakeDir(0o777, 0o022, name))
+
+    def unlink(self, path: str) -> None:
+        parent, name = self.parent(path)
+        self.request(Opcode.UNLINK, parent, fuse_abi.Name(name))
+
+    def rmdir(self, path: str) -> None:
+        parent, name = self.parent(path)
+        self.request(Opcode.RMDIR, parent, fuse_abi.Name(name))
+
+    def rename(self, source: str, target: str, flags: int = 0) -> None:
+        parent, name = self.parent(source)
+        directory, new_name = self.parent(target)
+        self.lookup(source)
+        self.request(Opcode.RENAME2, parent, fuse_abi.Rename(directory, flags, name, new_name))
+
+    def symlink(self, target: str, path: str) -> None:
+        parent, name = self.parent(path)
+        self.request(Opcode.SYMLINK, parent, fuse_abi.SymLink(name, os.fsencode(target)))
+
+    def readlink(self, path: str) -> str:
+        return os.fsdecode(self.request(Opcode.READLINK, self.lookup(path).node, fuse_abi.Nothing()))
+
+    def setattr(self, node: int, **values: int) -> fuse_answers.Attr:
+        """`values`: fields of SetAttr, "valid" and those to be set."""
+        fields = {name: values.get(name, 0) for name in fuse_abi.SetAttr._fields}
+        return fuse_answers.unpack_attr(self.request(Opcode.SETATTR, node, fuse_abi.SetAttr(**fields)))[1]
+
+    def truncate(self, path: str, size: int) -> None:
+        self.setattr(self.lookup(path).node, valid=fuse_abi.SetFlag.SIZE, size=size)

@@ -1,0 +1,548 @@
+"""The guest's file tree: what is the enclave's own, the client's, private or denied, operation by operation."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+from fake_kernel import FakeClient, FakeKernel, nothing_wanted
+
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.files import HANDLED, REFUSED, SILENT, FileServer
+from adyton.runtime.process.supervisor.fuse_abi import FOREVER, Opcode, SetFlag
+from adyton.runtime.process.supervisor.tree import OWN_DIRECTORIES
+from adyton.runtime.process.supervisor.wanted import Wanted
+
+WRITE = os.O_WRONLY | os.O_CREAT
+
+
+def raises(number: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, check=lambda error: error.errno == number)
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    client = FakeClient({"/work/in": "read", "/work/out": "write", "/srv/a/b.txt": "read"})
+    client.file("/work/in/x.txt", b"line one\n")
+    client.file("/work/secret", b"no")
+    client.directory("/work/out")
+    client.file("/srv/a/b.txt", b"b")
+    client.file("/home/ann/.netrc", b"no")
+    return client
+
+
+@pytest.fixture
+def kernel(client: FakeClient) -> FakeKernel:
+    return FakeKernel.loaded(client)
+
+
+def requests(client: FakeClient) -> list[str]:
+    return [type(request).__name__ for request in client.log]
+
+
+def test_every_operation_of_the_protocol_has_its_place() -> None:
+    places = [set(HANDLED), set(REFUSED), set(SILENT), {Opcode.INIT, Opcode.DESTROY}]
+    assert set().union(*places) == set(Opcode)
+    assert sum(map(len, places)) == len(Opcode)
+
+
+# -- the enclave's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", OWN_DIRECTORIES)
+def test_what_leads_to_a_mount_is_there_for_ever_and_never_asked_of_the_client(path: str, client: FakeClient) -> None:
+    client.allowed["/"] = "write"
+    client.allowed.pop("/work/in")
+    kernel = FakeKernel(FileServer(wanted=nothing_wanted), client)
+    if path != "/tmp":
+        assert kernel.lookup(path).name_lifetime == FOREVER
+        kernel.server.set_layout(client.layout())
+        entry = kernel.lookup(path)
+        assert (entry.name_lifetime, entry.attr_lifetime) == (FOREVER, FOREVER)
+        assert stat.S_ISDIR(entry.attr.mode)
+        assert client.log == []
+    else:  # covered by "/": the client's
+        assert kernel.lookup(path).name_lifetime == 0
+        kernel.server.set_layout(client.layout())
+        with raises(errno.ENOENT):
+            kernel.lookup(path)
+        assert requests(client) == ["Stat"]
+
+
+@pytest.mark.parametrize("name", ["/sealed", "/libfoo", "/usr/x", "/enclave/x", "/opt/adyton/x"])
+def test_own_names_that_are_not_there_are_not_looked_for_on_the_client(name: str, client: FakeClient) -> None:
+    client.allowed = {"/": "write"}
+    client.file(name, b"hostile")
+    kernel = FakeKernel.loaded(client)
+    with raises(errno.ENOENT):
+        kernel.lookup(name)
+    with raises(errno.EACCES):
+        kernel.request(Opcode.CREATE, *created_at(kernel, name))
+    for make in (kernel.mkdir, kernel.unlink, kernel.rmdir):
+        with raises(errno.EACCES):
+            make(name)
+    assert client.log == []
+
+
+def created_at(kernel: FakeKernel, path: str) -> tuple[int, fuse_abi.Create]:
+    node, name = kernel.parent(path)
+    return node, fuse_abi.Create(WRITE, 0o644, 0, name)
+
+
+def test_before_the_load_only_the_enclave_own_directories_exist(client: FakeClient) -> None:
+    kernel = FakeKernel(FileServer(wanted=nothing_wanted), client)
+    for path in ("/home", "/etc2", "/work"):
+        with raises(errno.EACCES):
+            kernel.lookup(path)
+    with raises(errno.EACCES):
+        kernel.listdir("/")
+    assert client.log == []
+
+
+def test_an_allowed_root_lists_the_client_names_under_the_enclave_own(client: FakeClient) -> None:
+    client.allowed = {"/": "read"}
+    client.file("/usr/evil", b"")
+    client.file("/opt/data/x", b"")
+    client.link("/lib64", "/work")
+    kernel = FakeKernel.loaded(client)
+    names = kernel.listdir("/")
+    own = [path[1:] for path in OWN_DIRECTORIES if path.count("/") == 1 and path != "/tmp"]
+    assert sorted(names) == sorted([*own, "home", "srv", "work"])
+    assert kernel.listdir("/opt") == ["adyton", "data"]
+    assert stat.S_ISDIR(kernel.lookup("/lib64").attr.mode)
+    assert kernel.listdir("/usr") == []
+    assert kernel.lookup("/opt").attr_lifetime == FOREVER
+
+
+# -- the client's -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_where_the_client_allows(kernel: FakeKernel, client: FakeClient) -> None:
+    assert kernel.read("/work/in/x.txt") == b"line one\n"
+    assert requests(client) == ["Stat", "Stat", "Stat", "Open", "Read", "Close"]
+    assert client.handles == {}
+    entry = kernel.lookup("/work/in/x.txt")
+    assert (entry.name_lifetime, entry.attr_lifetime) == (0, 0)
+    assert (entry.attr.size, entry.attr.uid, stat.S_IMODE(entry.attr.mode)) == (9, 1000, 0o644)
+
+
+def test_a_file_is_made_written_appended_to_and_truncated(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.write("/work/out/y", b"0123456789")
+    assert client.things["/work/out/y"].data == b"0123456789"
+    assert client.things["/work/out/y"].mode == 0o644
+    opened = kernel.open("/work/out/y", os.O_WRONLY | os.O_APPEND)
+    kernel.pwrite(opened, b"ab", 3, flags=os.O_APPEND)
+    kernel.close(opened)
+    assert client.things["/work/out/y"].data == b"0123456789ab"
+    kernel.truncate("/work/out/y", 4)
+    assert client.things["/work/out/y"].data == b"0123"
+    kernel.close(kernel.open("/work/out/y", os.O_WRONLY | os.O_TRUNC))
+    assert client.things["/work/out/y"].data == b""
+
+
+def test_exclusive_creation_is_the_client_decision(kernel: FakeKernel, client: FakeClient) -> None:
+    parent, name = kernel.parent("/work/out/z")
+    client.file("/work/out/z", b"was first")
+    with raises(errno.EEXIST):
+        kernel.request(Opcode.CREATE, parent, fuse_abi.Create(WRITE | os.O_EXCL, 0o644, 0, name))
+    assert isinstance(client.log[-1], abi.Open)
+    assert client.log[-1].exclusive
+
+
+def test_a_mapped_page_goes_to_its_place_in_a_file_opened_to_append(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.write("/work/out/log", b"0123456789")
+    opened = kernel.open("/work/out/log", os.O_RDWR | os.O_APPEND)
+    kernel.pwrite(opened, b"AB", 2, flags=os.O_APPEND, write_flags=fuse_abi.WRITE_CACHE)
+    kernel.pwrite(opened, b"CD", 4, flags=0)
+    kernel.pwrite(opened, b"!", 0, flags=os.O_APPEND)
+    assert client.things["/work/out/log"].data == b"01ABCD6789!"
+    kernel.close(opened)
+    assert client.handles == {}
+
+
+def test_reads_beyond_one_block_are_put_together(kernel: FakeKernel, client: FakeClient) -> None:
+    data = os.urandom(2 * abi.MAX_BLOCK + 5)
+    client.file("/work/in/big", data)
+    opened = kernel.open("/work/in/big")
+    assert kernel.pread(opened, 4 * abi.MAX_BLOCK, 0) == data
+    assert kernel.pread(opened, abi.MAX_BLOCK, len(data)) == b""
+
+
+def test_names_are_listed_in_as_many_parts_as_it_takes(kernel: FakeKernel, client: FakeClient) -> None:
+    names = sorted(f"name-{number}" for number in range(10))
+    for name in names:
+        client.file(f"/work/out/{name}")
+    assert kernel.listdir("/work/out") == names
+    assert kernel.listdir("/work/out", size=40) == names
+    node = kernel.lookup("/work/out").node
+    handle = fuse_answers.unpack_open(kernel.request(Opcode.OPENDIR, node, fuse_abi.Open(0))).handle
+    everything = fuse_abi.Read(handle, 0, 4096)
+    kernel.request(Opcode.READDIR, node, everything)
+    client.file("/work/out/a-new-one")
+    found = [entry.name for entry in fuse_answers.unpack_directory(kernel.request(Opcode.READDIR, node, everything))]
+    assert b"a-new-one" in found, "a rewound listing is a new one"
+
+
+def test_directories_are_made_renamed_and_removed(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.mkdir("/work/out/d")
+    kernel.write("/work/out/d/f", b"f")
+    opened = kernel.open("/work/out/d/f")
+    kernel.rename("/work/out/d", "/work/out/e")
+    assert kernel.getattr(opened[0]).size == 1, "an open file's name moves with its directory"
+    assert client.log[-1] == abi.Stat("/work/out/e/f")
+    with raises(errno.ENOTEMPTY):
+        kernel.rmdir("/work/out/e")
+    kernel.unlink("/work/out/e/f")
+    kernel.rmdir("/work/out/e")
+    assert client.things.keys() & {"/work/out/d", "/work/out/e"} == set()
+    with raises(errno.ENOENT):
+        kernel.lookup("/work/out/e")
+
+
+def test_a_rename_replaces_unless_it_must_not(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.write("/work/out/a", b"a")
+    kernel.write("/work/out/b", b"b")
+    with raises(errno.EEXIST):
+        kernel.rename("/work/out/a", "/work/out/b", flags=fuse_abi.RENAME_NOREPLACE)
+    with raises(errno.EINVAL):
+        kernel.rename("/work/out/a", "/work/out/b", flags=2)
+    kernel.rename("/work/out/a", "/work/out/b")
+    assert client.things["/work/out/b"].data == b"a"
+    assert kernel.read("/work/out/b") == b"a"
+
+
+def test_an_open_file_outlives_its_name(kernel: FakeKernel, client: FakeClient) -> None:
+    opened = kernel.open("/work/out/u", os.O_RDWR | os.O_CREAT)
+    kernel.unlink("/work/out/u")
+    kernel.pwrite(opened, b"hello", 3)
+    asked = len(client.log)
+    attr = kernel.getattr(opened[0])
+    assert (attr.size, attr.links) == (8, 0)
+    assert len(client.log) == asked
+    assert kernel.pread(opened, 99, 0) == b"\0\0\0hello"
+    assert kernel.setattr(opened[0], valid=SetFlag.SIZE, size=4).size == 4
+    kernel.close(opened)
+    with raises(errno.ESTALE):
+        kernel.setattr(opened[0], valid=SetFlag.MODE, mode=0o600)
+
+
+def test_a_file_that_another_program_replaced_is_another_node(kernel: FakeKernel, client: FakeClient) -> None:
+    opened = kernel.open("/work/in/x.txt")
+    client.file("/work/in/x.txt", b"a newer file")
+    assert kernel.getattr(opened[0]).links == 0
+    newer = kernel.lookup("/work/in/x.txt")
+    assert newer.node != opened[0]
+    assert kernel.pread(opened, 99, 0) == b"line one\n"
+    client.file("/work/in/x.txt", b"the newest")
+    with raises(errno.ESTALE):
+        kernel.request(Opcode.OPEN, newer.node, fuse_abi.Open(os.O_RDONLY))
+    with raises(errno.ESTALE):
+        kernel.getattr(kernel.lookup("/work/in/x.txt").node if client.file("/work/in/x.txt") is None else newer.node)
+    kernel.close(opened)
+    assert client.handles == {}
+
+
+def test_attributes_are_set(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.write("/work/out/y", b"")
+    node = kernel.lookup("/work/out/y").node
+    assert stat.S_IMODE(kernel.setattr(node, valid=SetFlag.MODE, mode=stat.S_IFREG | 0o600).mode) == 0o600
+    attr = kernel.setattr(
+        node, valid=SetFlag.MTIME | SetFlag.ATIME | SetFlag.ATIME_NOW, modified_seconds=5, modified_nanoseconds=7
+    )
+    assert attr.modified == 5 * 10**9 + 7
+    assert client.log[-1] == abi.SetAttributes("/work/out/y", accessed="now", modified=5 * 10**9 + 7)
+    kernel.setattr(node, valid=SetFlag.UID | SetFlag.GID, uid=1000, gid=1000)
+    with raises(errno.EPERM):
+        kernel.setattr(node, valid=SetFlag.UID, uid=0)
+
+
+def test_fsync_waits_until_the_client_has_it(kernel: FakeKernel, client: FakeClient) -> None:
+    opened = kernel.open("/work/out/y", WRITE)
+    unique = kernel.send(Opcode.FSYNC, opened[0], fuse_abi.Sync(opened[1], fuse_abi.FSYNC_DATA_ONLY))
+    assert unique not in kernel.answers
+    assert [ask.request for ask in kernel.asks] == [abi.Sync(opened[1], data_only=True)]
+    kernel.run()
+    assert kernel.taken(unique) == b""
+    assert client.synced == [opened[1]]
+
+
+def test_what_the_client_cannot_do_for_a_directory_is_not_pretended(kernel: FakeKernel) -> None:
+    node = kernel.lookup("/work/out").node
+    handle = fuse_answers.unpack_open(kernel.request(Opcode.OPENDIR, node, fuse_abi.Open(0))).handle
+    with raises(errno.EINVAL):
+        kernel.request(Opcode.FSYNCDIR, node, fuse_abi.Sync(handle, 0))
+    for opcode, body, number in (
+        (Opcode.SYMLINK, fuse_abi.SymLink(b"s", b"t"), errno.EPERM),
+        (Opcode.LINK, fuse_abi.Link(node, b"l"), errno.EPERM),
+        (Opcode.MKNOD, fuse_abi.MakeNode(stat.S_IFIFO, 0, 0, b"p"), errno.EPERM),
+    ):
+        with raises(number):
+            kernel.request(opcode, node, body)
+
+
+def test_what_is_no_file_cannot_be_opened(kernel: FakeKernel, client: FakeClient) -> None:
+    client.file("/work/in/fifo").kind = "other"
+    assert stat.S_ISSOCK(kernel.lookup("/work/in/fifo").attr.mode)
+
+
+def test_names_that_the_protocol_cannot_carry_are_refused(kernel: FakeKernel, client: FakeClient) -> None:
+    node = kernel.lookup("/work/out").node
+    asked = len(client.log)
+    for name, number in ((b"\xff", errno.EILSEQ), (b"a" * 256, errno.ENAMETOOLONG)):
+        with raises(number):
+            kernel.request(Opcode.LOOKUP, node, fuse_abi.Name(name))
+    assert len(client.log) == asked
+
+
+# -- denied -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "denied"),
+    [
+        ("/home/ann/.netrc", "/home"),
+        ("/work/secret", "/work/secret"),
+        ("/work/absent", "/work/absent"),
+        ("/srv/a/other", "/srv/a/other"),
+        ("/sys", "/sys"),
+    ],
+)
+def test_what_is_not_allowed_is_denied_aloud_whether_it_is_there_or_not(
+    kernel: FakeKernel, client: FakeClient, path: str, denied: str
+) -> None:
+    with raises(errno.EACCES):
+        kernel.read(path)
+    assert client.denied == [(denied, "read")]
+    assert client.log[-1] == abi.Access(denied, "read")
+
+
+def test_a_denial_stands_whatever_the_client_says(client: FakeClient) -> None:
+    kernel = FakeKernel.loaded(client)
+    client.allowed["/home"] = "write"  # after the layout was sent
+    with raises(errno.EACCES):
+        kernel.read("/home/ann/.netrc")
+
+
+@pytest.mark.parametrize(
+    ("hint", "asked"),
+    [
+        (Wanted("/home/ann/.netrc", "read"), abi.Access("/home/ann/.netrc", "read")),
+        (Wanted("/home/ann/.netrc", "write"), abi.Access("/home/ann/.netrc", "write")),
+        (Wanted("/home", "write"), abi.Access("/home", "write")),
+        (Wanted("/homes", "write"), abi.Access("/home", "read")),
+        (Wanted("/home/../etc", "write"), abi.Access("/home", "read")),
+        (Wanted("home/ann", "read"), abi.Access("/home", "read")),
+        (None, abi.Access("/home", "read")),
+    ],
+)
+def test_a_denial_names_the_whole_path_where_it_can_be_told(
+    client: FakeClient, hint: Wanted | None, asked: abi.Access
+) -> None:
+    threads: list[tuple[int, str]] = []
+
+    def wanted(thread: int, path: str) -> Wanted | None:
+        threads.append((thread, path))
+        return hint
+
+    kernel = FakeKernel(FileServer(wanted=wanted), client)
+    kernel.server.set_layout(client.layout())
+    with raises(errno.EACCES):
+        kernel.request(Opcode.LOOKUP, 1, fuse_abi.Name(b"home"), pid=17)
+    assert threads == [(17, "/home")]
+    assert client.log == [asked]
+
+
+def test_a_directory_that_leads_to_an_allowed_path_is_entered_and_not_listed(
+    kernel: FakeKernel, client: FakeClient
+) -> None:
+    for path in ("/srv", "/srv/a", "/work", "/"):
+        node = kernel.lookup(path).node
+        kernel.request(Opcode.ACCESS, node, fuse_abi.Access(os.X_OK))
+        with raises(errno.EACCES):
+            kernel.listdir(path)
+        with raises(errno.EACCES):
+            kernel.request(Opcode.ACCESS, node, fuse_abi.Access(os.W_OK))
+    assert [path for path, right in client.denied if right == "read"] == ["/srv", "/srv/a", "/work", "/"]
+    for change in (kernel.mkdir, kernel.unlink, kernel.rmdir):
+        with raises(errno.EACCES):
+            change("/srv/a")
+    with raises(errno.EACCES):
+        kernel.rename("/srv/a", "/work/out/a")
+    with raises(errno.EACCES):
+        kernel.setattr(kernel.lookup("/srv/a").node, valid=SetFlag.MODE, mode=0)
+
+
+def test_writing_where_only_reading_is_allowed_is_the_client_denial(kernel: FakeKernel, client: FakeClient) -> None:
+    with raises(errno.EACCES):
+        kernel.open("/work/in/x.txt", os.O_WRONLY)
+    with raises(errno.EACCES):
+        kernel.write("/work/in/new", b"")
+    assert client.denied == [("/work/in/x.txt", "write"), ("/work/in/new", "write")]
+    node = kernel.lookup("/work/in/x.txt").node
+    kernel.request(Opcode.ACCESS, node, fuse_abi.Access(os.R_OK))
+    for mask in (os.W_OK, os.X_OK):
+        with raises(errno.EACCES):
+            kernel.request(Opcode.ACCESS, node, fuse_abi.Access(mask))
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/usr/lib/x",
+        "/proc/self/mem",
+        "/enclave",
+        "../../dev/shm",
+        "../../../../etc/passwd",
+        "/tmp/x",
+        "/./usr//lib",
+        "/work/../proc",
+        "link/../../proc",
+        "//proc/1/mem",
+        "./../..//proc",
+    ],
+)
+def test_a_link_of_the_client_never_leads_to_the_enclave_own(
+    kernel: FakeKernel, client: FakeClient, target: str
+) -> None:
+    client.link("/work/in/l", target)
+    with raises(errno.EACCES):
+        kernel.readlink("/work/in/l")
+
+
+@pytest.mark.parametrize(
+    "target", ["x.txt", "./x.txt", "../in/x.txt", "/work/in/x.txt", "/home/ann/.netrc", "../../srv/a"]
+)
+def test_other_links_are_followed_by_the_kernel_which_asks_for_each_name(
+    kernel: FakeKernel, client: FakeClient, target: str
+) -> None:
+    client.link("/work/in/l", target)
+    assert stat.S_ISLNK(kernel.lookup("/work/in/l").attr.mode)
+    assert kernel.readlink("/work/in/l") == target
+
+
+# -- /tmp as a part of the tree ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed() -> FakeKernel:
+    client = FakeClient({"/tmp/a/in": "read", "/tmp/out.txt": "write"}, cwd="/tmp/job/1")
+    client.file("/tmp/a/in/x", b"x")
+    client.file("/tmp/other", b"the client's, not allowed")
+    client.file("/tmp/a/other", b"the client's, not allowed")
+    client.file("/tmp/job/1/f", b"the client's, not allowed")
+    return FakeKernel.loaded(client)
+
+
+def test_what_is_not_allowed_below_tmp_is_private(mixed: FakeKernel) -> None:
+    with raises(errno.ENOENT):
+        mixed.lookup("/tmp/other")
+    with raises(errno.ENOENT):
+        mixed.lookup("/tmp/a/other")
+    mixed.write("/tmp/other", b"private")
+    mixed.mkdir("/tmp/d")
+    mixed.write("/tmp/d/f", b"0123456789")
+    mixed.write("/tmp/a/other", b"private too")
+    assert mixed.read("/tmp/other") == b"private"
+    assert mixed.client.log == []
+    assert mixed.client.things["/tmp/other"].data == b"the client's, not allowed"
+    entry = mixed.lookup("/tmp/d/f")
+    assert (entry.name_lifetime, entry.attr_lifetime, entry.attr.size) == (FOREVER, FOREVER, 10)
+    mixed.truncate("/tmp/d/f", 3)
+    assert mixed.read("/tmp/d/f") == b"012"
+    assert mixed.listdir("/tmp/d") == ["f"]
+
+
+def test_what_is_allowed_below_tmp_is_the_client(mixed: FakeKernel) -> None:
+    assert mixed.read("/tmp/a/in/x") == b"x"
+    mixed.write("/tmp/out.txt", b"result")
+    assert mixed.client.things["/tmp/out.txt"].data == b"result"
+    mixed.write("/tmp/p", b"")
+    assert mixed.listdir("/tmp") == ["a", "job", "p", "out.txt"]
+    with raises(errno.EACCES):
+        mixed.listdir("/tmp/a")
+
+
+def test_below_a_working_directory_in_tmp_nothing_is_private(mixed: FakeKernel) -> None:
+    for name in ("f", "absent"):
+        with raises(errno.EACCES):
+            mixed.lookup(f"/tmp/job/1/{name}")
+    assert mixed.client.denied == [("/tmp/job/1/f", "read"), ("/tmp/job/1/absent", "read")]
+    assert stat.S_ISDIR(mixed.lookup("/tmp/job/1").attr.mode)
+
+
+def test_private_and_client_files_are_two_file_systems(mixed: FakeKernel) -> None:
+    mixed.write("/tmp/p", b"private")
+    mixed.write("/tmp/out.txt", b"")
+    for source, target in (("/tmp/p", "/tmp/out.txt"), ("/tmp/out.txt", "/tmp/q")):
+        with raises(errno.EXDEV):
+            mixed.rename(source, target)
+    for path in ("/tmp/a", "/tmp/job"):
+        with raises(errno.EBUSY):
+            mixed.rmdir(path)
+        with raises(errno.EBUSY):
+            mixed.rename(path, "/tmp/elsewhere")
+
+
+def test_private_files_are_renamed_linked_to_and_outlive_their_names(mixed: FakeKernel) -> None:
+    mixed.mkdir("/tmp/d")
+    mixed.write("/tmp/d/f", b"f")
+    mixed.rename("/tmp/d", "/tmp/e")
+    assert mixed.read("/tmp/e/f") == b"f"
+    mixed.symlink("e/f", "/tmp/l")
+    assert mixed.readlink("/tmp/l") == "e/f"
+    mixed.write("/tmp/g", b"g")
+    with raises(errno.EISDIR):
+        mixed.rename("/tmp/g", "/tmp/e")
+    with raises(errno.ENOTDIR):
+        mixed.rename("/tmp/e", "/tmp/g")
+    with raises(errno.ENOTEMPTY):
+        mixed.rmdir("/tmp/e")
+    opened = mixed.open("/tmp/e/f", os.O_RDWR)
+    mixed.unlink("/tmp/e/f")
+    mixed.rmdir("/tmp/e")
+    assert mixed.pwrite(opened, b"more", 1) == 4
+    assert mixed.pread(opened, 99, 0) == b"fmore"
+    assert mixed.getattr(opened[0]).links == 0
+    mixed.close(opened)
+    with raises(errno.ESTALE):
+        mixed.request(Opcode.OPEN, opened[0], fuse_abi.Open(os.O_RDWR))
+
+
+def test_private_files_are_bounded() -> None:
+    client = FakeClient({"/tmp/in": "read"})
+    kernel = FakeKernel(FileServer(wanted=nothing_wanted, now=lambda: 1, capacity=1 << 16), client)
+    kernel.server.set_layout(client.layout())
+    opened = kernel.open("/tmp/f", os.O_RDWR | os.O_CREAT)
+    assert kernel.pwrite(opened, bytes(1 << 15), 0) == 1 << 15
+    for fill in (lambda: kernel.pwrite(opened, b"x", 1 << 40), lambda: kernel.truncate("/tmp/f", 1 << 16)):
+        with raises(errno.ENOSPC):
+            fill()
+    with raises(errno.ENOSPC):
+        for number in range(1000):
+            kernel.mkdir(f"/tmp/d{number}")
+    kernel.unlink("/tmp/f")
+    with raises(errno.ENOSPC):
+        for number in range(1000):
+            kernel.mkdir(f"/tmp/e{number}")
+    kernel.close(opened)
+    kernel.write("/tmp/g", bytes(1 << 14))
+
+
+# -- start ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_and_the_server_agree_on_large_requests() -> None:
+    kernel = FakeKernel(FileServer(wanted=nothing_wanted))
+    answer = fuse_answers.unpack_init(kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 99, 1 << 30, 0xFFFFFFFF)))
+    assert answer.max_write == abi.MAX_BLOCK
+    assert answer.minor == fuse_abi.MINOR_SPOKEN
+    assert answer.flags & fuse_abi.InitFlag.ATOMIC_O_TRUNC
+    assert not answer.flags & (1 << 16), "no write-back"
+    with raises(errno.EPROTO):
+        kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 30, 0, 0))
