@@ -25,7 +25,7 @@ from adyton.hostcall.client import openat, paths
 from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight, Resolved
-from adyton.hostcall.own_paths import own_path
+from adyton.hostcall.own_paths import leads_to_own, own_path
 
 __all__ = ["Executor", "FunctionRaised"]
 
@@ -280,11 +280,9 @@ class Executor:
             kept = None if fresh else self._listings.get(path)
         if kept is not None:
             return kept
-        names = sorted(
-            name
-            for name in os.listdir(descriptor)
-            if len(name) <= abi.MAX_NAME and paths.is_utf8(name) and own_path(paths.join(path, name)) is None
-        )
+        names = sorted(name for name in os.listdir(descriptor) if len(name) <= abi.MAX_NAME and paths.is_utf8(name))
+        if leads_to_own(path):
+            names = [name for name in names if own_path(paths.join(path, name)) is None]
         if len(names) > abi.MAX_ENTRIES:
             with self._lock:
                 self._listings[path] = names
