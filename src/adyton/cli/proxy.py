@@ -38,7 +38,6 @@ def command(
     parent = os.environ.pop(PARENT_VARIABLE, "")
     token = secret or read_token(token_file)
     if parent:
-        os.umask(0o077)  # the socket in the temporary directory is for its owner
         os.set_inheritable(int(parent), False)
 
     def announce(address: str) -> None:

@@ -52,8 +52,8 @@ def serve_alone(listen: str, tls: TLS | None, token: str, parent: int | None, an
     stop.on_signals()
     if parent is not None:
         stop.on_end_of(parent)
+    os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
     with tempfile.TemporaryDirectory(prefix="adyton-proxy-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         zygote = Zygote.start(directory)
         try:
             from adyton.provision.service import Order, ProvisionService

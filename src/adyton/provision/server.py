@@ -51,11 +51,11 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     stop = Stop()
     stop.on_signals()
     host = f"[{options.host}]" if ":" in options.host and not options.host.startswith("[") else options.host
+    os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
     with contextlib.ExitStack() as stack:
         directory = options.temporary_directory
         if directory is None:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="adyton-serve-"))
-            os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         from adyton.provision.store import BlobStore
 
         store = BlobStore(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,10 +122,13 @@ def open_server(
     server = grpc.server(ThreadPoolExecutor(threads, "adyton-rpc"), options=_SERVER_OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     credentials = server_credentials(tls)
+    umask = os.umask(0o077)  # a unix socket is for its owner
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError:
         port = 0
+    finally:
+        os.umask(umask)
     if port == 0 and not listen.startswith("unix:"):
         raise UsageError(f"cannot listen at {listen}: the port is in use, or the address is not of this machine")
     return server, port

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import grpc
@@ -24,7 +24,7 @@ class GrpcTransport:
         self._metadata = (*metadata, (SESSION_METADATA, session))
         self._call: Any = None
 
-    def run(self, outgoing: Iterator[bytes]) -> Iterator[bytes]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
         """See Transport."""
         stub = self._channel.stream_stream(
             METHOD, request_serializer=Envelope.SerializeToString, response_deserializer=Envelope.FromString

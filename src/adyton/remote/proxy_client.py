@@ -9,6 +9,7 @@ a pair (files) are executed by a small pool. One reader thread sorts what arrive
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -287,13 +288,14 @@ class ProxyClient:
     def _read(self) -> None:
         error: AdytonError
         try:
-            for data in self._transport.run(self._outgoing()):
-                self._counted["bytes_received"] += len(data)
-                with self._lock:
-                    events = self._feed(data)
-                for event in events:
-                    self._dispatch(event)
-                self._wake.put(None)
+            with contextlib.closing(self._transport.run(self._outgoing())) as incoming:
+                for data in incoming:
+                    self._counted["bytes_received"] += len(data)
+                    with self._lock:
+                        events = self._feed(data)
+                    for event in events:
+                        self._dispatch(event)
+                    self._wake.put(None)
             error = ConnectionLostError(
                 self._reason
                 or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 
 class Transport(Protocol):
     """Carries bytes until either side ends. Used once."""
 
-    def run(self, outgoing: Iterator[bytes]) -> Iterator[bytes]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
         """Pull from `outgoing` (from a thread of the transport's) and send it; yield what arrives, until the peer ends.
 
         The end of `outgoing` tells the peer that nothing more comes. Raises ConnectionLostError, UnreachableError or
@@ -30,7 +30,7 @@ class SocketTransport:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
-    def run(self, outgoing: Iterator[bytes]) -> Iterator[bytes]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
         """See Transport."""
         threading.Thread(target=self._send, args=(outgoing,), name="adyton-send", daemon=True).start()
         try:

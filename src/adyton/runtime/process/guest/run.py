@@ -47,6 +47,12 @@ class Guest:
             return
         self._current.link = main_link
         host_functions.connect(self.call_host, whole_process=False)
+        try:
+            self._serve(main_link)
+        finally:
+            main_link.close()
+
+    def _serve(self, main_link: GuestLink) -> None:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(main_link, select.POLLIN)
