@@ -8,6 +8,7 @@ follows in More frames of exactly `CHUNK` bytes, the last one being the rest.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -105,12 +106,11 @@ class FrameReader:
     def __init__(self) -> None:
         self._rest = b""  # of a frame that is not complete: at most MAX_FRAME and its length
 
-    def receive(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes."""
+    def receive(self, data: bytes) -> Iterator[Frame]:
+        """The frames that `data` completes, one by one, so that each is acted on before the next is looked at."""
         if self._rest:
             data = self._rest + data
         end = len(data)
-        frames: list[Frame] = []
         start = 0
         with memoryview(data) as view:
             while end - start >= _LENGTH.size:
@@ -123,9 +123,9 @@ class FrameReader:
                 if stop > end:
                     break
                 try:
-                    frames.append(_decode(view[start + _LENGTH.size : stop]))
+                    frame = _decode(view[start + _LENGTH.size : stop])
                 except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
                     raise RemoteProtocolError(f"the peer sent a malformed frame: {error}") from error
+                yield frame
                 start = stop
         self._rest = data[start:]
-        return frames
