@@ -184,6 +184,7 @@ def _assign(module: Module, target: ast.expr, value: ast.expr) -> None:
     if isinstance(target, ast.Name):
         alias = _plain(module, value)
         module.names[target.id] = alias or f"{module.name}.{target.id}"
+        module.definitions.pop(target.id, None)
         if alias is None:
             module.definitions[target.id] = value
 
@@ -192,7 +193,8 @@ def _plain(module: Module, value: ast.expr) -> str | None:
     """What `name = other.thing` makes an alias of, by the bindings so far."""
     match value:
         case ast.Name(id=name):
-            return module.names.get(name)
+            from_star = f"{module.name}.{name}" if module.stars else None
+            return module.names.get(name, from_star)
         case ast.Attribute(value=base, attr=attr):
             found = _plain(module, base)
             return None if found is None else f"{found}.{attr}"
