@@ -8,6 +8,6 @@
       │ ── Accept ──────────────────────────────────────────► │     ← accept → Established
       │ ◄────────────────────── data ───────────────────────► │
 
-Nothing secret moves before Accept, in either direction. What the evidence must be bound to: `adyton.channel.binding`. There are no
-tickets, no resumption and no early data, so each connection is attested anew.
+Nothing secret moves before Accept, in either direction. What the evidence must be bound to: `adyton.channel.binding`. Nothing can be
+resumed and there is no early data, so each connection is attested anew.
 """

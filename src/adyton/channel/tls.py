@@ -23,6 +23,8 @@ _NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 
 
 def _context() -> SSL.Context:
+    """Settings of one connection. OpenSSL sends tickets whatever is set here, but they open nothing: a session can be resumed only
+    with the context that made it, and no context makes two connections."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
