@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
@@ -242,13 +243,14 @@ def nothing_wanted(_thread: int, _path: str) -> Wanted | None:
 
 
 class FakeKernel:
-    """See the module. `answers`: by the request's unique; `asks`: host calls not executed yet."""
+    """See the module. `answers`: by the request's unique; `asks`: host calls not executed yet; `told`: look-ups of each node."""
 
     def __init__(self, server: FileServer, client: FakeClient | None = None) -> None:
         self.server = server
         self.client = client or FakeClient()
         self.answers: dict[int, fuse_answers.Answer] = {}
         self.asks: list[Ask] = []
+        self.told: Counter[int] = Counter()
         self._uniques = itertools.count(2, 2)
 
     @classmethod
@@ -301,6 +303,20 @@ class FakeKernel:
             raise OSError(answer.errno, os.strerror(answer.errno))
         return answer.body
 
+    def entry(self, body: bytes) -> tuple[fuse_answers.EntryAnswer, bytes]:
+        """An answer that tells of a node, noted as the kernel does."""
+        entry, rest = fuse_answers.unpack_entry(body)
+        self.told[entry.node] += 1
+        return entry, rest
+
+    def forget(self, *nodes: int) -> None:
+        """All that was told of these nodes."""
+        told = [(node, self.told.pop(node)) for node in nodes]
+        if len(told) == 1:
+            self.send(Opcode.FORGET, told[0][0], fuse_abi.Forget(told[0][1]))
+        else:
+            self.send(Opcode.BATCH_FORGET, 0, fuse_abi.BatchForget(told))
+
     # -- calls of a program -------------------------------------------------------------------------------------------
 
     def lookup(self, path: str) -> fuse_answers.EntryAnswer:
@@ -309,9 +325,7 @@ class FakeKernel:
         for name in path.split("/")[1:] if path != "/" else ():
             if not stat.S_ISDIR(entry.attr.mode):
                 raise OSError(errno.ENOTDIR, path)
-            entry, _ = fuse_answers.unpack_entry(
-                self.request(Opcode.LOOKUP, entry.node, fuse_abi.Name(os.fsencode(name)))
-            )
+            entry, _ = self.entry(self.request(Opcode.LOOKUP, entry.node, fuse_abi.Name(os.fsencode(name))))
         return entry
 
     def parent(self, path: str) -> tuple[int, bytes]:
@@ -330,7 +344,7 @@ class FakeKernel:
                 raise
             parent, name = self.parent(path)
             body = self.request(Opcode.CREATE, parent, fuse_abi.Create(flags, stat.S_IFREG | mode, 0o022, name))
-            entry, rest = fuse_answers.unpack_entry(body)
+            entry, rest = self.entry(body)
             return entry.node, fuse_answers.unpack_open(rest).handle
         if flags & os.O_EXCL:
             raise FileExistsError(errno.EEXIST, path)
@@ -380,7 +394,7 @@ class FakeKernel:
 
     def mkdir(self, path: str) -> None:
         parent, name = self.parent(path)
-        self.request(Opcode.MKDIR, parent, fuse_abi.MakeDir(0o777, 0o022, name))
+        self.entry(self.request(Opcode.MKDIR, parent, fuse_abi.MakeDir(0o777, 0o022, name)))
 
     def unlink(self, path: str) -> None:
         parent, name = self.parent(path)
@@ -398,7 +412,7 @@ class FakeKernel:
 
     def symlink(self, target: str, path: str) -> None:
         parent, name = self.parent(path)
-        self.request(Opcode.SYMLINK, parent, fuse_abi.SymLink(name, os.fsencode(target)))
+        self.entry(self.request(Opcode.SYMLINK, parent, fuse_abi.SymLink(name, os.fsencode(target))))
 
     def readlink(self, path: str) -> str:
         return os.fsdecode(self.request(Opcode.READLINK, self.lookup(path).node, fuse_abi.Nothing()))
