@@ -72,10 +72,10 @@ def answer(message):
 
 def evaluate(code, names):
     try:
-        exec("def _probe():\n" + "".join(f"    {line}\n" for line in code.splitlines()), names)  # noqa: S102
+        exec("def _probe():\n" + "".join(f"    {line}\n" for line in code.splitlines()), names)
         result = {"result": names["_probe"]()}
         return json.dumps(result)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the test judges it
         return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
 
@@ -102,7 +102,7 @@ def run(sock, request, report):
         os._exit(3)
     layer = b"hello.py\nGREETING = 'hello'\n"
     started = start_guest(guest_main, [layer], unpack, Limits(**options.get("limits", {})))
-    confine_supervisor()
+    confine_supervisor(started.proc)
     _serve(sock, started, report)
 
 

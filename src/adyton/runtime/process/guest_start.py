@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import os
 import resource
 import socket
@@ -30,8 +29,8 @@ from adyton.hostcall.own_paths import own_path
 from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process import mounts, namespaces, root
 from adyton.runtime.process.libc import install_filter, system_call
+from adyton.runtime.process.namespaces import GUEST_UID
 
-UID = 1000  # the guest's user and group, as it sees them
 GO = b"go"
 FUSE = b"fuse"
 READY = b"ready"
@@ -39,8 +38,9 @@ FAILED = b"failed:"
 
 HOME = "/enclave"
 
-# Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out.
-_GRAFTS = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
+# Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out. (/bin and /sbin have
+# nothing in them: no program is started from files.)
+_GRAFTS = ("usr", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
 
 _LAST_DESCRIPTOR = 0xFFFFFFFF
 _SHM_SIZE = "64m"
@@ -96,10 +96,12 @@ def start_guest(
     layers: list[bytes],
     unpack: Callable[[bytes, str], None],
     limits: Limits = Limits(),
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> GuestStart:
     """Start a guest that has each of `layers` unpacked (`unpack(layer, directory)`) in /enclave, and then calls `main`.
 
-    Called once, before the process has threads. PlatformError if the guest cannot be had.
+    Called once, before the process has threads. `meanwhile`: what there is to do here while the guest is being forked, such as
+    imports of which the guest shall know nothing. PlatformError if the guest cannot be had.
     """
     control, guest_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdout, guest_stdout = os.pipe2(os.O_CLOEXEC)
@@ -114,6 +116,7 @@ def start_guest(
     for descriptor in (guest_stdout, guest_stderr, tell):
         os.close(descriptor)
     guest_control.close()
+    meanwhile()
     try:
         answer = os.read(told, 4096)
         os.close(told)
@@ -165,7 +168,7 @@ class _Start:
         """Leave the server's namespaces; only a child is in the new pid namespace."""
         uid, gid = os.geteuid(), os.getegid()
         namespaces.unshare(_KINDS)
-        namespaces.map_ids(UID, UID, uid, gid)
+        namespaces.map_ids(GUEST_UID, GUEST_UID, uid, gid)
         pid = os.fork()
         if pid == 0:
             _in_child(self.guest, self._failed)
@@ -178,9 +181,9 @@ class _Start:
         """PID 1 of the enclave."""
         self._descriptors()
         namespaces.set_name("enclave")
+        os.setsid()
         device = os.open(root.FUSE, os.O_RDWR | os.O_CLOEXEC)
-        options = {"fd": device, "rootmode": "40000", "user_id": UID, "group_id": UID}
-        mounts.attach(mounts.file_system("fuse", {"source": "adyton", **options}), root.MOUNT_POINT)
+        mounts.attach(mounts.fuse(device, GUEST_UID), root.MOUNT_POINT)
         proc = mounts.file_system("proc", {}, mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC)
         if self.control.recv(16) != GO:
             return
@@ -203,8 +206,9 @@ class _Start:
                 system_call("close_range", first, last, 0)
         gc.freeze()  # objects of the supervisor's name closed descriptors: none of them may be collected, and close a new one
         for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
-            setattr(sys, name, io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8", errors=errors))
-            setattr(sys, f"__{name}__", getattr(sys, name))
+            stream = open(number, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - the process's own
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
     def _graft(self, proc: int) -> None:
         """Lay the enclave's own over the FUSE root, and make that the root."""
@@ -215,7 +219,7 @@ class _Start:
                 mounts.attach(mounts.clone(source), f"{top}/{name}")
         mounts.attach(proc, f"{top}/proc")
         shm = {"size": _SHM_SIZE, "nr_inodes": _INODES, "mode": "1777"}
-        mounts.attach(mounts.file_system("tmpfs", shm), f"{top}/dev/shm")
+        mounts.attach(mounts.file_system("tmpfs", shm), f"{top}/dev/shm")  # noqa: S108 - the guest's own
         image = mounts.file_system("tmpfs", {"size": _IMAGE_SIZE, "nr_inodes": _INODES, "mode": "0755"})
         mounts.attach(image, top + HOME)
         for layer in self.layers:

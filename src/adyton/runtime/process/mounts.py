@@ -46,6 +46,18 @@ def file_system(kind: str, options: Mapping[str, str | int], attributes: int = N
         os.close(context)
 
 
+def fuse(device: int, uid: int) -> int:
+    """A file system, mounted nowhere yet, of one user; its requests are read from `device`, an open /dev/fuse. See fuse(4)."""
+    options: dict[str, str | int] = {
+        "source": "adyton",
+        "fd": device,
+        "rootmode": "40000",
+        "user_id": uid,
+        "group_id": uid,
+    }
+    return file_system("fuse", options)
+
+
 def clone(path: str) -> int:
     """A copy of what is mounted at and below `path` (a directory or file; links are followed), mounted nowhere yet.
 

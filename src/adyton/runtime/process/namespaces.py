@@ -19,6 +19,8 @@ NEWNET = 0x40000000
 
 CAP_SYS_CHROOT = 18
 
+GUEST_UID = 1000  # a guest's user and group, as it sees them
+
 # Each enclave of a server that runs as root has the user and group id BASE + pid of its supervisor: ids that no distribution
 # gives out, and as many as there can be processes (PID_MAX_LIMIT, proc_sys_kernel(5)).
 UID_BASE = 600_000_000
@@ -32,12 +34,13 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
 def unshare(flags: int) -> None:
-    """Leave the parent's namespaces of these kinds. With NEWUSER the caller maps its ids next. See unshare(2)."""
+    """Leave the parent's namespaces of these kinds. With NEWUSER the caller maps its ids next."""
     system_call("unshare", flags)
 
 
@@ -88,12 +91,20 @@ def take_ids(uid: int, keep: Iterable[int] = ()) -> None:
     prctl(_PR_SET_KEEPCAPS, 0)
 
 
-def set_capabilities(capabilities: Iterable[int] = ()) -> None:
-    """Have exactly these, of those that the process has now; none is inherited. See capset(2)."""
-    mask = sum(1 << each for each in capabilities)
+def set_capabilities(capabilities: Iterable[int] = (), *, inherited: bool = False) -> None:
+    """Have exactly these, of those that the process has now; what it executes has them too if `inherited`, else none.
+
+    See capset(2), and "ambient" in capabilities(7).
+    """
+    kept = set(capabilities)
+    mask = sum(1 << each for each in kept)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    system_call("capset", header, struct.pack("<6I", low, low, 0, high, high, 0))
+    below = (low, high) if inherited else (0, 0)
+    system_call("capset", header, struct.pack("<6I", low, low, below[0], high, high, below[1]))
+    if inherited:
+        for capability in kept:
+            prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
 def drop_capabilities_for_good() -> None:

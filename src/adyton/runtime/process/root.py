@@ -60,8 +60,9 @@ _SHARED = ("lib/locale", "share/locale", "share/zoneinfo")
 
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
-_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
-_FUSE_DEVICE = (10, 229)  # Documentation/admin-guide/devices.txt
+# Documentation/admin-guide/devices.txt
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9)}
+FUSE_DEVICE = (10, 229)
 _DEVICE_LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -187,7 +188,7 @@ def build(plan: Plan) -> None:
     # All sources are cloned first: the new root is mounted over the store's directory, the only one that surely is there.
     clones = {target: _clone(source) for target, source in tree.binds.items()}
     directories = {target for target, source in tree.binds.items() if os.path.isdir(source)}
-    devices = {name: _clone_device(name) for name in ("fuse", *(name for name, _, _ in _DEVICES))}
+    devices = {name: _clone_device(name) for name in ("fuse", *_DEVICES)}
     proc = _proc()
     mounts.attach(mounts.file_system("tmpfs", {"mode": "0755", "size": "4m"}, mounts.NO_SUID), plan.store)
     os.chdir(plan.store)
@@ -203,12 +204,12 @@ def build(plan: Plan) -> None:
     _hide(tree.empty)
     for name, text in _ETC.items():
         _file(f"{SYSTEM}/etc/{name}", text)
-    for name, major, minor in _DEVICES:
-        _device(f"{SYSTEM}/dev/{name}", devices[name], major, minor)
+    for name, numbers in _DEVICES.items():
+        _device(f"{SYSTEM}/dev/{name}", devices[name], numbers)
     for name, text in _DEVICE_LINKS:
         _link(f"{SYSTEM}/dev/{name}", text)
-    _device(FUSE, devices["fuse"], *_FUSE_DEVICE)
-    for target in (f"{SYSTEM}/dev/shm", "/proc", MOUNT_POINT):
+    _device(FUSE, devices["fuse"], FUSE_DEVICE)
+    for target in (f"{SYSTEM}/dev/shm", "/proc", MOUNT_POINT):  # noqa: S108 - below the new root
         _directory(target)
     for name in os.listdir(SYSTEM[1:]):
         if name != "opt":
@@ -285,12 +286,17 @@ def _hide(directories: list[str]) -> None:
             _directory(directory)
 
 
-def _device(path: str, clone: int | None, major: int, minor: int) -> None:
-    """A device node; where only the server's own may be used (in a user namespace), that one."""
+def make_device(path: str, numbers: tuple[int, int]) -> None:
+    """A character device that every user may open: each enclave is one of its own. PermissionError in a user namespace."""
+    os.mknod(path, stat.S_IFCHR, os.makedev(*numbers))
+    os.chmod(path, 0o666)  # noqa: S103 - mknod's mode is under the umask
+
+
+def _device(path: str, clone: int | None, numbers: tuple[int, int]) -> None:
+    """A device node; where only the server's own may be used, that one."""
     _directory(os.path.dirname(path))
     try:
-        os.mknod(path[1:], stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(path[1:], 0o666)  # each enclave has a user id of its own  # noqa: S103
+        make_device(f".{path}", numbers)
     except PermissionError:
         if clone is None:
             raise FileNotFoundError(f"the server has no /dev/{os.path.basename(path)}") from None

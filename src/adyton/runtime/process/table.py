@@ -13,7 +13,7 @@ arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of 
 
 from __future__ import annotations
 
-import platform
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +101,7 @@ PROBES = "only the kernel's own trampolines use it"
 _CLONE_NEW = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 NO_NAMESPACES = (Only(0, _CLONE_NEW, (0,), Refused("EPERM", NAMESPACES)),)
 
-# AF_UNIX (socket.h)
+# The family is AF_UNIX, 1.
 UNIX_PAIRS = (Only(0, 0xFFFFFFFF, (1,), Refused("EACCES", "only AF_UNIX pairs are local")),)
 
 # TIOCSTI, TIOCLINUX, TIOCSETD (asm-generic/ioctls.h); FS_IOC_SETFLAGS and FIBMAP need no refusal: FUSE answers them
@@ -542,8 +542,8 @@ def row(name: str) -> Row:
 
 
 def architecture() -> Architecture | None:
-    """This machine's, if the process runtime knows it."""
-    machine = platform.machine()
+    """The machine's, if the process runtime knows it."""
+    machine = os.uname().machine
     return machine if machine in ("x86_64", "aarch64") else None  # type: ignore[return-value]
 
 
@@ -552,5 +552,5 @@ def number(name: str) -> int:
     here = architecture()
     found = None if here is None else row(name).number(here)
     if found is None:
-        raise LookupError(f"no system call {name} on {platform.machine()}")
+        raise LookupError(f"no system call {name} on {os.uname().machine}")
     return found

@@ -43,6 +43,8 @@ STARTED = b"started:"  # struct PID
 PID = struct.Struct("<i")
 MESSAGE_SIZE = 1 << 16
 
+_KEPT = (namespaces.CAP_SYS_CHROOT,)  # capabilities of a supervisor until its guest runs, see confine.py
+
 # What supervisors and guests need anyway is imported once, before any fork, and its memory is shared.
 PRELOAD = (
     "asyncio",
@@ -76,8 +78,20 @@ PRELOAD = (
     "google.protobuf.message",
     "cryptography.hazmat.primitives.ciphers.aead",
     "cryptography.hazmat.primitives.asymmetric.ec",
+    "cryptography.hazmat.bindings.openssl.binding",
     "cryptography.x509",
+    "adyton.attestation.sim",
+    "adyton.communicator.session",
+    "adyton.hostcall.check",
+    "adyton.runtime.launch",
+    "adyton.runtime.process.guest.run",
     "adyton.runtime.process.guest_start",
+    "adyton.runtime.process.supervisor.files",
+    "adyton.runtime.process.supervisor.loop",
+    "adyton.runtime.process.supervisor.wanted",
+    "adyton.trusted",
+    "adyton.trusted.aead",
+    "adyton.trusted.application",
 )
 
 
@@ -105,14 +119,17 @@ def prepare(plan: str, descriptor: int) -> NoReturn:
 def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
     uid, gid = os.geteuid(), os.getegid()
     kinds = namespaces.NEWNS | namespaces.NEWNET | namespaces.NEWIPC
+    own_ids = namespaces.has_ids_to_give()
     try:
-        if namespaces.has_ids_to_give():
+        if own_ids:
             namespaces.unshare(kinds)
         else:
             namespaces.unshare(kinds | namespaces.NEWUSER)
             namespaces.map_ids(uid, gid, uid, gid)
         mounts.make_private()
         root.build(plan)
+        if not own_ids:
+            namespaces.set_capabilities(_KEPT, inherited=True)
     except OSError as error:
         raise PlatformError(f"the zygote's namespaces and file tree cannot be made here ({error})") from error
     environment = {"LANG": "C.UTF-8"}
@@ -124,7 +141,7 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
     )
     os.set_inheritable(descriptor, True)
     interpreter = f"{root.PYTHON}/{plan.interpreter}"
-    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-X", "utf8", "-c", code], environment)
+    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-X", "utf8", "-c", code], environment)  # noqa: S606
 
 
 # -- the second half, under its own Python ----------------------------------------------------------------------------------
@@ -242,11 +259,10 @@ class _Zygote:
         os.setsid()
         namespaces.set_name("adyton-super")
         namespaces.no_new_privileges()
-        keep = {namespaces.CAP_SYS_CHROOT}  # until its guest runs, see confine.py
         if self._own_ids:
-            namespaces.take_ids(namespaces.UID_BASE + os.getpid(), keep)
+            namespaces.take_ids(namespaces.UID_BASE + os.getpid(), _KEPT)
         else:
-            namespaces.set_capabilities(keep)
+            namespaces.set_capabilities(_KEPT)
         namespaces.die_with_parent()
         if os.getppid() != self._pid:
             os._exit(1)

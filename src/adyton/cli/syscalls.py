@@ -1,0 +1,45 @@
+"""adyton syscalls: the process runtime's table."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """adyton syscalls
+
+    What becomes of each system call in an enclave: done locally, or refused with an errno, and why.
+    """
+    from adyton.runtime.process.table import ROWS
+
+    rows = [
+        {
+            "name": row.name,
+            "group": row.group,
+            "action": row.action,
+            "errno": row.refused.errno if row.refused else None,
+            "reason": row.refused.reason if row.refused else None,
+            "conditions": [
+                {"argument": check.argument, "errno": check.otherwise.errno, "reason": check.otherwise.reason}
+                for check in row.checks
+            ],
+            "x86_64": row.x86_64,
+            "aarch64": row.aarch64,
+        }
+        for row in ROWS
+    ]
+    if as_json:
+        click.echo(msgspec.json.encode(rows))
+        return
+    for row in ROWS:
+        if row.refused:
+            outcome = f"refused  {row.refused.errno}: {row.refused.reason}"
+        else:
+            limits = "; ".join(
+                f"{each.otherwise.errno} where argument {each.argument}: {each.otherwise.reason}" for each in row.checks
+            )
+            outcome = f"local    {limits}".rstrip()
+        click.echo(f"{row.group:8} {row.name:24} {outcome}")
