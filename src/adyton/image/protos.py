@@ -55,11 +55,11 @@ def _module_path(proto: str) -> str:
 
 
 def _descriptors(files: Mapping[str, bytes], where: str) -> Iterator[FileDescriptorProto]:
-    import adyton
-
     if importlib.util.find_spec("grpc_tools") is None:
         raise UsageError(f"{where}: .proto files need protoc: install it with `pip install 'adyton[build]'`")
-    adyton_parents = [os.path.dirname(os.path.abspath(path)) for path in adyton.__path__]
+    own = importlib.util.find_spec("adyton")
+    assert own is not None
+    adyton_parents = [os.path.dirname(os.path.abspath(path)) for path in own.submodule_search_locations or ()]
     with tempfile.TemporaryDirectory(prefix="adyton-proto-") as folder:
         for path, content in files.items():
             target = os.path.join(folder, path)
