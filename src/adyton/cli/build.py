@@ -15,11 +15,11 @@ from adyton.cli.options import option
 @option("--key", metavar="FILE", help="Sign with this key, whatever pyproject.toml says.")
 @click.option("--json", "as_json", is_flag=True, help="The images, and failures, as JSON.")
 def command(targets: tuple[str, ...], key: str | None, as_json: bool) -> None:
-    """Adyton build demo_enclave
+    """adyton build demo_enclave
 
     Build the images of TARGETs ([tool.adyton.enclave.TARGET], or those that [tool.adyton.loader.TARGET] needs), else all, into
     build/NAME.enclave, and the modules of their .proto files beside them. Prints PATH and measurement of each.
-    """
+    """  # noqa: D403 - the command as it is typed
     from adyton.crypto.keys import SigningKey
     from adyton.image.project import build_project
     from adyton.image.pyproject import find_project

@@ -10,11 +10,11 @@ import msgspec
 @click.argument("key", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="The signer, and failures, as JSON.")
 def command(key: str, as_json: bool) -> None:
-    """Adyton keygen release.key
+    """adyton keygen release.key
 
     Make a signing key: KEY (mode 0600, keep it secret) and KEY.pub. Prints the signer, sha256:HEX, which policies name. Nothing is
     ever overwritten.
-    """
+    """  # noqa: D403 - the command as it is typed
     from adyton.crypto.keys import SigningKey
 
     made = SigningKey.generate()

@@ -18,10 +18,10 @@ from adyton.errors import UsageError
 @click.option("--output", "-o", metavar="FILE", help="Write the signed image there, not over IMAGE.")
 @click.option("--json", "as_json", is_flag=True, help="The result, and failures, as JSON.")
 def command(image: str, debug: bool, key: str | None, output: str | None, as_json: bool) -> None:
-    """Adyton sign build/demo_enclave.enclave --key release.key
+    """adyton sign build/demo_enclave.enclave --key release.key
 
     Add a signature to IMAGE. Its measurement stays, and so do its other signatures. Prints the path and the measurement.
-    """
+    """  # noqa: D403 - the command as it is typed
     from adyton.crypto.keys import SigningKey, debug_key
     from adyton.image.sign import sign_image
 
