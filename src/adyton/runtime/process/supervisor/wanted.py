@@ -5,7 +5,8 @@ The kernel looks names up one by one: a program that opens /home/ann/.netrc is r
 and whether it is to be read or written.
 
 It is a hint and nothing else: the guest can change its memory at any time. A hint can change which denial the client's owner reads,
-never what is allowed. Source: proc_pid_syscall(5), proc_pid_mem(5); argument orders as in the syscalls' man pages.
+never what is allowed. Memory that is a mapped file is left alone unless the file is on a disk: a page of a file that this process
+serves, were it not there, would have to be asked of this very process while it waits for the page. Source: proc_pid_syscall(5), proc_pid_mem(5); argument orders as in the syscalls' man pages.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class GuestThreads:
         try:
             directory = self._directory(thread)
             return self._wanted(directory, denied) if directory is not None else None
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError, LookupError, OverflowError):
             return None
 
     def _wanted(self, directory: str, denied: str) -> Wanted | None:
@@ -137,9 +138,9 @@ class GuestThreads:
         arguments = [int(word, 16) for word in words[1:7]]
         memory = os.open(f"{directory}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            right = _right(call, arguments, memory)
+            right = _right(call, arguments, directory, memory)
             for base, argument in call.paths:
-                text = _text(memory, arguments[argument])
+                text = _text(memory, arguments[argument], _end_of_mapping(directory, arguments[argument]))
                 path = _absolute(directory, None if base is None else arguments[base], text)
                 if path is not None and is_below(path, denied):
                     return Wanted(path, right)
@@ -200,10 +201,11 @@ def _number_inside(directory: str) -> int | None:
     return None
 
 
-def _right(call: PathCall, arguments: list[int], memory: int) -> Literal["read", "write"]:
+def _right(call: PathCall, arguments: list[int], directory: str, memory: int) -> Literal["read", "write"]:
     if call.way == "flags":
         return "write" if arguments[call.argument] & _WRITING else "read"
     if call.way == "how":
+        _end_of_mapping(directory, arguments[call.argument])
         how = os.pread(memory, 8, arguments[call.argument])
         return "write" if int.from_bytes(how, "little") & _WRITING else "read"
     if call.way == "mode":
@@ -211,18 +213,26 @@ def _right(call: PathCall, arguments: list[int], memory: int) -> Literal["read",
     return "write" if call.way == "write" else "read"
 
 
-def _text(memory: int, address: int) -> str:
-    """The string at an address; ValueError if there is none of a path's length. Read page by page: the next one may be absent."""
-    found = b""
-    while len(found) <= abi.MAX_PATH:
-        page = os.pread(memory, 4096 - (address + len(found)) % 4096, address + len(found))
-        end = page.find(b"\0")
-        if end >= 0:
-            return (found + page[:end]).decode()
-        if not page:
-            break
-        found += page
-    raise ValueError("no path there")
+def _end_of_mapping(directory: str, address: int) -> int:
+    """Where the memory at an address ends that may be read without waiting for the guest's files; ValueError if it may not."""
+    with open(f"{directory}/maps", "rb") as file:
+        for line in file:
+            bounds, _, _, device, inode, *_ = line.split()
+            start, end = (int(bound, 16) for bound in bounds.split(b"-"))
+            if start <= address < end:
+                if int(inode) and int(device.split(b":")[0], 16) == 0:
+                    break
+                return end
+    raise ValueError("not to be read")
+
+
+def _text(memory: int, address: int, end: int) -> str:
+    """The string at an address, which ends before `end`; ValueError if there is none of a path's length."""
+    found = os.pread(memory, min(abi.MAX_PATH + 1, end - address), address)
+    length = found.find(b"\0")
+    if length < 0:
+        raise ValueError("no path there")
+    return found[:length].decode()
 
 
 def _absolute(directory: str, base: int | None, path: str) -> str | None:

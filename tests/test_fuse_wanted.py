@@ -1,0 +1,149 @@
+"""What a waiting thread wants, told from its system call; nothing when it cannot be told."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.runtime.process.supervisor.wanted import CALLS, GuestThreads, Wanted, calls_of, is_below
+
+STRING = b"/home/ann/.netrc\0"
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A proc directory of process 10 with threads 10 and 11, and of its child 12; as their namespace has them 1, 2 and 3."""
+    for process, threads in ((10, (10, 11)), (12, (12,))):
+        for thread in threads:
+            directory = tmp_path / f"{process}/task/{thread}"
+            directory.mkdir(parents=True)
+            (directory / "status").write_text(f"Name:\tx\nNSpid:\t{thread}\t{thread - 9}\n")
+            (directory / "children").write_text("12 " if thread == 11 else "")
+            (directory / "mem").write_bytes(bytes(4096) + STRING + bytes(4096) + b".netrc\0" + b"x" * 90000)
+            (directory / "maps").write_text(MAPS)
+            (directory / "syscall").write_text("running\n")
+            (directory / "cwd").symlink_to("/home/ann")
+            (directory / "fd").mkdir()
+            (directory / "fd/5").symlink_to("/home/ann/work")
+            (directory / "fd/6").symlink_to("socket:[1]")
+    return tmp_path
+
+
+ABSOLUTE = 4096
+RELATIVE = 4096 + len(STRING) + 4096
+UNENDED = RELATIVE + 7
+SERVED = 20 * 4096
+MAPS = """\
+00001000-0000c000 rw-p 00000000 00:00 0                  [heap]
+0000c000-0000d000 r--p 00000000 fd:00 1234               /usr/lib/a library.so
+00014000-00015000 rw-s 00000000 00:2d 99                 /work/mapped
+"""
+NUMBERS = {call: number for number, call in calls_of(platform.machine()).items()}
+
+
+def at(x86_64: int, *arguments: int) -> str:
+    """/proc/…/syscall of a call (by its number on x86-64) on this machine."""
+    number = next(NUMBERS[call] for call in CALLS if call.x86_64 == x86_64)
+    words = [*arguments, 0, 0, 0, 0, 0, 0][:6]
+    return " ".join([str(number), *(hex(word & (1 << 64) - 1) for word in words), "0x7ffd", "0x7f00"]) + "\n"
+
+
+OPENAT, MKDIRAT, RENAMEAT2, FACCESSAT = 257, 258, 316, 269
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (at(OPENAT, -100, ABSOLUTE, os.O_RDONLY), Wanted("/home/ann/.netrc", "read")),
+        (at(OPENAT, -100, ABSOLUTE, os.O_RDWR), Wanted("/home/ann/.netrc", "write")),
+        (at(OPENAT, -100 & 0xFFFFFFFF, RELATIVE, os.O_CREAT), Wanted("/home/ann/.netrc", "write")),
+        (at(OPENAT, 5, RELATIVE, os.O_RDONLY), Wanted("/home/ann/work/.netrc", "read")),
+        (at(MKDIRAT, -100, ABSOLUTE), Wanted("/home/ann/.netrc", "write")),
+        (at(RENAMEAT2, 6, RELATIVE, -100, ABSOLUTE), Wanted("/home/ann/.netrc", "write")),
+        (at(RENAMEAT2, 5, RELATIVE, -100, ABSOLUTE), Wanted("/home/ann/work/.netrc", "write")),
+        (at(FACCESSAT, -100, ABSOLUTE, os.W_OK), Wanted("/home/ann/.netrc", "write")),
+        (at(FACCESSAT, -100, ABSOLUTE, os.R_OK), Wanted("/home/ann/.netrc", "read")),
+        (at(OPENAT, 77, RELATIVE, 0), None),
+        (at(OPENAT, 6, RELATIVE, 0), Wanted("/home", "read")),
+        (at(OPENAT, -100, UNENDED, 0), None),
+        (at(OPENAT, -100, SERVED, 0), None),
+        (at(OPENAT, -100, 12 * 4096, 0), None),
+        (at(OPENAT, -100, 1 << 40, 0), None),
+        (at(OPENAT, -100, 1 << 63, 0), None),
+        ("0 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8\n", None),
+        ("running\n", None),
+        ("-1 0x7ffd 0x7f00\n", None),
+        ("", None),
+        ("x y z a b c d e f\n", None),
+    ],
+)
+def test_a_call_says_what_it_wants(proc: Path, call: str, wanted: Wanted | None) -> None:
+    (proc / "10/task/11/syscall").write_text(call)
+    assert GuestThreads(10, str(proc)).wanted(2, "/home") == wanted
+
+
+def test_a_path_that_does_not_lead_through_what_is_denied_says_the_right_only(proc: Path) -> None:
+    (proc / "10/task/11/syscall").write_text(at(OPENAT, -100, ABSOLUTE, os.O_WRONLY))
+    assert GuestThreads(10, str(proc)).wanted(2, "/srv") == Wanted("/srv", "write")
+    assert GuestThreads(10, str(proc)).wanted(2, "/hom") == Wanted("/hom", "write")
+
+
+def test_threads_of_children_are_found_and_others_are_not(proc: Path) -> None:
+    (proc / "12/task/12/syscall").write_text(at(OPENAT, -100, ABSOLUTE, 0))
+    threads = GuestThreads(10, str(proc))
+    assert threads.wanted(3, "/home") == Wanted("/home/ann/.netrc", "read")
+    assert threads.wanted(4, "/home") is None
+    (proc / "12/task/12/status").write_text("NSpid:\t12\t99\n")
+    assert threads.wanted(3, "/home") is None, "the number was given to another"
+    assert GuestThreads(4711, str(proc)).wanted(3, "/home") is None
+
+
+@given(st.text(max_size=20), st.sampled_from(["/home", "/", "/a/b"]))
+def test_a_hint_stands_only_for_what_is_below(path: str, denied: str) -> None:
+    if is_below(path, denied):
+        assert path == denied or path.startswith(denied.rstrip("/") + "/")
+        assert ".." not in path.split("/")
+
+
+@contextmanager
+def waiting_in_an_open(path: str) -> Iterator[int]:
+    """The id of a thread of this process that waits in open(path): a pipe that nobody writes to."""
+    ids: list[int] = []
+    started = threading.Event()
+
+    def wait() -> None:
+        ids.append(threading.get_native_id())
+        started.set()
+        os.close(os.open(path, os.O_RDONLY))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    started.wait()
+    try:
+        yield ids[0]
+    finally:
+        os.close(os.open(path, os.O_WRONLY))
+        thread.join()
+
+
+def test_a_real_thread_in_a_real_call(tmp_path: Path) -> None:
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    with waiting_in_an_open(path) as thread:
+        threads = GuestThreads(os.getpid())
+        number = int(Path(f"/proc/self/task/{thread}/status").read_text().split("NSpid:")[1].split("\n")[0].split()[-1])
+        got = None
+        for _ in range(10000):
+            got = threads.wanted(number, str(tmp_path))
+            if got is not None:
+                break
+            os.sched_yield()
+        assert got == Wanted(path, "read")
