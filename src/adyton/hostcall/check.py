@@ -67,8 +67,11 @@ def _name(name: str) -> bool:
 def _entries(request: abi.List, entries: abi.Entries) -> bool:
     """Names that a directory can hold, each once; the next cookie lies ahead, so that a listing ends."""
     names = [entry.name for entry in entries.entries]
-    goes_on = entries.next > request.cookie and bool(names)
-    return (entries.next == 0 or goes_on) and len(set(names)) == len(names) and all(map(_name, names))
+    return (
+        (entries.next == 0 or entries.next > request.cookie)
+        and len(set(names)) == len(names)
+        and all(map(_name, names))
+    )
 
 
 def _data(request: abi.Read, data: abi.Data) -> bool:
