@@ -141,98 +141,18 @@ def guest_rules(where: Architecture) -> dict[int, Rule]:
 
 # What a supervisor does once its guest runs. Its root directory holds libraries only, so opening files is allowed for what Python
 # imports late, and for the guest's /proc, of which it has a descriptor.
-SUPERVISOR_CALLS = frozenset(
-    [
-        "read",
-        "write",
-        "readv",
-        "writev",
-        "pread64",
-        "lseek",
-        "close",
-        "fstat",
-        "newfstatat",
-        "stat",
-        "lstat",
-        "statx",
-        "access",
-        "faccessat",
-        "faccessat2",
-        "readlink",
-        "readlinkat",
-        "open",
-        "openat",
-        "getdents64",
-        "getcwd",
-        "fcntl",
-        "dup",
-        "dup3",
-        "sendto",
-        "recvfrom",
-        "sendmsg",
-        "recvmsg",
-        "socketpair",
-        "shutdown",
-        "getsockopt",
-        "setsockopt",
-        "getsockname",
-        "getpeername",
-        "epoll_create1",
-        "epoll_ctl",
-        "epoll_wait",
-        "epoll_pwait",
-        "epoll_pwait2",
-        "poll",
-        "ppoll",
-        "select",
-        "pselect6",
-        "pipe2",
-        "eventfd2",
-        "mmap",
-        "munmap",
-        "mprotect",
-        "mremap",
-        "madvise",
-        "brk",
-        "futex",
-        "rseq",
-        "set_robust_list",
-        "membarrier",
-        "sched_yield",
-        "sched_getaffinity",
-        "clock_gettime",
-        "clock_getres",
-        "clock_nanosleep",
-        "nanosleep",
-        "gettimeofday",
-        "time",
-        "getrandom",
-        "rt_sigaction",
-        "rt_sigprocmask",
-        "rt_sigreturn",
-        "rt_sigtimedwait",
-        "sigaltstack",
-        "restart_syscall",
-        "kill",
-        "tgkill",
-        "pidfd_send_signal",
-        "wait4",
-        "waitid",
-        "getpid",
-        "gettid",
-        "getppid",
-        "getuid",
-        "geteuid",
-        "getgid",
-        "getegid",
-        "getrusage",
-        "uname",
-        "sysinfo",
-        "prlimit64",
-        "exit",
-        "exit_group",
-    ]
-)
+_SUPERVISOR_CALLS = """
+    read write readv writev pread64 lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink readlinkat
+    open openat getdents64 getcwd fcntl dup dup3
+    sendto recvfrom sendmsg recvmsg socketpair shutdown getsockopt setsockopt getsockname getpeername
+    epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 pipe2 eventfd2
+    mmap munmap mprotect mremap madvise brk futex rseq set_robust_list membarrier sched_yield sched_getaffinity
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack restart_syscall
+    kill tgkill pidfd_send_signal wait4 waitid getpid gettid getppid getuid geteuid getgid getegid getrusage uname sysinfo
+    exit exit_group
+"""
+SUPERVISOR_CALLS = frozenset(_SUPERVISOR_CALLS.split())
 _NOT_FOR_SUPERVISORS = Refused("EPERM", "a supervisor does not need it")
 _AF_UNIX = 1
 _FIOCLEX, _FIONBIO, _FIONREAD = 0x5451, 0x5421, 0x541B  # asm-generic/ioctls.h

@@ -27,8 +27,8 @@ def system_call(name: str, *arguments: int | bytes | Any | None) -> int:
     return result
 
 
-def prctl(option: int, *arguments: int) -> int:
-    """Get or set one of the process's options, see PR_* in prctl(2). What is left out is 0, as newer ones demand."""
+def prctl(option: int, *arguments: int | bytes) -> int:
+    """Get or set one of the process's options, PR_* in its man page. What is left out is 0, as newer ones demand."""
     return system_call("prctl", option, *arguments, *(0,) * (4 - len(arguments)))
 
 

@@ -47,7 +47,7 @@ def file_system(kind: str, options: Mapping[str, str | int], attributes: int = N
 
 
 def fuse(device: int, uid: int) -> int:
-    """A file system, mounted nowhere yet, of one user; its requests are read from `device`, an open /dev/fuse. See fuse(4)."""
+    """A file system, mounted nowhere yet, of one user; its requests are read from `device`, an open /dev/fuse."""
     options: dict[str, str | int] = {
         "source": "adyton",
         "fd": device,

@@ -1,0 +1,202 @@
+"""The seccomp filters, run by a small interpreter of classic BPF, do what the table says: for every number and any argument."""
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.runtime.process import filter as filters
+from adyton.runtime.process.filter import (
+    ALLOW,
+    AND,
+    AUDIT_ARCH,
+    ERRNO,
+    IF_ANY_BIT,
+    IF_EQUAL,
+    IF_GREATER_OR_EQUAL,
+    JUMP,
+    KILL,
+    LOAD,
+    RETURN,
+    SUPERVISOR_CALLS,
+    X32_BIT,
+    Rule,
+    compile_filter,
+    guest_rules,
+    supervisor_rules,
+)
+from adyton.runtime.process.table import ROWS, Only, row
+
+ARCHITECTURES = ("x86_64", "aarch64")
+PROGRAMS = {
+    where: filters.pack(compile_filter(where, guest_rules(where), Rule(errno=errno.ENOSYS))) for where in ARCHITECTURES
+}
+SUPERVISOR_PROGRAMS = {
+    where: filters.pack(compile_filter(where, supervisor_rules(where), Rule(errno=errno.EPERM)))
+    for where in ARCHITECTURES
+}
+words = st.integers(0, (1 << 64) - 1)
+arguments = st.tuples(words, words, words, words, words, words)
+NOTHING = (0, 0, 0, 0, 0, 0)
+
+
+def interpret(program, number, given_arguments=NOTHING, audit_arch=AUDIT_ARCH["x86_64"]):
+    """What the kernel would do; fails on what its checker would refuse (kernel/seccomp.c, net/core/filter.c)."""
+    data = struct.pack("<iIQ6Q", number if number < 1 << 31 else number - (1 << 32), audit_arch, 0, *given_arguments)
+    instructions = list(struct.iter_unpack("=HBBI", program))
+    assert 0 < len(instructions) <= 4096
+    accumulator = position = 0
+    for _ in range(len(instructions)):
+        code, true, false, value = instructions[position]
+        position += 1
+        if code == LOAD:
+            assert value % 4 == 0
+            assert value <= len(data) - 4
+            (accumulator,) = struct.unpack_from("<I", data, value)
+        elif code == AND:
+            accumulator &= value
+        elif code == RETURN:
+            return value
+        elif code == JUMP:
+            position += value
+        else:
+            holds = {
+                IF_EQUAL: accumulator == value,
+                IF_GREATER_OR_EQUAL: accumulator >= value,
+                IF_ANY_BIT: bool(accumulator & value),
+            }[code]
+            position += true if holds else false
+    raise AssertionError("the program does not return")
+
+
+def expected(each, given_arguments):
+    """The same from the row, said once more."""
+    if each is None:
+        return ERRNO | errno.ENOSYS
+    if each.refused:
+        return ERRNO | getattr(errno, each.refused.errno)
+    for check in each.checks:
+        low = given_arguments[check.argument] & 0xFFFFFFFF
+        fits = low & check.mask in check.values if isinstance(check, Only) else low not in check.values
+        if not fits:
+            return ERRNO | getattr(errno, check.otherwise.errno)
+    return ALLOW
+
+
+def by_number(where):
+    return {each.number(where): each for each in ROWS if each.number(where) is not None}
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_every_number_has_the_outcome_of_its_row(where):
+    rows = by_number(where)
+    for number in range(700):
+        outcome = interpret(PROGRAMS[where], number, audit_arch=AUDIT_ARCH[where])
+        assert outcome == expected(rows.get(number), NOTHING), number
+
+
+@given(where=st.sampled_from(ARCHITECTURES), number=st.integers(0, (1 << 30) - 1), given_arguments=arguments)
+def test_any_call_has_the_outcome_of_its_row(where, number, given_arguments):
+    outcome = interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where])
+    assert outcome == expected(by_number(where).get(number), given_arguments)
+
+
+CHECKED = [each for each in ROWS if each.checks]
+
+
+@given(where=st.sampled_from(ARCHITECTURES), each=st.sampled_from(CHECKED), given_arguments=arguments, data=st.data())
+def test_arguments_are_checked_as_the_row_says(where, each, given_arguments, data):
+    number = each.number(where)
+    if number is None:
+        return
+    chosen = list(given_arguments)
+    for check in each.checks:
+        if data.draw(st.booleans()):
+            high = data.draw(st.integers(0, (1 << 32) - 1)) << 32  # which the kernel leaves out for these arguments
+            chosen[check.argument] = data.draw(st.sampled_from(check.values)) | high
+    outcome = interpret(PROGRAMS[where], number, tuple(chosen), AUDIT_ARCH[where])
+    assert outcome == expected(each, tuple(chosen))
+
+
+@given(number=st.integers(0, (1 << 32) - 1))
+def test_an_x32_call_does_not_exist(number):
+    assert interpret(PROGRAMS["x86_64"], number | X32_BIT) == ERRNO | errno.ENOSYS
+
+
+@pytest.mark.parametrize("program", [PROGRAMS, SUPERVISOR_PROGRAMS])
+@given(number=st.integers(0, 1000), audit_arch=st.integers(0, (1 << 32) - 1))
+def test_a_call_of_another_architecture_ends_the_process(program, number, audit_arch):
+    for where in ARCHITECTURES:
+        if audit_arch != AUDIT_ARCH[where]:
+            assert interpret(program[where], number, audit_arch=audit_arch) == KILL
+        other = next(each for each in ARCHITECTURES if each != where)
+        assert interpret(program[where], number, audit_arch=AUDIT_ARCH[other]) == KILL
+    assert interpret(program["x86_64"], number, audit_arch=0x40000003) == KILL  # the 32-bit calls of the same machine
+
+
+@pytest.mark.parametrize("flag", [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000])
+def test_no_thread_or_process_starts_in_a_new_namespace(flag):
+    number = row("clone").x86_64
+    assert interpret(PROGRAMS["x86_64"], number, (0x3D0F00 | flag, 0, 0, 0, 0, 0)) == ERRNO | errno.EPERM
+    assert interpret(PROGRAMS["x86_64"], number, (0x3D0F00, 0, 0, 0, 0, 0)) == ALLOW  # a thread as libc starts it
+    assert interpret(PROGRAMS["x86_64"], number, (0x01200011, 0, 0, 0, 0, 0)) == ALLOW  # a fork
+
+
+def test_only_unix_socket_pairs():
+    number = row("socketpair").x86_64
+    assert interpret(PROGRAMS["x86_64"], number, (1, 1, 0, 0, 0, 0)) == ALLOW
+    assert interpret(PROGRAMS["x86_64"], number, (2, 1, 0, 0, 0, 0)) == ERRNO | errno.EACCES
+
+
+@pytest.mark.parametrize(
+    "option", [1, 4, 22, 24, 35, 47, 0x59616D61]
+)  # PDEATHSIG, DUMPABLE, SECCOMP, CAPBSET, MM, AMBIENT, PTRACER
+def test_a_guest_cannot_change_what_holds_it(option):
+    assert interpret(PROGRAMS["x86_64"], row("prctl").x86_64, (option, 0, 0, 0, 0, 0)) == ERRNO | errno.EINVAL
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_a_supervisor_does_what_is_listed_and_nothing_else(where):
+    for number, each in by_number(where).items():
+        outcome = interpret(SUPERVISOR_PROGRAMS[where], number, (1, 0x5421, 0, 0, 0, 0), AUDIT_ARCH[where])
+        listed = each.name in SUPERVISOR_CALLS or each.name in ("ioctl", "socketpair")
+        assert outcome == (ALLOW if listed else ERRNO | errno.EPERM), each.name
+
+
+NOT_FOR_SUPERVISORS = (
+    "socket connect bind execve clone clone3 fork unshare mount ptrace io_uring_setup prlimit64 chroot setns"
+)
+
+
+@pytest.mark.parametrize("name", NOT_FOR_SUPERVISORS.split())
+def test_a_supervisor_cannot(name):
+    assert interpret(SUPERVISOR_PROGRAMS["x86_64"], row(name).x86_64) == ERRNO | errno.EPERM
+
+
+def test_supervisor_calls_are_names_of_the_table():
+    assert {each.name for each in ROWS} >= SUPERVISOR_CALLS
+
+
+values = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=400, unique=True)
+
+
+@given(numbers=st.sets(st.integers(0, 3000), min_size=1, max_size=600), seed=st.randoms(use_true_random=False))
+def test_any_set_of_rules_compiles_to_itself(numbers, seed):
+    rules = {number: Rule(errno=seed.choice([0, errno.EPERM, errno.EACCES])) for number in numbers}
+    program = filters.pack(compile_filter("x86_64", rules, Rule(errno=errno.ENOSYS)))
+    for number in [*numbers, *(each + 1 for each in numbers), *(each - 1 for each in numbers if each)]:
+        rule = rules.get(number, Rule(errno=errno.ENOSYS))
+        assert interpret(program, number) == (ERRNO | rule.errno if rule.errno else ALLOW)
+
+
+@given(listed=values, asked=st.integers(0, (1 << 32) - 1), data=st.data())
+def test_long_lists_of_values_are_jumped_over(listed, asked, data):
+    from adyton.runtime.process.table import Refused
+
+    refused = Refused("EACCES", "")
+    rules = {7: Rule(checks=(Only(2, 0xFFFFFFFF, tuple(listed), refused),))}
+    program = filters.pack(compile_filter("x86_64", rules, Rule(errno=errno.EPERM)))
+    value = data.draw(st.sampled_from([asked, *listed[:3]]))
+    assert interpret(program, 7, (0, 0, value, 0, 0, 0)) == (ALLOW if value in listed else ERRNO | errno.EACCES)
