@@ -14,7 +14,7 @@ def command(as_json: bool) -> None:
     """adyton doctor
 
     Try all that the process runtime needs, and look for trusted hardware. Exit code 31 if no enclave can be started here.
-    """
+    """  # noqa: D403 - the command's name
     from adyton.runtime.process.doctor import findings
 
     found = findings()

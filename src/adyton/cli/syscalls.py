@@ -12,7 +12,7 @@ def command(as_json: bool) -> None:
     """adyton syscalls
 
     What becomes of each system call in an enclave: done locally, or refused with an errno, and why.
-    """
+    """  # noqa: D403 - the command's name
     from adyton.runtime.process.table import ROWS
 
     rows = [
