@@ -75,7 +75,9 @@ def sample(call: Callable[[], object], count: int) -> list[float]:
 
 
 def bare_echo() -> list[float]:
-    with subprocess.Popen([sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         port = server.stdout.readline().strip()
@@ -108,7 +110,9 @@ def loads(program: str, on: str, rows: dict[str, list[float]]) -> None:
         start = time.perf_counter()
         with adyton.load(program) as client:
             client.call("empty", b"")
-            rows["load to first answer, local (cold: proxy server and zygote started)"].append(time.perf_counter() - start)
+            rows["load to first answer, local (cold: proxy server and zygote started)"].append(
+                time.perf_counter() - start
+            )
         start = time.perf_counter()
         with adyton.load(program, on=on, allow_sim=True) as client:
             client.call("empty", b"")
@@ -151,14 +155,21 @@ def report(rows: dict[str, list[float]]) -> None:
     for name, samples in rows.items():
         ordered = sorted(samples)
         p50, p95 = statistics.median(ordered), ordered[int(len(ordered) * 0.95)]
-        table.append({"name": name, "p50_us": p50 * 1e6, "p95_us": p95 * 1e6, "times_echo": p50 / echo, "samples": len(ordered)})
+        table.append(
+            {"name": name, "p50_us": p50 * 1e6, "p95_us": p95 * 1e6, "times_echo": p50 / echo, "samples": len(ordered)}
+        )
     width = max(len(row["name"]) for row in table)
     print(f"{'':{width}}  {'p50':>10}  {'p95':>10}  {'÷ echo':>7}")
     for row in table:
         print(f"{row['name']:{width}}  {row['p50_us']:>7.0f} µs  {row['p95_us']:>7.0f} µs  {row['times_echo']:>7.2f}")
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    machine = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count(), "adyton": adyton.__version__}
+    machine = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "adyton": adyton.__version__,
+    }
     (results / "thin_line.json").write_text(json.dumps({"machine": machine, "rows": table}, indent=2) + "\n")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def adyton(*arguments: str, cwd: Path | str | None = None, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def adyton(
+    *arguments: str, cwd: Path | str | None = None, timeout: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`adyton ARGUMENTS`, with more environment."""
     return subprocess.run(
         [sys.executable, "-m", "adyton.cli", *arguments],
@@ -26,5 +28,8 @@ def adyton(*arguments: str, cwd: Path | str | None = None, timeout: float = 60, 
 def start(*arguments: str, **attributes: object) -> subprocess.Popen[str]:
     """`adyton ARGUMENTS` as a process that goes on; the caller ends it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "adyton.cli", *arguments], stdout=subprocess.PIPE, text=True, **attributes  # type: ignore[call-overload]
+        [sys.executable, "-m", "adyton.cli", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        **attributes,  # type: ignore[call-overload]
     )

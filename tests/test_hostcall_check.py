@@ -206,3 +206,17 @@ def test_the_enclave_own_names_cover_what_is_below_them(path: str, own: str | No
 def test_only_the_root_and_opt_lead_to_own_names() -> None:
     assert all(own_path(path.replace("*", "")) == path for path in OWN_PATHS)
     assert [path for path in ("/", "/opt", "/op", "/usr", "/home") if leads_to_own(path)] == ["/", "/opt"]
+
+
+segments = st.text(alphabet="abilx\n*.", max_size=5).filter(bool)
+
+
+@given(st.lists(st.sampled_from(["usr", "lib", "opt", "adyton", "lib64"]) | segments, max_size=3))
+def test_own_names_are_told_name_by_name(names: list[str]) -> None:
+    def covers(own: str) -> bool:
+        rows = own.split("/")[1:]
+        return len(names) >= len(rows) and all(
+            name.startswith("lib") if row == "lib*" else name == row for name, row in zip(names, rows, strict=False)
+        )
+
+    assert own_path("/" + "/".join(names)) == next(filter(covers, OWN_PATHS), None)

@@ -20,7 +20,14 @@ from adyton.errors import (
     UnknownEntryError,
     UsageError,
 )
-from adyton.proto.enclave import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveLoadConfig, EnclaveOutput, user_message
+from adyton.proto.enclave import (
+    EnclaveConfig,
+    EnclaveFinal,
+    EnclaveInput,
+    EnclaveLoadConfig,
+    EnclaveOutput,
+    user_message,
+)
 from adyton.trusted import Enclave, TrustedApplication, entry, host_function
 
 

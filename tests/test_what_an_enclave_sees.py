@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,8 @@ def test_nothing_of_the_server_is_there(program, workplace):
             processes = look.call("attempt", "[p for p in os.listdir('/proc') if p.isdigit()]")
             assert processes == "['1']"
             assert look.call("attempt", "open('/etc/passwd').read().count('root:x')") in ("0", "1")
-            assert "adyton" not in look.call("attempt", "open('/proc/1/environ').read()").lower()
+            environment = look.call("attempt", "open('/proc/1/environ').read()")
+            assert set(re.findall(r"([A-Z_]+)=", environment)) <= {"LANG", "LD_LIBRARY_PATH"}
             assert look.call("attempt", "os.listdir('/opt/adyton')") in ("['lib', 'python']", "['python', 'lib']")
             assert look.call("attempt", "[n for n in os.listdir('/usr')]").count("local") == 0
             assert look.call("attempt", "sorted(os.listdir('/enclave'))") == "['look.py']"
@@ -133,10 +135,13 @@ def test_system_calls_that_reach_out_are_refused(program, workplace):
             "FileNotFoundError",
         )
         assert look.call("attempt", "os.kill(1, 0)") == "None"
-        assert look.call("attempt", "socket.socketpair()[0].send(b'x')") == "1"
+        assert look.call("execute", "a, b = socket.socketpair(); a.send(b'x'); out['result'] = b.recv(1)") == "b'x'"
         assert look.call("attempt", "os.chroot('/tmp')").startswith("PermissionError")
         assert look.call("attempt", "len(os.urandom(8)) + len(random.randbytes(8))") == "16"
-        assert look.call("execute", "t = threading.Thread(target=lambda: out.update(result=1)); t.start(); t.join()") == "1"
+        assert (
+            look.call("execute", "t = threading.Thread(target=lambda: out.update(result=1)); t.start(); t.join()")
+            == "1"
+        )
         fork = "pid = os.fork()\nif pid == 0: os._exit(7)\nout['result'] = os.waitpid(pid, 0)[1] >> 8"
         assert look.call("execute", fork) == "7"
 
@@ -153,7 +158,17 @@ def test_tmp_is_private_and_gone(program, workplace):
 
 
 def test_own_names_cannot_be_covered_by_any_policy(program, workplace):
-    for path in ("/enclave", "/usr", "/usr/lib", "/bin/sh", "/lib", "/opt/adyton", "/proc/1", "/dev/null", "/etc/passwd"):
+    for path in (
+        "/enclave",
+        "/usr",
+        "/usr/lib",
+        "/bin/sh",
+        "/lib",
+        "/opt/adyton",
+        "/proc/1",
+        "/dev/null",
+        "/etc/passwd",
+    ):
         for keyword in ("allow_read", "allow_write"):
             with pytest.raises(adyton.AdytonError) as caught:
                 adyton.load(program, **{keyword: [path]})

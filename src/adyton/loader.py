@@ -123,13 +123,17 @@ def open_image(source: ImageSource) -> Image | str:
         return source
     if isinstance(source, Enclave):
         if source.source is None:
-            raise UsageError(f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file")
+            raise UsageError(
+                f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file"
+            )
         return Image.open(build_file(source.source, source.name))
     path = os.fspath(source)
     if path.startswith("sha256:"):
         return path
     if not os.path.exists(path):
-        raise UsageError(f"there is no file {path}: give a .enclave or .py file, or sha256:… of an image that the server has")
+        raise UsageError(
+            f"there is no file {path}: give a .enclave or .py file, or sha256:… of an image that the server has"
+        )
     return Image.open(build_file(path) if path.endswith(".py") else path)
 
 
@@ -195,7 +199,9 @@ def _load_request(policy: HostCallPolicy, config: EnclaveConfig) -> LoadRequest:
     directory = policy.working_directory
     own = own_path(directory)
     if own is not None:
-        _say(f"adyton: warning: the working directory {directory} is a name of the enclave's own; it starts in /enclave")
+        _say(
+            f"adyton: warning: the working directory {directory} is a name of the enclave's own; it starts in /enclave"
+        )
         directory = "/enclave"
     environment = policy.environment(os.environ)
     for variable in config.environment_variables:

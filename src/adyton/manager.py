@@ -68,10 +68,14 @@ class RemoteEnclaveLoader(EnclaveLoader):
         """See EnclaveLoader."""
         sgx = _loader_config(order.load_config)
         if sgx.WhichOneof("source") == "embedded_enclave_config":
-            raise UsageError("embedded_enclave_config: an embedded enclave cannot be loaded remotely; give file_enclave_config")
+            raise UsageError(
+                "embedded_enclave_config: an embedded enclave cannot be loaded remotely; give file_enclave_config"
+            )
         path = sgx.file_enclave_config.enclave_path
         if not path:
-            raise UsageError("file_enclave_config.enclave_path is empty: give an image file, or the sha256:… of one that the server has")
+            raise UsageError(
+                "file_enclave_config.enclave_path is empty: give an image file, or the sha256:… of one that the server has"
+            )
         tls = order.proxy_config.tls if order.proxy_config else None
         provision = order.proxy_config.provision if order.proxy_config else RemoteProvision.instantiate(tls=tls)
         return load_enclave(
@@ -93,7 +97,9 @@ def _loader_config(load_config: EnclaveLoadConfig) -> Any:
     if config.HasExtension(remote_load_config):
         remote = config.Extensions[remote_load_config]
         if remote.WhichOneof("loader") is None:
-            raise UsageError("the RemoteLoadConfig names no loader: set its sgx_load_config.file_enclave_config.enclave_path")
+            raise UsageError(
+                "the RemoteLoadConfig names no loader: set its sgx_load_config.file_enclave_config.enclave_path"
+            )
         return remote.sgx_load_config
     if config.HasExtension(sgx_load_config):
         return config.Extensions[sgx_load_config]
@@ -197,7 +203,7 @@ class EnclaveManager:
         with self._lock:
             return next((name for name, known in self._clients.items() if known is client), "")
 
-    def destroy_enclave(self, client: EnclaveClient, final: EnclaveFinal, skip_finalize: bool = False) -> None:  # noqa: FBT001, FBT002
+    def destroy_enclave(self, client: EnclaveClient, final: EnclaveFinal, skip_finalize: bool = False) -> None:
         """Finalize (unless skipped) and end the enclave, and forget its name, whatever finalize says; then raise what it said."""
         if not self.get_name(client):
             raise ClosedError(f"{client!r} is not an enclave of this manager, or was destroyed already")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @load_options
 @click.option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Failures as JSON, too; results always are.")
-def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001, FBT001
-    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001
+    """Adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
     in base64). A parameter annotated str takes its ARG as it is, bytes takes base64, any other JSON. ARGS that begin with -
@@ -64,7 +64,13 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
 
     tls = TLS(load.ca, load.cert, load.key) if load.ca or load.cert or load.key else None
     lists = {f"allow_{right}": given for right, given in load.allow.items()}
-    return {**lists, "tls": tls, "token": read_token(load.token_file) or None, "remote_proxy": load.remote_proxy, "stats": load.stats}
+    return {
+        **lists,
+        "tls": tls,
+        "token": read_token(load.token_file) or None,
+        "remote_proxy": load.remote_proxy,
+        "stats": load.stats,
+    }
 
 
 def find(entries: list[Entry], name: str, image: str) -> Entry:

@@ -21,7 +21,7 @@ _CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean …?" for a near miss, else ""."""
+    """The question that follows an unknown name: " Did you mean 'x'?" for a near miss, else nothing."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -101,19 +101,39 @@ def load_options(command: _C) -> _C:
 
     positive = click.FloatRange(min=0, min_open=True)
     decorators: Sequence[Callable[[Any], Any]] = (
-        option("--on", metavar="URL", help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH. Default: a proxy server here."),
+        option(
+            "--on",
+            metavar="URL",
+            help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH. Default: a proxy server here.",
+        ),
         option("--platform", type=click.Choice(PLATFORMS), default="auto", help="Where the enclave must run."),
-        option("--config", type=click.Choice(list(_CONFIGS)), help="As the original has it: sgx, or sgx-sim for --platform sim."),
+        option(
+            "--config",
+            type=click.Choice(list(_CONFIGS)),
+            help="As the original has it: sgx, or sgx-sim for --platform sim.",
+        ),
         option("--policy", metavar="FILE", help="What evidence must say, and what the enclave may do here."),
-        option("--allow-read", multiple=True, type=click.Path(), metavar="PATH", help="The enclave may read it, and what is under it."),
-        option("--allow-write", multiple=True, type=click.Path(), metavar="PATH", help="… and write, create and delete."),
+        option(
+            "--allow-read",
+            multiple=True,
+            type=click.Path(),
+            metavar="PATH",
+            help="The enclave may read it, and what is under it.",
+        ),
+        option(
+            "--allow-write", multiple=True, type=click.Path(), metavar="PATH", help="… and write, create and delete."
+        ),
         option("--allow-net", multiple=True, metavar="HOST[:PORT]", help="The enclave may connect to it."),
         option("--allow-listen", multiple=True, metavar="HOST:PORT", help="The enclave may listen there."),
         option("--allow-env", multiple=True, metavar="NAME", help="The enclave gets this variable."),
-        option("--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."),
+        option(
+            "--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."
+        ),
         option("--allow-sim", is_flag=True, help="Accept a simulated enclave on a server: it is NOT CONFIDENTIAL."),
         option("--timeout", type=positive, metavar="S", help="Seconds that the load, and each call, may take."),
-        option("--remote-proxy", metavar="COMMAND", help="The proxy server that is started here. Default: adyton proxy."),
+        option(
+            "--remote-proxy", metavar="COMMAND", help="The proxy server that is started here. Default: adyton proxy."
+        ),
         option("--ca", metavar="FILE", help="Check the server's certificate by this CA."),
         option("--cert", metavar="FILE", help="Our certificate, for a server that asks for one."),
         option("--key", metavar="FILE", help="Its key."),

@@ -11,7 +11,13 @@ from adyton.errors import UsageError
 
 
 @click.command()
-@option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT|unix:PATH", help="Where to wait for the client.")
+@option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT|unix:PATH",
+    help="Where to wait for the client.",
+)
 @option("--host-address", metavar="HOST:PORT", help="Dial back to the client there (not in this version).")
 @server_options
 def command(
@@ -23,22 +29,26 @@ def command(
     token_file: str | None,
     security_type: str | None,
 ) -> None:
-    """adyton proxy --listen 127.0.0.1:4322
+    """Adyton proxy --listen 127.0.0.1:4322
 
     Wait for one client, load the image that it brings into an enclave here, and relay between the two until either ends.
     """
-    from adyton.provision.client import PARENT_VARIABLE, SECRET_VARIABLE
-    from adyton.provision.proxy import serve_alone
+    from adyton.provision.client import DIRECTORY_VARIABLE, PARENT_VARIABLE, SECRET_VARIABLE
+    from adyton.provision.proxy import Launched, serve_alone
 
     if host_address is not None:
-        raise UsageError("--host_address (dialling back to the client) is not supported yet: use --listen, and let the client dial")
+        raise UsageError(
+            "--host_address (dialling back to the client) is not supported yet: use --listen, and let the client dial"
+        )
     if not listen.startswith("unix:") and not listen.rpartition(":")[2].isdigit():
         raise UsageError(f"--listen {listen}: write HOST:PORT (port 0 takes a free one) or unix:PATH")
     secret = os.environ.pop(SECRET_VARIABLE, "")
     parent = os.environ.pop(PARENT_VARIABLE, "")
+    directory = os.environ.pop(DIRECTORY_VARIABLE, "")
     token = secret or read_token(token_file)
-    if parent:
-        os.set_inheritable(int(parent), False)
+    launched = Launched(int(parent), directory) if parent and directory else None
+    if launched is not None:
+        os.set_inheritable(launched.parent, False)
 
     def announce(address: str) -> None:
         click.echo(f"adyton proxy listening on {address}")
@@ -47,6 +57,6 @@ def command(
         listen,
         server_tls(ssl_cert, ssl_key, client_ca, security_type),
         token,
-        int(parent) if parent else None,
+        launched,
         announce,
     )

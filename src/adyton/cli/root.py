@@ -41,11 +41,14 @@ class Root(click.Group):
 
 @click.group(
     cls=Root,
-    context_settings={"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
 )
 @click.version_option(__version__, prog_name="adyton")
 def root() -> None:
-    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+    """Adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load a confidential program into an enclave, here or on another machine, and call it as if it were local.
     """
@@ -79,7 +82,7 @@ def _traceback(error: AdytonError) -> str:
 
 
 def _fail(
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
     exit_code: int,
     kind: str,
     message: str,

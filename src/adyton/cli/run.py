@@ -16,7 +16,7 @@ from adyton.cli.options import LoadOptions, load_options
 @click.argument("args", nargs=-1)
 @load_options
 def command(target: str, args: tuple[str, ...], load: LoadOptions) -> None:
-    """adyton run quickstart -- --message "Asylo Rocks"
+    """Adyton run quickstart -- --message "Asylo Rocks"
 
     Build the enclaves of TARGET ([tool.adyton.loader.TARGET] in pyproject.toml), then run its driver with its loader_args and
     ARGS. Exits as the driver does.

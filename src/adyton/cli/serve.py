@@ -36,9 +36,9 @@ def command(
     client_ca: str | None,
     token_file: str | None,
     security_type: str | None,
-    insecure: bool,  # noqa: FBT001
+    insecure: bool,
 ) -> None:
-    """adyton serve --port 4321
+    """Adyton serve --port 4321
 
     Take images from clients, and start an enclave with a proxy server for each load. SIGTERM drains.
     """

@@ -37,9 +37,7 @@ def encode_arguments(name: str, positional: Sequence[Any], keywords: Mapping[str
         raise EnclaveTypeError(f"{name}(): an argument cannot be sent: {error}. {_CARRIED}") from error
 
 
-_CARRIED = (
-    "Use None, bool, int, float, str, bytes, datetime, UUID, Decimal, Enum, list, tuple, set, dict, dataclass or Struct."
-)
+_CARRIED = "Use None, bool, int, float, str, bytes, datetime, UUID, Decimal, Enum, list, tuple, set, dict, dataclass or Struct."
 
 
 def encode_result(name: str, value: Any) -> bytes:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import os
 import queue
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -29,6 +29,7 @@ START_TIMEOUT = 20.0  # seconds until a local proxy server must have said where 
 STOP_TIMEOUT = 5.0  # seconds for it to end by itself
 SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
 PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
+DIRECTORY_VARIABLE = "ADYTON_LAUNCH_DIRECTORY"
 READY = "adyton proxy listening on "
 
 
@@ -138,9 +139,9 @@ class _LocalProvision(RemoteProvision):
         self._command = shlex.split(command) if command else [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
         self._process: subprocess.Popen[str] | None = None
         self._life = -1  # writing end of a pipe; the proxy server ends when it is closed
-        self._socket = ""
+        self._directory = ""  # of socket and blobs; both sides remove it at their end, whichever comes last
         self._said: list[str] = []
-        self._listener: threading.Thread | None = None
+        self._readers: list[threading.Thread] = []
 
     def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:  # noqa: ARG002
         if self._process is not None:
@@ -160,17 +161,22 @@ class _LocalProvision(RemoteProvision):
         return GrpcTransport(channel, target, ready.session)
 
     def _start(self, secret: str) -> str:
-        self._socket = os.path.join(tempfile.gettempdir(), f"adyton-{secrets.token_hex(8)}.sock")
+        self._directory = tempfile.mkdtemp(prefix="adyton-")
         reading, self._life = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [*self._command, "--listen", f"unix:{self._socket}"],
+                [*self._command, "--listen", f"unix:{self._directory}/proxy.sock"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                env={**os.environ, SECRET_VARIABLE: secret, PARENT_VARIABLE: str(reading)},
+                env={
+                    **os.environ,
+                    SECRET_VARIABLE: secret,
+                    PARENT_VARIABLE: str(reading),
+                    DIRECTORY_VARIABLE: self._directory,
+                },
                 pass_fds=(reading,),
                 start_new_session=True,  # an interrupt at the terminal is for the application, which ends its enclave in order
             )
@@ -180,11 +186,13 @@ class _LocalProvision(RemoteProvision):
             ) from None
         finally:
             os.close(reading)
-        self._listener = threading.Thread(
-            target=self._listen, args=(self._process,), name="adyton-proxy-log", daemon=True
-        )
-        self._listener.start()
+        self._read("adyton-proxy-log", self._listen)
         return self._ready_line(self._process)
+
+    def _read(self, name: str, target: Callable[[subprocess.Popen[str]], None]) -> None:
+        thread = threading.Thread(target=target, args=(self._process,), name=name, daemon=True)
+        self._readers.append(thread)
+        thread.start()
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
@@ -194,13 +202,13 @@ class _LocalProvision(RemoteProvision):
     def _ready_line(self, process: subprocess.Popen[str]) -> str:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-        def read() -> None:
+        def read(process: subprocess.Popen[str]) -> None:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.put(line)
             lines.put("")
 
-        threading.Thread(target=read, name="adyton-proxy-ready", daemon=True).start()
+        self._read("adyton-proxy-ready", read)
         try:
             line = lines.get(timeout=START_TIMEOUT)
         except queue.Empty:
@@ -210,10 +218,14 @@ class _LocalProvision(RemoteProvision):
         if not line.startswith(READY):
             process.kill()
             status = process.wait()
-            if self._listener is not None:
-                self._listener.join(timeout=1)
+            self._join()
             raise _start_error(shlex.join(self._command), line, status, self._said)
         return line.removeprefix(READY).strip()
+
+    def _join(self) -> None:
+        """Until all that the ended proxy server said has been read."""
+        for thread in self._readers:
+            thread.join(timeout=1)
 
     def finalize(self) -> str:
         process, self._process = self._process, None
@@ -226,12 +238,12 @@ class _LocalProvision(RemoteProvision):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if self._listener is not None:
-                self._listener.join(timeout=1)
-            assert process.stdout is not None
-            process.stdout.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._socket)
+            self._join()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
         return "\n".join(self._said)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from adyton.errors import ResourceLimitError
@@ -41,8 +43,18 @@ def announced(listen: str, port: int) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
-def serve_alone(listen: str, tls: TLS | None, token: str, parent: int | None, announce: Callable[[str], None]) -> None:
-    """Serve one client and one enclave: provision it, relay it, end with it. `parent`: a pipe whose end ends us.
+@dataclass(frozen=True)
+class Launched:
+    """By whom a proxy server was started. `parent`: a pipe whose end ends us; `directory`: for blobs, removed at the end."""
+
+    parent: int
+    directory: str
+
+
+def serve_alone(
+    listen: str, tls: TLS | None, token: str, launched: Launched | None, announce: Callable[[str], None]
+) -> None:
+    """Serve one client and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
 
     Raises PlatformError (no sandbox here) or UsageError (cannot listen).
     """
@@ -50,12 +62,14 @@ def serve_alone(listen: str, tls: TLS | None, token: str, parent: int | None, an
 
     stop = Stop()
     stop.on_signals()
-    if parent is not None:
-        stop.on_end_of(parent)
     os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
-    with tempfile.TemporaryDirectory(prefix="adyton-proxy-") as directory:
-        zygote = Zygote.start(directory)
-        try:
+    if launched is not None:
+        stop.on_end_of(launched.parent)
+    directory = launched.directory if launched else tempfile.mkdtemp(prefix="adyton-proxy-")
+    store_directory = os.path.join(directory, "store")
+    try:
+        os.mkdir(store_directory)
+        with contextlib.closing(Zygote.start(store_directory)) as zygote:
             from adyton.provision.service import Order, ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
@@ -71,18 +85,19 @@ def serve_alone(listen: str, tls: TLS | None, token: str, parent: int | None, an
                     LaunchRequest(measurement=order.measurement, signatures=order.signatures, platform=order.platform)
                 )
                 enclaves.append(enclave)
+                shutil.rmtree(store_directory, ignore_errors=True)  # the supervisor has read it all
                 session = secrets.token_bytes(32)
                 relay.attach(enclave.socket, session)
                 return Ready(enclave_id="0", port=0, session=session)
 
-            service = ProvisionService(BlobStore(directory), start, token)
+            service = ProvisionService(BlobStore(store_directory), start, token)
             server, port = open_server([service.handler(), relay.handler()], listen, tls, THREADS)
             _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
             for enclave in enclaves:
                 enclave.close()
-        finally:
-            zygote.close()
-            _remove_socket(listen)
+    finally:
+        _remove_socket(listen)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def serve_enclave(enclave: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]) -> None:
@@ -111,7 +126,7 @@ def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: C
         server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
         threading.Timer(DRAIN_SECONDS, stop.set).start()
         stop.wait()
-    server.stop(0).wait(2)
+    server.stop(1).wait(2)
 
 
 def _remove_socket(listen: str) -> None:

@@ -55,11 +55,14 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     with contextlib.ExitStack() as stack:
         directory = options.temporary_directory
         if directory is None:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="adyton-serve-"))
+            directory = tempfile.mkdtemp(prefix="adyton-serve-")
+            os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         from adyton.provision.store import BlobStore
 
         store = BlobStore(directory)
-        spawner = stack.enter_context(contextlib.closing(Spawner(directory)))
+        spawner = stack.enter_context(
+            contextlib.closing(Spawner(directory, temporary=options.temporary_directory is None))
+        )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import TLS, open_server

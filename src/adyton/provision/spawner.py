@@ -1,7 +1,7 @@
 """The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
 
 Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
-`python -m adyton.provision.spawner STORE DESCRIPTOR`
+`python -m adyton.provision.spawner DESCRIPTOR STORE [temporary]`
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import os
 import queue
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,12 +69,20 @@ _TO_SPAWNER = msgspec.msgpack.Decoder(Spawn)
 class Spawner:
     """The provision server's end: owns the spawner process. Thread-safe."""
 
-    def __init__(self, store: str) -> None:
-        """PlatformError if there is no sandbox here."""
+    def __init__(self, store: str, *, temporary: bool) -> None:
+        """`temporary`: the spawner removes the store at its end, however the server's came. PlatformError: no sandbox here."""
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "adyton.provision.spawner", store, str(other.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "adyton.provision.spawner",
+                    str(other.fileno()),
+                    store,
+                    *(["temporary"] if temporary else []),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
@@ -146,8 +155,16 @@ class Spawner:
         self._socket.close()
 
 
-def main(store: str, descriptor: int) -> None:
+def main(descriptor: int, store: str, *, temporary: bool) -> None:
     """The spawner process."""
+    try:
+        _serve(descriptor, store)
+    finally:
+        if temporary:
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _serve(descriptor: int, store: str) -> None:
     from adyton.runtime.launch import Zygote
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -248,4 +265,4 @@ def _start_relay(sock: socket.socket, spawn: Spawn, session: bytes) -> tuple[sub
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(int(sys.argv[1]), sys.argv[2], temporary=sys.argv[3:] == ["temporary"])

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "ERROR"
+)  # grpc reads it when imported: its notices of closed connections are no news
+
 import grpc
 import msgspec
 

@@ -27,7 +27,7 @@ class TrustedApplication:
     def initialize(self, config: EnclaveConfig) -> None:
         """Called once, before anything else; what it raises fails the load."""
 
-    def run(self, enclave_input: EnclaveInput) -> EnclaveOutput | None:
+    def run(self, enclave_input: EnclaveInput) -> EnclaveOutput | None:  # noqa: ARG002
         """Called for each `EnclaveClient.enter_and_run`; None stands for an empty EnclaveOutput."""
         raise UsageError(f"{type(self).__name__} has no run(): override it, or call one of its entries")
 

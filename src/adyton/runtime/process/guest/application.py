@@ -13,9 +13,11 @@ import asyncio
 import builtins
 import enum
 import inspect
+import os
 import threading
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
@@ -23,6 +25,7 @@ from adyton.errors import AdytonError, EnclaveTypeError, UsageError
 from adyton.proto.values import Signature, encode_result
 from adyton.trusted.application import TrustedApplication
 
+_RUNTIME = os.path.dirname(__file__)
 MAX_TEXT = 16 << 10  # characters of a message or traceback that leave the enclave
 
 
@@ -65,7 +68,7 @@ class Application:
         self._state = State.NEW
         self._lock = threading.Lock()
         self._instance: TrustedApplication | None = None
-        self._entries: dict[str, tuple[Callable[..., Any], Signature]] = {}
+        self._entries: dict[str, tuple[Callable[..., Any], Signature | EnclaveTypeError]] = {}
         self._loops = threading.local()
 
     def _move(self, state: State) -> None:
@@ -84,7 +87,7 @@ class Application:
             else:
                 self._instance = _instance(entry, found)
                 functions = self._instance.entries()
-            self._entries = {name: (function, Signature(function)) for name, function in functions.items()}
+            self._entries = {name: (function, _signature(function)) for name, function in functions.items()}
             if self._instance is not None:
                 from adyton.proto.enclave import EnclaveConfig
 
@@ -100,9 +103,11 @@ class Application:
         self._running()
         request = decode(body, EnterRequest)
         if request.entry not in self._entries:
-            known = "; ".join(str(signature) for _, signature in self._entries.values()) or "none"
+            known = "; ".join(sorted(self._entries)) or "none"
             raise _refuse("unknown-entry", f"no entry {request.entry!r}; entries are: {known}")
         function, signature = self._entries[request.entry]
+        if isinstance(signature, EnclaveTypeError):
+            raise _refuse("type", signature.message)
         try:
             positional, keywords = signature.decode_arguments(request.arguments, request.encoding)
         except EnclaveTypeError as error:
@@ -159,7 +164,7 @@ class Application:
         kind: Any = "raised"
         if isinstance(error, EnclaveTypeError):
             kind = "type"
-        text = "".join(traceback.format_exception(error)) if self._debug else ""
+        text = "".join(traceback.format_exception(error.with_traceback(_of_program(error)))) if self._debug else ""
         message = error.message if isinstance(error, AdytonError) else str(error)
         return encode(
             Raised(
@@ -173,6 +178,14 @@ class Application:
         )
 
 
+def _signature(function: Callable[..., Any]) -> Signature | EnclaveTypeError:
+    """An entry whose annotations cannot be carried is refused when it is called, and no hindrance to the others."""
+    try:
+        return Signature(function)
+    except EnclaveTypeError as error:
+        return error
+
+
 def _instance(entry: str, found: Any) -> TrustedApplication:
     if isinstance(found, type) and issubclass(found, TrustedApplication):
         found = found()
@@ -181,6 +194,14 @@ def _instance(entry: str, found: Any) -> TrustedApplication:
             f"{entry} is neither an Enclave nor a TrustedApplication class: correct `entry` in pyproject.toml"
         )
     return found
+
+
+def _of_program(error: BaseException) -> TracebackType | None:
+    """The part of the traceback that is the program's."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None and step.tb_frame.f_code.co_filename.startswith(_RUNTIME):
+        step = step.tb_next
+    return step
 
 
 def _builtin(error: BaseException) -> str:

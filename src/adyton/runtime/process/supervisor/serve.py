@@ -12,6 +12,7 @@ never the supervisor with a traceback.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import LoadRequest, Raised, decode, encode
-from adyton.errors import AdytonError, ProtocolError
+from adyton.errors import AdytonError, ResourceLimitError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.runtime.process.guest import link as protocol
@@ -38,6 +39,7 @@ READ_SIZE = 1 << 18
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
+END_MOMENT = 0.5  # seconds
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
@@ -156,9 +158,7 @@ class Supervisor:
         def guarded() -> None:
             try:
                 step()
-            except ProtocolError as error:
-                self.end(f"the enclave was ended: {error}")
-            except OSError as error:
+            except (AdytonError, OSError) as error:
                 self.end(f"the enclave was ended: {error}")
 
         return guarded
@@ -182,6 +182,13 @@ class Supervisor:
             self._main.sock.close()
         self._relay.close()
         self._loop.close()
+
+    def _guest_ends(self) -> bool:
+        """A guest's sockets close a moment before its end can be seen: wait for that, and if it comes, say how it ended."""
+        if self._guest.pidfd is None or not select.select([self._guest.pidfd], [], [], END_MOMENT)[0]:
+            return False
+        self._guest_ended()
+        return True
 
     def _guest_ended(self) -> None:
         assert self._guest.pidfd is not None
@@ -274,7 +281,7 @@ class Supervisor:
             self._enter(link, call, pair, method, body)
 
     def _refuse(self, call: int, message: str) -> None:
-        self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))  # noqa: FBT003
+        self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
 
     def _load(self, call: int, pair: int, body: bytes) -> None:
         request = decode(body, LoadRequest)
@@ -298,7 +305,7 @@ class Supervisor:
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
-    def _replied(self, call: int, ok: bool, body: bytes) -> None:  # noqa: FBT001
+    def _replied(self, call: int, ok: bool, body: bytes) -> None:
         waiting = self._waiting.pop(call)
         if waiting is None:
             return
@@ -362,7 +369,7 @@ class Supervisor:
             if link.sock in self._thread_links:
                 self._thread_links.discard(link.sock)
                 link.sock.close()
-            elif link.stack:
+            elif link.stack and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
             return
         for message in link.reader.receive(data):
@@ -372,15 +379,29 @@ class Supervisor:
                     return
                 _, call = link.stack.pop()
                 self._drain_output()
-                self._session.reply(call, message.ok, message.body)
+                self._reply(call, message)
             else:
                 if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
-                request = abi.Call(message.name, message.arguments)
-                call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
-                self._waiting[call] = link
-                link.stack.append(("host", call))
+                self._host_call(link, abi.Call(message.name, message.arguments))
+
+    def _reply(self, call: int, result: protocol.Return) -> None:
+        try:
+            self._session.reply(call, result.ok, result.body)
+        except ResourceLimitError as error:
+            raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
+            self._session.reply(call, ok=False, body=encode(raised))
+
+    def _host_call(self, link: _Link, request: abi.Call) -> None:
+        try:
+            call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
+        except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble
+            raised = Raised("raised", "RecursionError", error.message, "RecursionError")
+            link.outbox.put(protocol.encode(protocol.HostReturn(ok=False, body=encode(raised))))
+            return
+        self._waiting[call] = link
+        link.stack.append(("host", call))
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -420,7 +441,7 @@ class Supervisor:
                 self._loop.read(descriptor, self._reader_of(stream, descriptor))
 
     def _reader_of(self, stream: str, descriptor: int) -> Callable[[], None]:
-        return lambda: self._read_output(stream, descriptor)
+        return self._guarded(lambda: self._read_output(stream, descriptor))
 
     def _read_output(self, stream: str, descriptor: int) -> None:
         if self._read_some(stream, descriptor) == "ended":
