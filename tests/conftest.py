@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine is no failure: no deadlines, which are about time passing.
+settings.register_profile("adyton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("adyton")
 
 ROOT = Path(__file__).parent.parent
 
