@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import posixpath
 import resource
 import socket
 import sys
@@ -188,8 +189,10 @@ class _Start:
         if self.control.recv(16) != GO:
             return
         namespaces.die_with_parent()  # a parent that is gone already closed the socket: the next line ends this process
-        socket.send_fds(self.control, [FUSE], [device, proc])
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+        socket.send_fds(self.control, [FUSE], [device, directory])
         os.close(device)
+        os.close(directory)
         self._graft(proc)
         namespaces.set_host_name("enclave")
         self.control.send(READY)
@@ -197,9 +200,8 @@ class _Start:
 
     def _descriptors(self) -> None:
         """Standard streams and the control socket; all else that was the supervisor's is closed."""
-        null = os.open("/dev/null", os.O_RDWR)
-        for descriptor, number in ((null, 0), (self.stdout, 1), (self.stderr, 2)):
-            os.dup2(descriptor, number)
+        os.dup2(self.stdout, 1)
+        os.dup2(self.stderr, 2)
         kept = self.control.fileno()
         for first, last in ((3, kept - 1), (kept + 1, _LAST_DESCRIPTOR)):
             if first <= last:
@@ -227,10 +229,13 @@ class _Start:
         mounts.restrict(top + HOME, mounts.READ_ONLY)
         self.layers.clear()
         mounts.become_root(top)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
 
     def _finish(self, mount_tmp: bool, working_directory: str) -> list[str]:
         warnings = []
-        directory = HOME if own_path(working_directory) else working_directory
+        directory = HOME if own_path(posixpath.normpath(working_directory)) else working_directory
         if mount_tmp:
             options = {"size": _TMP_SIZE, "nr_inodes": _INODES, "mode": "1777"}
             mounts.attach(mounts.file_system("tmpfs", options), "/tmp")  # noqa: S108 - the enclave's own

@@ -128,6 +128,7 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
             namespaces.map_ids(uid, gid, uid, gid)
         mounts.make_private()
         root.build(plan)
+        os.close(os.open(root.FUSE, os.O_RDWR))  # what each guest will do
         if not own_ids:
             namespaces.set_capabilities(_KEPT, inherited=True)
     except OSError as error:
