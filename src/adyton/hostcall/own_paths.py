@@ -7,7 +7,7 @@ its client about one.
 
 from __future__ import annotations
 
-import fnmatch
+import re
 
 # Each covers itself and all below it; "*" stands for any characters of one name.
 OWN_PATHS: tuple[str, ...] = (
@@ -23,15 +23,15 @@ OWN_PATHS: tuple[str, ...] = (
     "/sealed",  # sealed storage
 )
 
+# One group per row: the rows' names, and then the path's end or another name.
+_ROWS = (re.escape(own).replace("\\*", "[^/]*") for own in OWN_PATHS)
+_OWN = re.compile("|".join(rf"({row})(?=/|\Z)" for row in _ROWS))
+
 
 def own_path(path: str) -> str | None:
     """The row of OWN_PATHS that `path` (absolute and normalised) is equal to or below; None if it is not the enclave's own."""
-    names = path.split("/")
-    for own in OWN_PATHS:
-        pattern = own.split("/")
-        if len(names) >= len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern)):
-            return own
-    return None
+    found = _OWN.match(path)
+    return None if found is None or found.lastindex is None else OWN_PATHS[found.lastindex - 1]
 
 
 def leads_to_own(path: str) -> bool:
