@@ -92,6 +92,6 @@ def decode(body: bytes, type: type[_M]) -> _M:  # noqa: A002
         decoder = _decoders[type] = msgspec.msgpack.Decoder(type)
     try:
         result: _M = decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed {type.__name__} from the peer: {error}") from error
     return result

@@ -52,7 +52,7 @@ def decode_result(name: str, body: bytes, annotation: Any = Any) -> Any:
     """The result of a call of `name`, as `annotation`; EnclaveTypeError if it does not fit."""
     try:
         return msgspec.msgpack.decode(body, type=annotation)
-    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise EnclaveTypeError(f"{name}(): the result does not fit its annotation: {error}") from error
 
 
@@ -89,7 +89,7 @@ class Signature:
         decode = _DECODE[encoding]
         try:
             positional, keywords = decode(body, type=_Packed)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise EnclaveTypeError(f"{self.name}(): malformed arguments: {error}") from error
         try:
             bound = self._signature.bind(*positional, **keywords)
@@ -105,6 +105,6 @@ class Signature:
                     bound.arguments[name] = {key: decode(item, type=annotation) for key, item in raw.items()}
                 else:
                     bound.arguments[name] = decode(raw, type=annotation)
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise EnclaveTypeError(f"{self}: argument '{name}': {error}") from error
         return bound.args, bound.kwargs

@@ -153,7 +153,7 @@ def error_from(rpc: grpc.RpcError, target: str, *, connected: bool) -> AdytonErr
         if key == ERROR_METADATA:
             try:
                 name, message = msgspec.msgpack.decode(value, type=tuple[str, str])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, ValueError, RecursionError):
                 break
             kind = getattr(errors, name, None)
             if isinstance(kind, type) and issubclass(kind, AdytonError) and not issubclass(kind, errors.EnclaveError):

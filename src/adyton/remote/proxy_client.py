@@ -250,7 +250,7 @@ class ProxyClient:
         else:
             try:
                 request = _REQUEST.decode(called.body)
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
                 self._transport.close()
                 return
@@ -338,7 +338,7 @@ class ProxyClient:
             case communicator.Notified("output", body):
                 try:
                     self._executor.write_output(_OUTPUT.decode(body))
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed output from the enclave: {error}") from error
             case communicator.Notified("ended", body):
                 self._reason = body.decode("utf-8", "replace")[:1024]

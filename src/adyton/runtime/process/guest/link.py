@@ -96,7 +96,7 @@ class Reader:
             with memoryview(buffer) as view, view[start : start + length] as body:
                 try:
                     messages.append(self._decoder.decode(body))
-                except (msgspec.MsgspecError, RecursionError) as error:
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed message on a guest's link: {error}") from error
             start += length
         del buffer[:start]
