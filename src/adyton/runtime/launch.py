@@ -100,7 +100,7 @@ class Zygote:
         ("module:function") and `additions` (name → file or folder laid beside the runtime's libraries) are for tests.
         """
         _check_store(store)
-        plan = root.to_json(root.plan(store, supervisor, additions or {}))
+        plan = root.plan(store, supervisor, additions or {})
         home = os.path.dirname(os.path.dirname(os.path.abspath(errors.__file__)))
         code = (
             "import sys; sys.path.append(sys.argv[1]); "
@@ -109,7 +109,7 @@ class Zygote:
         control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-c", code, home, plan, str(other.fileno())],
+                [sys.executable, "-I", "-S", "-B", "-c", code, home, root.to_json(plan), str(other.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
@@ -117,6 +117,7 @@ class Zygote:
                 start_new_session=True,
             )
         self = cls(control, process)
+        _compile(plan)
         try:
             first = _receive(control, START_SECONDS)
             if first != zygote.READY:
@@ -186,6 +187,15 @@ class Zygote:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _compile(plan: root.Plan) -> None:
+    """Write the bytecode of what supervisors import after their fork: in there nothing can be written. Next to nothing if it is there."""
+    import compileall
+
+    for package in ("adyton", "OpenSSL"):
+        if package in plan.libraries:
+            compileall.compile_dir(plan.libraries[package], quiet=2)  # where it may not be written, each start takes longer
 
 
 def _receive_with_descriptor(sock: socket.socket, seconds: float) -> tuple[bytes, int | None]:

@@ -2,9 +2,9 @@
 
     supervisor ─fork─► intermediate: new user, mount, pid, net, ipc and uts namespaces
                            └─fork─► guest, PID 1 in there;   the intermediate exits, the supervisor becomes the guest's parent
-    supervisor ── GO ────► guest: dies with its parent from now on
-               ◄─ FUSE ──  descriptors of the FUSE connection and of the guest's /proc
+    supervisor ◄─ FUSE ──  descriptors of the FUSE connection and of the guest's /proc
     guest: mounts its own on the FUSE root (the supervisor answers look-ups meanwhile), makes that its root
+    supervisor ── GO ────► guest: dies with its parent from now on
                ◄─ READY ─  or FAILED
     guest: main(side), which calls side.finish before it runs any of the image's code
 
@@ -43,6 +43,7 @@ HOME = "/enclave"
 # nothing in them: no program is started from files.)
 _GRAFTS = ("usr", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
 
+_MOST_THREADS = 4096
 _LAST_DESCRIPTOR = 0xFFFFFFFF
 _SHM_SIZE = "64m"
 _TMP_SIZE = "256m"
@@ -61,7 +62,10 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one guest; None: the server's own. `memory`: bytes of data of each of its processes; `threads`: in all; `files`: open, each."""
+    """Of one guest; None: the server's own limit.
+
+    `memory`: bytes of data of each of its processes; `threads`: of all its processes together (None: 4096); `files`: open in each.
+    """
 
     memory: int | None = None
     threads: int | None = None
@@ -121,17 +125,17 @@ def start_guest(
     try:
         answer = os.read(told, 4096)
         os.close(told)
-        os.waitpid(intermediate, 0)
         if not answer.isdigit():
             raise PlatformError(f"the guest's namespaces cannot be had: {answer[1:].decode() or 'its process ended'}")
         pid = int(answer)
         pidfd = os.pidfd_open(pid)
-        control.send(GO)
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 2)
         if message != FUSE or len(descriptors) != 2:
             raise PlatformError(
                 f"the guest's file tree cannot be had: {message[len(FAILED) :].decode() or 'its process ended'}"
             )
+        os.waitpid(intermediate, 0)  # has exited, and so the guest is this process's own child
+        control.send(GO)
     except OSError as error:
         raise PlatformError(f"the guest cannot be started: {error}") from error
     for descriptor in (stdout, stderr):
@@ -186,16 +190,16 @@ class _Start:
         device = os.open(root.FUSE, os.O_RDWR | os.O_CLOEXEC)
         mounts.attach(mounts.fuse(device, GUEST_UID), root.MOUNT_POINT)
         proc = mounts.file_system("proc", {}, mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC)
-        if self.control.recv(16) != GO:
-            return
-        namespaces.die_with_parent()  # a parent that is gone already closed the socket: the next line ends this process
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
         socket.send_fds(self.control, [FUSE], [device, directory])
         os.close(device)
         os.close(directory)
         self._graft(proc)
         namespaces.set_host_name("enclave")
-        self.control.send(READY)
+        if self.control.recv(16) != GO:
+            return
+        namespaces.die_with_parent()
+        self.control.send(READY)  # fails if the parent was gone already, which ends this process
         self.main(GuestSide(self.control, self._finish))
 
     def _descriptors(self) -> None:
@@ -249,7 +253,7 @@ class _Start:
         for kind, value in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_DATA, self.limits.memory),
-            (resource.RLIMIT_NPROC, self.limits.threads),
+            (resource.RLIMIT_NPROC, self.limits.threads or _MOST_THREADS),
             (resource.RLIMIT_NOFILE, self.limits.files),
         ):
             if value is not None:

@@ -55,6 +55,7 @@ PRELOAD = (
     "dataclasses",
     "datetime",
     "decimal",
+    "encodings.ascii",
     "enum",
     "functools",
     "hashlib",
@@ -76,6 +77,7 @@ PRELOAD = (
     "zoneinfo",
     "msgspec",
     "google.protobuf.message",
+    "cryptography.hazmat.backends.openssl.backend",
     "cryptography.hazmat.primitives.ciphers.aead",
     "cryptography.hazmat.primitives.asymmetric.ec",
     "cryptography.hazmat.bindings.openssl.binding",
@@ -160,8 +162,7 @@ def serve(descriptor: int, supervisor: str) -> NoReturn:
             importlib.import_module(name)
         module, _, attribute = supervisor.partition(":")
         run = getattr(importlib.import_module(module), attribute)
-        syscall_filter.guest_filter()
-        syscall_filter.supervisor_filter()
+        _warm_up()
         namespaces.set_name("adyton-zygote")
         namespaces.adopt_orphans()
     except BaseException as error:  # noqa: BLE001 - the launcher raises it
@@ -170,6 +171,35 @@ def serve(descriptor: int, supervisor: str) -> NoReturn:
     gc.collect()
     gc.freeze()
     _Zygote(control, run).serve()
+
+
+def _warm_up() -> None:
+    """Do once, before any fork, what each supervisor does and what is slow the first time: read an image, make a certificate.
+
+    Nothing of it is kept. OpenSSL seeds its random numbers anew in a process with another id, as each fork is.
+    """
+    import datetime as dt
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from adyton.crypto.keys import debug_key
+    from adyton.image.manifest import Manifest
+    from adyton.image.oci import Image
+    from adyton.image.sign import add_signature, verified_signature
+
+    syscall_filter.guest_filter()
+    syscall_filter.supervisor_filter()
+    made = add_signature(Image.create(Manifest(name="none", entry="none:", entries=[]), {"none.py": b""}), debug_key())
+    blobs = {digest: blob.read() for digest, blob in made.blobs.items()}
+    image = Image.from_parts(made.oci_manifest, blobs, [each.envelope for each in made.signatures])
+    verified_signature(image, accept_debug=True)
+    image.layers()
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "none")])
+    day = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+    x509.CertificateBuilder(name, name, key.public_key(), 1, day, day).sign(key, hashes.SHA256())
 
 
 class _Zygote:
