@@ -191,6 +191,10 @@ class FakeClient:
         self.synced.append(request.handle)
         return abi.Done()
 
+    def _syncdirectory(self, request: abi.SyncDirectory) -> abi.Result:
+        self._allow(request.path, "read")
+        return abi.Done()
+
     def _close(self, request: abi.Close) -> abi.Result:
         self._handle(request.handle)
         del self.handles[request.handle]

@@ -93,6 +93,12 @@ def test_a_file_is_read_in_blocks(client):
     assert client(abi.Read(1, 0, 1)) == abi.Failed("EBADF")
 
 
+def test_a_directory_is_synced_where_it_may_be_read(client):
+    assert client(abi.SyncDirectory(client.path("write"))) == abi.Done()
+    assert client(abi.SyncDirectory(client.path("read/file"))) == abi.Failed("ENOTDIR")
+    assert client(abi.SyncDirectory("/etc")) == abi.Failed("EACCES")
+
+
 def test_a_file_is_created_written_and_synced(client):
     assert client.open("write/new", access="read-write", create=True, mode=0o640).size == 0
     assert client(abi.Write(1, 3, b"abc")) == abi.Written(3)

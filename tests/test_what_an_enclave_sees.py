@@ -57,6 +57,7 @@ def test_files_of_the_client_are_read_written_listed_and_removed(program, workpl
         assert look.call("attempt", "os.unlink('data/sub/c.txt')") == "None"
         assert look.call("attempt", "os.rmdir('data/sub')") == "None"
         assert look.call("attempt", "os.fsync(os.open('data/a.txt', os.O_RDWR))") == "None"
+        assert look.call("attempt", "os.fsync(os.open('data', os.O_RDONLY))") == "None"
         assert look.call("attempt", "open('data/none')") == "FileNotFoundError 2"
         assert look.call("attempt", "open('data/a.txt', 'x')") == "FileExistsError 17"
     assert os.listdir(workplace / "data") == ["a.txt"]

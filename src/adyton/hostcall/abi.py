@@ -14,6 +14,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     Write              Written           at `offset`, or at the end with append
     SetAttributes      Attributes        of an open handle, or of a path
     Sync               Done              fsync / fdatasync: durable on the client when answered
+    SyncDirectory      Done              fsync of a directory: so are its names
     Close              Done
     MakeDirectory      Attributes
     Remove             Done              a file or link, or an empty directory
@@ -47,8 +48,39 @@ OpenMode = Literal["read", "write", "read-write"]
 
 # What an answer may say went wrong, by name; anything else from the client becomes EIO in the enclave.
 ERRNO_NAMES = frozenset(
-    "EACCES EAGAIN EBADF EBUSY EDQUOT EEXIST EFBIG EINTR EINVAL EIO EISDIR ELOOP EMFILE EMLINK ENAMETOOLONG ENFILE ENODEV"
-    " ENOENT ENOMEM ENOSPC ENOSYS ENOTDIR ENOTEMPTY ENXIO EOPNOTSUPP EOVERFLOW EPERM EROFS ESTALE ETXTBSY EXDEV".split()
+    [
+        "EACCES",
+        "EAGAIN",
+        "EBADF",
+        "EBUSY",
+        "EDQUOT",
+        "EEXIST",
+        "EFBIG",
+        "EINTR",
+        "EINVAL",
+        "EIO",
+        "EISDIR",
+        "ELOOP",
+        "EMFILE",
+        "EMLINK",
+        "ENAMETOOLONG",
+        "ENFILE",
+        "ENODEV",
+        "ENOENT",
+        "ENOMEM",
+        "ENOSPC",
+        "ENOSYS",
+        "ENOTDIR",
+        "ENOTEMPTY",
+        "ENXIO",
+        "EOPNOTSUPP",
+        "EOVERFLOW",
+        "EPERM",
+        "EROFS",
+        "ESTALE",
+        "ETXTBSY",
+        "EXDEV",
+    ]
 )
 
 
@@ -113,6 +145,10 @@ class Sync(_Struct, frozen=True):
     data_only: bool
 
 
+class SyncDirectory(_Struct, frozen=True):
+    path: Path
+
+
 class Close(_Struct, frozen=True):
     handle: Handle
 
@@ -150,6 +186,7 @@ Request = (
     | Write
     | SetAttributes
     | Sync
+    | SyncDirectory
     | Close
     | MakeDirectory
     | Remove

@@ -93,6 +93,7 @@ _RULES: dict[type[Any], _Rule] = {
     abi.Write: _rule(abi.Written, _written),
     abi.SetAttributes: _rule(abi.Attributes, _same_object),
     abi.Sync: _rule(abi.Done, _always),
+    abi.SyncDirectory: _rule(abi.Done, _always),
     abi.Close: _rule(abi.Done, _always),
     abi.MakeDirectory: _rule(abi.Attributes, _directory),
     abi.Remove: _rule(abi.Done, _always),

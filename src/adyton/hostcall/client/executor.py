@@ -417,6 +417,14 @@ class Executor:
             (os.fdatasync if request.data_only else os.fsync)(file.descriptor)
         return abi.Done()
 
+    def _sync_directory(self, request: abi.SyncDirectory) -> abi.Result:
+        descriptor = self._tree.list_directory(self._followed(request.path, "read"))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return abi.Done()
+
     def _close(self, request: abi.Close) -> abi.Result:
         self._forget(request.handle)
         return abi.Done()
@@ -440,6 +448,7 @@ class Executor:
         abi.Write: ("write", _write),
         abi.SetAttributes: ("setattr", _set_attributes),
         abi.Sync: ("fsync", _sync),
+        abi.SyncDirectory: ("fsync", _sync_directory),
         abi.Close: ("close", _close),
         abi.MakeDirectory: ("mkdir", _make_directory),
         abi.Remove: ("remove", _remove),

@@ -51,6 +51,8 @@ class NameOperations:
                 return self._view.entry(self._tree.found_private(parent, name, inode))
             case Place.OUTSIDE:
                 yield from self._view.denied(header, path, "read", guess=True)
+            case Place.LEADING if existing is not None and _is_directory(existing):
+                return self._view.entry(existing)  # judged once: what leads to an allowed path was resolved at load
         try:
             attributes = yield from ask(abi.Stat(sendable(path)), abi.Attributes)
         except FileError as error:
@@ -270,3 +272,8 @@ def _time(given: bool, now: bool, nanoseconds: int) -> int | Literal["now"] | No
     if not given:
         return None
     return "now" if now else nanoseconds
+
+
+def _is_directory(node: Node) -> bool:
+    """As far as is known of a client's name."""
+    return node.attributes is not None and node.attributes.kind == "directory"

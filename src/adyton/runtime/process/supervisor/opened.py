@@ -293,11 +293,11 @@ class OpenOperations:
         self._handles.remove(self._handles.directory(body.handle))
         return b""
 
-    def fsyncdir(self, _header: Header, body: fuse_abi.Sync) -> bytes:
-        """EINVAL for the client's (fsync(2): not possible for this object): the ABI cannot ask for it, and it must not be pretended."""
+    def fsyncdir(self, _header: Header, body: fuse_abi.Sync) -> Steps:
+        """Of a directory; the enclave's own and private ones have nothing to write."""
         node = self._handles.directory(body.handle).node
-        if node.private is None:
-            raise FileError(errno.EINVAL)
+        if node.private is None and not node.own:
+            yield from ask(abi.SyncDirectory(sendable(self._tree.path(node))), abi.Done)
         return b""
 
 

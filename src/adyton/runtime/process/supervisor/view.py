@@ -1,8 +1,8 @@
 """What the operations on files share: the layout, the nodes, the private files, how a file shows, and how a denial is said.
 
 An operation takes a request's header and body and gives the body of the answer to the kernel, or raises FileError. One that may need
-the client is a generator: it yields requests of the host-call ABI and is sent the client's results, checked. Two rules hold for all of them: no request is ever made about the
-enclave's own names, and what the layout calls OUTSIDE is refused whatever the client says.
+the client is a generator: it yields requests of the host-call ABI and is sent the client's results, checked. Two rules hold for all of
+them: no request is ever made about the enclave's own names, and what the layout calls OUTSIDE is refused whatever the client says.
 """
 
 from __future__ import annotations
