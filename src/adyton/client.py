@@ -60,8 +60,8 @@ class EnclaveClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finalize(EnclaveFinal(), wait=kind is None)
 
     @property
     def name(self) -> str:
@@ -135,8 +135,8 @@ class EnclaveClient:
         """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent."""
         self.finalize(EnclaveFinal())
 
-    def finalize(self, final: EnclaveFinal, *, skip: bool = False) -> None:
-        """`close` with what the program's finalize receives; `skip`: end the enclave without asking it."""
+    def finalize(self, final: EnclaveFinal, *, skip: bool = False, wait: bool = True) -> None:
+        """`close` with what the program's finalize receives. `skip`: end the enclave without asking it. `wait`: for submitted calls."""
         core = self._core
         with core.lock:
             if core.closed:
@@ -145,7 +145,7 @@ class EnclaveClient:
         error: BaseException | None = None
         try:
             if core.threads is not None:
-                core.threads.shutdown(wait=not skip)
+                core.threads.shutdown(wait=wait and not skip, cancel_futures=not wait)
             if not skip:
                 self._call("finalize", final.SerializeToString(), closing=True)
             core.proxy.close()

@@ -44,6 +44,11 @@ _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
 
 
+_NOBODY_WAITS = encode(
+    Raised("raised", "TimeoutError", "the client's thread no longer waits for this call", "TimeoutError")
+)
+
+
 class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public API turns it into its errors
     """A call was answered with a Raised. `denied`: this client denied a host call while it ran."""
 
@@ -60,6 +65,7 @@ class _Pair:
         self.number = number
         self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
+        self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
 
 
 class _Token:
@@ -262,7 +268,11 @@ class ProxyClient:
                 self._counted["round_trips"] += 1
         with self._lock:
             pair = self._pairs.get(called.pair)
-            if self._error is None and not (pair is not None and pair.abandoned):
+            if pair is not None and pair.abandoned:
+                pair.owed.append(
+                    called.call
+                )  # the enclave still runs a call inside of it, which must be answered first
+            elif self._error is None:
                 self._session.reply(called.call, ok, body)
         self._wake.put(None)
 
@@ -328,9 +338,8 @@ class ProxyClient:
             case communicator.Called(call, number, _, _):
                 pair = self._pairs.get(number)
                 if pair is None or pair.abandoned:
-                    raised = Raised("state", "Refused", "the client's thread no longer waits for this call")
                     with self._lock:
-                        self._session.reply(call, ok=False, body=encode(raised))
+                        self._session.reply(call, ok=False, body=_NOBODY_WAITS)
                 else:
                     pair.mailbox.put(event)
             case communicator.Replied():
@@ -353,7 +362,9 @@ class ProxyClient:
             pair.mailbox.put(event)
             return
         with self._lock:
-            if self._session.idle(event.pair):
+            if pair.owed:
+                self._session.reply(pair.owed.pop(0), ok=False, body=_NOBODY_WAITS)
+            elif self._session.idle(event.pair):
                 del self._pairs[event.pair]
                 self._session.dispose(event.pair)
 
