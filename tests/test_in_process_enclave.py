@@ -99,6 +99,21 @@ def down(depth: int) -> int:
     return 0 if depth == 0 else descend(depth - 1) + 1
 
 
+@host_function
+def impatient() -> None: ...
+
+
+outcomes: list[str] = []
+
+
+@app.entry
+def ask_an_impatient_one() -> None:
+    try:
+        impatient()
+    except TimeoutError as error:
+        outcomes.append(str(error))
+
+
 @app.entry
 def unsendable() -> object:
     return object()
@@ -121,6 +136,11 @@ def client_descend(depth: int) -> int:
     return client_of["app"].call("down", depth) + 1
 
 
+def client_impatient() -> None:
+    client_of["app"].options(timeout=0.05).call("wait")
+
+
+client_impatient.__name__ = "impatient"
 client_lookup.__name__, client_descend.__name__ = "lookup", "descend"
 
 
@@ -128,7 +148,7 @@ client_lookup.__name__, client_descend.__name__ = "lookup", "descend"
 def client(manager):
     config = EnclaveLoadConfig(name="app")
     with manager.load_enclave(
-        config, allow={"call": ["lookup", "descend"]}, functions=[client_lookup, client_descend]
+        config, allow={"call": ["lookup", "descend", "impatient"]}, functions=[client_lookup, client_descend, client_impatient]
     ) as client:
         client_of["app"] = client
         yield client
@@ -232,6 +252,21 @@ def test_a_deadline_ends_the_waiting_and_the_thread_can_go_on(client):
     release.set()
     with pytest.raises(UsageError):
         client.options(timeout=0)
+
+
+def test_a_deadline_inside_a_host_function_leaves_no_enclave_thread_behind(client):
+    release.clear()
+    outcomes.clear()
+    with pytest.raises(DeadlineError):
+        client.call(ask_an_impatient_one)
+    assert client.call(add, 1) == 2  # on a pair of its own
+    assert outcomes == []
+    release.set()  # now the abandoned pair's innermost call ends, then the host call around it, then the entry
+    for _ in range(1000):
+        client.call(add, 1)
+        if outcomes:
+            break
+    assert outcomes == ["the client's thread no longer waits for this call"]
 
 
 def test_large_values(client):
