@@ -77,9 +77,10 @@ def serve_alone(
 
             relay = Relay()
             enclaves: list[_Enclave] = []
+            vacant = threading.Semaphore()
 
             def start(order: Order) -> Ready:
-                if enclaves:
+                if not vacant.acquire(blocking=False):
                     raise ResourceLimitError("this proxy server has its enclave already: start another one")
                 enclave = zygote.launch(
                     LaunchRequest(measurement=order.measurement, signatures=order.signatures, platform=order.platform)
@@ -124,7 +125,9 @@ def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: C
     why = stop.wait()
     if why == b"s" and relay.joined:
         server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
-        threading.Timer(DRAIN_SECONDS, stop.set).start()
+        enough = threading.Timer(DRAIN_SECONDS, stop.set)
+        enough.daemon = True
+        enough.start()
         stop.wait()
     server.stop(1).wait(2)
 
