@@ -70,6 +70,7 @@ def test_its_files_are_the_libraries(probe, store):
     paths = [
         "/proc",
         "/opt/adyton/store",
+        "/opt/adyton/supervisor",
         "/opt/adyton/fuse",
         "/mnt",
         "/root",

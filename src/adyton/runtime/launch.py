@@ -193,9 +193,8 @@ def _compile(plan: root.Plan) -> None:
     """Write the bytecode of what supervisors import after their fork: in there nothing can be written. Next to nothing if it is there."""
     import compileall
 
-    for package in ("adyton", "OpenSSL"):
-        if package in plan.libraries:
-            compileall.compile_dir(plan.libraries[package], quiet=2)  # where it may not be written, each start takes longer
+    for source in (plan.libraries["adyton"], plan.supervisor_libraries["OpenSSL"]):
+        compileall.compile_dir(source, quiet=2)  # where it may not be written, each start takes longer
 
 
 def _receive_with_descriptor(sock: socket.socket, seconds: float) -> tuple[bytes, int | None]:

@@ -78,7 +78,9 @@ def _packages() -> Finding:
         plan = root.plan("/", "", {})
     except AdytonError as error:
         return Finding("packages", ok=False, detail=error.message, needed=True)
-    return Finding("packages", ok=True, detail=", ".join(sorted(plan.libraries)), needed=True)
+    return Finding(
+        "packages", ok=True, detail=", ".join(sorted([*plan.libraries, *plan.supervisor_libraries])), needed=True
+    )
 
 
 # -- probes: each says what it found, or raises OSError or _LackingError ----------------------------------------------------

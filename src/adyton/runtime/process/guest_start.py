@@ -210,6 +210,7 @@ class _Start:
         for first, last in ((3, kept - 1), (kept + 1, _LAST_DESCRIPTOR)):
             if first <= last:
                 system_call("close_range", first, last, 0)
+        sys.path.remove(root.SUPERVISOR_LIBRARIES)
         gc.freeze()  # objects of the supervisor's name closed descriptors: none of them may be collected, and close a new one
         for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
             stream = open(number, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - the process's own

@@ -7,6 +7,7 @@
         dev/                       null zero full random urandom, links to the standard streams, shm/
         opt/adyton/python/         the interpreter and its standard library, without site-packages
         opt/adyton/lib/            adyton and the libraries that are the runtime's own
+    /opt/adyton/supervisor         libraries of the supervisor alone
     /bin /dev /etc /lib* /sbin /usr, /opt/adyton/lib     links to those
     /opt/adyton/python             the interpreter again: it finds its library from its own, resolved path
     /opt/adyton/store/blobs        the blob store
@@ -25,7 +26,7 @@ import os
 import stat
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adyton.errors import PlatformError
@@ -34,11 +35,12 @@ from adyton.runtime.process import mounts
 SYSTEM = "/system"
 PYTHON = "/opt/adyton/python"
 LIBRARIES = "/opt/adyton/lib"
+SUPERVISOR_LIBRARIES = "/opt/adyton/supervisor"
 STORE = "/opt/adyton/store"
 FUSE = "/opt/adyton/fuse"
 MOUNT_POINT = "/mnt"
 
-# The runtime's own packages, and whether it can do without. "OpenSSL" is the supervisor's; the others may be a guest's too.
+# The runtime's own packages, and whether it can do without: those that an image may use too, and those of the supervisor alone.
 PACKAGES = (
     ("adyton", True),
     ("msgspec", True),
@@ -48,6 +50,8 @@ PACKAGES = (
     ("cffi", False),
     ("_cffi_backend", True),
     ("pycparser", False),
+)
+SUPERVISOR_PACKAGES = (
     ("OpenSSL", True),
     ("typing_extensions", False),
 )
@@ -80,13 +84,14 @@ _ETC = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What to mount where. `python` and `libraries`: target, relative to PYTHON and LIBRARIES → source, absolute."""
+    """What to mount where. Of each mapping the keys are targets, relative to PYTHON, LIBRARIES or SUPERVISOR_LIBRARIES."""
 
     store: str
     python: dict[str, str]
     interpreter: str  # relative to PYTHON
     library_path: bool  # the interpreter does not find its shared library by itself
     libraries: dict[str, str]
+    supervisor_libraries: dict[str, str]
     mask: list[str]  # relative to PYTHON: folders whose content is not the interpreter's own
     supervisor: str  # "module:function"
 
@@ -102,7 +107,8 @@ def plan(store: str, supervisor: str, additions: Mapping[str, str]) -> Plan:
         python=python,
         interpreter=interpreter,
         library_path=bool(sysconfig.get_config_var("Py_ENABLE_SHARED")),
-        libraries={**_plan_libraries(), **additions},
+        libraries={**_plan_libraries(PACKAGES), **additions},
+        supervisor_libraries=_plan_libraries(SUPERVISOR_PACKAGES),
         mask=mask,
         supervisor=supervisor,
     )
@@ -132,9 +138,9 @@ def _plan_python() -> tuple[dict[str, str], str, list[str]]:
     return python, interpreter, mask
 
 
-def _plan_libraries() -> dict[str, str]:
+def _plan_libraries(packages: Iterable[tuple[str, bool]]) -> dict[str, str]:
     libraries = {}
-    for package, needed in PACKAGES:
+    for package, needed in packages:
         try:
             spec = importlib.util.find_spec(package)
         except ModuleNotFoundError:
@@ -233,6 +239,8 @@ def _tree(plan: Plan) -> _Tree:
         tree.empty += [f"{base}/{masked}" for masked in plan.mask]
     for target, source in plan.libraries.items():
         tree.binds[f"{SYSTEM}{LIBRARIES}/{target}"] = source
+    for target, source in plan.supervisor_libraries.items():
+        tree.binds[f"{SUPERVISOR_LIBRARIES}/{target}"] = source
     return tree
 
 

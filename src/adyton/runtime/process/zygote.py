@@ -13,7 +13,7 @@ descriptors: the enclave's stream socket, and a SEQPACKET socket that is this la
     READY           from the supervisor: the guest waits for its client
 
 When the launcher closes the control socket, or ends, all enclaves end. Their processes are the zygote's to reap, orphaned guests
-included. No adyton module of this process may import what is not in root.PACKAGES.
+included. No adyton module of this process may import what is not in root.PACKAGES or SUPERVISOR_PACKAGES.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
     if plan.library_path:
         environment["LD_LIBRARY_PATH"] = f"{root.PYTHON}/lib"
     code = (
-        f"import sys; sys.path.append({root.LIBRARIES!r}); "
+        f"import sys; sys.path += [{root.LIBRARIES!r}, {root.SUPERVISOR_LIBRARIES!r}]; "
         f"from adyton.runtime.process.zygote import serve; serve({descriptor}, {plan.supervisor!r})"
     )
     os.set_inheritable(descriptor, True)

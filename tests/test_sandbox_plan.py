@@ -1,0 +1,78 @@
+"""What a zygote's file tree is planned from: this Python and the runtime's packages; and which user ids there are to give."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.errors import ImageError, PlatformError
+from adyton.runtime.process import root, zygote
+from adyton.runtime.process.namespaces import UID_BASE, UID_COUNT, maps_enclave_ids
+
+
+def test_the_plan_names_what_is_there(tmp_path):
+    plan = root.plan(str(tmp_path), "module:run", {"extra.py": __file__})
+    assert plan.store == os.path.realpath(tmp_path)
+    assert plan.interpreter == f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    assert plan.interpreter in plan.python
+    for source in [*plan.python.values(), *plan.libraries.values(), *plan.supervisor_libraries.values()]:
+        assert os.path.isabs(source)
+        assert os.path.exists(source)
+    assert {"adyton", "msgspec", "cryptography", "google/protobuf", "extra.py"} <= set(plan.libraries)
+    assert "OpenSSL" in plan.supervisor_libraries
+    assert not {"grpc", "click", "OpenSSL"} & set(plan.libraries)
+    assert root.from_json(root.to_json(plan)) == plan
+
+
+def test_the_standard_library_is_planned_and_its_packages_are_masked():
+    plan = root.plan("/", "module:run", {})
+    standard_library = os.path.dirname(os.path.realpath(os.__file__))
+    assert any(
+        standard_library == source or standard_library.startswith(f"{source}/") for source in plan.python.values()
+    )
+    prefix = os.path.realpath(sys.base_prefix)
+    for masked in plan.mask:
+        assert Path(prefix, masked).is_dir()
+        assert masked.endswith("-packages")
+    if Path(standard_library, "site-packages").is_dir():
+        assert os.path.relpath(f"{standard_library}/site-packages", prefix) in plan.mask
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(root, "SUPERVISOR_PACKAGES", (("no_such_package", True),))
+    with pytest.raises(PlatformError, match="no_such_package is not installed"):
+        root.plan("/", "module:run", {})
+    monkeypatch.setattr(root, "SUPERVISOR_PACKAGES", (("no_such_package.part", False),))
+    assert root.plan("/", "module:run", {}).supervisor_libraries == {}
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "enough"),
+    [
+        ("         0          0 4294967295\n", True),
+        ("         0     100000      65536\n", False),
+        ("      1000       1000          1\n", False),
+        (f"0 0 1000\n{UID_BASE} {UID_BASE} {UID_COUNT}\n", True),
+        (f"0 0 1000\n{UID_BASE} {UID_BASE} {UID_COUNT - 1}\n", False),
+        ("", False),
+    ],
+)
+def test_ids_are_given_where_all_are_mapped(uid_map, enough):
+    assert maps_enclave_ids(uid_map) is enough
+
+
+@given(first=st.integers(0, 1 << 32), count=st.integers(1, 1 << 32))
+def test_one_range_of_ids_is_enough_exactly_when_it_holds_them_all(first, count):
+    holds = first <= UID_BASE and first + count >= UID_BASE + UID_COUNT
+    assert maps_enclave_ids(f"{first} {first} {count}\n") is holds
+
+
+@given(text=st.text(max_size=6000))
+def test_failures_fit_into_one_message(text):
+    message = zygote.failure(ImageError(text))
+    assert message.startswith(b"failed:ImageError\n")
+    assert len(message) < 5000
+    assert zygote.failure(ValueError("x")) == b"failed:PlatformError\nx"
