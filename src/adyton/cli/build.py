@@ -10,7 +10,7 @@ import msgspec
 from adyton.cli.options import option
 
 
-@click.command()
+@click.command(short_help="Build images that [tool.adyton] declares.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]…")
 @option("--key", metavar="FILE", help="Sign with this key, whatever pyproject.toml says.")
 @click.option("--json", "as_json", is_flag=True, help="The images, and failures, as JSON.")
@@ -19,7 +19,7 @@ def command(targets: tuple[str, ...], key: str | None, as_json: bool) -> None:
 
     Build the images of TARGETs ([tool.adyton.enclave.TARGET], or those that [tool.adyton.loader.TARGET] needs), else all, into
     build/NAME.enclave, and the modules of their .proto files beside them. Prints PATH and measurement of each.
-    """  # noqa: D403 - the command as it is typed
+    """
     from adyton.crypto.keys import SigningKey
     from adyton.image.project import build_project
     from adyton.image.pyproject import find_project

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from adyton.image.manifest import Entry
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(
+    context_settings={"ignore_unknown_options": False}, short_help="Load an image, call an entry, print the result."
+)
 @click.argument("image")
 @click.argument("entry")
 @click.argument("args", nargs=-1)
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Failures as JSON, too; results always are.")
 def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001
-    """Adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
     in base64). A parameter annotated str takes its ARG as it is, bytes takes base64, any other JSON. ARGS that begin with -

@@ -8,13 +8,13 @@ import msgspec
 from adyton.errors import PlatformError
 
 
-@click.command()
+@click.command(short_help="What this machine can do, and why not.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """adyton doctor
 
     Try all that the process runtime needs, and look for trusted hardware. Exit code 31 if no enclave can be started here.
-    """  # noqa: D403 - the command's name
+    """
     from adyton.runtime.process.doctor import findings
 
     found = findings()

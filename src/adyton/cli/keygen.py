@@ -6,7 +6,7 @@ import click
 import msgspec
 
 
-@click.command()
+@click.command(short_help="Make a signing key.")
 @click.argument("key", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="The signer, and failures, as JSON.")
 def command(key: str, as_json: bool) -> None:
@@ -14,7 +14,7 @@ def command(key: str, as_json: bool) -> None:
 
     Make a signing key: KEY (mode 0600, keep it secret) and KEY.pub. Prints the signer, sha256:HEX, which policies name. Nothing is
     ever overwritten.
-    """  # noqa: D403 - the command as it is typed
+    """
     from adyton.crypto.keys import SigningKey
 
     made = SigningKey.generate()

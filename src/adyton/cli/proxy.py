@@ -10,7 +10,7 @@ from adyton.cli.options import option, read_token, server_options, server_tls
 from adyton.errors import UsageError
 
 
-@click.command()
+@click.command(short_help="A proxy server for one enclave.")
 @option(
     "--listen",
     default="127.0.0.1:0",
@@ -29,7 +29,7 @@ def command(
     token_file: str | None,
     security_type: str | None,
 ) -> None:
-    """Adyton proxy --listen 127.0.0.1:4322
+    """adyton proxy --listen 127.0.0.1:4322
 
     Wait for one client, load the image that it brings into an enclave here, and relay between the two until either ends.
     """

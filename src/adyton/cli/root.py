@@ -48,7 +48,7 @@ class Root(click.Group):
 )
 @click.version_option(__version__, prog_name="adyton")
 def root() -> None:
-    """Adyton call pay.py mean_pay pay.csv --allow-read pay.csv
+    """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load a confidential program into an enclave, here or on another machine, and call it as if it were local.
     """

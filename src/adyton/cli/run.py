@@ -11,12 +11,12 @@ import click
 from adyton.cli.options import LoadOptions, load_options
 
 
-@click.command()
+@click.command(short_help="Build what a target needs, and run its driver.")
 @click.argument("target")
 @click.argument("args", nargs=-1)
 @load_options
 def command(target: str, args: tuple[str, ...], load: LoadOptions) -> None:
-    """Adyton run quickstart -- --message "Asylo Rocks"
+    """adyton run quickstart -- --message "Asylo Rocks"
 
     Build the enclaves of TARGET ([tool.adyton.loader.TARGET] in pyproject.toml), then run its driver with its loader_args and
     ARGS. Exits as the driver does.

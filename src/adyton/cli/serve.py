@@ -17,7 +17,7 @@ def _ports(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-@click.command()
+@click.command(short_help="A provision server.")
 @option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @option("--port", type=click.IntRange(0, 65535), default=4321, show_default=True, help="0 takes a free one.")
 @option("--platform", type=click.Choice(PLATFORMS), default="auto", help="What proves where enclaves run here.")
@@ -38,7 +38,7 @@ def command(
     security_type: str | None,
     insecure: bool,
 ) -> None:
-    """Adyton serve --port 4321
+    """adyton serve --port 4321
 
     Take images from clients, and start an enclave with a proxy server for each load. SIGTERM drains.
     """

@@ -9,7 +9,7 @@ from adyton.cli.options import option
 from adyton.errors import UsageError
 
 
-@click.command()
+@click.command(short_help="Sign an image.")
 @click.argument("image", type=click.Path())
 @click.option(
     "--debug", is_flag=True, help="Sign with the debug key, which everybody has: such an image is refused by default."
@@ -21,7 +21,7 @@ def command(image: str, debug: bool, key: str | None, output: str | None, as_jso
     """adyton sign build/demo_enclave.enclave --key release.key
 
     Add a signature to IMAGE. Its measurement stays, and so do its other signatures. Prints the path and the measurement.
-    """  # noqa: D403 - the command as it is typed
+    """
     from adyton.crypto.keys import SigningKey, debug_key
     from adyton.image.sign import sign_image
 

@@ -6,13 +6,13 @@ import click
 import msgspec
 
 
-@click.command()
+@click.command(short_help="What a program in an enclave may ask of the kernel.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """adyton syscalls
 
     What becomes of each system call in an enclave: done locally, or refused with an errno, and why.
-    """  # noqa: D403 - the command's name
+    """
     from adyton.runtime.process.table import ROWS
 
     rows = [

@@ -82,9 +82,11 @@ def serve_alone(
             def start(order: Order) -> Ready:
                 if not vacant.acquire(blocking=False):
                     raise ResourceLimitError("this proxy server has its enclave already: start another one")
-                enclave = zygote.launch(
-                    LaunchRequest(measurement=order.measurement, signatures=order.signatures, platform=order.platform)
-                )
+                try:
+                    enclave = zygote.launch(LaunchRequest(order.measurement, order.signatures, order.platform))
+                except BaseException:
+                    vacant.release()
+                    raise
                 enclaves.append(enclave)
                 shutil.rmtree(store_directory, ignore_errors=True)  # the supervisor has read it all
                 session = secrets.token_bytes(32)
