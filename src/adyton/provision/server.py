@@ -16,7 +16,6 @@ from adyton.provision_pb2 import Ready
 
 THREADS = 16  # uploads at a time
 DRAIN_SECONDS = 30.0  # that enclaves may go on after SIGTERM; a second SIGTERM ends them
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,9 @@ class ServerOptions:
 
 def check_exposure(options: ServerOptions) -> None:
     """UsageError if anyone on the network could use the server."""
-    if options.host in LOOPBACK or options.insecure:
+    from adyton.remote.connection import is_loopback
+
+    if is_loopback(options.host) or options.insecure:
         return
     if options.cert is None or (options.client_ca is None and not options.token):
         raise UsageError(

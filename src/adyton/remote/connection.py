@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ DEFAULT_PORT = 4321
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
 ERROR_METADATA = "adyton-error-bin"
 SESSION_METADATA = "adyton-session-bin"
-_LOOPBACK = ("localhost", "127.", "[::1]", "::1")
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -72,12 +72,22 @@ class Address:
         if not host or split.path not in ("", "/") or split.query or split.username:
             raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH")
         host = f"[{host}]" if ":" in host else host
-        secure = scheme == "grpcs" or (not scheme and not host.startswith(_LOOPBACK))
+        secure = scheme == "grpcs" or (not scheme and not is_loopback(host))
         return cls(f"{host}:{port}", host, secure)
 
     def with_port(self, port: int) -> Address:
         """The same host, another port."""
         return Address(f"{self.host}:{port}", self.host, self.secure)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as it is written, is this machine itself: localhost, 127.0.0.0/8, ::1."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _read(path: str | None, what: str) -> bytes | None:
