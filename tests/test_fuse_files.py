@@ -546,3 +546,17 @@ def test_the_kernel_and_the_server_agree_on_large_requests() -> None:
     assert not answer.flags & (1 << 16), "no write-back"
     with raises(errno.EPROTO):
         kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 30, 0, 0))
+
+
+@pytest.mark.parametrize("path", ["/work/out/y", "/tmp/y"])
+def test_an_open_that_may_neither_read_nor_write_is_refused_and_makes_nothing(path: str, client: FakeClient) -> None:
+    client.allowed["/tmp/shared"] = "write"
+    kernel = FakeKernel.loaded(client)
+    with raises(errno.EINVAL):
+        kernel.open(path, os.O_ACCMODE | os.O_CREAT)
+    with raises(errno.ENOENT):
+        kernel.lookup(path)
+    kernel.write(path, b"here")
+    with raises(errno.EINVAL):
+        kernel.open(path, os.O_ACCMODE | os.O_TRUNC)
+    assert kernel.read(path) == b"here"

@@ -92,10 +92,11 @@ class OpenOperations:
             self._handles.release(number)
 
     def _opened(self, number: int, node: Node, flags: int) -> bytes:
-        self._handles.add(OpenFile(number, node, _ACCESS[flags & os.O_ACCMODE], bool(flags & os.O_APPEND)))
+        self._handles.add(OpenFile(number, node, _access(flags), bool(flags & os.O_APPEND)))
         return fuse_answers.pack_open(OpenAnswer(number, OpenFlag.NONE))
 
     def _create_private(self, parent: Node, name: str, flags: int, mode: int) -> bytes:
+        _access(flags)  # before anything is made
         directory = private_directory(parent)
         existing = directory.entries.get(name)
         if existing is None:
@@ -111,13 +112,13 @@ class OpenOperations:
         return self._view.entry(node) + opened
 
     def _open_private(self, node: Node, flags: int) -> bytes:
-        file = private_file(node)
+        file, access = private_file(node), _access(flags)
         number = self._handles.reserve()
         try:
             self._private.open(file)
             if flags & os.O_TRUNC:
                 self._private.resize(file, 0)
-            self._handles.add(OpenFile(number, node, _ACCESS[flags & os.O_ACCMODE], private=file))
+            self._handles.add(OpenFile(number, node, access, private=file))
         finally:
             self._handles.release(number)
         return fuse_answers.pack_open(OpenAnswer(number, _PRIVATE_FLAGS))
@@ -304,14 +305,19 @@ class OpenOperations:
 _SMALLEST_ENTRY = 32  # bytes: an entry with a name of up to eight
 
 
-def _open_request(path: str, number: int, flags: int, *, create: bool = False, mode: int = 0o644) -> abi.Open:
+def _access(flags: int) -> abi.OpenMode:
+    """EINVAL for the fourth mode, which some kernels' device drivers know: open(2)."""
     access = _ACCESS.get(flags & os.O_ACCMODE)
     if access is None:
         raise FileError(errno.EINVAL)
+    return access
+
+
+def _open_request(path: str, number: int, flags: int, *, create: bool = False, mode: int = 0o644) -> abi.Open:
     return abi.Open(
         sendable(path),
         number,
-        access,
+        _access(flags),
         create=create,
         exclusive=create and bool(flags & os.O_EXCL),
         truncate=bool(flags & os.O_TRUNC),
