@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from adyton.errors import UsageError
-from adyton.remote.connection import TLS, Address, open_channel
+from adyton.remote.address import TLS, Address
+from adyton.remote.connection import open_channel
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from adyton.proto.enclave import EnclaveOutput, user_message
     from adyton.provision.client import RemoteProvision
-    from adyton.remote.connection import TLS
+    from adyton.remote.address import TLS
     from adyton.remote_loader_pb2 import RemoteLoadConfig, remote_load_config
     from adyton.sgx_loader_pb2 import SgxLoadConfig, sgx_load_config
 
@@ -51,7 +51,7 @@ _HOME = {
     "RemoteProvision": "adyton.provision.client",
     "RemoteProxyClientConfig": "adyton.manager",
     "SgxLoadConfig": "adyton.sgx_loader_pb2",
-    "TLS": "adyton.remote.connection",
+    "TLS": "adyton.remote.address",
     "load": "adyton.loader",
     "remote_load_config": "adyton.remote_loader_pb2",
     "sgx_load_config": "adyton.sgx_loader_pb2",

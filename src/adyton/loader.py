@@ -19,13 +19,14 @@ from adyton.errors import PlatformError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.functions import HostFunctions
-from adyton.hostcall.client.policy import HostCallPolicy, check_variable
+from adyton.hostcall.client.policy import HostCallPolicy
+from adyton.hostcall.environment import check_variable, is_time_zone
 from adyton.hostcall.own_paths import own_path
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.client import RemoteProvision
-from adyton.remote.connection import TLS
+from adyton.remote.address import TLS
 from adyton.remote.in_process import in_process
 from adyton.remote.proxy_client import CallFailed, ProxyClient
 from adyton.remote.transport import Transport
@@ -240,8 +241,9 @@ def _time_zone() -> str:
             _, marker, zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")
         except OSError:
             return ""
-        return zone if marker else ""
-    return zone.removeprefix(":") if not zone.removeprefix(":").startswith("/") else ""
+        zone = zone if marker else ""
+    zone = zone.removeprefix(":")
+    return zone if is_time_zone(zone) else ""
 
 
 def _flag(variable: str) -> bool:

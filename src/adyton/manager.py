@@ -14,7 +14,7 @@ from adyton.errors import ClosedError, NameInUseError, UsageError
 from adyton.loader import LoadArguments, load_enclave, load_in_process
 from adyton.proto.enclave import EnclaveFinal, EnclaveLoadConfig
 from adyton.provision.client import RemoteProvision
-from adyton.remote.connection import TLS
+from adyton.remote.address import TLS
 from adyton.remote_loader_pb2 import remote_load_config
 from adyton.sgx_loader_pb2 import sgx_load_config
 from adyton.trusted.application import TrustedApplication

@@ -62,7 +62,7 @@ def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, ra
 
 def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
     from adyton.cli.options import read_token
-    from adyton.remote.connection import TLS
+    from adyton.remote.address import TLS
 
     tls = TLS(load.ca, load.cert, load.key) if load.ca or load.cert or load.key else None
     lists = {f"allow_{right}": given for right, given in load.allow.items()}

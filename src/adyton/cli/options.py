@@ -13,7 +13,7 @@ import click
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
-    from adyton.remote.connection import TLS
+    from adyton.remote.address import TLS
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 PLATFORMS = ("auto", "sim", "sgx", "tdx", "sev-snp", "nitro", "tpm")
@@ -167,7 +167,7 @@ def server_options(command: _C) -> _C:
 
 def server_tls(cert: str | None, key: str | None, client_ca: str | None, security_type: str | None) -> TLS | None:
     """The TLS files that a server's options name; UsageError if they do not fit together."""
-    from adyton.remote.connection import TLS
+    from adyton.remote.address import TLS
 
     if security_type == "ssl" and (cert is None or key is None):
         raise UsageError("--security_type ssl needs --ssl_cert and --ssl_key")

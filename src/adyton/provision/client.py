@@ -21,7 +21,8 @@ from adyton.errors import AdytonError, RemoteProtocolError, UnreachableError, Us
 from adyton.image.oci import Image
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import Offer, ProvisionRequest, ProvisionResponse, Ready
-from adyton.remote.connection import TLS, Address, error_from, open_channel
+from adyton.remote.address import TLS, Address
+from adyton.remote.connection import error_from, open_channel
 from adyton.remote.grpc_transport import GrpcTransport
 
 METHOD = "/adyton.ProvisionService/Provision"

@@ -24,7 +24,7 @@ from adyton.provision_pb2 import Ready
 if TYPE_CHECKING:
     import grpc
 
-    from adyton.remote.connection import TLS
+    from adyton.remote.address import TLS
     from adyton.remote.relay import Relay
 
 THREADS = 4  # of RPCs: one stream, and callers that are turned away

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from adyton.provision.proxy import serve_enclave
-from adyton.remote.connection import TLS
+from adyton.remote.address import TLS
 
 
 def main(arguments: list[str]) -> None:

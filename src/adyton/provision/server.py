@@ -35,7 +35,7 @@ class ServerOptions:
 
 def check_exposure(options: ServerOptions) -> None:
     """UsageError if anyone on the network could use the server."""
-    from adyton.remote.connection import is_loopback
+    from adyton.remote.address import is_loopback
 
     if is_loopback(options.host) or options.insecure:
         return
@@ -66,7 +66,8 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
-        from adyton.remote.connection import TLS, open_server
+        from adyton.remote.address import TLS
+        from adyton.remote.connection import open_server
 
         low, high = options.proxy_ports or (0, 0)
         listen = [f"{host}:{port}" for port in range(low, high + 1)]
