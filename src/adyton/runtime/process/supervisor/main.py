@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -40,9 +41,14 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         os._exit(0)
 
     limits = image.manifest.limits
-    guest = start_guest(enter, image.layers(), unpack_layer, Limits(limits.memory, limits.threads, limits.files))
+    guest = start_guest(
+        enter,
+        image.layers(),
+        unpack_layer,
+        Limits(limits.memory, limits.threads, limits.files),
+        meanwhile=_load_the_rest,
+    )
 
-    # Only now: what the guest was forked from has loaded nothing of this.
     from adyton.attestation.sim import attest
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.serve import Program, Supervisor
@@ -55,6 +61,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)
+
+
+def _load_the_rest() -> None:
+    """What only the supervisor needs, loaded after the guest was forked: the guest's memory has nothing of it."""
+    for name in ("serve", "wanted"):
+        importlib.import_module(f"adyton.runtime.process.supervisor.{name}")
 
 
 def read_image(request: LaunchRequest) -> Image:
