@@ -23,30 +23,15 @@ from typing import Literal, TypeVar
 from adyton.errors import UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.client.paths import absolute, is_utf8, join, quoted, spellings, split, upwards, visible
+from adyton.hostcall.environment import check_variable
 from adyton.hostcall.own_paths import own_path
 
 PathRight = Literal["read", "write"]
 PathLike = str | os.PathLike[str]
 _T = TypeVar("_T")
 
-# Environment variables that loader, libc or interpreter obey; "*" stands for any ending. Besides INTERFACE's: what ld.so itself
-# drops for set-user-id programs because code or data of the variable's choice is loaded (glibc, sysdeps/generic/unsecvars.h).
-REFUSED_ENVIRONMENT = (
-    "LD_*",
-    "PYTHON*",
-    "GLIBC_*",
-    "OPENSSL_*",
-    "PATH",
-    "GCONV_PATH",
-    "GETCONF_DIR",
-    "LOCPATH",
-    "MALLOC_*",
-    "NLSPATH",
-)
-
 MAX_GRANTS = 1024  # what an enclave's layout takes
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?\Z"
 )
@@ -303,25 +288,6 @@ def _port(text: str | None, entry: str, where: str, *, least: int) -> int | None
 
 
 _NET_FORMS = "write host:port, host, 10.0.0.0/8:443 or [::1]:80 (a name outside ASCII in its xn-- form)"
-
-
-def is_refused_variable(name: str) -> bool:
-    """Whether an environment variable is one that a client never sets in an enclave."""
-    return any(name.startswith(row[:-1]) if row.endswith("*") else name == row for row in REFUSED_ENVIRONMENT)
-
-
-def check_variable(name: str, where: str = "allow_env") -> str:
-    """`name`, if a client may set this variable in an enclave; UsageError if not."""
-    if not isinstance(name, str) or not _VARIABLE.match(name):
-        raise UsageError(
-            f"{where}: {name!r} is no name of an environment variable; list names, without values or wildcards"
-        )
-    if is_refused_variable(name):
-        raise UsageError(
-            f"{where}: {name} is obeyed by the loader or the interpreter, and would change what runs in the enclave. Leave it out; "
-            f"never allowed are {', '.join(REFUSED_ENVIRONMENT)}"
-        )
-    return name
 
 
 def _check_function(name: str) -> str:

@@ -239,6 +239,8 @@ class _Start:
         os.close(null)
 
     def _finish(self, mount_tmp: bool, working_directory: str) -> list[str]:
+        if len(os.listdir("/proc/self/task")) != 1:
+            raise PlatformError("the guest has threads already, and they would stay outside of its walls")
         warnings = []
         directory = HOME if own_path(posixpath.normpath(working_directory)) else working_directory
         if mount_tmp:

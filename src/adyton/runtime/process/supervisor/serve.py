@@ -25,9 +25,10 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import LoadRequest, Raised, decode, encode
-from adyton.errors import AdytonError, ResourceLimitError
+from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
+from adyton.hostcall.environment import check_environment, is_time_zone
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, READY
@@ -40,6 +41,7 @@ FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
 END_MOMENT = 0.5  # seconds
+MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
@@ -106,7 +108,8 @@ class Supervisor:
         self._thread_links: set[socket.socket] = set()
         self._waiting: dict[int, tuple[int, abi.Request] | _Link | None] = {}  # host call → ticket, link, or nobody
         self._main: _Link | None = None
-        self._loaded = False
+        self._loaded = False  # a load was asked for
+        self._running = False  # and has succeeded
         self._output_paused = False
         self._reason: str | None = None
 
@@ -268,8 +271,10 @@ class Supervisor:
                 return
             self._loaded = True
             self._load(call, pair, body)
+        elif not self._running or self._main is None:
+            # The guest must have no thread but its first one until its walls are up: the others would be outside of them.
+            self._refuse(call, "the enclave is not loaded")
         elif method == "finalize":
-            assert self._main is not None
             if self._main.stack:
                 self._refuse(call, "the enclave is being loaded or finalized")
                 return
@@ -284,8 +289,14 @@ class Supervisor:
         self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
 
     def _load(self, call: int, pair: int, body: bytes) -> None:
+        if len(body) > MAX_LOAD:
+            self._refuse(call, f"a load of {len(body)} bytes; at most {MAX_LOAD} are taken")
+            return
         request = decode(body, LoadRequest)
         try:
+            check_environment(request.environment)
+            if not is_time_zone(request.time_zone):
+                raise UsageError(f"{request.time_zone[:80]!r} is no time zone")
             layout = Layout(request.grants, request.working_directory)
         except AdytonError as error:
             self._refuse(call, str(error))
@@ -378,6 +389,8 @@ class Supervisor:
                     self.end("the enclave was ended: its guest returned from a call that nobody made")
                     return
                 _, call = link.stack.pop()
+                if link is self._main and message.ok:
+                    self._running = True  # the first thing that it returns from is the load
                 self._drain_output()
                 self._reply(call, message)
             else:

@@ -1,0 +1,180 @@
+"""An enclave and a client that keeps no rule of its own: for tests that attack the one from the place of the other."""
+
+import time
+from contextlib import contextmanager
+
+import msgspec
+
+from adyton.attestation.verify import verify
+from adyton.channel.client import ClientChannel, Data, EvidenceReceived
+from adyton.communicator import session as communicator
+from adyton.communicator.messages import EnterRequest, LoadRequest, Raised, decode, encode
+from adyton.hostcall import abi
+from adyton.image.build import build_file
+from adyton.image.oci import Image
+from adyton.proto.values import decode_result, encode_arguments
+from adyton.provision.store import BlobStore
+from adyton.runtime.launch import LaunchRequest, Zygote
+
+PATIENCE = 10.0  # seconds until a test gives up on something that takes milliseconds
+EMPTY = LoadRequest(config=b"", grants=[], working_directory="/nowhere", time_zone="", environment={})
+
+# A program that does what its client says.
+PROGRAM = '''
+import ctypes, errno, json, os, socket, sys, threading, time
+
+def execute(code: str) -> object:
+    scope: dict = {}
+    exec(code, globals() | {"out": scope}, scope)
+    return scope.get("result")
+
+def attempt(code: str) -> str:
+    """What an expression gives, or the name of its error."""
+    try:
+        return repr(eval(code))
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+'''
+
+
+class Client:
+    """A client's end of an attached enclave, single-threaded, that can say whatever it likes whenever it likes.
+
+    `answer(request)` gives the result of a host call: a Struct, bytes that are sent as they are, or None for never answering.
+    """
+
+    def __init__(self, sock, answer=lambda _request: abi.Failed("EACCES")):
+        self.socket = sock
+        self.socket.settimeout(PATIENCE)
+        self.channel = ClientChannel()
+        self.session = communicator.Session(communicator.Side.CLIENT)
+        self.answer = answer
+        self.replies = {}
+        self.output = b""
+        self.asked = []
+        self.ended = None
+        self.evidence = None
+        self._pump(lambda: self.evidence is not None)
+        verify(self.evidence)
+        self.channel.accept()
+
+    def send(self):
+        """Whatever is due."""
+        if self.channel.established:
+            while plaintext := self.session.data_to_send():
+                self.channel.send(plaintext)
+        if data := self.channel.data_to_send():
+            self.socket.sendall(data)
+
+    def send_raw(self, plaintext):
+        """Bytes in place of the session's."""
+        self.channel.send(plaintext)
+        self.send()
+
+    def receive(self, seconds=PATIENCE):
+        """One piece of what arrives. False: the enclave closed the connection."""
+        self.send()
+        self.socket.settimeout(seconds)
+        try:
+            data = self.socket.recv(1 << 18)
+        except ConnectionError:
+            data = b""
+        if not data:
+            return False
+        for event in self.channel.receive(data):
+            match event:
+                case EvidenceReceived(evidence):
+                    self.evidence = evidence
+                case Data(plaintext):
+                    for inner in self.session.receive(plaintext):
+                        self._take(inner)
+        self.send()
+        return True
+
+    def _take(self, event):
+        match event:
+            case communicator.Called(call, _, "host", body):
+                request = msgspec.msgpack.decode(body, type=abi.Request)
+                self.asked.append(request)
+                answer = self.answer(request)
+                if isinstance(answer, bytes):
+                    self.session.reply(call, True, answer)
+                elif answer is not None:
+                    self.session.reply(call, True, msgspec.msgpack.encode(answer))
+            case communicator.Replied():
+                self.replies[event.call] = event
+            case communicator.Notified("output", body):
+                self.output += msgspec.msgpack.decode(body, type=abi.Output).data
+            case communicator.Notified("ended", body):
+                self.ended = body.decode()
+
+    def _pump(self, done):
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the enclave does not answer")
+            if not self.receive():
+                raise ConnectionResetError(self.ended or "the enclave closed the connection")
+
+    def call(self, method, body, pair=1):
+        """Make a call; its number."""
+        number = self.session.call(pair, method, body)
+        self.send()
+        return number
+
+    def result(self, number):
+        """The Replied of that call."""
+        self._pump(lambda: number in self.replies)
+        return self.replies.pop(number)
+
+    def load(self, request=EMPTY, pair=1):
+        return self.result(self.call("load", request if isinstance(request, bytes) else encode(request), pair))
+
+    def enter(self, entry, *arguments, pair=1):
+        """Call an entry; what it returns, or its Raised."""
+        return self.entered(self.start(entry, *arguments, pair=pair))
+
+    def start(self, entry, *arguments, pair=1):
+        return self.call("enter", encode(EnterRequest(entry, encode_arguments(entry, arguments, {}))), pair)
+
+    def entered(self, number):
+        replied = self.result(number)
+        if not replied.ok:
+            return decode(replied.body, Raised)
+        return decode_result("it", replied.body)
+
+    def wait_for_end(self):
+        """Until the enclave closes the connection; the reason it gave."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if not self.receive(PATIENCE):
+                return self.ended
+        raise TimeoutError("the enclave goes on")
+
+    def close(self):
+        self.socket.close()
+
+
+class Ward:
+    """A zygote over a store with one image."""
+
+    def __init__(self, directory, program=PROGRAM):
+        store = BlobStore(str(directory / "store"))
+        path = directory / "program.py"
+        path.write_text(program)
+        image = Image.open(build_file(str(path)))
+        store.add(image.oci_manifest)
+        for blob in image.blobs.values():
+            store.add(blob.read())
+        self.request = LaunchRequest(image.measurement, [store.add(each.envelope) for each in image.signatures])
+        self.zygote = Zygote.start(store.directory)
+
+    @contextmanager
+    def enclave(self, answer=lambda _request: abi.Failed("EACCES")):
+        with self.zygote.launch(self.request) as enclave:
+            client = Client(enclave.socket, answer)
+            client.enclave = enclave
+            yield client
+
+    def close(self):
+        self.zygote.close()
