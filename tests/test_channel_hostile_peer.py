@@ -9,7 +9,7 @@ from OpenSSL import SSL
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
 from adyton.channel.binding import VERSION
-from adyton.channel.client import ClientChannel, Data, EvidenceReceived
+from adyton.channel.client import ClientChannel, Closed, Data, EvidenceReceived
 from adyton.channel.machine import CLIENT_STEPS, SERVER_STEPS
 from adyton.channel.messages import Accept, AttestRequest, Evidence, MessageReader
 from adyton.channel.server import Established, EvidenceRequested, ServerChannel
@@ -222,4 +222,32 @@ def test_every_step_leads_to_a_state_of_the_table_and_can_be_closed(steps):
     while frontier:
         reached |= frontier
         frontier = {following for state in frontier for following in steps[state].values()} - reached
-    assert reached == set(steps) - {"failed"}
+    assert reached == set(steps) - {"ended", "failed"}
+
+
+@pytest.mark.parametrize("end", ["closes", "goes on with garbage"])
+def test_a_peer_that_ends_before_our_answer_makes_that_no_mistake_of_ours(end):
+    def sent(peer, message):
+        peer.send(messages.encode(message))
+        flight = peer.data_to_send()
+        if end == "closes":
+            peer.close()
+        return flight, peer.data_to_send() or b"garbage, not TLS"
+
+    client, bare_server = client_with_bare_server()
+    bare_client, server = server_with_bare_client()
+    for ours, peer, message in (
+        (client, bare_server, Evidence(b"x")),
+        (server, bare_client, AttestRequest(VERSION, NONCE)),
+    ):
+        first, last = sent(peer, message)
+        (event,) = ours.receive(first)
+        if end == "closes":
+            assert ours.receive(last) == [Closed()]
+        else:
+            with pytest.raises(RemoteProtocolError):
+                ours.receive(last)
+        due = ours.data_to_send()
+        ours.accept() if isinstance(event, EvidenceReceived) else ours.provide(b"evidence")
+        assert not ours.established
+        assert ours.data_to_send() == b"", due

@@ -39,9 +39,11 @@ class ClientChannel(Channel):
         )
 
     def accept(self) -> None:
-        """The evidence has been verified and validated: data may flow. LocalProtocolError unless there is evidence to accept."""
-        self._step_of_ours("accept")
-        self._tls.send(messages.encode(messages.Accept()))
+        """The evidence has been verified and validated: data may flow, unless the channel has ended meanwhile.
+
+        LocalProtocolError if there is no evidence to accept.
+        """
+        self._say("accept", messages.Accept())
 
     def _handshake_finished(self) -> None:
         self._exporter = self._tls.exporter(ENCLAVE_ROLE)

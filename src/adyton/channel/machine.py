@@ -7,21 +7,25 @@ from collections.abc import Mapping
 from typing import Literal
 
 from adyton.channel.events import Closed, Data, Event
-from adyton.channel.messages import Accept, AttestRequest, Evidence, Message, MessageReader
+from adyton.channel.messages import Accept, AttestRequest, Evidence, Message, MessageReader, encode
 from adyton.channel.tls import Tls
 from adyton.errors import LocalProtocolError, RemoteProtocolError
 
-State = Literal["handshake", "request", "attesting", "evidence", "judging", "acceptance", "open", "closed", "failed"]
+State = Literal[
+    "handshake", "request", "attesting", "evidence", "judging", "acceptance", "open", "closed", "ended", "failed"
+]
 Input = Literal["handshake finished", "AttestRequest", "provide", "Evidence", "accept", "Accept", "send", "close"]
 
-# state → our call, or what comes from the peer → next state. What is missing is a violation; data is read in "open" alone.
+# state → our call, or what comes from the peer → next state. What is missing is a violation; data is read in "open" alone. The peer
+# may end ("ended") or fail while evidence is made or judged: what we then say has no taker, and is no mistake.
 CLIENT_STEPS: Mapping[State, Mapping[Input, State]] = {
     "handshake": {"handshake finished": "evidence", "close": "closed"},
     "evidence": {"Evidence": "judging", "close": "closed"},
     "judging": {"accept": "open", "close": "closed"},
     "open": {"send": "open", "close": "closed"},
     "closed": {"close": "closed"},
-    "failed": {"close": "failed"},
+    "ended": {"accept": "ended", "close": "closed"},
+    "failed": {"accept": "failed", "close": "failed"},
 }
 SERVER_STEPS: Mapping[State, Mapping[Input, State]] = {
     "handshake": {"handshake finished": "request", "close": "closed"},
@@ -30,7 +34,8 @@ SERVER_STEPS: Mapping[State, Mapping[Input, State]] = {
     "acceptance": {"Accept": "open", "close": "closed"},
     "open": {"send": "open", "close": "closed"},
     "closed": {"close": "closed"},
-    "failed": {"close": "failed"},
+    "ended": {"provide": "ended", "close": "closed"},
+    "failed": {"provide": "failed", "close": "failed"},
 }
 
 
@@ -102,7 +107,7 @@ class Channel(abc.ABC):
             self._step_of_peer(_INPUT[type(message)])
             events.append(self._message_received(message))
         if self._tls.ended:
-            self._state = "closed"
+            self._state = "closed" if self._state == "closed" else "ended"
             events.append(Closed())
         return events
 
@@ -113,6 +118,12 @@ class Channel(abc.ABC):
     @abc.abstractmethod
     def _message_received(self, message: Message) -> Event:
         """What a message that has its turn means to the owner."""
+
+    def _say(self, what: Input, message: Message) -> None:
+        """Send a message of ours that has its turn."""
+        self._step_of_ours(what)
+        if self._state not in ("ended", "failed"):
+            self._tls.send(encode(message))
 
     def _step_of_ours(self, what: Input) -> None:
         following = self._steps[self._state].get(what)

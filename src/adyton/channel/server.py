@@ -22,11 +22,10 @@ class ServerChannel(Channel):
         self._identity_digest = identity_digest
 
     def provide(self, evidence: bytes) -> None:
-        """Send evidence. LocalProtocolError if it was not asked for, or is empty or too large."""
+        """Send evidence, unless the channel has ended meanwhile. LocalProtocolError if it was not asked for, or is empty or too large."""
         if not 0 < len(evidence) <= MAX_EVIDENCE:
             raise LocalProtocolError(f"evidence has 1 to {MAX_EVIDENCE} bytes, not {len(evidence)}")
-        self._step_of_ours("provide")
-        self._tls.send(messages.encode(messages.Evidence(evidence)))
+        self._say("provide", messages.Evidence(evidence))
 
     def _handshake_finished(self) -> None:
         pass  # the client asks first
