@@ -1,10 +1,11 @@
 # Thin: each target does all of its own set-up in .venv.
 PYTHON ?= python3
 MESSAGE ?= Asylo Rocks
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart quickstart-remote test lint bench clean
+.PHONY: setup quickstart quickstart-remote test lint bench fuzz clean
 
 setup: $(VENV)/ready
 
@@ -31,6 +32,11 @@ lint: setup
 
 bench: setup
 	$(BIN)/python bench/run.py
+
+# make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only.
+fuzz: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
+	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,150 @@
+"""Writes fuzz/corpus anew: few small seeds for each target, from which its parser's depths are near.
+
+Most are drawn at random, once, and kept if they get far: nearly valid input is what `draw` makes of any bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from targets import HASH, MANIFEST, TARGETS, signed_image
+
+from adyton.attestation import sim
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.image.manifest import encode_manifest
+from adyton.image.signature import Payload
+from adyton.provision.upload import offer_of
+from adyton.provision_pb2 import Chunk, ProvisionRequest
+
+CORPUS = Path(__file__).parent / "corpus"
+DRAWN = 4  # seeds of a target that are drawn
+TRIED = 200
+SIZES = (24, 96, 320)  # bytes
+
+_IDENTITY = EnclaveIdentity(
+    platform="sim",
+    measurement=HASH,
+    signer="",
+    product_id=0,
+    security_version=0,
+    debug=True,
+    runtime="",
+    machine="",
+)
+_POLICY = b"""[expect]
+platforms = ["sim"]
+measurement = ["%s"]
+debug = true
+[allow]
+read = ["in", "/srv/data"]
+write = ["out"]
+net = ["example.org:443"]
+listen = ["127.0.0.1:8080"]
+env = ["HOME"]
+call = ["lookup"]
+[[mount]]
+path = "in"
+coherence = "close-to-open"
+""" % HASH.encode()
+
+
+def _image_file() -> list[bytes]:
+    with tempfile.NamedTemporaryFile() as file:
+        signed_image().save(file.name)
+        return [b"\0" + Path(file.name).read_bytes()]
+
+
+def _upload() -> list[bytes]:
+    image = signed_image()
+    offer = ProvisionRequest(offer=offer_of(image, "sim")).SerializeToString()
+    size = -(-len(offer) // 8)
+    offer += ProvisionRequest(chunk=Chunk()).SerializeToString() * ((size * 8 - len(offer)) // 2)
+    steps = [bytes([size]) + offer.ljust(size * 8, b"\0")]
+    for digest, blob in image.blobs.items():
+        data = blob.read()[:100]
+        chunk = ProvisionRequest(chunk=Chunk(digest=digest, data=data, last=True)).SerializeToString()
+        steps.append(bytes([len(chunk)]) + chunk)
+    return [b"".join(steps)]
+
+
+def _parts(head: bytes = b"") -> list[bytes]:
+    """By what is replaced: see targets._parts."""
+    image = signed_image()
+    config = image.blobs[image.config_digest].read()
+    payload = msgspec.json.encode(Payload(image.measurement, 0, 0, debug=True))
+    envelope = image.signatures[0].envelope
+    return [
+        head + bytes([kind]) + text
+        for kind, text in enumerate((config, b"", envelope, image.oci_manifest, b"", payload))
+    ]
+
+
+def _values() -> list[bytes]:
+    arguments = [[[1, 2], "rest"], {"point": {"x": 1, "y": 0.5}, "more": {"k": b""}}]
+    encoded = msgspec.msgpack.encode(arguments)
+    text = msgspec.json.encode(arguments)
+    result = msgspec.msgpack.encode({"k": [1, 2]})
+    return [b"\0" + encoded, b"\1" + encoded, b"\2" + text, b"\3" + text, b"\4" + result, b"\5" + result]
+
+
+WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
+    "evidence": lambda: [
+        b"\0" + sim.attest(_IDENTITY, bytes(64)),
+        b"\2" + bytes(16) + msgspec.json.encode(sim.SimulatedClaims(_IDENTITY, bytes(64))),
+    ],
+    "image-file": lambda: [*_image_file(), *_parts(b"\3")],
+    "image-parts": _parts,
+    "signature": lambda: [
+        b"\0" + signed_image().signatures[0].envelope,
+        b"\1" + msgspec.json.encode(Payload(signed_image().measurement, 0, 0, debug=True), order="sorted"),
+    ],
+    "manifest": lambda: [b"\0" + encode_manifest(MANIFEST)],
+    "upload": _upload,
+    "policy": lambda: [_POLICY],
+    "value": _values,
+}
+
+
+def main() -> None:
+    """Replace the corpus."""
+    shutil.rmtree(CORPUS, ignore_errors=True)
+    for name, target in TARGETS.items():
+        (CORPUS / name).mkdir(parents=True)
+        seeds = WRITTEN[name]() if name in WRITTEN else []
+        if name not in WRITTEN:
+            source = random.Random(name)
+            tried = [source.randbytes(source.choice(SIZES)) for _ in range(TRIED)]
+            seeds += sorted(tried, key=lambda data: -_lines(target.run, data))[:DRAWN]
+        for number, seed in enumerate(seeds):
+            (CORPUS / name / f"{number}").write_bytes(seed)
+
+
+def _lines(run: Callable[[bytes], None], data: bytes) -> int:
+    """How many places of the package the input gets to."""
+    reached: set[tuple[str, int]] = set()
+
+    def trace(frame, event, _argument):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        if "/adyton/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(Exception):
+            run(data)
+    finally:
+        sys.settrace(None)
+    return len(reached)
+
+
+if __name__ == "__main__":
+    main()
