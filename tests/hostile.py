@@ -24,8 +24,8 @@ PROGRAM = '''
 import ctypes, errno, json, os, socket, sys, threading, time
 
 def execute(code: str) -> object:
-    scope: dict = {}
-    exec(code, globals() | {"out": scope}, scope)
+    scope = dict(globals())
+    exec(code, scope)
     return scope.get("result")
 
 def attempt(code: str) -> str:
@@ -50,7 +50,7 @@ class Client:
         self.session = communicator.Session(communicator.Side.CLIENT)
         self.answer = answer
         self.replies = {}
-        self.output = b""
+        self.output = bytearray()
         self.asked = []
         self.ended = None
         self.evidence = None
@@ -159,6 +159,7 @@ class Ward:
     """A zygote over a store with one image."""
 
     def __init__(self, directory, program=PROGRAM):
+        self.directory = directory
         store = BlobStore(str(directory / "store"))
         path = directory / "program.py"
         path.write_text(program)

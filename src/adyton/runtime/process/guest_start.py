@@ -1,6 +1,6 @@
 """Starting a guest: from the fork in a supervisor that has no threads, to the image's code behind all its walls.
 
-    supervisor ─fork─► intermediate: new user, mount, pid, net, ipc and uts namespaces
+    supervisor ─fork─► intermediate: new user, mount, pid, net, ipc, uts and cgroup namespaces
                            └─fork─► guest, PID 1 in there;   the intermediate exits, the supervisor becomes the guest's parent
     supervisor ◄─ FUSE ──  descriptors of the FUSE connection and of the guest's /proc
     guest: mounts its own on the FUSE root (the supervisor answers look-ups meanwhile), makes that its root
@@ -57,6 +57,7 @@ _KINDS = (
     | namespaces.NEWNET
     | namespaces.NEWIPC
     | namespaces.NEWUTS
+    | namespaces.NEWCGROUP  # /proc/self/cgroup would name the service or container that the server is
 )
 
 

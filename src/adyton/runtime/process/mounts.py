@@ -47,7 +47,10 @@ def file_system(kind: str, options: Mapping[str, str | int], attributes: int = N
 
 
 def fuse(device: int, uid: int) -> int:
-    """A file system, mounted nowhere yet, of one user; its requests are read from `device`, an open /dev/fuse."""
+    """A file system, mounted nowhere yet, of one user; its requests are read from `device`, an open /dev/fuse.
+
+    What is in it is not to be mapped as code: it is the client's.
+    """
     options: dict[str, str | int] = {
         "source": "adyton",
         "fd": device,
@@ -55,7 +58,7 @@ def fuse(device: int, uid: int) -> int:
         "user_id": uid,
         "group_id": uid,
     }
-    return file_system("fuse", options)
+    return file_system("fuse", options, NO_SUID | NO_DEV | NO_EXEC)
 
 
 def clone(path: str) -> int:

@@ -11,6 +11,7 @@ from adyton.runtime.process.libc import prctl, system_call
 
 # Flags of unshare(2)
 NEWNS = 0x00020000
+NEWCGROUP = 0x02000000
 NEWUTS = 0x04000000
 NEWIPC = 0x08000000
 NEWUSER = 0x10000000

@@ -123,6 +123,11 @@ PROCESS_OPTIONS = (
     ),
 )
 
+# The command is F_NOTIFY, see linux/fcntl.h.
+NO_WATCHES = (
+    Never(1, (1026,), Refused("EINVAL", "it reports what the server's other programs do to files that they share")),
+)
+
 # PER_LINUX, and the value that only asks (personality(2))
 PERSONALITIES = (Only(0, 0xFFFFFFFF, (0, 0xFFFFFFFF), Refused("EPERM", "it weakens the layout of memory")),)
 
@@ -206,7 +211,7 @@ ROWS: tuple[Row, ...] = (
     Row("fstatfs", 138, 44, "file", LOCAL),
     Row("ustat", 136, None, "file", Refused("ENOSYS", OBSOLETE)),
     Row("flock", 73, 32, "file", LOCAL),
-    Row("fcntl", 72, 25, "file", LOCAL),
+    Row("fcntl", 72, 25, "file", LOCAL, NO_WATCHES),
     Row("ioctl", 16, 29, "file", LOCAL, NO_TERMINAL_TRICKS),
     Row("dup", 32, 23, "file", LOCAL),
     Row("dup2", 33, None, "file", LOCAL),

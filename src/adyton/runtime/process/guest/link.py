@@ -72,11 +72,14 @@ def encode(message: ToGuest | ToSupervisor) -> bytes:
 
 
 class Reader:
-    """Bytes in, messages out; sans-IO. Only RemoteProtocolError leaves it."""
+    """Bytes in, messages out; sans-IO. Only RemoteProtocolError leaves it. Its length: bytes of a message that is not complete."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._buffer)
 
     def receive(self, data: bytes) -> list[Any]:
         """The messages that `data` completes."""
@@ -115,6 +118,9 @@ class GuestLink:
 
     def close(self) -> None:
         self._socket.close()
+
+    def __del__(self) -> None:
+        self._socket.close()  # its thread has ended
 
     def send(self, message: ToSupervisor) -> None:
         """Send one message; OSError when the supervisor is gone."""

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class Guest:
         self._prepare = prepare
         self._find = find
         self._current = threading.local()
-        self._links: set[GuestLink] = set()
+        self._links: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # each is its thread's, and ends with it
         self._application: Application | None = None
 
     def main(self) -> None:
@@ -156,7 +157,7 @@ class Guest:
         host_functions.connect(None, whole_process=True)
         host_functions.connect(None, whole_process=False)
         self._control.close()
-        for link in self._links:
+        for link in list(self._links):
             link.close()
 
 

@@ -90,7 +90,7 @@ class Outbox:
         """Send `data` now, or as soon as the socket takes it. OSError when the peer is gone."""
         if not self._waiting:
             try:
-                sent = self._socket.send(data)
+                sent = self._socket.send(data, socket.MSG_DONTWAIT)  # whoever else has the socket may clear its flag
             except BlockingIOError:
                 sent = 0
             if sent == len(data):
@@ -102,7 +102,7 @@ class Outbox:
 
     def _push(self) -> None:
         try:
-            sent = self._socket.send(self._waiting)
+            sent = self._socket.send(self._waiting, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:

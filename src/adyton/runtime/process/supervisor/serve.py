@@ -41,6 +41,7 @@ FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
 END_MOMENT = 0.5  # seconds
+MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
@@ -110,6 +111,7 @@ class Supervisor:
         self._main: _Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
+        self._arriving = 0  # bytes of the guest's messages that are not complete
         self._output_paused = False
         self._reason: str | None = None
 
@@ -324,7 +326,8 @@ class Supervisor:
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
             assert expected == call, (expected, call)
-            waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))
+            if waiting.sock.fileno() >= 0:  # its thread has not ended meanwhile
+                waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))
             return
         ticket, request = waiting
         assert self._files is not None
@@ -352,9 +355,12 @@ class Supervisor:
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
         received = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        if message == THREAD and len(received) == 1 and len(self._thread_links) < THREAD_LINKS:
-            self._thread_links.add(received[0])
-            self._watch_link(received[0], 0)
+        if message == THREAD and len(received) == 1:
+            if len(self._thread_links) < THREAD_LINKS:
+                self._thread_links.add(received[0])
+                self._watch_link(received[0], 0)
+            else:
+                received[0].close()  # that thread's trouble only
             return
         for sock in received:
             sock.close()
@@ -372,18 +378,25 @@ class Supervisor:
 
     def _from_link(self, link: _Link) -> None:
         try:
-            data = link.sock.recv(READ_SIZE)
+            data = link.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)  # the guest may share the socket, and its flags
         except BlockingIOError:
             return
         if not data:
             self._loop.forget(link.sock)
             if link.sock in self._thread_links:
                 self._thread_links.discard(link.sock)
+                self._arriving -= len(link.reader)
                 link.sock.close()
             elif link.stack and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
             return
-        for message in link.reader.receive(data):
+        before = len(link.reader)
+        messages = link.reader.receive(data)
+        self._arriving += len(link.reader) - before
+        if self._arriving > MAX_ARRIVING:
+            self.end(f"the enclave was ended: its guest began messages of more than {MAX_ARRIVING} bytes together")
+            return
+        for message in messages:
             if isinstance(message, protocol.Return):
                 if not link.stack or link.stack[-1][0] != "enter":
                     self.end("the enclave was ended: its guest returned from a call that nobody made")
