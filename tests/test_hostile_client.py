@@ -3,10 +3,13 @@
 import msgspec
 import pytest
 from hostile import EMPTY, Ward
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adyton.communicator.frames import CallFrame
 from adyton.communicator.frames import encode as frame
-from adyton.communicator.messages import Grant, Raised, decode
+from adyton.communicator.messages import Grant, LoadRequest, Raised, decode
+from adyton.hostcall import abi
 
 pytestmark = pytest.mark.sandbox
 
@@ -146,3 +149,155 @@ def test_garbage_before_the_handshake_ends_the_enclave(ward):
             except ConnectionError:
                 pass
             assert enclave.ended(5)
+
+
+def attributes(kind="file", identity=7, size=100):
+    return abi.Attributes(kind, identity, size, 0o644, 1, 0, 0, 0)
+
+
+LOAD_THERE = LoadRequest(b"", [Grant("/there", "write")], "/there", "", {})
+
+# What a client may answer to anything; few of these fit what was asked.
+LIES = st.one_of(
+    st.binary(max_size=64),
+    st.sampled_from(
+        [
+            b"\x91" * 10_000,
+            abi.Done(),
+            abi.Failed("EACCES"),
+            abi.Failed("ENOSYS"),
+            abi.Failed("EWHAT"),
+            attributes(),
+            attributes(identity=8, size=(1 << 63) - 1),
+            attributes("directory", 9),
+            attributes("symlink", 10),
+            attributes("other", 11),
+            abi.Target("/proc/self/mem"),
+            abi.Target("../../enclave/program.py"),
+            abi.Target("a\0b"),
+            abi.Entries([abi.Entry("..", attributes()), abi.Entry("a/b", attributes())], 0),
+            abi.Entries([abi.Entry("a", attributes()), abi.Entry("a", attributes())], 0),
+            abi.Entries([abi.Entry("usr", attributes())], 1 << 60),
+            abi.Data(bytes(1 << 20)),
+            abi.Data(b""),
+            abi.Written(0),
+            abi.Written(1 << 20),
+            abi.Value(b"\xc1"),
+        ]
+    ),
+)
+
+CALLS = """
+import random
+chance = random.Random(SEED)
+kinds = {"a", "b", "c/d", "c", "..", "x" * 255, "c/../b"}
+path = lambda: "/there/" + chance.choice(sorted(kinds))
+calls = [
+    lambda: os.stat(path()), lambda: os.listdir(path()), lambda: open(path()).read(100_000), lambda: os.rmdir(path()),
+    lambda: open(path(), "w").write("x" * 300_000), lambda: os.mkdir(path()), lambda: os.rename(path(), path()),
+    lambda: os.unlink(path()), lambda: os.readlink(path()), lambda: os.truncate(path(), 1 << 20), lambda: os.utime(path()),
+    lambda: os.chmod(path(), 0o600), lambda: os.access(path(), 2), lambda: os.chdir(path()),
+    lambda: os.fsync(os.open(path(), os.O_RDWR | os.O_APPEND)), lambda: [each.stat() for each in os.scandir(path())],
+]
+result = set()
+for _ in range(40):
+    try:
+        chance.choice(calls)()
+    except (OSError, UnicodeError) as error:
+        result.add(type(error).__name__)
+result = sorted(result)
+"""
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_lying_client_gets_errnos_raised_and_no_more(ward, data):
+    def answer(request):
+        if isinstance(request, abi.Stat) and data.draw(st.booleans()):
+            return attributes(
+                data.draw(st.sampled_from(["file", "directory", "symlink"])), data.draw(st.integers(7, 9))
+            )
+        return data.draw(LIES)
+
+    with ward.enclave(answer) as client:
+        assert client.load(LOAD_THERE).ok
+        client.enter("execute", CALLS.replace("SEED", str(data.draw(st.integers(0, 1 << 30)))))
+        assert (
+            client.enter("attempt", "open('/enclave/program.py').read(1) and open('/etc/passwd').read(7)")
+            == "'enclave'"
+        )
+        assert client.enter("attempt", "6 * 7", pair=5) == "42"
+
+
+def test_no_answer_of_the_client_changes_how_the_next_is_asked_for(ward):
+    """ENOSYS, where the kernel saw it, would turn an operation off for good."""
+
+    def answer(request):
+        match request:
+            case abi.Stat("/there"):
+                return attributes("directory", 1)
+            case abi.Stat():
+                return attributes()
+            case abi.Open("/there/good") | abi.SetAttributes():
+                return attributes()
+            case abi.Read():
+                return abi.Data(b"content")
+        return abi.Failed("ENOSYS")
+
+    with ward.enclave(answer) as client:
+        assert client.load(LOAD_THERE).ok
+        code = """
+def error(do):
+    try:
+        return do()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+result = [error(lambda: open("/there/bad")), error(lambda: os.access("/there/bad", 2)), error(lambda: os.unlink("/there/x"))]
+good = os.open("/there/good", os.O_RDWR)
+result += [error(lambda: os.fsync(good)), error(lambda: os.fsync(good)), os.read(good, 7), error(lambda: open("/there/bad"))]
+"""
+        bad = "ENOTSUP"
+        expected = [bad, False, bad, bad, bad, b"content", bad]
+        assert [bad if each == "EOPNOTSUPP" else each for each in client.enter("execute", code)] == expected
+
+
+def test_a_client_that_never_answers_holds_up_nobody_else(ward):
+    def answer(request):
+        return None if isinstance(request, abi.Stat) and "hang" in request.path else abi.Failed("EACCES")
+
+    with ward.enclave(answer) as client, ward.enclave() as other:
+        assert client.load(LOAD_THERE).ok
+        assert other.load().ok
+        for pair in range(1, 30):
+            client.start("attempt", f"os.stat('/there/hang{pair}')", pair=pair)
+        assert client.enter("attempt", "6 * 7", pair=99) == "42"
+        assert other.enter("attempt", "6 * 7") == "42"
+        client.close()
+        assert client.enclave.ended(5)
+
+
+def test_a_client_that_never_reads_makes_the_enclave_hold_little_and_end_at_once(ward, capfd):
+    with ward.enclave() as client:
+        assert client.load().ok
+        client.start("execute", "os.write(1, bytes(1 << 26))")
+        for pair in range(2, 60):
+            client.start("attempt", "'x' * (1 << 20)", pair=pair)
+        client.close()
+        assert client.enclave.ended(5)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x91\xa4Done", b"\x93\xa5Value\x00\x00", b"\x91" * 10_000], ids=repr)
+def test_a_functions_answer_that_cannot_be_read_is_an_oserror(ward, body):
+    with ward.enclave(lambda request: body if isinstance(request, abi.Call) else abi.Failed("EACCES")) as client:
+        assert client.load().ok
+        code = """
+from adyton.trusted import host_function
+@host_function
+def lookup(word: str) -> str: ...
+try:
+    result = lookup("x")
+except OSError as error:
+    result = error.errno
+"""
+        assert client.enter("execute", code) == 5

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from adyton.communicator.messages import LoadReply, Raised, decode, encode
-from adyton.errors import EnclaveTypeError
+from adyton.errors import EnclaveTypeError, RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
@@ -135,9 +135,12 @@ class Guest:
             if isinstance(message, Enter):
                 self._answer(link, message)
                 continue
-            if not message.ok:
-                raise exception_of(decode(message.body, Raised))
-            result = _RESULT.decode(message.body)
+            try:
+                result = _RESULT.decode(message.body) if message.ok else decode(message.body, Raised)
+            except (RemoteProtocolError, msgspec.MsgspecError, ValueError, RecursionError):
+                raise OSError(5, f"{name}(): the client's answer cannot be read") from None
+            if isinstance(result, Raised):
+                raise exception_of(result)
             if isinstance(result, abi.Value):
                 return result.result
             if isinstance(result, abi.Failed) and result.errno == "EACCES":

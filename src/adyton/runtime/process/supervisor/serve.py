@@ -104,7 +104,7 @@ class Supervisor:
         self._loop = Loop()
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
-        self._outbox = Outbox(self._loop, relay, self._flush)
+        self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
         self._links: dict[int, _Link] = {}
         self._thread_links: set[socket.socket] = set()
         self._waiting: dict[int, tuple[int, abi.Request] | _Link | None] = {}  # host call → ticket, link, or nobody

@@ -26,6 +26,8 @@ WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")
 
 _ERRNOS = {name: getattr(errno, name) for name in abi.ERRNO_NAMES}
+# ENOSYS is the supervisor's word: the guest's kernel would remember it, and do without the operation for every file from then on.
+_ERRNOS["ENOSYS"] = errno.EOPNOTSUPP
 # What is neither file, directory nor link shows as a socket: the guest's kernel refuses to open that, and asks nobody.
 TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "other": stat.S_IFSOCK}
 
