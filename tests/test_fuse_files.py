@@ -560,3 +560,63 @@ def test_an_open_that_may_neither_read_nor_write_is_refused_and_makes_nothing(pa
     with raises(errno.EINVAL):
         kernel.open(path, os.O_ACCMODE | os.O_TRUNC)
     assert kernel.read(path) == b"here"
+
+
+FAR = 1 << 40  # seconds: more nanoseconds than 64 bits hold
+
+
+@pytest.mark.parametrize("path", ["/work/out/y", "/tmp/y"])
+@pytest.mark.parametrize("seconds", [FAR, -FAR, (1 << 63) - 1, -(1 << 63)])
+def test_a_time_beyond_what_a_host_call_carries_becomes_the_nearest(
+    path: str, seconds: int, client: FakeClient
+) -> None:
+    client.allowed["/tmp/shared"] = "write"
+    kernel = FakeKernel.loaded(client)
+    kernel.write(path, b"")
+    attr = kernel.setattr(
+        kernel.lookup(path).node,
+        valid=SetFlag.ATIME | SetFlag.MTIME,
+        accessed_seconds=seconds,
+        modified_seconds=seconds,
+        modified_nanoseconds=fuse_abi.SECOND - 1,
+    )
+    assert attr.modified == ((1 << 63) - 1 if seconds > 0 else -(1 << 63))
+
+
+def test_places_in_a_file_end_where_the_numbers_of_files_do(kernel: FakeKernel, client: FakeClient) -> None:
+    node, handle = kernel.open("/work/out/y", os.O_RDWR | os.O_CREAT)
+    asked = len(client.log)
+    for request in (
+        (Opcode.READ, fuse_abi.Read(handle, (1 << 63) - 1, 1)),
+        (Opcode.WRITE, fuse_abi.Write(handle, (1 << 63) - 1, 1, 0, 0, b"x")),
+        (Opcode.READ, fuse_abi.Read(handle, (1 << 64) - 1, 0)),
+    ):
+        with raises(errno.EINVAL):
+            kernel.request(request[0], node, request[1])
+    with raises(errno.EINVAL):
+        kernel.setattr(node, valid=SetFlag.SIZE, size=1 << 63)
+    assert len(client.log) == asked
+
+
+@pytest.mark.parametrize("above", ["/work/out", "/tmp"])
+def test_a_directory_cannot_be_moved_into_itself(above: str, client: FakeClient) -> None:
+    client.allowed["/tmp/shared"] = "write"
+    kernel = FakeKernel.loaded(client)
+    kernel.mkdir(f"{above}/d")
+    kernel.mkdir(f"{above}/d/e")
+    for target in ("d/x", "d/e/x", "d/e"):
+        with raises(errno.EINVAL):
+            kernel.rename(f"{above}/d", f"{above}/{target}")
+    assert kernel.listdir(f"{above}/d") == ["e"]
+
+
+def test_moves_that_cross_make_no_circle(kernel: FakeKernel, client: FakeClient) -> None:
+    for name in ("d", "e"):
+        kernel.mkdir(f"/work/out/{name}")
+    out, d, e = (kernel.lookup(path).node for path in ("/work/out", "/work/out/d", "/work/out/e"))
+    kernel.send(Opcode.RENAME2, out, fuse_abi.Rename(e, 0, b"d", b"d"))
+    kernel.send(Opcode.RENAME2, out, fuse_abi.Rename(d, 0, b"e", b"e"))
+    for ask in kernel.asks[:]:
+        kernel.apply(kernel.server.resume(ask.ticket, abi.Done()))
+    with raises(errno.ESTALE):
+        kernel.request(Opcode.LOOKUP, d, fuse_abi.Name(b"x"))

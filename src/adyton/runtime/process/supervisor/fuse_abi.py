@@ -20,6 +20,7 @@ MINOR_SPOKEN = 38  # the newest whose changes are accounted for here
 ROOT_ID = 1
 FOREVER = (1 << 31) - 1  # seconds; the longest lifetime that no kernel's arithmetic overflows
 SECOND = 10**9  # nanoseconds
+LARGEST = (1 << 63) - 1  # loff_t; of nanoseconds too, as host calls carry them
 
 
 class FileError(Exception):
@@ -160,6 +161,11 @@ class BatchForget(NamedTuple):
     nodes: list[tuple[int, int]]  # node, lookups
 
 
+def _nearest(nanoseconds: int) -> int:
+    """A time that can be carried: as file systems do with times that they cannot hold."""
+    return max(-LARGEST - 1, min(nanoseconds, LARGEST))
+
+
 class SetAttr(NamedTuple):
     valid: int
     handle: int
@@ -174,11 +180,11 @@ class SetAttr(NamedTuple):
 
     @property
     def accessed(self) -> int:
-        return self.accessed_seconds * SECOND + self.accessed_nanoseconds
+        return _nearest(self.accessed_seconds * SECOND + self.accessed_nanoseconds)
 
     @property
     def modified(self) -> int:
-        return self.modified_seconds * SECOND + self.modified_nanoseconds
+        return _nearest(self.modified_seconds * SECOND + self.modified_nanoseconds)
 
 
 class MakeNode(NamedTuple):
@@ -369,6 +375,8 @@ def decode(message: bytes) -> Request:
     if header.length != len(message) or len(message) < start:
         raise MalformedRequestError(header.unique, f"a request of operation {header.opcode} with {len(message)} bytes")
     fields = form.fixed.unpack_from(message, HEADER_SIZE)
+    if form.make in (Read, Write) and fields[1] + fields[2] > LARGEST:
+        raise MalformedRequestError(header.unique, f"{fields[2]} bytes at {fields[1]}, where no file can have any")
     if form.tail == "":
         return Request(header, form.make(*fields))
     tail = message[start:]

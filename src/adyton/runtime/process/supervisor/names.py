@@ -140,6 +140,8 @@ class NameOperations:
             SetFlag.GID in valid and body.gid != self._view.gid
         ):
             raise FileError(errno.EPERM)
+        if SetFlag.SIZE in valid and body.size > fuse_abi.LARGEST:
+            raise FileError(errno.EINVAL)
         if node.private is not None:
             self._set_private(node.private, valid, body)
         elif node.own:
@@ -236,7 +238,7 @@ class NameOperations:
         return self.rename2(header, fuse_abi.Rename(body.directory, 0, body.source, body.target))
 
     def rename2(self, header: Header, body: fuse_abi.Rename) -> Steps:
-        """As renameat2(2) has it; EXDEV between private files and the client's, EINVAL for an exchange."""
+        """As renameat2(2) has it; EXDEV between private files and the client's, EINVAL for an exchange, or into itself."""
         if body.flags & ~fuse_abi.RENAME_NOREPLACE:
             raise FileError(errno.EINVAL)
         parent, target = self._tree.get(header.node), self._tree.get(body.directory)
@@ -246,6 +248,8 @@ class NameOperations:
         target_place = yield from self._writable(header, new_path)
         if source_place is not target_place:
             raise FileError(errno.EXDEV)
+        if new_path.startswith(path + "/"):
+            raise FileError(errno.EINVAL)
         replace = not body.flags
         if source_place is Place.PRIVATE:
             source_directory, target_directory = private_directory(parent), private_directory(target)

@@ -177,8 +177,11 @@ class Tree:
         self._drop(parent)
 
     def move(self, parent: Node, name: str, target: Node, new_name: str) -> None:
-        """The name was given to `target`, in place of what was there."""
+        """The name was given to `target`, in place of what was there; it is lost if `target` is below it, as after moves that crossed."""
         node = parent.children.get(name)
+        if node is not None and _is_within(target, node):
+            self.gone(parent, name)
+            return
         self.gone(target, new_name)
         if node is not None and node.parent is not None:
             del parent.children[name]
@@ -194,6 +197,13 @@ class Tree:
                 return
             del parent.children[node.name]
             node = parent
+
+
+def _is_within(node: Node | None, above: Node) -> bool:
+    """Whether `node` is `above`, or below it."""
+    while node is not None and node is not above:
+        node = node.parent
+    return node is above
 
 
 def is_same(node: Node, attributes: abi.Attributes) -> bool:
