@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adyton.crypto.digest import digest_of
 from adyton.crypto.keys import debug_key
-from adyton.errors import ImageError, RemoteProtocolError, ResourceLimitError
+from adyton.errors import ImageError, NotFoundError, RemoteProtocolError, ResourceLimitError
 from adyton.image.manifest import Entry, Manifest
 from adyton.image.oci import Image
 from adyton.image.sign import add_signature
@@ -66,7 +66,7 @@ def test_what_is_offered_must_be_what_it_says(store):
     offer.measurement = digest_of(b"another")
     with pytest.raises(ImageError, match="digest"):
         Reception(store, offer)
-    with pytest.raises(ImageError, match="not in the store"):
+    with pytest.raises(NotFoundError, match="the server has no image"):
         Reception(store, Offer(measurement=IMAGE.measurement))
     for path in ("../../etc/passwd", "sha256:../x", "", "sha256:" + "A" * 64):
         with pytest.raises(ImageError, match="not a digest"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -233,6 +234,7 @@ def _raised(raised: Raised, *, denied: bool) -> EnclaveError:
             error = base(raised.type, raised.message, raised.traceback)
     else:
         error = base(raised.type, raised.message, raised.traceback)
-    if isinstance(error, OSError) and raised.errno:
-        error.errno = raised.errno
+    if isinstance(error, OSError):  # OSError.__new__ took our arguments for its own
+        error.errno, error.filename = raised.errno or None, None
+        error.strerror = os.strerror(raised.errno) if raised.errno else None
     return error

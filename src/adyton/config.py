@@ -131,6 +131,13 @@ class Policy:
         )
 
     @classmethod
+    def of_environment(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+        """The file that ADYTON_POLICY names, with the tables added to it, and ADYTON_ALLOW_… for lists that `allow` has not."""
+        tables = cls.from_tables(None, allow)
+        lists: dict[str, Any] = {name: getattr(tables.allow, name) for name in _LISTS}
+        return cls.read(os.environ.get("ADYTON_POLICY") or None).extended(expect=expect, **lists)
+
+    @classmethod
     def from_tables(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
         """The tables of a policy file, given in Python; relative paths are below the working directory."""
         return cls(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from adyton.attestation.expectation import Expectation
+from adyton.attestation.identity import PLATFORMS
 from adyton.client import EnclaveClient, error_of, opened
 from adyton.communicator.messages import Grant, LoadRequest
 from adyton.config import Policy
@@ -100,10 +101,7 @@ def load(  # the arguments are INTERFACE §2's
         call=allow_call,
     )
     found = open_image(image)
-    tls = tls or _tls_of_environment()
-    provision = RemoteProvision.instantiate(
-        on, remote_proxy=remote_proxy, tls=tls, token=token or _token_of_environment()
-    )
+    provision = RemoteProvision.instantiate(on, remote_proxy=remote_proxy, tls=tls, token=token)
     arguments = LoadArguments(
         name=name,
         policy=settings,
@@ -142,6 +140,15 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     """Load through `provision`, which is finalized when the enclave's client closes, or when this raises."""
     image = open_image(image)
     platform = arguments.platform or os.environ.get("ADYTON_PLATFORM") or "auto"
+    if platform not in ("auto", *PLATFORMS):
+        raise UsageError(f"there is no platform {platform!r}: it is auto or one of {', '.join(PLATFORMS)}")
+    timeout = arguments.timeout if arguments.timeout is not None else _timeout_of_environment()
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"timeout={timeout}: give a number of seconds above 0")
+    stats = arguments.stats or os.environ.get("ADYTON_STATS") or None
+    if stats:
+        _check_stats(stats)
+    arguments = replace(arguments, timeout=timeout, stats=stats)
     if provision.local and platform not in PLATFORMS_HERE:
         raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
@@ -182,7 +189,7 @@ def _connect(
 ) -> EnclaveClient:
     executor = Executor(policy, HostFunctions(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
     proxy = ProxyClient(transport, executor, expectation)
-    timeout = arguments.timeout or _timeout_of_environment()
+    timeout = arguments.timeout
     try:
         reply = proxy.connect(_load_request(policy, arguments.config), timeout or LOAD_TIMEOUT)
     except CallFailed as failed:
@@ -190,8 +197,8 @@ def _connect(
     for warning in reply.warnings:
         _say(f"adyton: warning: {warning}")
     client = opened(name, proxy, provision, timeout)
-    stats = arguments.stats or os.environ.get("ADYTON_STATS")
-    if stats:
+    stats = arguments.stats
+    if stats is not None:
         client.on_close(lambda: _write_stats(stats, client.stats()))
     return client
 
@@ -224,13 +231,16 @@ def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *
         expectation = policy.expect
         if not expectation.measurement and not expectation.signer:
             expectation = msgspec.structs.replace(expectation, measurement=measurement)
-        if allow_sim and "sim" not in expectation.platforms:
-            expectation = msgspec.structs.replace(expectation, platforms=[*expectation.platforms, "sim"], debug=True)
-        return expectation
-    platforms = ["sgx", "tdx", "sev-snp", "nitro", "tpm"]
-    if local or allow_sim:
-        platforms.append("sim")
+        platforms = expectation.platforms or _platforms(simulated=local or allow_sim)
+        if allow_sim:
+            platforms = list(dict.fromkeys([*platforms, "sim"]))
+        return msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
+    platforms = _platforms(simulated=local or allow_sim)
     return Expectation(platforms=platforms, measurement=measurement, debug=local or allow_sim or arguments.accept_debug)
+
+
+def _platforms(*, simulated: bool) -> Sequence[str]:
+    return [each for each in PLATFORMS if simulated or each != "sim"]
 
 
 def _time_zone() -> str:
@@ -250,22 +260,6 @@ def _flag(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
-def _tls_of_environment() -> TLS | None:
-    ca, cert, key = (os.environ.get(f"ADYTON_{name}") or None for name in ("CA", "CERT", "KEY"))
-    return TLS(ca, cert, key) if ca or cert or key else None
-
-
-def _token_of_environment() -> str | None:
-    path = os.environ.get("ADYTON_TOKEN_FILE")
-    if not path:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(4096).strip() or None
-    except OSError as error:
-        raise UsageError(f"ADYTON_TOKEN_FILE: cannot read {path}: {error.strerror}") from None
-
-
 def _timeout_of_environment() -> float | None:
     text = os.environ.get("ADYTON_TIMEOUT")
     if not text:
@@ -283,10 +277,20 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the policy's owner must see
 
 
+def _check_stats(path: str) -> None:
+    """UsageError, before anything is started, if the file cannot be written."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UsageError(f"--stats {path}: no file can be written there: name one in a folder of yours")
+
+
 def _write_stats(path: str, stats: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(stats, file)
-        file.write("\n")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(stats, file)
+            file.write("\n")
+    except OSError as error:
+        _say(f"adyton: warning: the statistics cannot be written to {path}: {error.strerror}")
 
 
 class _Output:

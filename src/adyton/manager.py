@@ -173,7 +173,7 @@ class EnclaveManager:
         name = load_config.name
         if not name:
             raise UsageError("the EnclaveLoadConfig has no name: set load_config.name")
-        policy = Policy.from_tables(expect, allow) if expect is not None or allow is not None else None
+        policy = Policy.of_environment(expect, allow)
         with self._lock:
             if name in self._clients:
                 raise NameInUseError(f"an enclave {name!r} is loaded already: destroy it first, or take another name")

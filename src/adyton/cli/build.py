@@ -7,13 +7,13 @@ import os
 import click
 import msgspec
 
-from adyton.cli.options import option
+from adyton.cli.options import json_option, option
 
 
 @click.command(short_help="Build images that [tool.adyton] declares.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]…")
 @option("--key", metavar="FILE", help="Sign with this key, whatever pyproject.toml says.")
-@click.option("--json", "as_json", is_flag=True, help="The images, and failures, as JSON.")
+@json_option("The images, and failures, as JSON.")
 def command(targets: tuple[str, ...], key: str | None, as_json: bool) -> None:
     """adyton build demo_enclave
 

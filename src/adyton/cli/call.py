@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from adyton.cli.options import LoadOptions, load_options, nearest
-from adyton.errors import EnclaveTypeError, UnknownEntryError
+from adyton.cli.options import LoadOptions, json_option, load_options, nearest, option
+from adyton.errors import EnclaveTypeError, UnknownEntryError, UsageError
 
 if TYPE_CHECKING:
     from adyton.image.manifest import Entry
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     context_settings={"ignore_unknown_options": False}, short_help="Load an image, call an entry, print the result."
 )
 @click.argument("image")
-@click.argument("entry")
+@click.argument("entry", required=False)
 @click.argument("args", nargs=-1)
 @load_options
-@click.option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
-@click.option("--json", "as_json", is_flag=True, help="Failures as JSON, too; results always are.")
-def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001
+@option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
+@json_option("Failures as JSON, too; results always are.")
+def command(image: str, entry: str | None, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001
     """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
@@ -36,6 +36,10 @@ def command(image: str, entry: str, args: tuple[str, ...], load: LoadOptions, ra
     from adyton.loader import open_image
 
     opened = open_image(image)
+    if entry is None:
+        if isinstance(opened, str):
+            raise UsageError(f"call which entry of {image}? Write it behind the image")
+        raise UsageError(f"call which entry of {os.path.basename(image)}? {listed(opened.manifest.entries)}")
     arguments = b""
     if not isinstance(opened, str):  # an image that is here: its arguments are checked before anything is started
         arguments = encode(find(opened.manifest.entries, entry, image), args)
@@ -80,9 +84,15 @@ def find(entries: list[Entry], name: str, image: str) -> Entry:
     for entry in entries:
         if entry.name == name:
             return entry
-    known = "\n  ".join(str(entry) for entry in entries) or "none"
     close = nearest(name, [entry.name for entry in entries])
-    raise UnknownEntryError(f"{os.path.basename(image)} has no entry {name!r}.{close} Its entries are:\n  {known}")
+    raise UnknownEntryError(f"{os.path.basename(image)} has no entry {name!r}.{close} {listed(entries)}")
+
+
+def listed(entries: list[Entry]) -> str:
+    """The entries with their signatures, for people."""
+    if not entries:
+        return "It has none: it is entered with enter_and_run"
+    return "\n  ".join(["Its entries are:", *map(str, entries)])
 
 
 def encode(entry: Entry, args: tuple[str, ...]) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.options import json_option
 from adyton.errors import PlatformError
 
 
 @click.command(short_help="What this machine can do, and why not.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option("Print JSON.")
 def command(as_json: bool) -> None:
     """adyton doctor
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 import msgspec
+
+from adyton.cli.options import json_option
 
 
 @click.command(short_help="What is in an image.")
 @click.argument("image", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option("As JSON.")
 def command(image: str, as_json: bool) -> None:
     """adyton inspect build/demo_enclave.enclave
 
-    Show an image's entries with their types, its measurement, its signatures and whether they hold. Runs nothing of it.
+    Show what is in IMAGE (a .enclave file, or a .py file, which is built first): its entries with their types, its measurement, its
+    signatures and whether they hold. Runs nothing of it.
     """
+    from adyton.image.build import build_file
     from adyton.image.describe import describe, describe_text
     from adyton.image.oci import Image
 
-    opened = Image.open(image)
+    opened = Image.open(build_file(image) if image.endswith(".py") and os.path.isfile(image) else image)
     click.echo(msgspec.json.encode(describe(opened)) if as_json else describe_text(opened))

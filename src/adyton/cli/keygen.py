@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.options import json_option
+
 
 @click.command(short_help="Make a signing key.")
 @click.argument("key", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="The signer, and failures, as JSON.")
+@json_option("The signer, and failures, as JSON.")
 def command(key: str, as_json: bool) -> None:
     """adyton keygen release.key
 

@@ -31,9 +31,14 @@ def variable(option: str) -> str:
     return "ADYTON_" + option.lstrip("-").replace("-", "_").upper()
 
 
-def option(name: str, **attributes: Any) -> Callable[[_C], _C]:
-    """A click option that can also be given by its environment variable."""
-    return click.option(name, envvar=variable(name), show_envvar=False, **attributes)
+def option(name: str, *more: str, **attributes: Any) -> Callable[[_C], _C]:
+    """A click option that can also be given by its environment variable. `more`: other names, as click takes them."""
+    return click.option(name, *more, envvar=variable(name), show_envvar=False, **attributes)
+
+
+def json_option(text: str = "Failures as JSON.") -> Callable[[_C], _C]:
+    """The option --json, as the argument `as_json`; the root command turns failures into JSON."""
+    return option("--json", "as_json", is_flag=True, help=text)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ def load_options(command: _C) -> _C:
     def wrapped(**given: Any) -> Any:
         config = given.pop("config")
         platform = given.pop("platform")
+        if config and platform not in ("auto", _CONFIGS[config]):
+            raise UsageError(
+                f"--config {config} means --platform {_CONFIGS[config]}, not {platform}: give one of the two"
+            )
         given["load"] = LoadOptions(
             on=given.pop("on"),
             platform=_CONFIGS[config] if config else platform,
@@ -187,8 +196,10 @@ def read_token(path: str | None) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             token = file.read(4096).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the token file {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the token file {path} is not text: write a secret of your choice into it") from None
     if not token:
         raise UsageError(f"the token file {path} is empty: write a secret of your choice into it")
     return token

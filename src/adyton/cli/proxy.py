@@ -6,7 +6,7 @@ import os
 
 import click
 
-from adyton.cli.options import option, read_token, server_options, server_tls
+from adyton.cli.options import json_option, option, read_token, server_options, server_tls
 from adyton.errors import UsageError
 
 
@@ -20,6 +20,7 @@ from adyton.errors import UsageError
 )
 @option("--host-address", metavar="HOST:PORT", help="Dial back to the client there (not in this version).")
 @server_options
+@json_option()
 def command(
     listen: str,
     host_address: str | None,
@@ -28,6 +29,7 @@ def command(
     client_ca: str | None,
     token_file: str | None,
     security_type: str | None,
+    as_json: bool,  # noqa: ARG001 - root's
 ) -> None:
     """adyton proxy --listen 127.0.0.1:4322
 
@@ -40,6 +42,8 @@ def command(
         raise UsageError(
             "--host_address (dialling back to the client) is not supported yet: use --listen, and let the client dial"
         )
+    if listen == "unix:":
+        raise UsageError("--listen unix: needs a path, such as unix:/run/adyton.sock")
     if not listen.startswith("unix:") and not listen.rpartition(":")[2].isdigit():
         raise UsageError(f"--listen {listen}: write HOST:PORT (port 0 takes a free one) or unix:PATH")
     secret = os.environ.pop(SECRET_VARIABLE, "")

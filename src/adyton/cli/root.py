@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -13,7 +14,16 @@ from adyton._version import __version__
 from adyton.errors import AdytonError
 
 COMMANDS = ("build", "call", "doctor", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
+LATER = ("attest", "init", "ps", "stop", "verify")
 INTERRUPTED = 130
+
+
+class _Failed(Exception):  # noqa: N818 - a carrier
+    """Takes an error of ours past click, which has ideas of its own about EOFError and OSError; ours can be those, too."""
+
+    def __init__(self, error: AdytonError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class Root(click.Group):
@@ -36,7 +46,17 @@ class Root(click.Group):
         except click.UsageError:
             from adyton.cli.options import nearest
 
+            if args[0] in LATER:
+                raise click.UsageError(
+                    f"adyton {args[0]} is not in this version; adyton --help lists what is", ctx
+                ) from None
             raise click.UsageError(f"No such command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AdytonError as error:
+            raise _Failed(error) from error
 
 
 @click.group(
@@ -58,22 +78,35 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     given = sys.argv[1:] if arguments is None else arguments
     before_separator = given[: given.index("--")] if "--" in given else given
-    as_json = "--json" in before_separator
+    as_json = "--json" in before_separator or _flag("ADYTON_JSON")
     try:
         status = root.main(given, "adyton", standalone_mode=False)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and not error.possibilities and _takes_arguments(error):
+            error = click.UsageError(f"{error.format_message()} Arguments that begin with - stand after --.", error.ctx)
         status = _fail(as_json, error.exit_code, type(error).__name__, error.format_message(), click_error=error)
-    except AdytonError as error:
-        failures = [msgspec.to_builtins(failure) for failure in error.failures]
-        status = _fail(as_json, error.exit_code, type(error).__name__, error.message, failures, _traceback(error))
+    except _Failed as failed:
+        ours = failed.error
+        failures = [msgspec.to_builtins(failure) for failure in ours.failures]
+        status = _fail(as_json, ours.exit_code, type(ours).__name__, ours.message, failures, _traceback(ours))
     except (KeyboardInterrupt, click.Abort):
         status = _fail(as_json, INTERRUPTED, "Interrupted", "interrupted")
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads what we print
         status = 1
+    except OSError as error:  # a full disk, and the like
+        status = _fail(as_json, 1, type(error).__name__, str(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "t", "true", "y", "yes", "on")
+
+
+def _takes_arguments(error: click.NoSuchOption) -> bool:
+    return error.ctx is not None and any(each.nargs == -1 for each in error.ctx.command.params)
 
 
 def _traceback(error: AdytonError) -> str:

@@ -8,14 +8,15 @@ import sys
 
 import click
 
-from adyton.cli.options import LoadOptions, load_options
+from adyton.cli.options import LoadOptions, json_option, load_options
 
 
 @click.command(short_help="Build what a target needs, and run its driver.")
 @click.argument("target")
 @click.argument("args", nargs=-1)
 @load_options
-def command(target: str, args: tuple[str, ...], load: LoadOptions) -> None:
+@json_option()
+def command(target: str, args: tuple[str, ...], load: LoadOptions, as_json: bool) -> None:  # noqa: ARG001 - root's
     """adyton run quickstart -- --message "Asylo Rocks"
 
     Build the enclaves of TARGET ([tool.adyton.loader.TARGET] in pyproject.toml), then run its driver with its loader_args and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adyton.cli.options import PLATFORMS, option, read_token, server_options, server_tls
+from adyton.cli.options import PLATFORMS, json_option, option, read_token, server_options, server_tls
 from adyton.errors import PlatformError, UsageError
 
 
@@ -25,6 +25,7 @@ def _ports(text: str | None) -> tuple[int, int] | None:
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @server_options
 @option("--insecure", is_flag=True, help="Serve a network without TLS or credentials: anyone may run enclaves here.")
+@json_option()
 def command(
     host: str,
     port: int,
@@ -37,6 +38,7 @@ def command(
     token_file: str | None,
     security_type: str | None,
     insecure: bool,
+    as_json: bool,  # noqa: ARG001 - root's
 ) -> None:
     """adyton serve --port 4321
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.options import json_option
+
 
 @click.command(short_help="What a program in an enclave may ask of the kernel.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option("Print JSON.")
 def command(as_json: bool) -> None:
     """adyton syscalls
 

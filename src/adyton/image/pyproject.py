@@ -71,7 +71,7 @@ class Project:
     def loader(self, target: str) -> LoaderTable:
         """The loader of that name; UsageError if there is none."""
         if target not in self.loaders:
-            raise UsageError(f"{self.file} declares no loader {target!r}{_nearest(target, self.loaders)}")
+            raise UsageError(f"{self.file} declares no loader {target!r}{_declared(target, self.loaders)}")
         return self.loaders[target]
 
     def enclaves_of(self, targets: Iterable[str]) -> list[str]:
@@ -84,7 +84,7 @@ class Project:
                 found |= dict.fromkeys(self.loaders[target].enclaves.values())
             else:
                 known = [*self.enclaves, *self.loaders]
-                raise UsageError(f"{self.file} declares no enclave or loader {target!r}{_nearest(target, known)}")
+                raise UsageError(f"{self.file} declares no enclave or loader {target!r}{_declared(target, known)}")
         return list(found)
 
 
@@ -99,7 +99,7 @@ def find_project(start: str | os.PathLike[str]) -> str:
         if above == folder:
             raise UsageError(
                 f"no {FILE} with a [tool.adyton] table in {os.path.abspath(start)} or above: "
-                "change to the project's folder, or make one with `adyton init`"
+                "change to the project's folder, or write a table [tool.adyton.enclave.NAME]"
             )
         folder = above
 
@@ -164,6 +164,11 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> No
             raise UsageError(
                 f"{where} has a key {key!r} that is not known{_nearest(key, names)}; known are: {', '.join(names)}"
             )
+
+
+def _declared(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    return f"{_nearest(name, names)}; it declares: {', '.join(names) or 'none'}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -32,6 +32,10 @@ SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
 PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
 DIRECTORY_VARIABLE = "ADYTON_LAUNCH_DIRECTORY"
 READY = "adyton proxy listening on "
+_OF_SERVERS = tuple(  # variables that are meant for servers of one's own, or say how this command prints
+    f"ADYTON_{name}"
+    for name in ("SSL_CERT", "SSL_KEY", "CLIENT_CA", "TOKEN_FILE", "SECURITY_TYPE", "HOST_ADDRESS", "JSON")
+)
 
 
 class RemoteProvision(abc.ABC):
@@ -44,10 +48,12 @@ class RemoteProvision(abc.ABC):
         server: str | None = None, *, remote_proxy: str | None = None, tls: TLS | None = None, token: str | None = None
     ) -> RemoteProvision:
         """For `server` (or ADYTON_ON) the remote one; for neither the local one, with the command `remote_proxy`, else
-        ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`."""
+        ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`. `tls`, `token`: for the server; else ADYTON_CA and the like, and
+        ADYTON_TOKEN_FILE. UsageError."""
         server = server or os.environ.get("ADYTON_ON") or None
         if server is not None:
-            return _ServerProvision(Address.parse(server), tls, token)
+            address = Address.parse(server)
+            return _ServerProvision(address, tls or TLS.from_environment(), token or _token_of_environment())
         return _LocalProvision(remote_proxy or os.environ.get("ADYTON_REMOTE_PROXY") or None)
 
     @abc.abstractmethod
@@ -137,7 +143,11 @@ class _LocalProvision(RemoteProvision):
     local = True
 
     def __init__(self, command: str | None) -> None:
-        self._command = shlex.split(command) if command else [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
+        try:
+            given = shlex.split(command or "")
+        except ValueError as error:
+            raise UsageError(f"--remote_proxy {command}: {error}") from None
+        self._command = given or [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
         self._process: subprocess.Popen[str] | None = None
         self._life = -1  # writing end of a pipe; the proxy server ends when it is closed
         self._directory = ""  # of socket and blobs; both sides remove it at their end, whichever comes last
@@ -173,7 +183,7 @@ class _LocalProvision(RemoteProvision):
                 text=True,
                 errors="replace",
                 env={
-                    **os.environ,
+                    **{name: value for name, value in os.environ.items() if name not in _OF_SERVERS},
                     SECRET_VARIABLE: secret,
                     PARENT_VARIABLE: str(reading),
                     DIRECTORY_VARIABLE: self._directory,
@@ -246,6 +256,17 @@ class _LocalProvision(RemoteProvision):
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
         return "\n".join(self._said)
+
+
+def _token_of_environment() -> str | None:
+    path = os.environ.get("ADYTON_TOKEN_FILE")
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(4096).strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"ADYTON_TOKEN_FILE: cannot read {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def _start_error(command: str, line: str, status: int, said: list[str]) -> AdytonError:

@@ -12,6 +12,7 @@ class Stop:
     """A latch that signals, threads and dying parents can set; the main thread waits for it."""
 
     def __init__(self) -> None:
+        self.interrupted = False  # by SIGINT, which is Ctrl-C
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
 
@@ -24,8 +25,13 @@ class Stop:
 
     def on_signals(self, numbers: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
         """Set it, with b"s", at these signals; call this from the main thread."""
+
+        def stop(number: int, _: object) -> None:
+            self.interrupted = self.interrupted or number == signal.SIGINT
+            self.set(b"s")
+
         for number in numbers:
-            signal.signal(number, lambda *_: self.set(b"s"))
+            signal.signal(number, stop)
 
     def on_end_of(self, descriptor: int) -> None:
         """Set it, with b"p", when the other end of a pipe is closed, which the end of its process does."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from adyton.errors import ResourceLimitError
+from adyton.errors import ResourceLimitError, UsageError
 from adyton.provision.lifetime import Stop
 from adyton.provision_pb2 import Ready
 
@@ -56,7 +56,7 @@ def serve_alone(
 ) -> None:
     """Serve one client and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
 
-    Raises PlatformError (no sandbox here) or UsageError (cannot listen).
+    Raises PlatformError (no sandbox here), UsageError (cannot listen), and KeyboardInterrupt at the end that Ctrl-C asked for.
     """
     from adyton.runtime.launch import LaunchRequest, Zygote
 
@@ -65,6 +65,8 @@ def serve_alone(
     os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
     if launched is not None:
         stop.on_end_of(launched.parent)
+    _check_free(listen)
+    listening = False
     directory = launched.directory if launched else tempfile.mkdtemp(prefix="adyton-proxy-")
     store_directory = os.path.join(directory, "store")
     try:
@@ -95,12 +97,16 @@ def serve_alone(
 
             service = ProvisionService(BlobStore(store_directory), start, token)
             server, port = open_server([service.handler(), relay.handler()], listen, tls, THREADS)
+            listening = True
             _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
             for enclave in enclaves:
                 enclave.close()
     finally:
-        _remove_socket(listen)
+        if listening:
+            _remove_socket(listen)
         shutil.rmtree(directory, ignore_errors=True)
+    if stop.interrupted:
+        raise KeyboardInterrupt
 
 
 def serve_enclave(enclave: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]) -> None:
@@ -132,6 +138,15 @@ def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: C
         enough.start()
         stop.wait()
     server.stop(1).wait(2)
+
+
+def _check_free(listen: str) -> None:
+    """UsageError if somebody listens at that unix socket: gRPC would take its name away from it."""
+    if not listen.startswith("unix:"):
+        return
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+        sock.connect(listen[5:])
+        raise UsageError(f"cannot listen at {listen}: a process listens there already")
 
 
 def _remove_socket(listen: str) -> None:

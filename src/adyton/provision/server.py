@@ -47,7 +47,7 @@ def check_exposure(options: ServerOptions) -> None:
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. UsageError, PlatformError."""
+    """Serve until SIGTERM or SIGINT, then drain; KeyboardInterrupt after the latter. UsageError, PlatformError."""
     check_exposure(options)
     stop = Stop()
     stop.on_signals()
@@ -60,7 +60,10 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         from adyton.provision.store import BlobStore
 
-        store = BlobStore(directory)
+        try:
+            store = BlobStore(directory)
+        except OSError as error:
+            raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
         spawner = stack.enter_context(
             contextlib.closing(Spawner(directory, temporary=options.temporary_directory is None))
         )
@@ -91,3 +94,5 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
 
         threading.Thread(target=drain, name="adyton-drain", daemon=True).start()
         stop.wait()
+    if stop.interrupted:
+        raise KeyboardInterrupt

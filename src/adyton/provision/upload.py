@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from adyton.crypto.digest import digest_of
-from adyton.errors import ImageError, RemoteProtocolError, ResourceLimitError
+from adyton.errors import ImageError, NotFoundError, RemoteProtocolError, ResourceLimitError
 from adyton.image.oci import Image
 from adyton.provision.store import BlobStore, Incoming
 from adyton.provision_pb2 import Blob, Chunk, Offer, ProvisionRequest
@@ -61,6 +61,10 @@ class Reception:
         self._incoming: Incoming | None = None
         self._incoming_digest = ""
         if not offer.manifest:
+            if not store.has(offer.measurement):
+                raise NotFoundError(
+                    f"the server has no image {offer.measurement}: load it from its file, which uploads it"
+                )
             self._manifest = store.read(offer.measurement, MAX_MANIFEST)
             self.missing: list[str] = []
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -18,6 +19,12 @@ class TLS:
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> TLS | None:
+        """What ADYTON_CA, ADYTON_CERT and ADYTON_KEY name; None if there is none of them."""
+        ca, cert, key = (os.environ.get(f"ADYTON_{name}") or None for name in ("CA", "CERT", "KEY"))
+        return cls(ca, cert, key) if ca or cert or key else None
 
 
 @dataclass(frozen=True)

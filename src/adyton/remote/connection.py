@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-os.environ.setdefault(
-    "GRPC_VERBOSITY", "ERROR"
-)  # grpc reads it when imported: its notices of closed connections are no news
-
 import grpc
 import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from adyton import errors
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
@@ -40,6 +39,33 @@ def _read(path: str | None, what: str) -> bytes | None:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
 
 
+def _certificates(path: str | None, what: str) -> bytes | None:
+    """A PEM file of certificates, judged here because gRPC would report one that is none as a server out of reach."""
+    data = _read(path, what)
+    if data is None:
+        return None
+    try:
+        x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise UsageError(f"the {what} {path} holds no certificate in PEM") from None
+    return data
+
+
+def _key_pair(key: str | None, certificate: str | None) -> tuple[bytes | None, bytes | None]:
+    key_data, chain = _read(key, "key"), _certificates(certificate, "certificate")
+    if key_data is None or chain is None:
+        return None, None
+    try:
+        private = serialization.load_pem_private_key(key_data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UsageError(f"{key} holds no private key in PEM, or an encrypted one") from None
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    leaf = x509.load_pem_x509_certificates(chain)[0]
+    if private.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+        raise UsageError(f"{key} is not the key of the certificate {certificate}: give the two that belong together")
+    return key_data, chain
+
+
 def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
     """A channel; nothing is sent yet."""
     if not address.secure:
@@ -51,9 +77,7 @@ def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
     tls = tls or TLS()
     if (tls.cert is None) != (tls.key is None):
         raise UsageError("a client certificate needs its key, and a key its certificate: give both --cert and --key")
-    credentials = grpc.ssl_channel_credentials(
-        _read(tls.ca, "CA certificate"), _read(tls.key, "key"), _read(tls.cert, "certificate")
-    )
+    credentials = grpc.ssl_channel_credentials(_certificates(tls.ca, "CA certificate"), *_key_pair(tls.key, tls.cert))
     return grpc.secure_channel(address.target, credentials, options=_OPTIONS)
 
 
@@ -63,8 +87,10 @@ def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
         return None
     if tls.cert is None or tls.key is None:
         raise UsageError("TLS needs both --ssl_cert and --ssl_key")
-    pair = (_read(tls.key, "key"), _read(tls.cert, "certificate"))
-    return grpc.ssl_server_credentials([pair], _read(tls.ca, "client CA"), require_client_auth=tls.ca is not None)
+    authority = _certificates(tls.ca, "client CA")
+    return grpc.ssl_server_credentials(
+        [_key_pair(tls.key, tls.cert)], authority, require_client_auth=authority is not None
+    )
 
 
 def open_server(
@@ -80,11 +106,12 @@ def open_server(
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError:
-        port = 0
+        why = "is its folder there, and may you write it?"
+        if not listen.startswith("unix:"):
+            why = "the port is in use, or the address is not of this machine"
+        raise UsageError(f"cannot listen at {listen}: {why}") from None
     finally:
         os.umask(umask)
-    if port == 0 and not listen.startswith("unix:"):
-        raise UsageError(f"cannot listen at {listen}: the port is in use, or the address is not of this machine")
     return server, port
 
 
@@ -117,6 +144,17 @@ def error_from(rpc: grpc.RpcError, target: str, *, connected: bool) -> AdytonErr
         return ConnectionLostError(
             f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown"
         )
-    return UnreachableError(
-        f"cannot reach {target}: {details}. Is a server running there, and is the scheme (grpc, grpcs) right?"
-    )
+    advice = next((advice for mark, advice in _ADVICE if mark in details), "Is a server running there?")
+    return UnreachableError(f"cannot reach {target}: {details}. {advice}")
+
+
+_ADVICE = (  # what gRPC's details hold, and what to do then
+    ("WRONG_VERSION_NUMBER", "It answers without TLS: write grpc:// if it is to be reached so"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "Its certificate is not signed by the CA that --ca names: is it the right server and CA?",
+    ),
+    ("peer certificate", "Its certificate is for another name: write the server's name as its certificate has it"),
+    ("closed", "It may want TLS (write grpcs://), or a client certificate of its CA (--cert and --key)"),
+    ("reset", "It may want TLS (write grpcs://), or a client certificate of its CA (--cert and --key)"),
+)

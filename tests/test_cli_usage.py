@@ -1,0 +1,355 @@
+"""What a newcomer mistypes: each time a text that says what to do next, the exit code, and nothing on the wrong stream."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustme
+from command import adyton, start
+
+from adyton.cli.root import run
+
+PROGRAM = """
+def double(number: int) -> int:
+    return 2 * number
+
+def read_all() -> str:
+    return input()
+
+def pipe() -> None:
+    raise BrokenPipeError(32, "gone")
+"""
+
+
+@pytest.fixture
+def cli(capfd, workplace):
+    """`adyton ARGUMENTS` in this process, in an empty folder that has prog.py: exit code, standard output, standard error."""
+    Path("prog.py").write_text(PROGRAM)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(list(arguments))
+        return (ended.value.code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["init", "ps", "stop", "attest", "verify"])
+def test_a_command_of_a_later_version_is_refused_as_such(cli, name):
+    status, out, err = cli(name)
+    assert (status, out) == (2, "")
+    assert f"adyton {name} is not in this version" in err
+
+
+def test_call_without_an_entry_lists_the_entries(cli):
+    status, out, err = cli("call", "prog.py")
+    assert (status, out) == (2, "")
+    assert "double(number: int) -> int" in err
+
+
+def test_arguments_that_look_like_options_are_told_where_to_stand(cli):
+    status, out, err = cli("call", "prog.py", "double", "-5")
+    assert (status, out) == (2, "")
+    assert "stand after --" in err
+    assert "stand after --" not in cli("inspect", "--frob")[2]
+
+
+def test_a_python_file_can_be_inspected(cli):
+    status, out, err = cli("inspect", "--json", "prog.py")
+    assert (status, err) == (0, "")
+    assert [each["name"] for each in json.loads(out)["entries"]] == ["double", "read_all", "pipe"]
+
+
+@pytest.mark.parametrize("command", ["run", "proxy", "serve", "call", "inspect", "build", "sign", "keygen"])
+def test_every_command_says_in_json_what_failed(cli, command, monkeypatch):
+    wrong = {
+        "run": ["nope"],
+        "proxy": ["--listen", "here"],
+        "serve": ["--host", "0.0.0.0"],
+        "call": ["nope.py", "f"],
+        "inspect": ["nope"],
+        "sign": ["nope"],
+        "keygen": ["prog.py"],
+    }.get(command, [])
+    status, out, err = cli(command, "--json", *wrong)
+    assert (status, err) == (2, "")
+    error = json.loads(out)["error"]
+    assert error.keys() == {"exit_code", "type", "message", "failures"}
+    assert (error["exit_code"], error["type"]) == (2, "UsageError")
+    monkeypatch.setenv("ADYTON_JSON", "1")
+    assert cli(command, *wrong) == (status, out, err)
+
+
+def test_every_option_can_be_given_by_the_environment(cli, monkeypatch):
+    assert cli("keygen", "k")[0] == 0
+    Path("pyproject.toml").write_text('[tool.adyton.enclave.e]\nentry = "prog"\nsign = "none"\n')
+    Path("prog.py").write_text("from adyton import trusted\nenclave = trusted.Enclave('e')\n")
+    Path("pyproject.toml").write_text('[tool.adyton.enclave.e]\nentry = "prog:enclave"\nsign = "none"\n')
+    assert cli("build")[0] == 0
+    monkeypatch.setenv("ADYTON_OUTPUT", "signed.enclave")
+    monkeypatch.setenv("ADYTON_DEBUG", "1")
+    assert cli("sign", "build/e.enclave")[0] == 0
+    (signature,) = json.loads(cli("inspect", "--json", "signed.enclave")[1])["signatures"]
+    assert signature["debug"]
+    assert cli("sign", "build/e.enclave", "--key", "k", "-o", "released.enclave")[0] == 0
+    (signature,) = json.loads(cli("inspect", "--json", "released.enclave")[1])["signatures"]
+    assert not signature["debug"]
+
+
+def test_statistics_that_cannot_be_written_are_refused_before_anything_starts(cli):
+    for path in ("missing/stats.json", "."):
+        status, out, err = cli("call", "prog.py", "double", "1", "--stats", path)
+        assert (status, out) == (2, "")
+        assert path in err
+        assert "NOT CONFIDENTIAL" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--remote_proxy", "'"], "--remote_proxy"),
+        (["--config", "sgx", "--platform", "sim"], "--config sgx means --platform sgx"),
+        (["--timeout", "0"], "--timeout"),
+        (["--on", "http://x"], "not http://"),
+        (["--token-file", "missing"], "cannot read the token file missing: No such file"),
+    ],
+)
+def test_load_options_that_make_no_sense(cli, options, text):
+    status, out, err = cli("call", "prog.py", "double", "1", *options)
+    assert (status, out) == (2, "")
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_unknown_targets_are_answered_with_those_that_there_are(cli):
+    Path("pyproject.toml").write_text('[tool.adyton.loader.quick]\ndriver = "d.py"\n')
+    for command in ("run", "build"):
+        status, _, err = cli(command, "nope")
+        assert status == 2
+        assert "it declares: quick" in err
+
+
+def test_a_folder_that_images_cannot_be_kept_in(cli):
+    status, out, err = cli("serve", "--port", "0", "--temporary-directory", "prog.py")
+    assert (status, out) == (2, "")
+    assert "images cannot be kept in prog.py" in err
+    assert "Traceback" not in err
+
+
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sandbox
+def test_an_address_that_cannot_be_listened_at_is_one_line(workplace):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments in (["serve", "--port", str(port)], ["proxy", "--listen", f"127.0.0.1:{port}"]):
+            refused = adyton(*arguments)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert refused.stderr == (
+                f"adyton: cannot listen at 127.0.0.1:{port}: the port is in use, or the address is not of this machine\n"
+            )
+    refused = adyton("proxy", "--listen", "unix:missing/proxy.sock")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "cannot listen at unix:missing/proxy.sock" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert adyton("proxy", "--listen", "unix:").returncode == 2
+
+
+@pytest.mark.sandbox
+def test_a_proxy_server_takes_no_socket_away_from_another(workplace):
+    first = start("proxy", "--listen", "unix:proxy.sock")
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "adyton proxy listening on unix:proxy.sock\n"
+        second = adyton("proxy", "--listen", "unix:proxy.sock")
+        assert (second.returncode, second.stdout) == (2, "")
+        assert "listens there already" in second.stderr
+        assert Path("proxy.sock").exists()
+    finally:
+        first.terminate()
+        assert first.wait(20) == 0
+        first.stdout.close()
+    assert not Path("proxy.sock").exists()
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize("command", ["proxy", "serve"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_servers_end_at_a_signal_and_leave_nothing(tmp_path, command, number, status):
+    arguments = {"proxy": [], "serve": ["--port", "0"]}[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adyton.cli", command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert process.stdout is not None
+    assert " listening on 127.0.0.1:" in process.stdout.readline()
+    process.send_signal(number)
+    assert process.wait(20) == status
+    process.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- connecting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """A folder: ca.pem, other.pem (another CA), server.pem/.key and client.pem/.key by the first, stranger.pem/.key by the other."""
+    folder = tmp_path_factory.mktemp("certificates")
+    ca, other = trustme.CA(), trustme.CA()
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    other.cert_pem.write_to_path(folder / "other.pem")
+    for name, authority, identity in (
+        ("server", ca, "127.0.0.1"),
+        ("client", ca, "client@example.org"),
+        ("stranger", other, "client@example.org"),
+    ):
+        issued = authority.issue_cert(identity)
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    (folder / "token").write_text("a secret\n")
+    (folder / "guess").write_text("a guess\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({"ca": "prog.py"}, "the CA certificate prog.py holds no certificate in PEM"),
+        ({"cert": "prog.py", "key": "C/client.key"}, "the certificate prog.py holds no certificate in PEM"),
+        ({"cert": "C/client.pem", "key": "prog.py"}, "prog.py holds no private key in PEM"),
+        ({"cert": "C/client.pem", "key": "C/server.key"}, "is not the key of the certificate"),
+        ({"cert": "C/client.pem"}, "give both --cert and --key"),
+    ],
+)
+def test_tls_files_that_are_none_are_named(cli, certificates, files, text):
+    options = [part for name, path in files.items() for part in (f"--{name}", path.replace("C", str(certificates), 1))]
+    status, out, err = cli("call", "prog.py", "double", "1", "--on", "grpcs://127.0.0.1:1", *options)
+    assert (status, out) == (2, "")
+    assert text in err
+
+
+def test_a_servers_tls_files_that_are_none_are_named(certificates, workplace):
+    Path("none.pem").write_text("nothing")
+    refused = adyton("serve", "--port", "0", "--ssl_cert", "none.pem", "--ssl_key", str(certificates / "server.key"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "none.pem holds no certificate" in refused.stderr
+
+
+@pytest.mark.sandbox
+def test_a_server_on_the_network_knows_its_clients(cli, certificates, monkeypatch):
+    def path(name: str) -> str:
+        return str(certificates / name)
+
+    server = start(
+        *(
+            "serve",
+            "--host",
+            "0.0.0.0",
+            "--port",
+            "0",
+            "--ssl_cert",
+            path("server.pem"),
+            "--ssl_key",
+            path("server.key"),
+        ),
+        *("--client-ca", path("ca.pem"), "--token-file", path("token")),
+    )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().rpartition(":")[2].strip()
+        url = f"grpcs://127.0.0.1:{port}"
+        good = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key", "token-file": "token"}
+
+        def call(url: str, **files: str | None) -> tuple[int, str, str]:
+            given = {**good, **files}
+            options = [part for name, file in given.items() if file for part in (f"--{name}", path(file))]
+            return cli("call", "prog.py", "double", "4", "--allow-sim", "--on", url, *options)
+
+        assert call(url)[:2] == (0, "8\n")
+        for wrong, text in (
+            ({"ca": "other.pem"}, "not signed by the CA"),
+            ({"cert": "stranger.pem", "key": "stranger.key"}, "client certificate"),
+            ({"cert": None, "key": None}, "client certificate"),
+            ({"token-file": "guess"}, "token"),
+            ({"token-file": None}, "token"),
+        ):
+            status, out, err = call(url, **wrong)
+            assert (status, out) == (10, ""), err
+            assert text in err
+            assert len(err.splitlines()) == 1
+        status, _, err = call(url.replace("grpcs", "grpc"), ca=None, cert=None, key=None)
+        assert status == 10
+        assert "grpcs" in err
+
+        for name, file in good.items():  # the same for the original's interface, by its driver
+            monkeypatch.setenv("ADYTON_" + name.upper().replace("-", "_"), path(file))
+        driver = Path(__file__).parent.parent / "examples" / "quickstart"
+        quickstart = adyton("run", "quickstart", "--on", url, "--allow-sim", "--", "--message", "hi", cwd=driver)
+        assert quickstart.returncode == 0, quickstart.stderr
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+        server.stdout.close()
+
+
+@pytest.mark.sandbox
+def test_an_image_that_a_server_has_not(cli, server):
+    status, out, err = cli("call", "sha256:" + "0" * 64, "f", "--on", server, "--allow-sim")
+    assert (status, out) == (1, "")
+    assert "the server has no image sha256:0000" in err
+
+
+# -- what the program raises -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sandbox
+def test_errors_of_the_program_that_click_would_take_for_its_own(cli):
+    status, out, err = cli("call", "prog.py", "read_all")
+    assert (status, out) == (50, "")
+    assert "adyton: EOFError" in err
+    status, out, err = cli("call", "prog.py", "pipe", "--json")
+    assert status == 50
+    assert json.loads(out)["error"]["message"] == "BrokenPipeError: [Errno 32] gone"
+
+
+@pytest.mark.sandbox
+def test_what_is_meant_for_servers_does_not_reach_a_local_proxy(cli, monkeypatch):
+    for name in ("SSL_CERT", "CLIENT_CA", "HOST_ADDRESS", "SECURITY_TYPE"):
+        monkeypatch.setenv(f"ADYTON_{name}", "local")
+    assert cli("call", "prog.py", "double", "3")[:2] == (0, "6\n")
+
+
+@pytest.mark.sandbox
+def test_an_interrupted_call_is_130_and_leaves_nothing(tmp_path):
+    (tmp_path / "prog.py").write_text(
+        "import time\ndef nap() -> None:\n    print('napping', flush=True)\n    time.sleep(60)\n"
+    )
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "adyton.cli", "call", "prog.py", "nap"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"TMPDIR": str(temporary), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    ) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "napping\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert err.strip() == "adyton: interrupted"
+    assert list(temporary.iterdir()) == []
