@@ -81,7 +81,8 @@ class Draw:
             return f"{self.pick(self._words)}/{self.pick(self._words)}"
         if kind < 7:
             return self.take(self.below(32)).decode("utf-8", "replace")
-        return self.pick(self._words) * max(0, self.number() % 512)
+        word = self.pick(self._words)
+        return word * self.below(8) + word[-1:] * (max(0, self.number()) % 5000)
 
     def struct(self, kind: Any) -> Any:
         """A value of a type that msgspec decodes. Bounds are kept mostly, types always."""

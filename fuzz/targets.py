@@ -62,7 +62,7 @@ from adyton.provision.upload import Reception
 from adyton.provision_pb2 import ProvisionRequest
 from adyton.remote import connection
 from adyton.runtime.process.guest import link
-from adyton.runtime.process.supervisor import fuse_abi
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_abi import FORMS, Opcode
 from adyton.runtime.process.supervisor.layout import Layout, is_normal
@@ -273,12 +273,21 @@ PATHS = (
     ),
 )
 NAMES = (*(os.fsencode(path.rpartition("/")[2]) for path in PATHS), b"in", b"work", b"\xff", b"lib")
-LAYOUT = Layout(
-    [messages.Grant("/work/in", "read"), messages.Grant("/work/out", "write"), messages.Grant("/tmp/shared", "write")],
-    "/work",
+FEW = (b"d", b"e", b"f")
+READ, WRITE = messages.Grant("/work/in", "read"), messages.Grant("/work/out", "write")
+LAYOUTS = (
+    Layout([READ, WRITE, messages.Grant("/tmp/shared/deep", "write")], "/work"),
+    Layout([READ, WRITE], "/"),
+    Layout([messages.Grant("/", "write")], "/work"),
 )
-OPCODES = (*FORMS, Opcode.GETATTR, Opcode.READLINK, Opcode.STATFS, Opcode.DESTROY)
-TIMES = {"accessed_nanoseconds", "modified_nanoseconds"}
+OPCODES = (
+    *FORMS,
+    *[Opcode.OPEN, Opcode.CREATE, Opcode.READ, Opcode.WRITE, Opcode.SETATTR] * 2,
+    Opcode.GETATTR,
+    Opcode.READLINK,
+    Opcode.STATFS,
+    Opcode.DESTROY,
+)
 RESULTS: Mapping[type, Any] = {
     abi.Access: abi.Done,
     abi.Stat: abi.Attributes,
@@ -299,24 +308,28 @@ RESULTS: Mapping[type, Any] = {
 ERRORS = ("ENOENT", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
 
 
+FLAGS = (*(0, 0, 1, 2, 2, 3), os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_EXCL | os.O_CREAT, -1)
+SEEN = (("/", b"work"), ("/work", b"in"), ("/work", b"out"), ("/work/out", b"d"), ("/work/out", b"f"), ("/", b"tmp"))
+_ENTRIES = {Opcode.LOOKUP, Opcode.MKDIR, Opcode.SYMLINK, Opcode.CREATE}
+_OPENS = {Opcode.OPEN, Opcode.OPENDIR, Opcode.CREATE}
+
+
 @dataclass
 class _Mount:
-    """A file server with a kernel and a client that do anything."""
+    """A file server with a kernel and a client that do anything. `nodes`, `handles`: what the kernel was told of."""
 
     draw: Draw
     server: FileServer
-    unique: int = 0
-    asks: list[Ask] = field(default_factory=list)
+    sent: dict[int, int] = field(default_factory=dict)  # operations by their unique
     answered: set[int] = field(default_factory=set)
+    nodes: list[int] = field(default_factory=lambda: [fuse_abi.ROOT_ID])
+    handles: list[int] = field(default_factory=lambda: [1])
+    asks: list[Ask] = field(default_factory=list)
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Answer):
-                length, error, unique = struct.unpack_from("<IiQ", effect.data)
-                assert length == len(effect.data)
-                assert -4096 < error <= 0
-                assert unique not in self.answered, "answered twice"
-                self.answered.add(unique)
+                self._answered(effect.data)
                 continue
             request = effect.request
             assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
@@ -326,37 +339,89 @@ class _Mount:
             if isinstance(effect, Ask):
                 self.asks.append(effect)
 
+    def _answered(self, data: bytes) -> None:
+        length, error, unique = struct.unpack_from("<IiQ", data)
+        assert length == len(data)
+        assert -4096 < error <= 0
+        assert unique not in self.answered, "answered twice"
+        self.answered.add(unique)
+        operation = 0 if error else self.sent.get(unique, 0)
+        if operation in _ENTRIES:
+            self.nodes.append(struct.unpack_from("<Q", data, fuse_answers.ANSWER_SIZE)[0])
+        if operation in _OPENS:
+            self.handles.append(struct.unpack_from("<Q", data, length - 16)[0])  # an OpenAnswer comes last
+
+    def look_around(self) -> None:
+        """The kernel learns of some names, all of directories but "f", and makes two in /tmp."""
+        found = {"/": fuse_abi.ROOT_ID}
+        for number, (above, name) in enumerate(SEEN, 1):
+            path = above.rstrip("/") + "/" + name.decode()
+            self._send(Opcode.LOOKUP, found[above], name + b"\0")
+            self._find("file" if name == b"f" else "directory", number)
+            found[path] = self.nodes[-1]
+        self._send(Opcode.MKDIR, found["/tmp"], struct.pack("<II", 0o755, 0) + b"d\0")
+        self._find("directory", len(SEEN) + 1)
+        self._send(Opcode.CREATE, found["/tmp"], struct.pack("<III4x", os.O_RDWR, 0o644, 0) + b"f\0")
+        self._find("file", len(SEEN) + 2)
+
+    def _find(self, kind: abi.Kind, identity: int) -> None:
+        while self.asks:
+            ask = self.asks.pop()
+            self.carry_out(self.server.resume(ask.ticket, abi.Attributes(kind, identity, 1, 0o755, 1, 0, 0, 0)))
+
     def request(self) -> None:
         """A message from the kernel: its fields drawn one by one, or as raw bytes."""
         draw = self.draw
-        self.unique += 2
         opcode = draw.pick(OPCODES)
         form = FORMS.get(opcode)
-        raw = form is None or draw.below(8) == 0
+        raw = form is None or draw.below(16) == 0
         body = draw.take(draw.below(128)) if raw else self._body(form)
-        node = 1 + draw.below(32)
+        self._send(opcode, self._node(), body)
+
+    def _node(self) -> int:
+        draw = self.draw
+        return draw.pick(self.nodes[-64:]) if draw.often() else draw.below(32)
+
+    def _send(self, opcode: int, node: int, body: bytes) -> None:
+        unique = 2 * len(self.sent) + 2
+        self.sent[unique] = opcode
         length = fuse_abi.HEADER_SIZE + len(body)
-        header = struct.pack("<IIQQIII4x", length, int(opcode), self.unique, node, 1000, 1000, draw.below(3))
+        header = struct.pack("<IIQQIII4x", length, int(opcode), unique, node, 1000, 1000, 1)
         self.carry_out(self.server.receive(header + body))
 
     def _body(self, form: fuse_abi.Form) -> bytes:
-        draw = self.draw
-        names = getattr(form.make, "_fields", ())
-        tail, data = form.tail, b""
-        count = len(form.fixed.unpack(bytes(form.fixed.size)))
-        values = [draw.number() for _ in range(count)]
-        if tail in ("name", "names"):
-            data = b"".join(draw.pick(NAMES) + b"\0" for _ in range(2 if tail == "names" else 1))
-        elif tail == "data":
+        draw, data = self.draw, b""
+        values = [self._field(name) for name in getattr(form.make, "_fields", ())]
+        values = values[: len(form.fixed.unpack(bytes(form.fixed.size)))]
+        if form.tail in ("name", "names"):
+            count = 2 if form.tail == "names" else 1
+            data = b"".join(draw.pick(FEW if draw.often() else NAMES) + b"\0" for _ in range(count))
+        elif form.tail == "data":
             data = draw.blob()
             values[2] = len(data)
-        elif tail == "nodes":
+        elif form.tail == "nodes":
             values = [draw.below(4)]
-            data = b"".join(struct.pack("<QQ", draw.below(32), draw.below(4)) for _ in range(values[0]))
-        values = [value % 10**9 if name in TIMES else value for name, value in zip(names, values, strict=False)][:count]
+            data = b"".join(struct.pack("<QQ", self._node(), draw.below(4)) for _ in range(values[0]))
         with contextlib.suppress(struct.error):
             return form.fixed.pack(*values) + data
         return form.fixed.pack(*[value & 0xFF for value in values]) + data
+
+    def _field(self, name: str) -> int:
+        draw = self.draw
+        match name:
+            case "handle":
+                return draw.pick(self.handles[-64:]) if draw.often() else draw.number()
+            case "directory" | "node":
+                return self._node()
+            case "unique":
+                return draw.pick(list(self.sent)[-64:] or [0])
+            case "flags":
+                return draw.pick(FLAGS) & 0xFFFFFFFF
+            case "valid":
+                return draw.below(256) | draw.below(2) << 8
+            case "accessed_nanoseconds" | "modified_nanoseconds":
+                return draw.number() % fuse_abi.SECOND
+        return draw.number()
 
     def answer(self) -> None:
         """What the client says to one of the host calls that wait for it."""
@@ -390,10 +455,11 @@ def file_server(data: bytes) -> None:
         mount.carry_out(mount.server.receive(draw.rest()))
         return
     if draw.below(8):
-        mount.server.set_layout(LAYOUT)
+        mount.server.set_layout(draw.pick(LAYOUTS))
+        mount.look_around()
     while draw:
         mount.request()
-        while mount.asks and draw.often():
+        while draw and mount.asks and draw.often():
             mount.answer()
     mount.carry_out(mount.server.abort())
     while mount.asks:
