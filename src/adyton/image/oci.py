@@ -236,6 +236,12 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         raise
 
 
+def named_blobs(oci_manifest: bytes) -> dict[str, int]:
+    """The blobs that a manifest names, and their sizes in bytes; ImageError if it is none of an enclave."""
+    parsed = _parse_oci_manifest(oci_manifest)
+    return {each.digest: each.size for each in (parsed.config, *parsed.layers)}
+
+
 def _parse_oci_manifest(data: bytes) -> _OciManifest:
     if len(data) > MAX_OCI_MANIFEST:
         raise ImageError(f"the OCI manifest is longer than {MAX_OCI_MANIFEST} bytes")

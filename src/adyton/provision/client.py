@@ -19,6 +19,7 @@ import grpc
 
 from adyton.errors import AdytonError, RemoteProtocolError, UnreachableError, UsageError
 from adyton.image.oci import Image
+from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import Offer, ProvisionRequest, ProvisionResponse, Ready
 from adyton.remote.address import TLS, Address
@@ -27,6 +28,9 @@ from adyton.remote.grpc_transport import GrpcTransport
 
 METHOD = "/adyton.ProvisionService/Provision"
 START_TIMEOUT = 20.0  # seconds until a local proxy server must have said where it listens
+ANSWER_TIMEOUT = (
+    60.0  # seconds for a server's next answer, once it has taken all that was sent; it may be starting an enclave
+)
 STOP_TIMEOUT = 5.0  # seconds for it to end by itself
 SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
 PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
@@ -82,27 +86,34 @@ def _upload(
 
     def requests() -> Iterator[ProvisionRequest]:
         while (step := steps.get()) is not None:
-            if isinstance(step, ProvisionRequest):
-                yield step
-            else:
-                yield from step
+            for request in [step] if isinstance(step, ProvisionRequest) else step:
+                patience.renew()
+                yield request
 
-    connected = False
+    connected = asked = False
+    responses: Any = None
+    patience = Patience(ANSWER_TIMEOUT, lambda: responses.cancel())  # noqa: PLW0108 - it is made below
     try:
-        responses = stub(requests(), metadata=metadata)
-        for response in responses:
-            connected = True
-            match response.WhichOneof("step"):
-                case "missing" if not isinstance(image, str):
-                    steps.put(chunks_of(image, response.missing.digests))
-                case "missing":
-                    pass
-                case "ready":
-                    ready: Ready = response.ready
-                    return ready
-                case _:
-                    break
+        with patience:
+            responses = stub(requests(), metadata=metadata)
+            for response in responses:
+                connected = True
+                patience.renew()
+                match response.WhichOneof("step"):
+                    case "missing" if not asked:
+                        asked = True
+                        if not isinstance(image, str):
+                            steps.put(chunks_of(image, response.missing.digests))
+                    case "ready":
+                        ready: Ready = response.ready
+                        return ready
+                    case _:
+                        break
     except grpc.RpcError as error:
+        if patience.exhausted:
+            raise UnreachableError(
+                f"{target} did not answer within {ANSWER_TIMEOUT:g} s: is it an adyton server, and is it overloaded?"
+            ) from None
         raise error_from(error, target, connected=connected) from error
     finally:
         steps.put(None)

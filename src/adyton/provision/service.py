@@ -18,11 +18,13 @@ from adyton.errors import (
     UnauthenticatedError,
 )
 from adyton.image.sign import verified_signature
+from adyton.provision.patience import Patience
 from adyton.provision.store import BlobStore
 from adyton.provision.upload import Reception
 from adyton.provision_pb2 import Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
 from adyton.remote.connection import abort
 
+UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload; each upload takes one of few threads
 PLATFORMS_HERE = ("auto", "sim")
 
 
@@ -61,7 +63,7 @@ class ProvisionService:
     def _provision(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
         try:
             self._authenticate(context)
-            yield from self._serve(requests)
+            yield from self._serve(requests, context)
         except AdytonError as error:
             abort(context, error)
         except OSError as error:  # a full disk, and the like
@@ -74,8 +76,9 @@ class ProvisionService:
         if not hmac.compare_digest(shown.encode(), f"Bearer {self._token}".encode()):
             raise UnauthenticatedError("the token is missing or wrong: give the one of the server's --token-file")
 
-    def _serve(self, requests: Iterator[ProvisionRequest]) -> Iterator[ProvisionResponse]:
-        first = next(requests, None)
+    def _serve(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
+        with Patience(UPLOAD_PATIENCE, context.cancel):
+            first = next(requests, None)
         if first is None or first.WhichOneof("step") != "offer":
             raise RemoteProtocolError("provisioning begins with an offer")
         offer: Offer = first.offer
@@ -84,13 +87,15 @@ class ProvisionService:
         reception = Reception(self._store, offer)
         try:
             yield ProvisionResponse(missing=Missing(digests=reception.missing))
-            while not reception.complete:
-                request = next(requests, None)
-                if request is None:
-                    raise ImageError("the upload ended before all blobs had arrived")
-                if request.WhichOneof("step") != "chunk":
-                    raise RemoteProtocolError("after the offer, chunks are expected")
-                reception.receive(request.chunk)
+            with Patience(UPLOAD_PATIENCE, context.cancel) as patience:
+                while not reception.complete:
+                    request = next(requests, None)
+                    if request is None:
+                        raise ImageError("the upload ended before all blobs had arrived")
+                    if request.WhichOneof("step") != "chunk" or not (request.chunk.data or request.chunk.last):
+                        raise RemoteProtocolError("after the offer, chunks are expected, with something in them")
+                    reception.receive(request.chunk)
+                    patience.renew()
             image = reception.image()
         finally:
             reception.close()

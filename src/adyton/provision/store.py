@@ -96,6 +96,8 @@ class Incoming:
 
     def finish(self) -> None:
         """All has been written: verify, and let it appear."""
+        if self._offset != self._size:
+            raise ImageError(f"upload of {self._digest}: {self._offset} bytes, not the announced {self._size}")
         got = "sha256:" + self._hash.hexdigest()
         if got != self._digest:
             raise ImageError(f"upload of {self._digest}: the bytes that arrived have the digest {got}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from adyton.crypto.digest import digest_of
 from adyton.errors import ImageError, NotFoundError, RemoteProtocolError, ResourceLimitError
-from adyton.image.oci import Image
+from adyton.image.oci import Image, named_blobs
 from adyton.provision.store import BlobStore, Incoming
 from adyton.provision_pb2 import Blob, Chunk, Offer, ProvisionRequest
 
@@ -36,10 +36,16 @@ def offer_of(image: Image, platform: str) -> Offer:
 
 
 def chunks_of(image: Image, missing: Iterable[str]) -> Iterator[ProvisionRequest]:
-    """The chunks that the server asked for; RemoteProtocolError if it asks for what was not offered."""
-    for digest in missing:
+    """The chunks that the server asked for; RemoteProtocolError, at once, if it asks for what was not offered."""
+    digests = list(dict.fromkeys(missing))
+    for digest in digests:
         if digest not in image.blobs:
             raise RemoteProtocolError(f"the server asked for blob {digest[:80]!r}, which is not of the image")
+    return _chunks(image, digests)
+
+
+def _chunks(image: Image, digests: Iterable[str]) -> Iterator[ProvisionRequest]:
+    for digest in digests:
         data = image.blobs[digest].read()
         for offset in range(0, len(data) or 1, CHUNK):
             part = data[offset : offset + CHUNK]
@@ -75,6 +81,8 @@ class Reception:
             self._manifest = offer.manifest
             self._sizes = {blob.digest: blob.size for blob in offer.blobs}
             self.missing = store.missing(self._sizes)
+            if self._sizes != named_blobs(offer.manifest):
+                raise ImageError("the offered blobs are not those that the offered manifest names")
         self._due = list(self.missing)
 
     @property
