@@ -245,6 +245,19 @@ def test_a_file_that_another_program_replaced_is_another_node(kernel: FakeKernel
     assert client.handles == {}
 
 
+def test_an_open_file_outlives_its_directory(kernel: FakeKernel, client: FakeClient) -> None:
+    kernel.mkdir("/work/out/d")
+    opened = kernel.open("/work/out/d/f", os.O_RDWR | os.O_CREAT)
+    client.things["/work/old"] = client.things.pop("/work/out/d")
+    client.directory("/work/out/d")
+    kernel.lookup("/work/out/d")
+    kernel.setattr(opened[0], valid=SetFlag.SIZE | SetFlag.FH, size=4, handle=opened[1])
+    request = client.log[-1]
+    assert isinstance(request, abi.SetAttributes)
+    assert (request.path, request.handle) == ("/work/out/d/f", opened[1])
+    assert kernel.pread(opened, 9, 0) == bytes(4)
+
+
 def test_attributes_are_set(kernel: FakeKernel, client: FakeClient) -> None:
     kernel.write("/work/out/y", b"")
     node = kernel.lookup("/work/out/y").node

@@ -177,7 +177,7 @@ class NameOperations:
             if handle is None:
                 raise FileError(errno.ESTALE)
         request = abi.SetAttributes(
-            sendable(path or node.last_path),
+            sendable(node.last_path),
             handle,
             size=body.size if SetFlag.SIZE in valid else None,
             mode=body.mode & 0o7777 if SetFlag.MODE in valid else None,

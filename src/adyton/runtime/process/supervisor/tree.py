@@ -39,9 +39,12 @@ OWN_NUMBERS = 1 << 63  # inode numbers from here on are ours; the client's ident
 
 
 class Node:
-    """`attributes`: what the client last said of it; `size`: of its file, as far as known here (detached files)."""
+    """`attributes`: what the client last said of it; `size`: of its file, as far as known here (detached files).
 
-    __slots__ = ("attributes", "children", "id", "last_path", "lookups", "name", "own", "parent", "private", "size")
+    `left`: of a detached one, the path that it had.
+    """
+
+    __slots__ = ("attributes", "children", "id", "left", "lookups", "name", "own", "parent", "private", "size")
 
     def __init__(self, number: int, parent: Node | None, name: str) -> None:
         self.id = number
@@ -53,7 +56,7 @@ class Node:
         self.private: Inode | None = None
         self.attributes: abi.Attributes | None = None
         self.size = 0
-        self.last_path = ""
+        self.left = ""
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.path or 'detached'}>"
@@ -61,15 +64,23 @@ class Node:
     @property
     def path(self) -> str | None:
         """Absolute; None if it, or a directory above it, is detached."""
+        top, path = self._climbed()
+        return (path or "/") if top.id == ROOT_ID else None
+
+    @property
+    def last_path(self) -> str:
+        """The path that it has, or had when it, or a directory above it, was detached."""
+        top, path = self._climbed()
+        return top.left + path or "/"
+
+    def _climbed(self) -> tuple[Node, str]:
+        """The node above all others, and the path from there."""
         names: list[str] = []
         node = self
         while node.parent is not None:
             names.append(node.name)
             node = node.parent
-        if node.id != ROOT_ID:
-            return None
-        names.reverse()
-        return "/" + "/".join(names)
+        return node, "".join(f"/{name}" for name in reversed(names))
 
 
 class Tree:
@@ -170,7 +181,7 @@ class Tree:
     def detach(self, node: Node) -> None:
         """Take the node's name from it."""
         assert node.parent is not None
-        node.last_path = node.path or node.last_path
+        node.left = node.last_path
         parent, node.parent = node.parent, None
         del parent.children[node.name]
         self._drop(node)
