@@ -160,6 +160,7 @@ def test_an_address_that_cannot_be_listened_at_is_one_line(workplace):
     assert "cannot listen at unix:missing/proxy.sock" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert adyton("proxy", "--listen", "unix:").returncode == 2
+    assert "at most 107 bytes" in adyton("proxy", "--listen", "unix:" + 108 * "x").stderr
 
 
 @pytest.mark.sandbox
@@ -328,6 +329,16 @@ def test_what_is_meant_for_servers_does_not_reach_a_local_proxy(cli, monkeypatch
     for name in ("SSL_CERT", "CLIENT_CA", "HOST_ADDRESS", "SECURITY_TYPE"):
         monkeypatch.setenv(f"ADYTON_{name}", "local")
     assert cli("call", "prog.py", "double", "3")[:2] == (0, "6\n")
+
+
+@pytest.mark.sandbox
+def test_temporary_files_may_be_deep_down(workplace):
+    deep = workplace / ("x" * 60) / ("y" * 60)
+    deep.mkdir(parents=True)
+    Path("prog.py").write_text(PROGRAM)
+    call = adyton("call", "prog.py", "double", "3", TMPDIR=str(deep))
+    assert (call.returncode, call.stdout) == (0, "6\n"), call.stderr
+    assert list(deep.iterdir()) == []
 
 
 @pytest.mark.sandbox

@@ -22,7 +22,7 @@ from adyton.image.oci import Image
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import Offer, ProvisionRequest, ProvisionResponse, Ready
-from adyton.remote.address import TLS, Address
+from adyton.remote.address import SOCKET_PATH, TLS, Address
 from adyton.remote.connection import error_from, open_channel
 from adyton.remote.grpc_transport import GrpcTransport
 
@@ -183,7 +183,7 @@ class _LocalProvision(RemoteProvision):
         return GrpcTransport(channel, target, ready.session)
 
     def _start(self, secret: str) -> str:
-        self._directory = tempfile.mkdtemp(prefix="adyton-")
+        self._directory = _directory_for_socket()
         reading, self._life = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -267,6 +267,15 @@ class _LocalProvision(RemoteProvision):
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
         return "\n".join(self._said)
+
+
+def _directory_for_socket() -> str:
+    """A new folder whose path is short enough for that of a unix socket in it, however deep TMPDIR is."""
+    directory = tempfile.mkdtemp(prefix="adyton-")
+    if len(os.fsencode(directory)) <= SOCKET_PATH - len("/proxy.sock"):
+        return directory
+    os.rmdir(directory)
+    return tempfile.mkdtemp(prefix="adyton-", dir="/tmp")
 
 
 def _token_of_environment() -> str | None:

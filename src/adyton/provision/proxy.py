@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from adyton.errors import ResourceLimitError, UsageError
 from adyton.provision.lifetime import Stop
 from adyton.provision_pb2 import Ready
+from adyton.remote.address import SOCKET_PATH
 
 if TYPE_CHECKING:
     import grpc
@@ -141,9 +142,11 @@ def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: C
 
 
 def _check_free(listen: str) -> None:
-    """UsageError if somebody listens at that unix socket: gRPC would take its name away from it."""
+    """UsageError if somebody listens at that unix socket (gRPC would take its name away from it), or nobody can."""
     if not listen.startswith("unix:"):
         return
+    if len(os.fsencode(listen[5:])) > SOCKET_PATH:
+        raise UsageError(f"cannot listen at {listen}: a unix socket's path has at most {SOCKET_PATH} bytes")
     with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
         sock.connect(listen[5:])
         raise UsageError(f"cannot listen at {listen}: a process listens there already")

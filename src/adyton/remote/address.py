@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from adyton.errors import UsageError
 
 DEFAULT_PORT = 4321
+SOCKET_PATH = 107  # bytes that the path of a unix socket may have (sys/un.h: 108, the last of them 0)
 
 
 @dataclass(frozen=True)
