@@ -20,6 +20,7 @@ from adyton.errors import PlatformError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.functions import HostFunctions
+from adyton.hostcall.client.paths import visible
 from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.hostcall.environment import check_variable, is_time_zone
 from adyton.hostcall.own_paths import own_path
@@ -195,7 +196,7 @@ def _connect(
     except CallFailed as failed:
         raise error_of(failed) from None
     for warning in reply.warnings:
-        _say(f"adyton: warning: {warning}")
+        _say(f"adyton: warning: {visible(warning)}")
     client = opened(name, proxy, provision, timeout)
     stats = arguments.stats
     if stats is not None:

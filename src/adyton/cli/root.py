@@ -114,6 +114,13 @@ def _traceback(error: AdytonError) -> str:
     return text
 
 
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey: some of it an enclave or a server wrote."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def _fail(
     as_json: bool,
     exit_code: int,
@@ -130,6 +137,6 @@ def _fail(
         click_error.show()
     else:
         if traceback:
-            click.echo(traceback.rstrip(), err=True)
-        click.echo(f"adyton: {message}", err=True)
+            click.echo(_printable(traceback.rstrip()), err=True)
+        click.echo(f"adyton: {_printable(message)}", err=True)
     return exit_code

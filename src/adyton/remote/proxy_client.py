@@ -40,6 +40,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
+EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
 
@@ -109,8 +110,9 @@ class ProxyClient:
     def connect(self, load: LoadRequest, timeout: float | None = None) -> LoadReply:
         """Make the attested channel, judge the evidence, then load the program. CallFailed with what its initialize raised."""
         self._reader.start()
+        patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
-            evidence = self._handshake.get(timeout=timeout)
+            evidence = self._handshake.get(timeout=patience)
             if isinstance(evidence, AdytonError):
                 raise evidence
             self.evidence = evidence
@@ -123,7 +125,7 @@ class ProxyClient:
         except queue.Empty:
             self.abort()
             raise DeadlineError(
-                f"the enclave showed no evidence within {timeout:g} s: the proxy server hangs"
+                f"the enclave showed no evidence within {patience:g} s: the proxy server hangs"
             ) from None
         except BaseException:
             self.abort()
