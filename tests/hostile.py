@@ -21,7 +21,9 @@ EMPTY = LoadRequest(config=b"", grants=[], working_directory="/nowhere", time_zo
 
 # A program that does what its client says.
 PROGRAM = '''
-import ctypes, errno, json, os, socket, sys, threading, time
+import ctypes, errno, json, os, signal, socket, sys, threading, time
+
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(30))
 
 def execute(code: str) -> object:
     scope = dict(globals())

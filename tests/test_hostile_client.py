@@ -301,3 +301,13 @@ except OSError as error:
     result = error.errno
 """
         assert client.enter("execute", code) == 5
+
+
+def test_threads_that_the_guest_is_too_busy_to_begin_with_are_refused(ward):
+    with ward.enclave() as client:
+        assert client.load().ok
+        assert client.enter("attempt", "os.kill(1, signal.SIGUSR1)") == "None"
+        numbers = [client.start("attempt", "1", pair=pair) for pair in range(10, 1010)]
+        refused = client.result(numbers[-1])
+        assert "no more threads" in refusal(refused)
+        assert client.enter("attempt", "6 * 7", pair=1) == "42"

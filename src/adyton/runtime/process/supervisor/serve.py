@@ -120,6 +120,7 @@ class Supervisor:
     def run(self) -> str | None:
         """Serve until the relay goes away (None), or the guest ends or misbehaves (the reason, which the client was told)."""
         guest = self._guest
+        guest.control.setblocking(False)
         self._loop.read(self._relay, self._guarded(self._from_relay))
         self._loop.read(guest.control, self._guarded(self._from_control))
         if guest.fuse is not None:
@@ -284,7 +285,11 @@ class Supervisor:
         else:
             link = self._links.get(pair)
             if link is None:
-                link = self._links[pair] = self._new_link(pair)
+                try:
+                    link = self._links[pair] = self._new_link(pair)
+                except BlockingIOError:  # the guest's first thread is busy, and has many to begin with already
+                    self._refuse(call, "the enclave begins with no more threads at the moment: try again later")
+                    return
             self._enter(link, call, pair, method, body)
 
     def _refuse(self, call: int, message: str) -> None:
