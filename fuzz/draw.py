@@ -84,6 +84,13 @@ class Draw:
         word = self.pick(self._words)
         return word * self.below(8) + word[-1:] * (max(0, self.number()) % 5000)
 
+    def spoilt(self, data: bytes) -> bytes:
+        """The bytes; now and then with one of them changed to another that is in no UTF-8, or to any."""
+        if not self or self.below(8):
+            return data
+        at, byte = int.from_bytes(self.take(2), "little") % (len(data) or 1), self.below(256)
+        return data[:at] + (b"\xff" if byte < 128 else bytes([byte])) + data[at + 1 :]
+
     def struct(self, kind: Any) -> Any:
         """A value of a type that msgspec decodes. Bounds are kept mostly, types always."""
         return self._value(_type_info(kind))

@@ -93,7 +93,7 @@ def session(side: Side, data: bytes) -> None:
                 frame = msgspec.structs.replace(frame, chunk=bytes(frames.CHUNK))
             elif isinstance(frame, frames.ReplyFrame) and draw.often():
                 frame = msgspec.structs.replace(frame, size=_size_of(draw, frame.chunk))
-            piece = frames.encode(frame)
+            piece = draw.spoilt(frames.encode(frame))
         try:
             events = ours.receive(piece)
         except (RemoteProtocolError, ResourceLimitError) as error:
@@ -131,7 +131,7 @@ def message(data: bytes) -> None:
     draw = Draw(data, (*PATHS, "UTC", "TZ"))
     kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised)
     kind: Any = draw.pick(kinds)
-    body = packed(draw.struct(kind)) if draw.often() else draw.rest()
+    body = draw.spoilt(packed(draw.struct(kind))) if draw.often() else draw.rest()
     decoded = messages.decode(body, kind)
     assert messages.decode(messages.encode(decoded), kind) == decoded
     if isinstance(decoded, messages.LoadRequest):
@@ -234,7 +234,7 @@ def guest_link(data: bytes) -> None:
     while draw:
         piece = draw.blob()
         if draw.often():
-            piece = framed(packed(draw.struct(link.ToSupervisor)) if draw.often() else piece)
+            piece = framed(draw.spoilt(packed(draw.struct(link.ToSupervisor))) if draw.often() else piece)
         cut = draw.below(256)
         for part in (piece[:cut], piece[cut:]):
             for received in reader.receive(part):
@@ -444,7 +444,7 @@ def result_of(draw: Draw, request: Any) -> bytes:
         result = abi.Written(len(request.data))
     if isinstance(request, abi.Open) and draw.often():
         result = msgspec.structs.replace(result, kind="file")
-    return packed(result)
+    return draw.spoilt(packed(result))
 
 
 def file_server(data: bytes) -> None:
@@ -549,7 +549,7 @@ def _twice(number: int) -> int:
 def _requests(draw: Draw, words: Sequence[str]) -> Iterator[Any]:
     named = Draw(draw.rest(), words)
     while named:
-        drawn = packed(named.struct(abi.Request)) if named.below(16) else named.blob()
+        drawn = named.spoilt(packed(named.struct(abi.Request))) if named.below(16) else named.blob()
         with contextlib.suppress(msgspec.MsgspecError, ValueError):
             yield msgspec.msgpack.decode(drawn, type=abi.Request)
 
@@ -792,7 +792,7 @@ class _Failure(grpc.RpcError):
     def __init__(self, data: bytes) -> None:
         draw = Draw(data, ("ImageError", "EnclaveError", "HostCallDeniedError", "annotations", "AdytonError", "text"))
         self._status = draw.pick(list(grpc.StatusCode))
-        detail = packed([draw.text(), draw.text()]) if draw.often() else draw.rest()
+        detail = draw.spoilt(packed([draw.text(), draw.text()])) if draw.often() else draw.rest()
         self._metadata = ((connection.ERROR_METADATA, detail),)
 
     def code(self) -> grpc.StatusCode:
