@@ -1,6 +1,8 @@
 # Thin: each target does all of its own set-up in .venv.
 PYTHON ?= python3
 MESSAGE ?= Asylo Rocks
+# For the shell as a variable: quotes and dollars stay what they are.
+export QUICKSTART_MESSAGE := $(value MESSAGE)
 SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,10 +18,10 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/adyt
 	@touch $@
 
 quickstart: setup
-	@cd examples/quickstart && $(abspath $(BIN))/adyton run quickstart -- --message "$(MESSAGE)"
+	@cd examples/quickstart && $(abspath $(BIN))/adyton run quickstart -- --message "$$QUICKSTART_MESSAGE"
 
 quickstart-remote: setup
-	@$(BIN)/python examples/quickstart_remote/run.py "$(MESSAGE)"
+	@$(BIN)/python examples/quickstart_remote/run.py "$$QUICKSTART_MESSAGE"
 
 test: setup
 	$(BIN)/python -m pytest -n 2
