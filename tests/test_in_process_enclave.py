@@ -136,7 +136,12 @@ def client_descend(depth: int) -> int:
     return client_of["app"].call("down", depth) + 1
 
 
+interrupts: list[BaseException] = []
+
+
 def client_impatient() -> None:
+    if interrupts:
+        raise interrupts.pop()
     client_of["app"].options(timeout=0.05).call("wait")
 
 
@@ -148,7 +153,9 @@ client_lookup.__name__, client_descend.__name__ = "lookup", "descend"
 def client(manager):
     config = EnclaveLoadConfig(name="app")
     with manager.load_enclave(
-        config, allow={"call": ["lookup", "descend", "impatient"]}, functions=[client_lookup, client_descend, client_impatient]
+        config,
+        allow={"call": ["lookup", "descend", "impatient"]},
+        functions=[client_lookup, client_descend, client_impatient],
     ) as client:
         client_of["app"] = client
         yield client
@@ -263,6 +270,18 @@ def test_a_deadline_inside_a_host_function_leaves_no_enclave_thread_behind(clien
     assert client.call(add, 1) == 2  # on a pair of its own
     assert outcomes == []
     release.set()  # now the abandoned pair's innermost call ends, then the host call around it, then the entry
+    for _ in range(1000):
+        client.call(add, 1)
+        if outcomes:
+            break
+    assert outcomes == ["the client's thread no longer waits for this call"]
+
+
+def test_an_interrupt_inside_a_host_function_is_the_clients_and_the_enclave_goes_on(client):
+    outcomes.clear()
+    interrupts.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        client.call(ask_an_impatient_one)
     for _ in range(1000):
         client.call(add, 1)
         if outcomes:

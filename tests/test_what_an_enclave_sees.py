@@ -89,6 +89,14 @@ def test_what_is_not_allowed_is_denied_with_its_full_path(program, workplace, ca
         assert err.count(f"denied: read {path} (add --allow-read {path})\n") == 1, err
 
 
+def test_what_the_c_library_looks_for_by_itself_is_no_denial(program, workplace, capfd):
+    with adyton.load(program) as look:
+        assert int(look.call("attempt", "os.cpu_count()")) >= 1
+        assert look.call("attempt", "open('/sys/devices/system/cpu/online')") == "PermissionError 13"
+        assert look.stats()["denied"] == {}
+    assert "denied" not in capfd.readouterr().err
+
+
 def test_links_do_not_lead_out(program, workplace):
     (workplace / "data").mkdir()
     (workplace / "outside.txt").write_text("secret")

@@ -91,7 +91,8 @@ def serve_alone(
                     vacant.release()
                     raise
                 enclaves.append(enclave)
-                shutil.rmtree(store_directory, ignore_errors=True)  # the supervisor has read it all
+                done = store_directory if launched else directory  # the supervisor has read it all
+                shutil.rmtree(done, ignore_errors=True)
                 session = secrets.token_bytes(32)
                 relay.attach(enclave.socket, session)
                 return Ready(enclave_id="0", port=0, session=session)

@@ -266,6 +266,9 @@ class ProxyClient:
                 body = msgspec.msgpack.encode(self._executor.execute(request))
             except FunctionRaised as raised:
                 ok, body = False, encode(_raised_by_function(raised))
+            except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
+                self._reply(called.call, ok=False, body=_NOBODY_WAITS)
+                raise
             if not isinstance(request, abi.Close):
                 self._counted["round_trips"] += 1
         with self._lock:
@@ -276,6 +279,12 @@ class ProxyClient:
                 )  # the enclave still runs a call inside of it, which must be answered first
             elif self._error is None:
                 self._session.reply(called.call, ok, body)
+        self._wake.put(None)
+
+    def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
+        with self._lock:
+            if self._error is None:
+                self._session.reply(call, ok, body)
         self._wake.put(None)
 
     # -- the connection -----------------------------------------------------------------------------------------------

@@ -160,14 +160,17 @@ class Zygote:
 
     @staticmethod
     def _wait(enclave: Enclave, report: socket.socket) -> None:
-        message, pidfd = _receive_with_descriptor(report, START_SECONDS)
-        if not message.startswith(zygote.STARTED) or pidfd is None:
-            raise _reason(message, "the zygote ended while it started an enclave")
-        (enclave.pid,) = zygote.PID.unpack(message[len(zygote.STARTED) :])
-        enclave.pidfd = pidfd
-        message = _receive(report, START_SECONDS)
-        if message != zygote.READY:
-            raise _reason(message, "the enclave's supervisor ended before it was ready")
+        """Until the zygote has said who the supervisor is, and the supervisor that it is ready: in either order."""
+        ready = False
+        while not ready or enclave.pidfd < 0:
+            message, pidfd = _receive_with_descriptor(report, START_SECONDS)
+            if message.startswith(zygote.STARTED) and pidfd is not None:
+                (enclave.pid,) = zygote.PID.unpack(message[len(zygote.STARTED) :])
+                enclave.pidfd = pidfd
+            elif message == zygote.READY:
+                ready = True
+            else:
+                raise _reason(message, "the zygote or the enclave's supervisor ended before it was ready")
 
     def close(self) -> None:
         """End it, and all its enclaves. Safe to call again."""

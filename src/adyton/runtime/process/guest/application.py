@@ -103,7 +103,9 @@ class Application:
         self._running()
         request = decode(body, EnterRequest)
         if request.entry not in self._entries:
-            known = "; ".join(sorted(self._entries)) or "none"
+            known = (
+                "; ".join(_known(name, signature) for name, (_, signature) in sorted(self._entries.items())) or "none"
+            )
             raise _refuse("unknown-entry", f"no entry {request.entry!r}; entries are: {known}")
         function, signature = self._entries[request.entry]
         if isinstance(signature, EnclaveTypeError):
@@ -176,6 +178,10 @@ class Application:
                 traceback=_sendable(text)[-MAX_TEXT:],
             )
         )
+
+
+def _known(name: str, signature: Signature | EnclaveTypeError) -> str:
+    return str(signature) if isinstance(signature, Signature) else name
 
 
 def _signature(function: Callable[..., Any]) -> Signature | EnclaveTypeError:
