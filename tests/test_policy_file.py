@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.attestation.expectation import Expectation
-from adyton.config import AllowSettings, Mount, Policy, load_expectation
+from adyton.config import AllowSettings, Mount, Policy
 from adyton.errors import UsageError
 from adyton.hostcall.client.policy import Grant
 
@@ -245,16 +245,6 @@ def test_what_no_policy_can_allow_is_refused_when_it_is_used(folder):
     ):
         with pytest.raises(UsageError):
             Policy().extended(**lists, environment={}).host_calls()
-
-
-def test_verifying_reads_the_expectation_alone(folder):
-    (folder / "p.toml").write_text(
-        "[expect]\nplatforms = ['tdx']\n[allow]\nread = 7\n[[mount]]\ncoherence = 'strict'\n"
-    )
-    assert list(load_expectation("p.toml").platforms) == ["tdx"]
-    (folder / "p.toml").write_text("[allow]\n")
-    with pytest.raises(UsageError, match="expect"):
-        load_expectation("p.toml")
 
 
 VALUES = st.recursive(

@@ -1,4 +1,4 @@
-"""What an enclave must prove and what it may do: the policy file (INTERFACE §3), arguments and the environment, put together.
+"""What an enclave must prove and what it may do: the policy file, arguments and the environment, put together.
 
     source                                         its relative paths are below
     the policy file                                the folder that it is in
@@ -185,15 +185,6 @@ class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
 class _MountTable(msgspec.Struct, forbid_unknown_fields=True):
     path: str
     coherence: Coherence = "close-to-open"
-
-
-def load_expectation(path: PathLike) -> Expectation:
-    """The table [expect] alone of the policy file at `path`; UsageError if it is not there."""
-    name = os.fspath(path)
-    document = _parse(_read(path), name)
-    if "expect" not in document:
-        raise UsageError(f"{name}: there is no table [expect]; write one that says what evidence must hold")
-    return _expectation(document["expect"], name)
 
 
 def _texts(name: str, items: Iterable[str]) -> tuple[str, ...]:

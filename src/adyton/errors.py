@@ -29,8 +29,8 @@
     └── EnclaveError                     50         UNKNOWN                 what the enclave's own code raised
         └── HostCallDeniedError          30         PERMISSION_DENIED       … because this client's policy denied a host call
 
-An error's text says what failed, why, and what to do next. `exit_code` is what the command line exits with (INTERFACE: exit
-codes); `code` is the name of the canonical status code.
+An error's text says what failed, why, and what to do next. `exit_code` is what the command line exits with; `code` is the name of the
+canonical status code.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class LoadArguments:
     stdout: int = 1  # descriptor that the program's standard output goes to
 
 
-def load(  # the arguments are INTERFACE §2's
+def load(
     image: ImageSource,
     *,
     on: str | None = None,
@@ -225,7 +225,7 @@ def _load_request(policy: HostCallPolicy, config: EnclaveConfig) -> LoadRequest:
 
 
 def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Expectation:
-    """What the evidence must say: INTERFACE §3, below the policy file."""
+    """What the evidence must say: what the policy says of it, else what is safe for where the enclave runs."""
     allow_sim = arguments.allow_sim if arguments.allow_sim is not None else _flag("ADYTON_ALLOW_SIM")
     measurement = [image if isinstance(image, str) else image.measurement]
     if policy.expect is not None:

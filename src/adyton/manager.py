@@ -165,7 +165,7 @@ class EnclaveManager:
         allow: Mapping[str, Any] | None = None,
         functions: Iterable[Callable[..., Any]] = (),
     ) -> EnclaveClient:
-        """Load, initialize and name an enclave. `expect`, `allow`: the tables of a policy file (INTERFACE §3).
+        """Load, initialize and name an enclave. `expect`, `allow`: the tables of a policy file.
 
         The name is taken while the load is under way, but get_client returns the client only after initialize. NameInUseError if it is
         taken; else what the load raises, with nothing left behind.

@@ -43,7 +43,7 @@ def json_option(text: str = "Failures as JSON.") -> Callable[[_C], _C]:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The options of `call` and `run` that say where and how an enclave is loaded (INTERFACE §5)."""
+    """The options of `call` and `run` that say where and how an enclave is loaded."""
 
     on: str | None
     platform: str

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from adyton.errors import UsageError
 
-# Environment variables that loader, libc or interpreter obey; "*" stands for any ending. Besides INTERFACE's: what ld.so itself
+# Environment variables that loader, libc or interpreter obey; "*" stands for any ending. Besides the plain ones: what ld.so itself
 # drops for set-user-id programs because code or data of the variable's choice is loaded (glibc, sysdeps/generic/unsecvars.h).
 REFUSED_ENVIRONMENT = (
     "LD_*",

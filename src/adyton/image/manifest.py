@@ -109,9 +109,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """The Enclave or TrustedApplication in it; "" for an image of plain functions."""
         return self.entry.partition(":")[2]
 
-    def find_entry(self, name: str) -> Entry | None:
-        return next((entry for entry in self.entries if entry.name == name), None)
-
     def runs_on_python(self, version: tuple[int, int]) -> bool:
         """Whether a Python of this (major, minor) may run it."""
         return version in PythonRange.parse(self.python)

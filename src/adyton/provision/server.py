@@ -20,7 +20,7 @@ DRAIN_SECONDS = 30.0  # that enclaves may go on after SIGTERM; a second SIGTERM 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """INTERFACE §5, `adyton serve`."""
+    """The options of `adyton serve`."""
 
     host: str = "127.0.0.1"
     port: int = 4321

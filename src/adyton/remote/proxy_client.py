@@ -380,7 +380,7 @@ class ProxyClient:
                 self._session.dispose(event.pair)
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the load: INTERFACE §5, `--stats`."""
+        """Counts since the load, as `--stats` writes them."""
         seconds = 0.0 if self._first_start is None else max(0.0, self._last_end - self._first_start)
         return {
             "entry_calls": self._counted["entry_calls"],
