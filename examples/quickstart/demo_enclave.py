@@ -10,7 +10,7 @@ KEY = bytes(range(16))  # a demo's key; a real program gets its keys from where 
 class Demo(trusted.TrustedApplication):
     """One instance per enclave; `run` is called for each EnclaveClient.enter_and_run, by several threads at once."""
 
-    def initialize(self, config: trusted.EnclaveConfig) -> None:  # noqa: ARG002 - nothing in it concerns this program
+    def initialize(self, config: trusted.EnclaveConfig) -> None:
         self._cryptor = trusted.AeadCryptor.aes_gcm_siv(KEY)
 
     def run(self, enclave_input: trusted.EnclaveInput) -> trusted.EnclaveOutput:
