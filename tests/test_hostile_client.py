@@ -92,7 +92,7 @@ def test_the_enclave_itself_refuses_variables_that_its_loader_obeys(ward, name):
         {"grants": [Grant("/" + "a/" * 2000 + "a", "read")] * 1000},
         {"config": bytes(1 << 25)},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:60],
 )
 def test_the_enclave_itself_refuses_a_load_that_no_honest_client_sends(ward, change):
     with ward.enclave() as client:
