@@ -132,7 +132,7 @@ def test_methods_out_of_order_are_refused_and_do_no_harm(ward):
         frame(CallFrame(1, 1, "load", 5, b"123")),
         frame(CallFrame(1, 1, "load", 1, b"x")) * 2,
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
 def test_garbage_in_the_channel_ends_the_enclave_with_a_reason(ward, data):
     with ward.enclave() as client:

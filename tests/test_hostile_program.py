@@ -87,7 +87,7 @@ def run(client, code, **keywords):
         ("ctypes.string_at(0)", "SIGSEGV"),
         ("import signal; signal.raise_signal(signal.SIGSYS); ctypes.CDLL(None).abort()", "SIG"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_breach_of_the_links_ends_the_enclave_with_a_reason(ward, code, reason):
     with ward.enclave() as client:

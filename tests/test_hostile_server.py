@@ -248,7 +248,7 @@ def test_an_enclave_that_breaks_the_protocol_is_an_error_at_the_waiting_caller(c
         b"\x91" * 50_000,
         msgspec.msgpack.encode(["Open", "/x" * 3000, 1, "read", False, False, False, False, 0]),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_malformed_host_call_ends_the_connection(connect, body):
     client, _ = connect(script=lambda enclave, _event: enclave.session.call(0, "host", body))
