@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from adyton.communicator.messages import EnterRequest, Raised, encode
 from adyton.errors import (
+    CANONICAL_CODES,
     AdytonError,
     ClosedError,
     EnclaveError,
     EnclaveTypeError,
     HostCallDeniedError,
+    RemoteProtocolError,
     UnknownEntryError,
     UsageError,
 )
-from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
 from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
 from adyton.remote.proxy_client import CallFailed, ProxyClient
 
@@ -42,7 +45,8 @@ class _Core:
         self.proxy = proxy
         self.provision = provision
         self.lock = threading.Lock()
-        self.closed = False
+        self.closed = False  # or about to be
+        self.gone = False
         self.threads: ThreadPoolExecutor | None = None
         self.signatures: dict[Callable[..., Any], Signature] = {}
         self.on_close: list[Callable[[], None]] = []
@@ -108,9 +112,8 @@ class EnclaveClient:
                 raise _closed(self.name)
             if self._core.threads is None:
                 self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
-            threads = self._core.threads
-        call: Callable[..., Any] = self.call
-        return threads.submit(call, entry, *args, **kwargs)
+            call: Callable[..., Any] = self.call
+            return self._core.threads.submit(call, entry, *args, **kwargs)
 
     async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`call` for asyncio. Cancelling it stops the waiting; the entry goes on."""
@@ -123,10 +126,21 @@ class EnclaveClient:
         return EnclaveClient(self._core, timeout)
 
     def enter_and_run(self, enclave_input: EnclaveInput) -> EnclaveOutput:
-        """Run the program's TrustedApplication.run. Raises as `call` does."""
+        """Run the program's TrustedApplication.run. Raises as `call` does, and an EnclaveError of the output's status if that is not OK."""
         if not isinstance(enclave_input, EnclaveInput):
             raise EnclaveTypeError(f"enter_and_run takes an EnclaveInput, not {type(enclave_input).__name__}")
-        return EnclaveOutput.FromString(self._call("run", enclave_input.SerializeToString()))
+        body = self._call("run", enclave_input.SerializeToString())
+        try:
+            output = EnclaveOutput.FromString(body)
+        except Exception as error:  # noqa: BLE001 - DecodeError, whose module depends on protobuf's implementation
+            raise RemoteProtocolError(f"the enclave's run() returned no serialized EnclaveOutput: {error}") from None
+        if output.status.code:
+            raise _of_status(output.status)
+        return output
+
+    def is_same(self, other: EnclaveClient) -> bool:
+        """Whether both call the same enclave, be it with other options."""
+        return self._core is other._core
 
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
@@ -136,17 +150,21 @@ class EnclaveClient:
         """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent."""
         self.finalize(EnclaveFinal())
 
-    def finalize(self, final: EnclaveFinal, *, skip: bool = False, wait: bool = True) -> None:
-        """`close` with what the program's finalize receives. `skip`: end the enclave without asking it. `wait`: for submitted calls."""
+    def finalize(self, final: EnclaveFinal, *, skip: bool = False, wait: bool = True) -> bool:
+        """`close` with what the program's finalize receives; False: somebody else has closed it, or is at it.
+
+        `skip`: end the enclave without asking it. `wait`: for submitted calls. Other calls that are under way are not waited for: each
+        that gets no answer any more raises ClosedError.
+        """
         core = self._core
         with core.lock:
             if core.closed:
-                return
+                return False
             core.closed = True
         error: BaseException | None = None
         try:
             if core.threads is not None:
-                core.threads.shutdown(wait=wait and not skip, cancel_futures=not wait)
+                core.threads.shutdown(wait=wait and not skip)  # what has not begun raises ClosedError when it does
             if not skip:
                 self._call("finalize", final.SerializeToString(), closing=True)
             core.proxy.close()
@@ -157,16 +175,25 @@ class EnclaveClient:
             core.proxy.abort()
             raise
         finally:
-            if core.provision is not None:
-                core.provision.finalize()
-            for callback in core.on_close:
-                callback()
+            with core.lock:
+                core.gone = True
+            with contextlib.ExitStack() as ends:  # each of them, whatever another one raises; the first first
+                for callback in reversed(core.on_close):
+                    ends.callback(callback)
+                if core.provision is not None:
+                    ends.callback(core.provision.finalize)
         if error is not None:
             raise error
+        return True
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once the enclave is gone."""
-        self._core.on_close.append(callback)
+        """Have `callback` called once the enclave is gone; now, if it is."""
+        with self._core.lock:
+            gone = self._core.gone
+            if not gone:
+                self._core.on_close.append(callback)
+        if gone:
+            callback()
 
     # -- within -------------------------------------------------------------------------------------------------------
 
@@ -216,6 +243,14 @@ def error_of(failed: CallFailed) -> AdytonError:
             return ClosedError(raised.message)
         case _:
             return _raised(raised, denied=failed.denied)
+
+
+def _of_status(status: StatusProto) -> EnclaveError:
+    """What an output's status says went wrong."""
+    code = CANONICAL_CODES[status.code] if 0 < status.code < len(CANONICAL_CODES) else "UNKNOWN"
+    error = EnclaveError(code, status.error_message)
+    error.code = code
+    return error
 
 
 def _raised(raised: Raised, *, denied: bool) -> EnclaveError:

@@ -37,11 +37,32 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# The canonical codes by number, as StatusProto carries them (google/rpc/code.proto).
+CANONICAL_CODES = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+
 
 class AdytonError(Exception):
     """The root. `code`: canonical name; `exit_code`: of the command line; `failures`: all findings where there are several."""
 
-    code: ClassVar[str] = "UNKNOWN"
+    code: str = "UNKNOWN"
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, failures: tuple[object, ...] = ()) -> None:
@@ -209,7 +230,10 @@ class SignatureError(ImageError):
 
 
 class EnclaveError(AdytonError):
-    """The enclave's code raised. `type`: the exception's name there; `traceback`: its text, in debug only, else ""."""
+    """The enclave's code raised. `type`: the exception's name there; `traceback`: its text, in debug only, else "".
+
+    An EnclaveOutput whose status is not OK is raised as one too: `type` and `code` are then the name of the status' code.
+    """
 
     code = "UNKNOWN"
     exit_code = 50

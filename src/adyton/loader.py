@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -138,7 +139,7 @@ def open_image(source: ImageSource) -> Image | str:
 
 
 def load_enclave(image: Image | str, provision: RemoteProvision, arguments: LoadArguments) -> EnclaveClient:
-    """Load through `provision`, which is finalized when the enclave's client closes, or when this raises."""
+    """Load through a proxy server got as `provision` says; it ends when the enclave's client closes, or when this raises."""
     image = open_image(image)
     platform = arguments.platform or os.environ.get("ADYTON_PLATFORM") or "auto"
     if platform not in ("auto", *PLATFORMS):
@@ -156,17 +157,20 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
-    host_calls = policy.host_calls()
+    name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
+    own = provision.another()  # the caller's may be in use for another load
     try:
-        transport = provision.provision(image, platform, arguments.tls)
-        name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
-        client = _connect(transport, provision, host_calls, expectation, arguments, name)
+        return _connect(
+            lambda: own.provision(image, platform, arguments.tls),
+            own,
+            policy.host_calls(),
+            expectation,
+            arguments,
+            name,
+        )
     except BaseException:
-        provision.finalize()
+        own.finalize()
         raise
-    if client.identity.platform == "sim":
-        print(SIMULATED, file=sys.stderr, flush=True)  # noqa: T201 - every load says it
-    return client
 
 
 def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:
@@ -174,29 +178,41 @@ def load_in_process(application: TrustedApplication, arguments: LoadArguments) -
     policy = arguments.policy or Policy.read(None)
     name = arguments.name or str(getattr(application, "name", type(application).__name__))
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
-    return _connect(in_process(application), None, policy.host_calls(), expectation, arguments, name)
+    return _connect(lambda: in_process(application), None, policy.host_calls(), expectation, arguments, name)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
 
 
 def _connect(
-    transport: Transport,
+    provide: Callable[[], Transport],
     provision: RemoteProvision | None,
     policy: HostCallPolicy,
     expectation: Expectation,
     arguments: LoadArguments,
     name: str,
 ) -> EnclaveClient:
+    """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
+    request = _load_request(policy, arguments.config)
     executor = Executor(policy, HostFunctions(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
-    proxy = ProxyClient(transport, executor, expectation)
     timeout = arguments.timeout
     try:
-        reply = proxy.connect(_load_request(policy, arguments.config), timeout or LOAD_TIMEOUT)
+        transport = provide()
+    except BaseException:
+        executor.close()
+        raise
+    proxy = ProxyClient(transport, executor, expectation)
+    try:
+        reply = proxy.connect(request, timeout or LOAD_TIMEOUT)
+        for warning in reply.warnings:
+            _say(f"adyton: warning: {visible(warning)}")
+        if provision is not None and proxy.identity is not None and proxy.identity.platform == "sim":
+            _say(SIMULATED)
     except CallFailed as failed:
         raise error_of(failed) from None
-    for warning in reply.warnings:
-        _say(f"adyton: warning: {visible(warning)}")
+    except BaseException:
+        proxy.abort()
+        raise
     client = opened(name, proxy, provision, timeout)
     stats = arguments.stats
     if stats is not None:
@@ -275,7 +291,10 @@ def _timeout_of_environment() -> float | None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the policy's owner must see
+    """What the policy's owner must see, unless standard error is closed."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def _check_stats(path: str) -> None:

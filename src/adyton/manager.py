@@ -194,17 +194,22 @@ class EnclaveManager:
             self._clients.pop(name, None)
 
     def get_client(self, name: str) -> EnclaveClient | None:
-        """The loaded enclave of that name, or None."""
+        """The enclave of that name; None while it is being loaded, and if there is none."""
         with self._lock:
             return self._clients.get(name)
 
     def get_name(self, client: EnclaveClient) -> str:
         """The client's name here, or ""."""
         with self._lock:
-            return next((name for name, known in self._clients.items() if known is client), "")
+            return next((name for name, known in self._clients.items() if known and known.is_same(client)), "")
 
-    def destroy_enclave(self, client: EnclaveClient, final: EnclaveFinal, skip_finalize: bool = False) -> None:
-        """Finalize (unless skipped) and end the enclave, and forget its name, whatever finalize says; then raise what it said."""
-        if not self.get_name(client):
+    def destroy_enclave(self, client: EnclaveClient | None, final: EnclaveFinal, skip_finalize: bool = False) -> None:
+        """Finalize (unless skipped) and end the enclave, and forget its name, whatever finalize says; then raise what it said.
+
+        Calls that are under way are not waited for: they raise ClosedError. None is no enclave, and nothing to do. ClosedError if it is
+        destroyed already, or by another thread at this moment.
+        """
+        if client is None:
+            return
+        if not self.get_name(client) or not client.finalize(final, skip=skip_finalize, wait=False):
             raise ClosedError(f"{client!r} is not an enclave of this manager, or was destroyed already")
-        client.finalize(final, skip=skip_finalize)

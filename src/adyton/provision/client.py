@@ -43,7 +43,7 @@ _OF_SERVERS = tuple(  # variables that are meant for servers of one's own, or sa
 
 
 class RemoteProvision(abc.ABC):
-    """Gets proxy servers. Made by `instantiate`; each instance serves one load, `finalize` ends what it started."""
+    """Gets proxy servers. Made by `instantiate`. An instance serves one load, and `another` the next; `finalize` ends what it started."""
 
     local = False
 
@@ -66,6 +66,10 @@ class RemoteProvision(abc.ABC):
 
         `tls` overrides what `instantiate` was given. Raises UnreachableError, UnauthenticatedError, ImageError, PlatformError.
         """
+
+    @abc.abstractmethod
+    def another(self) -> RemoteProvision:
+        """One with the same settings, for another load; `finalize` of either is no business of the other."""
 
     @abc.abstractmethod
     def finalize(self) -> str:
@@ -144,6 +148,9 @@ class _ServerProvision(RemoteProvision):
         proxy = self._address.with_port(ready.port)
         return GrpcTransport(open_channel(proxy, tls), proxy.target, ready.session)
 
+    def another(self) -> RemoteProvision:
+        return self  # it keeps nothing of a load
+
     def finalize(self) -> str:
         return ""  # the proxy server ends with its session, by itself
 
@@ -158,6 +165,7 @@ class _LocalProvision(RemoteProvision):
             given = shlex.split(command or "")
         except ValueError as error:
             raise UsageError(f"--remote_proxy {command}: {error}") from None
+        self._given = command
         self._command = given or [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
         self._process: subprocess.Popen[str] | None = None
         self._life = -1  # writing end of a pipe; the proxy server ends when it is closed
@@ -181,6 +189,9 @@ class _LocalProvision(RemoteProvision):
             self.finalize()
             raise
         return GrpcTransport(channel, target, ready.session)
+
+    def another(self) -> RemoteProvision:
+        return _LocalProvision(self._given)
 
     def _start(self, secret: str) -> str:
         self._directory = _directory_for_socket()

@@ -160,6 +160,10 @@ class ProxyClient:
         with self._lock:
             if self._error is not None:
                 return
+            if self._closing:
+                error = ClosedError(
+                    "the enclave was destroyed; the outcome of calls under way is unknown. Load it again"
+                )
             self._error = error
             pairs = list(self._pairs.values())
         self._handshake.put(error)

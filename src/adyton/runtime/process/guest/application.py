@@ -1,17 +1,12 @@
 """The image's code inside the guest: import it, and run its entries, with arguments checked before any of it runs.
 
-state          may come next
-NEW            INITIALIZING
-INITIALIZING   RUNNING, or FAILED when initialize raised
-RUNNING        FINALIZING
-FINALIZING     FINALIZED (whatever finalize raised)
+What is taken when is in `lifecycle`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
-import enum
 import inspect
 import os
 import threading
@@ -21,31 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
-from adyton.errors import AdytonError, EnclaveTypeError, UsageError
+from adyton.errors import AdytonError, ClosedError, EnclaveTypeError, UsageError
 from adyton.proto.values import Signature, encode_result
+from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
 from adyton.trusted.application import TrustedApplication
 
 _RUNTIME = os.path.dirname(__file__)
 MAX_TEXT = 16 << 10  # characters of a message or traceback that leave the enclave
-
-
-class State(enum.Enum):
-    NEW = enum.auto()
-    INITIALIZING = enum.auto()
-    RUNNING = enum.auto()
-    FAILED = enum.auto()
-    FINALIZING = enum.auto()
-    FINALIZED = enum.auto()
-
-
-_NEXT = {
-    State.NEW: {State.INITIALIZING},
-    State.INITIALIZING: {State.RUNNING, State.FAILED},
-    State.RUNNING: {State.FINALIZING},
-    State.FAILED: set[State](),
-    State.FINALIZING: {State.FINALIZED},
-    State.FINALIZED: set[State](),
-}
 
 
 class Refused(Exception):  # noqa: N818 - not an error of the enclave's code
@@ -65,22 +42,21 @@ class Application:
 
     def __init__(self, *, debug: bool) -> None:
         self._debug = debug
-        self._state = State.NEW
-        self._lock = threading.Lock()
+        self._lifecycle = Lifecycle()
         self._instance: TrustedApplication | None = None
         self._entries: dict[str, tuple[Callable[..., Any], Signature | EnclaveTypeError]] = {}
         self._loops = threading.local()
 
-    def _move(self, state: State) -> None:
-        with self._lock:
-            if state not in _NEXT[self._state]:
-                raise _refuse("state", f"the enclave is {self._state.name}, and cannot become {state.name}")
-            self._state = state
+    def _apply(self, what: Input) -> None:
+        try:
+            self._lifecycle.apply(what)
+        except ClosedError as error:
+            raise _refuse("state", error.message) from None
 
     def load(self, found: Any, entry: str, names: list[str], config: bytes) -> list[str]:
         """Initialize `found` (what `entry` names: an Enclave, a TrustedApplication class, or a module of which `names` are the
         entries), and return the entries' names."""
-        self._move(State.INITIALIZING)
+        self._apply(Input.LOAD)
         try:
             if inspect.ismodule(found):
                 functions = {name: getattr(found, name) for name in names}
@@ -91,16 +67,16 @@ class Application:
             if self._instance is not None:
                 from adyton.proto.enclave import EnclaveConfig
 
-                self._instance.initialize(EnclaveConfig.FromString(config))
+                self._instance.initialize(_message(EnclaveConfig, config))
         except BaseException:
-            self._move(State.FAILED)
+            self._apply(Input.LOAD_FAILED)
             raise
-        self._move(State.RUNNING)
+        self._apply(Input.LOADED)
         return sorted(self._entries)
 
     def enter(self, body: bytes) -> bytes:
         """Run one entry; `body` is an EnterRequest. The result, encoded."""
-        self._running()
+        self._apply(Input.ENTER)
         request = decode(body, EnterRequest)
         if request.entry not in self._entries:
             known = (
@@ -121,11 +97,11 @@ class Application:
 
     def run(self, body: bytes) -> bytes:
         """TrustedApplication.run; `body` is a serialized EnclaveInput, the result a serialized EnclaveOutput."""
-        self._running()
+        self._apply(Input.ENTER)
         from adyton.proto.enclave import EnclaveInput, EnclaveOutput
 
         instance = self._instance or TrustedApplication()
-        output = instance.run(EnclaveInput.FromString(body))
+        output = instance.run(_message(EnclaveInput, body))
         if output is None:
             return b""
         if not isinstance(output, EnclaveOutput):
@@ -134,19 +110,15 @@ class Application:
 
     def finalize(self, body: bytes) -> bytes:
         """TrustedApplication.finalize; `body` is a serialized EnclaveFinal."""
-        self._move(State.FINALIZING)
+        self._apply(Input.FINALIZE)
         try:
             if self._instance is not None:
                 from adyton.proto.enclave import EnclaveFinal
 
-                self._instance.finalize(EnclaveFinal.FromString(body))
+                self._instance.finalize(_message(EnclaveFinal, body))
         finally:
-            self._move(State.FINALIZED)
+            self._apply(Input.FINALIZE_ENDED)
         return b""
-
-    def _running(self) -> None:
-        if self._state is not State.RUNNING:
-            raise _refuse("state", f"the enclave is {self._state.name}; calls are taken while it is RUNNING")
 
     def _runner(self) -> asyncio.Runner:
         if not hasattr(self._loops, "runner"):
@@ -178,6 +150,14 @@ class Application:
                 traceback=_sendable(text)[-MAX_TEXT:],
             )
         )
+
+
+def _message(kind: Any, body: bytes) -> Any:
+    """A protobuf message of the client's."""
+    try:
+        return kind.FromString(body)
+    except Exception as error:  # noqa: BLE001 - DecodeError, whose module depends on protobuf's implementation
+        raise _refuse("type", f"this is no serialized {kind.DESCRIPTOR.name}: {error}") from None
 
 
 def _known(name: str, signature: Signature | EnclaveTypeError) -> str:
