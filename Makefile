@@ -23,6 +23,10 @@ quickstart: setup
 quickstart-remote: setup
 	@$(BIN)/python examples/quickstart_remote/run.py "$$QUICKSTART_MESSAGE"
 
+# make example-hello ARGS='--names="Alice,Bob"': examples/NAME/run.py
+example-%: setup
+	@$(BIN)/python examples/$*/run.py $(ARGS)
+
 test: setup
 	$(BIN)/python -m pytest -n 2
 
