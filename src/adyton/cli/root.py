@@ -13,8 +13,8 @@ import msgspec
 from adyton._version import __version__
 from adyton.errors import AdytonError
 
-COMMANDS = ("build", "call", "doctor", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
-LATER = ("attest", "init", "ps", "stop", "verify")
+COMMANDS = ("build", "call", "doctor", "init", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
+LATER = ("attest", "ps", "stop", "verify")
 INTERRUPTED = 130
 
 
