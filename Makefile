@@ -7,7 +7,7 @@ SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart quickstart-remote test lint bench fuzz clean
+.PHONY: setup quickstart quickstart-remote test coverage lint bench fuzz clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +30,10 @@ example-%: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+# The tests once more, slower, with the lines and branches that all processes ran, enclaves' too. Details: .coverage-data/html
+coverage: setup
+	$(BIN)/python measure/run.py -n 2
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +49,4 @@ fuzz: setup
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage-data

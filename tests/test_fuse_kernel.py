@@ -40,7 +40,7 @@ class Guest:
         self.socket = mine
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "utf8", GUEST, str(other.fileno()), str(mount_point), dedent(code)],
+                [sys.executable, "-S", "-X", "utf8", GUEST, str(other.fileno()), str(mount_point), dedent(code)],
                 pass_fds=[other.fileno()],
                 stdout=subprocess.PIPE,
                 text=True,
