@@ -183,6 +183,21 @@ def test_uploads_that_hang_do_not_keep_the_servers_threads(serving, image):
     assert len(orders) == 1
 
 
+@pytest.mark.parametrize("wrong", ["none", "changed", "twice", "garbage"])
+def test_nothing_is_started_for_an_upload_that_is_wrong(serving, image, wrong):
+    target, orders = serving
+    offer = ProvisionRequest(offer=offer_of(image, "auto"))
+    chunks = list(chunks_of(image, image.blobs))
+    if wrong == "changed":
+        chunks[-1].chunk.data = b"x" + chunks[-1].chunk.data[1:]
+    elif wrong == "garbage":
+        offer.offer.manifest = b"x" * len(offer.offer.manifest)
+    requests = {"none": [offer], "twice": [offer, offer]}.get(wrong, [offer, *chunks])
+    with pytest.raises(grpc.RpcError):
+        speak(target, requests)
+    assert not orders
+
+
 def test_chunks_with_nothing_in_them_are_refused(serving, image):
     target, _ = serving
     offer = ProvisionRequest(offer=offer_of(image, "auto"))
