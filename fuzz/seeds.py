@@ -54,6 +54,40 @@ path = "in"
 coherence = "close-to-open"
 """ % HASH.encode()
 
+_STAT = (
+    b"12 (a) b) S 1 12 12 0 -1 4194304 9 0 1 0 3 2 0 0 20 0 1 0 1674 20766720 3810 18446744073709551615" + b" 0" * 27
+)
+_STATUS = b"""Name:	a\\n
+Umask:	0022
+State:	S (sleeping)
+Tgid:	12
+Pid:	12
+PPid:	1
+TracerPid:	0
+Uid:	0	0	0	0
+Gid:	0	0	0	0
+FDSize:	64
+Groups:	0 1 
+NSpid:	12	1
+VmPeak:	   20280 kB
+Threads:	1
+SigQ:	1/96365
+SigPnd:	0000000000000000
+ShdPnd:	0000000000000000
+SigBlk:	0000000000000000
+SigIgn:	0000000001001000
+SigCgt:	0000000000000002
+CapInh:	0000000000000000
+CapPrm:	000001ffffffffff
+CapEff:	000001ffffffffff
+CapBnd:	000001ffffffffff
+CapAmb:	0000000000000000
+NoNewPrivs:	0
+Seccomp:	0
+Cpus_allowed_list:	0-1
+voluntary_ctxt_switches:	26
+"""  # noqa: W291 - as the kernel writes it
+
 
 def _image_file() -> list[bytes]:
     with tempfile.NamedTemporaryFile() as file:
@@ -108,6 +142,7 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "manifest": lambda: [b"\0" + encode_manifest(MANIFEST)],
     "upload": _upload,
     "policy": lambda: [_POLICY],
+    "proc-file": lambda: [b"\0" + _STAT, b"\1" + _STATUS, b"\2" + b"12 345 ", b"\3" + b"a) S 1 (b\n1"],
     "value": _values,
 }
 

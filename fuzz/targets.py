@@ -56,11 +56,15 @@ from adyton.image.manifest import Entry, Manifest, Parameter, canonical_json, de
 from adyton.image.oci import APPLICATION_LAYER, ARTIFACT_TYPE, CONFIG_TYPE, OCI_MANIFEST_TYPE, SIGNATURE_TYPE, Image
 from adyton.image.sign import add_signature, verified_signature
 from adyton.image.signature import PAYLOAD_TYPE, make_signature, read_signature
+from adyton.processes_pb2 import ProcessesReply
 from adyton.proto.values import Signature, decode_result
 from adyton.provision.store import BlobStore
 from adyton.provision.upload import Reception
 from adyton.provision_pb2 import ProvisionRequest
 from adyton.remote import connection
+from adyton.remote.proc_files import parse_children, parse_stat, parse_status
+from adyton.remote.process_metrics import GAUGES
+from adyton.remote.process_query import reports_of
 from adyton.runtime.process.guest import link
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
@@ -811,6 +815,45 @@ def server_error(data: bytes) -> None:
     assert isinstance(error, AdytonError)
 
 
+# -- processes of an enclave ------------------------------------------------------------------------------------------------
+
+
+def proc_file(data: bytes) -> None:
+    """A file of /proc as it is, or the end of one that began well: its program chooses a process's name."""
+    kind, text = data[:1], data[1:]
+    if kind == b"\0":
+        parse_stat(text)
+    elif kind == b"\1":
+        parse_status(text)
+    elif kind == b"\2":
+        parse_children(text)
+    else:
+        name, _, rest = text.partition(b"\n")
+        stat = parse_stat(b"12 (" + name + b") S " + b"1 " * 49 + rest)
+        assert stat.ppid == 1
+        assert stat.comm == name.decode("utf-8", "replace")
+
+
+def process_report(data: bytes) -> None:
+    """What a server says of processes, up to the numbers that are shown."""
+    raw = data[:1] == b"\0"
+    for report in reports_of(data[1:] if raw else _reply(Draw(data))).values():
+        for gauge in GAUGES:
+            value = gauge.value(report.stat)
+            assert value is None or isinstance(value, float) or -(1 << 63) <= value < 1 << 63
+
+
+def _reply(draw: Draw) -> bytes:
+    reply = ProcessesReply()
+    for _ in range(draw.below(4)):
+        report = reply.processes.add(kind=draw.below(5), error=draw.text())
+        for each in report.stat.DESCRIPTOR.fields:
+            if draw.often():
+                with contextlib.suppress(ValueError, TypeError):  # out of the field's range, or a text
+                    setattr(report.stat, each.name, draw.number())
+    return draw.spoilt(reply.SerializeToString())
+
+
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -845,4 +888,6 @@ TARGETS: Mapping[str, Target] = {
     "policy": Target(policy, (UsageError,)),
     "value": Target(value, (EnclaveTypeError,)),
     "server-error": Target(server_error),
+    "proc-file": Target(proc_file, (ValueError,)),
+    "process-report": Target(process_report, (RemoteProtocolError,)),
 }

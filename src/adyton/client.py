@@ -25,10 +25,12 @@ from adyton.errors import (
 )
 from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
 from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
+from adyton.remote.process_metrics import POLL_TIMEOUT
 from adyton.remote.proxy_client import CallFailed, ProxyClient
 
 if TYPE_CHECKING:
     from adyton.attestation.identity import EnclaveIdentity
+    from adyton.processes_pb2 import ProcessReport
     from adyton.provision.client import RemoteProvision
 
 _P = ParamSpec("_P")
@@ -145,6 +147,16 @@ class EnclaveClient:
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
         return self._core.proxy.stats()
+
+    def processes(self) -> dict[str, ProcessReport]:
+        """What the server's kernel says of the enclave's processes now, by "proxy", "supervisor" and "guest": each has `stat` and `status`
+        (/proc/PID/stat and /proc/PID/status), or an `error`. The server's operator can make it up: it is no evidence.
+
+        Raises UsageError (an enclave of this process), ConnectionLostError, DeadlineError, PlatformError, ClosedError.
+        """
+        if self._core.closed:
+            raise _closed(self.name)
+        return self._core.proxy.processes(self._timeout or POLL_TIMEOUT)
 
     def close(self) -> None:
         """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent."""

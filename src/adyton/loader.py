@@ -31,6 +31,7 @@ from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
 from adyton.remote.in_process import in_process
+from adyton.remote.process_metrics import ProcessMetrics
 from adyton.remote.proxy_client import CallFailed, ProxyClient
 from adyton.remote.transport import Transport
 from adyton.trusted.application import Enclave, TrustedApplication
@@ -57,6 +58,7 @@ class LoadArguments:
     timeout: float | None = None
     stats: str | None = None
     stdout: int = 1  # descriptor that the program's standard output goes to
+    metrics: ProcessMetrics | None = None
 
 
 def load(
@@ -214,6 +216,8 @@ def _connect(
         proxy.abort()
         raise
     client = opened(name, proxy, provision, timeout)
+    if arguments.metrics is not None:
+        client.on_close(arguments.metrics.start(name, proxy.processes))
     stats = arguments.stats
     if stats is not None:
         client.on_close(lambda: _write_stats(stats, client.stats()))

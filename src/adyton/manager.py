@@ -6,7 +6,7 @@ import abc
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adyton.client import EnclaveClient
 from adyton.config import Policy
@@ -15,9 +15,13 @@ from adyton.loader import LoadArguments, load_enclave, load_in_process
 from adyton.proto.enclave import EnclaveFinal, EnclaveLoadConfig
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
+from adyton.remote.process_metrics import ProcessMetrics
 from adyton.remote_loader_pb2 import remote_load_config
 from adyton.sgx_loader_pb2 import sgx_load_config
 from adyton.trusted.application import TrustedApplication
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
 
 
 class RemoteProxyClientConfig:
@@ -26,6 +30,7 @@ class RemoteProxyClientConfig:
     def __init__(self, provision: RemoteProvision, tls: TLS | None) -> None:
         self.provision = provision
         self.tls = tls
+        self.metrics: ProcessMetrics | None = None
 
     @classmethod
     def defaults_with_provision(cls, provision: RemoteProvision) -> RemoteProxyClientConfig:
@@ -40,6 +45,16 @@ class RemoteProxyClientConfig:
         if dial_back is not None:
             raise UsageError("dial_back is not supported yet: leave it out, and the client dials the proxy server")
         return cls(provision, tls)
+
+    def enable_opentelemetry_metrics(
+        self, granularity: float, view_name_root: str, meter_provider: MeterProvider | None = None
+    ) -> None:
+        """Show what the server says of the enclave's processes, polled each `granularity` seconds from the load to the close.
+
+        Gauges `<view_name_root>/proc/stat/…` (see docs/metrics.md) of `meter_provider`, or of the one that this process has or will have.
+        The numbers are the word of the server's operator, and no evidence. UsageError, also if OpenTelemetry is not installed.
+        """
+        self.metrics = ProcessMetrics.create(granularity, view_name_root, meter_provider)
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class RemoteEnclaveLoader(EnclaveLoader):
                 functions=order.functions,
                 accept_debug=sgx.debug,
                 tls=tls,
+                metrics=order.proxy_config.metrics if order.proxy_config else None,
             ),
         )
 

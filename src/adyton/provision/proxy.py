@@ -76,9 +76,10 @@ def serve_alone(
             from adyton.provision.service import Order, ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
+            from adyton.remote.process_reports import ProcessReporter
             from adyton.remote.relay import Relay
 
-            relay = Relay()
+            relay, reporter = Relay(), ProcessReporter()
             enclaves: list[_Enclave] = []
             vacant = threading.Semaphore()
 
@@ -95,10 +96,11 @@ def serve_alone(
                 shutil.rmtree(done, ignore_errors=True)
                 session = secrets.token_bytes(32)
                 relay.attach(enclave.socket, session)
+                reporter.attach(enclave.pid, session)
                 return Ready(enclave_id="0", port=0, session=session)
 
             service = ProvisionService(BlobStore(store_directory), start, token)
-            server, port = open_server([service.handler(), relay.handler()], listen, tls, THREADS)
+            server, port = open_server([service.handler(), relay.handler(), reporter.handler()], listen, tls, THREADS)
             listening = True
             _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
             for enclave in enclaves:
@@ -111,16 +113,21 @@ def serve_alone(
         raise KeyboardInterrupt
 
 
-def serve_enclave(enclave: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]) -> None:
-    """Relay for an enclave that a spawner started; `enclave`: descriptor of its supervisor's socket. Ends with the session."""
+def serve_enclave(
+    enclave: int, pid: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]
+) -> None:
+    """Relay for an enclave that a spawner started; `enclave`: descriptor of its supervisor's socket, `pid`: the supervisor's. Ends with the
+    session."""
     from adyton.remote.connection import open_server
+    from adyton.remote.process_reports import ProcessReporter
     from adyton.remote.relay import Relay
 
     stop = Stop()
     stop.on_signals()
-    relay = Relay()
+    relay, reporter = Relay(), ProcessReporter()
     relay.attach(socket.socket(fileno=enclave), session)
-    server, port = open_server([relay.handler()], listen, tls, THREADS)
+    reporter.attach(pid, session)
+    server, port = open_server([relay.handler(), reporter.handler()], listen, tls, THREADS)
     joining = threading.Timer(JOIN_SECONDS, lambda: None if relay.joined else stop.set())
     joining.daemon = True
     joining.start()

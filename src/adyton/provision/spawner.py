@@ -211,7 +211,7 @@ def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: A
     )
     session = secrets.token_bytes(32)
     try:
-        relay, port = _start_relay(enclave.socket, spawn, session)
+        relay, port = _start_relay(enclave.socket, enclave.pid, spawn, session)
     except BaseException:
         enclave.close()
         raise
@@ -227,7 +227,7 @@ def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: A
     say(Ended(name))
 
 
-def _start_relay(sock: socket.socket, spawn: Spawn, session: bytes) -> tuple[subprocess.Popen[str], int]:
+def _start_relay(sock: socket.socket, pid: int, spawn: Spawn, session: bytes) -> tuple[subprocess.Popen[str], int]:
     line = ""
     for listen in spawn.listen:
         command = [
@@ -236,6 +236,7 @@ def _start_relay(sock: socket.socket, spawn: Spawn, session: bytes) -> tuple[sub
             "-m",
             "adyton.provision.relay_process",
             str(sock.fileno()),
+            str(pid),
             listen,
             *spawn.options,
         ]

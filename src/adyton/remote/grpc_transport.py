@@ -8,7 +8,9 @@ from typing import Any
 import grpc
 
 from adyton.communicator_pb2 import Envelope
+from adyton.processes_pb2 import ProcessReport
 from adyton.remote.connection import SESSION_METADATA, error_from
+from adyton.remote.process_query import ask
 
 METHOD = "/adyton.Communicator/Communicate"
 
@@ -21,7 +23,7 @@ class GrpcTransport:
     ) -> None:
         self._channel = channel
         self._target = target
-        self._metadata = (*metadata, (SESSION_METADATA, session))
+        self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, (SESSION_METADATA, session))
         self._call: Any = None
 
     def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
@@ -45,3 +47,7 @@ class GrpcTransport:
         if self._call is not None:
             self._call.cancel()
         self._channel.close()
+
+    def processes(self, timeout: float) -> dict[str, ProcessReport]:
+        """See Transport. On the same connection as the stream."""
+        return ask(self._channel, self._target, self._metadata, timeout)

@@ -37,6 +37,7 @@ from adyton.errors import (
 )
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
+from adyton.processes_pb2 import ProcessReport
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
@@ -382,6 +383,10 @@ class ProxyClient:
             elif self._session.idle(event.pair):
                 del self._pairs[event.pair]
                 self._session.dispose(event.pair)
+
+    def processes(self, timeout: float) -> dict[str, ProcessReport]:
+        """What the server says of the enclave's processes: see Transport."""
+        return self._transport.processes(timeout)
 
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""

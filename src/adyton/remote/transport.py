@@ -5,7 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Generator, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from adyton.errors import UsageError
+
+if TYPE_CHECKING:
+    from adyton.processes_pb2 import ProcessReport
 
 
 class Transport(Protocol):
@@ -21,6 +26,13 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """End both directions at once, from any thread."""
+        ...
+
+    def processes(self, timeout: float) -> dict[str, ProcessReport]:
+        """What the proxy server reports of itself ("proxy"), the "supervisor" and the "guest": see process_query.ask for errors.
+
+        From any thread; `timeout` in seconds.
+        """
         ...
 
 
@@ -55,3 +67,7 @@ class SocketTransport:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # closed already
+
+    def processes(self, timeout: float) -> dict[str, ProcessReport]:  # noqa: ARG002
+        """See Transport: there is no proxy server."""
+        raise UsageError("this enclave has no processes of its own: it runs on threads of this one")

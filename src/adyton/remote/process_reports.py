@@ -1,0 +1,117 @@
+"""The proxy server's word on its enclave's processes: itself, the supervisor and the guest, as the kernel's /proc has them.
+
+It is for watching, and proves nothing: the server's operator can make these numbers up. Evidence says nothing of them.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from adyton.errors import UnauthenticatedError
+from adyton.processes_pb2 import ProcessesReply, ProcessesRequest, ProcessReport, ProcStat
+from adyton.remote.connection import SESSION_METADATA, abort
+from adyton.remote.proc_files import MAX_FILE, parse_children, parse_stat, parse_status
+
+# What the kernel tells only to those who may trace the process: with the layout of its memory an attack on it is easier.
+ADDRESSES = (
+    *("startcode", "endcode", "startstack", "kstkesp", "kstkeip", "wchan"),
+    *("start_data", "end_data", "start_brk", "arg_start", "arg_end", "env_start", "env_end"),
+)
+
+
+class ProcessReporter:
+    """Answers the client of one enclave. `proc`: where the kernel's proc file system is."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._lock = threading.Lock()
+        self._session = b""
+        self._supervisor = 0
+        self._started: int | None = None  # its start time: a process id can be given to another process later
+
+    def attach(self, supervisor: int, session: bytes) -> None:
+        """Report on the enclave of the supervisor with that process id, to the client that shows `session`."""
+        try:
+            started = parse_stat(self._read(f"{supervisor}/stat")).starttime
+        except (OSError, ValueError):
+            started = None  # hidden from us; each report says so
+        with self._lock:
+            self._supervisor, self._started, self._session = supervisor, started, session
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The gRPC service."""
+        method = grpc.unary_unary_rpc_method_handler(
+            self._answer,
+            request_deserializer=ProcessesRequest.FromString,
+            response_serializer=ProcessesReply.SerializeToString,
+        )
+        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler("adyton.Processes", {"Report": method})
+        return handler
+
+    def _answer(self, _: ProcessesRequest, context: Any) -> ProcessesReply:
+        shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
+        with self._lock:
+            known = bool(self._session) and hmac.compare_digest(shown, self._session)
+        if not known:
+            abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
+        return self.report()
+
+    def report(self) -> ProcessesReply:
+        """What can be read now. What cannot has an `error` in its place."""
+        with self._lock:
+            supervisor, started = self._supervisor, self._started
+        processes = [self._process(ProcessReport.PROXY, os.getpid(), lambda _: True)]
+        if supervisor:
+            processes += [
+                self._process(ProcessReport.SUPERVISOR, supervisor, lambda stat: stat.starttime == started),
+                self._guest(supervisor),
+            ]
+        return ProcessesReply(processes=processes)
+
+    def _guest(self, supervisor: int) -> ProcessReport:
+        """The supervisor's only child. (The orphans of the guest's own children are the guest's, which is init to them.)"""
+        try:
+            tasks = os.listdir(f"{self._proc}/{supervisor}/task")
+            children = [
+                pid for task in tasks for pid in parse_children(self._read(f"{supervisor}/task/{task}/children"))
+            ]
+        except (OSError, ValueError) as error:
+            return ProcessReport(
+                kind=ProcessReport.GUEST, error=f"the supervisor's children cannot be read: {_why(error)}"
+            )
+        if not children:
+            return ProcessReport(kind=ProcessReport.GUEST, error="it has ended")
+        return self._process(ProcessReport.GUEST, min(children), lambda stat: stat.ppid == supervisor)
+
+    def _process(self, kind: ProcessReport.Kind, pid: int, is_it: Callable[[ProcStat], bool]) -> ProcessReport:
+        report = ProcessReport(kind=kind)
+        try:
+            stat = parse_stat(self._read(f"{pid}/stat"))
+            if not is_it(stat):
+                report.error = "it has ended"
+                return report
+            for name in ADDRESSES:
+                stat.ClearField(name)
+            stat.sc_clk_tck = os.sysconf("SC_CLK_TCK")
+            stat.page_size = os.sysconf("SC_PAGE_SIZE")
+            report.stat.CopyFrom(stat)
+            report.status.CopyFrom(parse_status(self._read(f"{pid}/status")))
+        except (OSError, ValueError) as error:
+            report.error = f"it cannot be read: {_why(error)}"
+        return report
+
+    def _read(self, name: str) -> bytes:
+        with open(f"{self._proc}/{name}", "rb") as file:
+            return file.read(MAX_FILE + 1)
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError | ProcessLookupError):
+        return "it has ended, or /proc hides it (hidepid)"
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
