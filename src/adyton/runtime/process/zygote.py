@@ -127,7 +127,9 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
             namespaces.unshare(kinds)
         else:
             namespaces.unshare(kinds | namespaces.NEWUSER)
-            namespaces.map_ids(uid, gid, uid, gid)
+            # Never root in there: an exec would bring its capabilities back, and a supervisor without CAP_SETFCAP could not map
+            # it for its guest (user_namespaces(7), on user id 0 of the parent).
+            namespaces.map_ids(uid or namespaces.GUEST_UID, gid or namespaces.GUEST_UID, uid, gid)
         mounts.make_private()
         root.build(plan)
         os.close(os.open(root.FUSE, os.O_RDWR))  # what each guest will do
