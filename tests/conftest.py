@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from hypothesis import HealthCheck, settings
 # A loaded machine is no failure: no deadlines, which are about time passing.
 settings.register_profile("adyton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("adyton")
+
+# Whoever runs the tests in the background ignores it; what they start, and interrupt, must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 

@@ -109,8 +109,7 @@ def test_a_killed_zygote_takes_all_along(tmp_path):
 
 
 LAUNCHER = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
+import sys, time
 from adyton.runtime.launch import LaunchRequest, Zygote
 zygote = Zygote.start(sys.argv[1], supervisor="sandbox_probe:run", additions={"sandbox_probe.py": sys.argv[2]})
 enclave = zygote.launch(LaunchRequest("sha256:00", []))
