@@ -6,6 +6,8 @@ Most are drawn at random, once, and kept if they get far: nearly valid input is 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import ipaddress
 import random
 import shutil
 import sys
@@ -14,6 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from targets import HASH, MANIFEST, TARGETS, signed_image
 
 from adyton.attestation import sim
@@ -128,6 +133,17 @@ def _values() -> list[bytes]:
     return [b"\0" + encoded, b"\1" + encoded, b"\2" + text, b"\3" + text, b"\4" + result, b"\5" + result]
 
 
+def _certificates() -> list[bytes]:
+    """One with names, one with a common name only."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    since, until = dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tee.example")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, since, until)
+    names = [x509.DNSName("tee.example"), x509.IPAddress(ipaddress.ip_address("192.0.2.1"))]
+    extended = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return [each.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER) for each in (builder, extended)]
+
+
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "evidence": lambda: [
         b"\0" + sim.attest(_IDENTITY, bytes(64)),
@@ -144,6 +160,7 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "policy": lambda: [_POLICY],
     "proc-file": lambda: [b"\0" + _STAT, b"\1" + _STATUS, b"\2" + b"12 345 ", b"\3" + b"a) S 1 (b\n1"],
     "value": _values,
+    "server-certificate": _certificates,
 }
 
 

@@ -62,6 +62,7 @@ from adyton.provision.store import BlobStore
 from adyton.provision.upload import Reception
 from adyton.provision_pb2 import ProvisionRequest
 from adyton.remote import connection
+from adyton.remote.certificates import Shown
 from adyton.remote.proc_files import parse_children, parse_stat, parse_status
 from adyton.remote.process_metrics import GAUGES
 from adyton.remote.process_query import reports_of
@@ -854,6 +855,13 @@ def _reply(draw: Draw) -> bytes:
     return draw.spoilt(reply.SerializeToString())
 
 
+def server_certificate(data: bytes) -> None:
+    """What a server that is not trusted shows as its certificate."""
+    shown = Shown.read(data)
+    if shown is not None:
+        assert (shown.issuer + shown.names + shown.wrong_dates(shown.until)).isprintable()
+
+
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -890,4 +898,5 @@ TARGETS: Mapping[str, Target] = {
     "server-error": Target(server_error),
     "proc-file": Target(proc_file, (ValueError,)),
     "process-report": Target(process_report, (RemoteProtocolError,)),
+    "server-certificate": Target(server_certificate),
 }

@@ -20,6 +20,9 @@ settings.load_profile("adyton")
 # Whoever runs the tests in the background ignores it; what they start, and interrupt, must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As adyton.remote does it, but before any test module imports grpc.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 ROOT = Path(__file__).parent.parent
 
 

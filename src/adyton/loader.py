@@ -81,6 +81,7 @@ def load(
     name: str | None = None,
     timeout: float | None = None,
     remote_proxy: str | None = None,
+    security_type: str | None = None,
     stats: str | None = None,
     stdout: int = 1,
 ) -> EnclaveClient:
@@ -88,6 +89,7 @@ def load(
 
     `image`: a .enclave or .py path, a `trusted.Enclave`, or "sha256:…" of an image that the server has. `on`: the server (else
     ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it) and `allow_…` add to it.
+    `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
     server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
 
@@ -105,7 +107,9 @@ def load(
         call=allow_call,
     )
     found = open_image(image)
-    provision = RemoteProvision.instantiate(on, remote_proxy=remote_proxy, tls=tls, token=token)
+    provision = RemoteProvision.instantiate(
+        on, remote_proxy=remote_proxy, tls=tls, token=token, security_type=security_type
+    )
     arguments = LoadArguments(
         name=name,
         policy=settings,

@@ -65,15 +65,16 @@ def command(image: str, entry: str | None, args: tuple[str, ...], load: LoadOpti
 
 
 def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
-    from adyton.cli.options import read_token
     from adyton.remote.address import TLS
+    from adyton.remote.bearer import read_token
 
-    tls = TLS(load.ca, load.cert, load.key) if load.ca or load.cert or load.key else None
+    tls = TLS(load.ca, load.cert, load.key)
     lists = {f"allow_{right}": given for right, given in load.allow.items()}
     return {
         **lists,
-        "tls": tls,
+        "tls": None if tls == TLS() else tls,
         "token": read_token(load.token_file) or None,
+        "security_type": load.security_type,
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from adyton.errors import UsageError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 PLATFORMS = ("auto", "sim", "sgx", "tdx", "sev-snp", "nitro", "tpm")
+_SECURITY_TYPES = click.Choice(["ssl", "local"], case_sensitive=False)
 _CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
 
 
@@ -56,10 +58,11 @@ class LoadOptions:
     cert: str | None
     key: str | None
     token_file: str | None
+    security_type: str | None
     stats: str | None
 
     def environment(self) -> dict[str, str]:
-        """The same as environment variables, for a driver that `run` starts."""
+        """The same as environment variables, for a driver that `run` starts: instead of those that begin with ADYTON_SSL_."""
         values: dict[str, str | None] = {
             "on": self.on,
             "platform": self.platform,
@@ -71,6 +74,7 @@ class LoadOptions:
             "cert": self.cert and os.path.abspath(self.cert),
             "key": self.key and os.path.abspath(self.key),
             "token-file": self.token_file and os.path.abspath(self.token_file),
+            "security-type": self.security_type,
             "stats": self.stats and os.path.abspath(self.stats),
         }
         for right, given in self.allow.items():
@@ -101,9 +105,10 @@ def load_options(command: _C) -> _C:
             timeout=given.pop("timeout"),
             remote_proxy=given.pop("remote_proxy"),
             ca=given.pop("ca"),
-            cert=given.pop("cert"),
-            key=given.pop("key"),
+            cert=_either(given, "cert", "ssl_cert"),
+            key=_either(given, "key", "ssl_key"),
             token_file=given.pop("token_file"),
+            security_type=given.pop("security_type"),
             stats=given.pop("stats"),
         )
         return command(**given)
@@ -143,10 +148,19 @@ def load_options(command: _C) -> _C:
         option(
             "--remote-proxy", metavar="COMMAND", help="The proxy server that is started here. Default: adyton proxy."
         ),
-        option("--ca", metavar="FILE", help="Check the server's certificate by this CA."),
-        option("--cert", metavar="FILE", help="Our certificate, for a server that asks for one."),
-        option("--key", metavar="FILE", help="Its key."),
-        option("--token-file", metavar="FILE", help="A file with the token that the server wants."),
+        option("--ca", metavar="FILE", help="Check the server's certificate by this CA. Default: the public ones."),
+        option("--cert", metavar="FILE", help="Our certificate (PEM), for a server that asks for one."),
+        option("--key", metavar="FILE", help="Its key (PEM, not encrypted)."),
+        option("--ssl-cert", metavar="FILE", help="The original's name for --cert."),
+        option("--ssl-key", metavar="FILE", help="The original's name for --key."),
+        option(
+            "--token-file", metavar="FILE", help="A file with the token that the server wants; it is sent by TLS only."
+        ),
+        option(
+            "--security-type",
+            type=_SECURITY_TYPES,
+            help="As in the original: ssl insists on TLS, also with a server here; local is without, and for a server here only.",
+        ),
         option("--stats", metavar="FILE", help="Write counts of calls and bytes there, as JSON."),
     )
     result: Any = wrapped
@@ -155,17 +169,35 @@ def load_options(command: _C) -> _C:
     return result  # type: ignore[no-any-return]
 
 
+def _either(given: dict[str, Any], ours: str, original: str) -> str | None:
+    """The value of an option that has two names; a command line's beats that of the environment, and two must be the same."""
+    from adyton.remote.address import the_same
+
+    context = click.get_current_context()
+    values = {name: given.pop(name) for name in (ours, original)}
+    typed = {name: context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in values}
+    if any(typed.values()):
+        values = {name: value if typed[name] else None for name, value in values.items()}
+    first, second = ((f"--{name}", value) for name, value in values.items())
+    return the_same(first, second)
+
+
 def server_options(command: _C) -> _C:
-    """Give a command --ssl_cert, --ssl_key, --client-ca, --token-file and --security_type."""
+    """Give a command --ssl_cert, --ssl_key, --client-ca, --token-file, --security_type and --insecure."""
     decorators: Sequence[Callable[[Any], Any]] = (
         option("--ssl-cert", metavar="FILE", help="The server's certificate (PEM)."),
-        option("--ssl-key", metavar="FILE", help="Its key (PEM)."),
+        option("--ssl-key", metavar="FILE", help="Its key (PEM, not encrypted)."),
         option("--client-ca", metavar="FILE", help="Clients must show a certificate of this CA."),
         option("--token-file", metavar="FILE", help="Clients must show the token in this file."),
         option(
             "--security-type",
-            type=click.Choice(["ssl", "local"], case_sensitive=False),
+            type=_SECURITY_TYPES,
             help="As in the original: ssl needs --ssl_cert and --ssl_key; local is without TLS.",
+        ),
+        option(
+            "--insecure",
+            is_flag=True,
+            help="Serve a network without TLS or credentials: anyone who reaches it may run enclaves here.",
         ),
     )
     result: Any = command
@@ -175,31 +207,12 @@ def server_options(command: _C) -> _C:
 
 
 def server_tls(cert: str | None, key: str | None, client_ca: str | None, security_type: str | None) -> TLS | None:
-    """The TLS files that a server's options name; UsageError if they do not fit together."""
+    """The TLS files that a server's options name; UsageError if they are not what the security type says."""
     from adyton.remote.address import TLS
 
     if security_type == "ssl" and (cert is None or key is None):
         raise UsageError("--security_type ssl needs --ssl_cert and --ssl_key")
     if security_type == "local" and (cert or key or client_ca):
         raise UsageError("--security_type local is without TLS: leave out --ssl_cert, --ssl_key and --client-ca")
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
-        raise UsageError("TLS needs both --ssl_cert and --ssl_key")
-    return TLS(ca=client_ca, cert=cert, key=key)
-
-
-def read_token(path: str | None) -> str:
-    """The token in a file; "" for no file. UsageError if there is none."""
-    if path is None:
-        return ""
-    try:
-        with open(path, encoding="utf-8") as file:
-            token = file.read(4096).strip()
-    except OSError as error:
-        raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"the token file {path} is not text: write a secret of your choice into it") from None
-    if not token:
-        raise UsageError(f"the token file {path} is empty: write a secret of your choice into it")
-    return token
+    tls = TLS(ca=client_ca, cert=cert, key=key)
+    return None if tls == TLS() else tls

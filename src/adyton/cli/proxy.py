@@ -6,7 +6,7 @@ import os
 
 import click
 
-from adyton.cli.options import json_option, option, read_token, server_options, server_tls
+from adyton.cli.options import json_option, option, server_options, server_tls
 from adyton.errors import UsageError
 
 
@@ -29,6 +29,7 @@ def command(
     client_ca: str | None,
     token_file: str | None,
     security_type: str | None,
+    insecure: bool,
     as_json: bool,  # noqa: ARG001 - root's
 ) -> None:
     """adyton proxy --listen 127.0.0.1:4322
@@ -36,7 +37,10 @@ def command(
     Wait for one client, load the image that it brings into an enclave here, and relay between the two until either ends.
     """
     from adyton.provision.client import DIRECTORY_VARIABLE, PARENT_VARIABLE, SECRET_VARIABLE
+    from adyton.provision.exposure import check_exposure
     from adyton.provision.proxy import Launched, serve_alone
+    from adyton.remote.bearer import read_token
+    from adyton.remote.certificates import of_server
 
     if host_address is not None:
         raise UsageError(
@@ -50,6 +54,12 @@ def command(
     parent = os.environ.pop(PARENT_VARIABLE, "")
     directory = os.environ.pop(DIRECTORY_VARIABLE, "")
     token = secret or read_token(token_file)
+    tls = server_tls(ssl_cert, ssl_key, client_ca, security_type)
+    if not listen.startswith("unix:"):
+        check_exposure(listen.rpartition(":")[0], tls, token, insecure=insecure)
+    elif tls is not None:
+        raise UsageError(f"--listen {listen}: a unix socket is served without TLS; leave its files out")
+    of_server(tls)  # what is wrong with its files is said before anything is started
     launched = Launched(int(parent), directory) if parent and directory else None
     if launched is not None:
         os.set_inheritable(launched.parent, False)
@@ -57,10 +67,4 @@ def command(
     def announce(address: str) -> None:
         click.echo(f"adyton proxy listening on {address}")
 
-    serve_alone(
-        listen,
-        server_tls(ssl_cert, ssl_key, client_ca, security_type),
-        token,
-        launched,
-        announce,
-    )
+    serve_alone(listen, tls, token, launched, announce)

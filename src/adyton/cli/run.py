@@ -25,7 +25,8 @@ def command(target: str, args: tuple[str, ...], load: LoadOptions, as_json: bool
     from adyton.image.project import build_loader
 
     loader = build_loader(".", target)
-    environment = {**os.environ, **load.environment()}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ADYTON_SSL_")}
+    environment.update(load.environment())
     search = [loader.build_directory, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(search)
     arguments = [*loader.arguments]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adyton.cli.options import PLATFORMS, json_option, option, read_token, server_options, server_tls
+from adyton.cli.options import PLATFORMS, json_option, option, server_options, server_tls
 from adyton.errors import PlatformError, UsageError
 
 
@@ -24,7 +24,6 @@ def _ports(text: str | None) -> tuple[int, int] | None:
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @server_options
-@option("--insecure", is_flag=True, help="Serve a network without TLS or credentials: anyone may run enclaves here.")
 @json_option()
 def command(
     host: str,
@@ -45,6 +44,7 @@ def command(
     Take images from clients, and start an enclave with a proxy server for each load. SIGTERM drains.
     """
     from adyton.provision.server import ServerOptions, serve
+    from adyton.remote.bearer import read_token
 
     if platform not in ("auto", "sim"):
         raise PlatformError(f"platform {platform} is not to be had here: this version has sim only")
@@ -59,9 +59,7 @@ def command(
             port=port,
             proxy_ports=_ports(proxy_ports),
             temporary_directory=temporary_directory,
-            cert=tls.cert if tls else None,
-            key=tls.key if tls else None,
-            client_ca=tls.ca if tls else None,
+            tls=tls,
             token=read_token(token_file),
             insecure=insecure,
         ),

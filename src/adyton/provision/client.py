@@ -22,8 +22,9 @@ from adyton.image.oci import Image
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import Offer, ProvisionRequest, ProvisionResponse, Ready
-from adyton.remote.address import SOCKET_PATH, TLS, Address
-from adyton.remote.connection import error_from, open_channel
+from adyton.remote.address import SOCKET_PATH, TLS, Address, is_loopback, security_type_of
+from adyton.remote.bearer import check_token, read_token
+from adyton.remote.connection import Peer, error_from, open_channel
 from adyton.remote.grpc_transport import GrpcTransport
 
 METHOD = "/adyton.ProvisionService/Provision"
@@ -49,15 +50,25 @@ class RemoteProvision(abc.ABC):
 
     @staticmethod
     def instantiate(
-        server: str | None = None, *, remote_proxy: str | None = None, tls: TLS | None = None, token: str | None = None
+        server: str | None = None,
+        *,
+        remote_proxy: str | None = None,
+        tls: TLS | None = None,
+        token: str | None = None,
+        security_type: str | None = None,
     ) -> RemoteProvision:
         """For `server` (or ADYTON_ON) the remote one; for neither the local one, with the command `remote_proxy`, else
-        ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`. `tls`, `token`: for the server; else ADYTON_CA and the like, and
-        ADYTON_TOKEN_FILE. UsageError."""
+        ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`. `tls`, `token`, `security_type` ("ssl", "local"): for the server;
+        else ADYTON_CA and the like, ADYTON_TOKEN_FILE, ADYTON_SECURITY_TYPE. UsageError."""
         server = server or os.environ.get("ADYTON_ON") or None
+        kind = security_type_of(security_type or os.environ.get("ADYTON_SECURITY_TYPE"))
         if server is not None:
-            address = Address.parse(server)
-            return _ServerProvision(address, tls or TLS.from_environment(), token or _token_of_environment())
+            address = Address.parse(server, kind)
+            if token is None:
+                token = read_token(os.environ.get("ADYTON_TOKEN_FILE") or None) or None
+            return _ServerProvision(address, TLS.from_environment() if tls is None else tls, token)
+        if kind == "ssl":
+            raise UsageError("security type ssl is TLS to a server, and none is named: give --on, or leave it out")
         return _LocalProvision(remote_proxy or os.environ.get("ADYTON_REMOTE_PROXY") or None)
 
     @abc.abstractmethod
@@ -77,7 +88,7 @@ class RemoteProvision(abc.ABC):
 
 
 def _upload(
-    channel: grpc.Channel, target: str, image: Image | str, platform: str, metadata: tuple[tuple[str, str], ...]
+    channel: grpc.Channel, target: Peer | str, image: Image | str, platform: str, metadata: tuple[tuple[str, str], ...]
 ) -> Ready:
     stub = channel.stream_stream(
         METHOD,
@@ -128,15 +139,23 @@ class _ServerProvision(RemoteProvision):
     def __init__(self, address: Address, tls: TLS | None, token: str | None) -> None:
         self._address = address
         self._tls = tls
+        if token is not None:
+            check_token(token)
+            if address.host and not address.secure and not is_loopback(address.host):
+                raise UsageError(
+                    f"the token would cross the network to {address.target} in clear: write grpcs://{address.target}, or leave the "
+                    "token out"
+                )
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:
         tls = tls or self._tls
         channel = open_channel(self._address, tls)
         try:
-            ready = _upload(channel, self._address.target, image, platform, self._metadata)
+            peer = Peer(self._address, tls)
+            ready = _upload(channel, peer, image, platform, self._metadata)
             if ready.port == 0:
-                return GrpcTransport(channel, self._address.target, ready.session)
+                return GrpcTransport(channel, peer, ready.session)
             if ready.port > 65535 or not self._address.host:
                 raise RemoteProtocolError(
                     f"{self._address.target} named no usable port of its proxy server: {ready.port}"
@@ -146,7 +165,7 @@ class _ServerProvision(RemoteProvision):
             raise
         channel.close()
         proxy = self._address.with_port(ready.port)
-        return GrpcTransport(open_channel(proxy, tls), proxy.target, ready.session)
+        return GrpcTransport(open_channel(proxy, tls), Peer(proxy, tls), ready.session)
 
     def another(self) -> RemoteProvision:
         return self  # it keeps nothing of a load
@@ -287,17 +306,6 @@ def _directory_for_socket() -> str:
         return directory
     os.rmdir(directory)
     return tempfile.mkdtemp(prefix="adyton-", dir="/tmp")
-
-
-def _token_of_environment() -> str | None:
-    path = os.environ.get("ADYTON_TOKEN_FILE")
-    if not path:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(4096).strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"ADYTON_TOKEN_FILE: cannot read {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def _start_error(command: str, line: str, status: int, said: list[str]) -> AdytonError:

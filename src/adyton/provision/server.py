@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adyton.errors import UsageError
+from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
 from adyton.provision.spawner import Spawner
 from adyton.provision_pb2 import Ready
+from adyton.remote.address import TLS
+from adyton.remote.certificates import of_server
 
 THREADS = 16  # uploads at a time
 DRAIN_SECONDS = 30.0  # that enclaves may go on after SIGTERM; a second SIGTERM ends them
@@ -26,29 +29,15 @@ class ServerOptions:
     port: int = 4321
     proxy_ports: tuple[int, int] | None = None
     temporary_directory: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    client_ca: str | None = None
+    tls: TLS | None = None
     token: str = ""
     insecure: bool = False
 
 
-def check_exposure(options: ServerOptions) -> None:
-    """UsageError if anyone on the network could use the server."""
-    from adyton.remote.address import is_loopback
-
-    if is_loopback(options.host) or options.insecure:
-        return
-    if options.cert is None or (options.client_ca is None and not options.token):
-        raise UsageError(
-            f"serving {options.host} without TLS and client credentials would let anyone who reaches it run enclaves here: "
-            "give --ssl_cert, --ssl_key and --client-ca or --token-file, or say --insecure"
-        )
-
-
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; KeyboardInterrupt after the latter. UsageError, PlatformError."""
-    check_exposure(options)
+    check_exposure(options.host, options.tls, options.token, insecure=options.insecure)
+    of_server(options.tls)  # what is wrong with its files is said before anything is started
     stop = Stop()
     stop.on_signals()
     host = f"[{options.host}]" if ":" in options.host and not options.host.startswith("[") else options.host
@@ -69,13 +58,12 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
-        from adyton.remote.address import TLS
         from adyton.remote.connection import open_server
 
         low, high = options.proxy_ports or (0, 0)
         listen = [f"{host}:{port}" for port in range(low, high + 1)]
-        files = [path for path in (options.cert, options.key, options.client_ca) if path is not None]
-        tls = TLS(ca=options.client_ca, cert=options.cert, key=options.key) if files else None
+        tls = options.tls
+        files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
 
         def start(order: Order) -> Ready:
             spawned = spawner.spawn(order.measurement, order.signatures, order.platform, listen, files)

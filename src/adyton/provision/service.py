@@ -73,8 +73,10 @@ class ProvisionService:
         if not self._token:
             return
         shown = dict(context.invocation_metadata()).get("authorization", "")
+        if not shown:
+            raise UnauthenticatedError("the server wants a token, and none was shown: give its one as --token-file")
         if not hmac.compare_digest(shown.encode(), f"Bearer {self._token}".encode()):
-            raise UnauthenticatedError("the token is missing or wrong: give the one of the server's --token-file")
+            raise UnauthenticatedError("the token is not the one of the server: give its one as --token-file")
 
     def _serve(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
         with Patience(UPLOAD_PATIENCE, context.cancel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 from adyton.errors import UsageError
@@ -15,7 +16,8 @@ SOCKET_PATH = 107  # bytes that the path of a unix socket may have (sys/un.h: 10
 
 @dataclass(frozen=True)
 class TLS:
-    """Files of a connection's TLS: `ca` to check the peer by (default: the system's), `cert` and `key` to show who we are."""
+    """Files of a connection's TLS: `ca` to check the peer by (default: the public CAs that gRPC brings), `cert` and `key` to show
+    who we are."""
 
     ca: str | None = None
     cert: str | None = None
@@ -23,9 +25,39 @@ class TLS:
 
     @classmethod
     def from_environment(cls) -> TLS | None:
-        """What ADYTON_CA, ADYTON_CERT and ADYTON_KEY name; None if there is none of them."""
-        ca, cert, key = (os.environ.get(f"ADYTON_{name}") or None for name in ("CA", "CERT", "KEY"))
-        return cls(ca, cert, key) if ca or cert or key else None
+        """What ADYTON_CA, ADYTON_CERT and ADYTON_KEY name; None if there is none of them. UsageError for two different ones.
+
+        ADYTON_SSL_CERT and ADYTON_SSL_KEY, as the original's flags are called, are the same as the last two.
+        """
+        found = {name: os.environ.get(variable) or None for name, variable in _VARIABLES}
+        cert = the_same(("ADYTON_CERT", found["cert"]), ("ADYTON_SSL_CERT", found["ssl_cert"]))
+        key = the_same(("ADYTON_KEY", found["key"]), ("ADYTON_SSL_KEY", found["ssl_key"]))
+        return cls(found["ca"], cert, key) if found["ca"] or cert or key else None
+
+
+_VARIABLES = tuple((name, f"ADYTON_{name.upper()}") for name in ("ca", "cert", "key", "ssl_cert", "ssl_key"))
+
+
+def the_same(ours: tuple[str, str | None], original: tuple[str, str | None]) -> str | None:
+    """The one value of two options (name, value) that mean the same; UsageError if they differ."""
+    if ours[1] is None or original[1] is None or os.path.abspath(ours[1]) == os.path.abspath(original[1]):
+        return original[1] if ours[1] is None else ours[1]
+    raise UsageError(f"{ours[0]} and {original[0]} mean the same, but name {ours[1]} and {original[1]}: give one")
+
+
+SecurityType = Literal["ssl", "local"]
+
+
+def security_type_of(text: str | None) -> SecurityType | None:
+    """The original's --security_type, in any case: ssl, or local; None or "" for neither. UsageError for anything else."""
+    match (text or "").lower():
+        case "":
+            return None
+        case "ssl":
+            return "ssl"
+        case "local":
+            return "local"
+    raise UsageError(f"security type {text!r} is unknown: it is ssl or local")
 
 
 @dataclass(frozen=True)
@@ -37,11 +69,18 @@ class Address:
     secure: bool
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """From grpc://H[:P], grpcs://H[:P], unix:PATH, or H:P (grpcs unless loopback); UsageError otherwise."""
+    def parse(cls, text: str, security_type: SecurityType | None = None) -> Address:
+        """From grpc://H[:P], grpcs://H[:P], unix:PATH, or H:P (grpcs unless loopback); UsageError otherwise.
+
+        `security_type` ssl: TLS or an error; local: no TLS, and an error for what is not on this machine.
+        """
         if text.startswith("unix:"):
             if not text[5:]:
                 raise UsageError("unix: needs a path, such as unix:/run/adyton.sock")
+            if security_type == "ssl":
+                raise UsageError(
+                    f"{text} is reached without TLS, and security type ssl asks for it: leave one of them out"
+                )
             return cls(text, "", secure=False)
         scheme, separator, rest = text.partition("://")
         if not separator:
@@ -58,7 +97,13 @@ class Address:
         if not host or split.path not in ("", "/") or split.query or split.username:
             raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH")
         host = f"[{host}]" if ":" in host else host
-        secure = scheme == "grpcs" or (not scheme and not is_loopback(host))
+        secure = scheme == "grpcs" or (not scheme and (security_type == "ssl" or not is_loopback(host)))
+        if security_type == "ssl" and not secure:
+            raise UsageError(f"{text} is without TLS, and security type ssl asks for it: write grpcs://{host}:{port}")
+        if security_type == "local" and scheme == "grpcs":
+            raise UsageError(f"{text} is with TLS, and security type local is without: leave it out, or write ssl")
+        if security_type == "local" and not is_loopback(host):
+            raise UsageError(f"security type local is for servers of this machine, and {host} is none: write ssl")
         return cls(f"{host}:{port}", host, secure)
 
     def with_port(self, port: int) -> Address:
@@ -68,7 +113,7 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether a host, as it is written, is this machine itself: localhost, 127.0.0.0/8, ::1."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

@@ -9,7 +9,7 @@ import grpc
 
 from adyton.communicator_pb2 import Envelope
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote.connection import SESSION_METADATA, error_from
+from adyton.remote.connection import SESSION_METADATA, Peer, error_from
 from adyton.remote.process_query import ask
 
 METHOD = "/adyton.Communicator/Communicate"
@@ -19,7 +19,7 @@ class GrpcTransport:
     """See remote.transport.Transport. Owns the channel."""
 
     def __init__(
-        self, channel: grpc.Channel, target: str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()
+        self, channel: grpc.Channel, target: Peer | str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()
     ) -> None:
         self._channel = channel
         self._target = target
@@ -50,4 +50,4 @@ class GrpcTransport:
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """See Transport. On the same connection as the stream."""
-        return ask(self._channel, self._target, self._metadata, timeout)
+        return ask(self._channel, str(self._target), self._metadata, timeout)
