@@ -308,6 +308,7 @@ RESULTS: Mapping[type, Any] = {
     abi.MakeDirectory: abi.Attributes,
     abi.Remove: abi.Done,
     abi.Rename: abi.Done,
+    abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }
 ERRORS = ("ENOENT", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
@@ -328,7 +329,7 @@ class _Mount:
     sent: dict[int, int] = field(default_factory=dict)  # operations by their unique
     answered: set[int] = field(default_factory=set)
     nodes: list[int] = field(default_factory=lambda: [fuse_abi.ROOT_ID])
-    handles: list[int] = field(default_factory=lambda: [1])
+    handles: list[int] = field(default_factory=lambda: [0, 1])  # 0: the standard input's
     asks: list[Ask] = field(default_factory=list)
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
@@ -461,6 +462,8 @@ def file_server(data: bytes) -> None:
         return
     if draw.below(8):
         mount.server.set_layout(draw.pick(LAYOUTS))
+        if draw.below(2):
+            mount.server.open_standard_input()
         mount.look_around()
     while draw:
         mount.request()

@@ -30,12 +30,17 @@ NAMES = [
     "usr",
     "client",
 ]
-TREE = {1: dict(zip(NAMES, range(2, 100), strict=False)), NAMES.index("opt") + 2: {"adyton": 100}}
+TREE = {
+    1: dict(zip(NAMES, range(2, 100), strict=False)),
+    NAMES.index("opt") + 2: {"adyton": 100},
+    NAMES.index("dev") + 2: {"stdin": 101},
+}
 FOREVER = 1 << 32
 
 
 def _attributes(node):
-    return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 1000, 1000, 0, 4096, 0)
+    mode = 0o100400 if node == 101 else 0o40755
+    return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, mode, 2, 1000, 1000, 0, 4096, 0)
 
 
 def answer(message):
@@ -53,7 +58,7 @@ def answer(message):
             out = struct.pack("<4Q2I", child, 0, FOREVER, FOREVER, 0, 0) + _attributes(child)
     elif operation == 3:  # GETATTR
         out = struct.pack("<QII", FOREVER, 0, 0) + _attributes(node)
-    elif operation == 27:  # OPENDIR
+    elif operation in (14, 27):  # OPEN, OPENDIR
         out = struct.pack("<QII", 0, 0, 0)
     elif operation == 28:  # READDIR
         (offset,) = struct.unpack_from("<Q", message, 48)
@@ -61,7 +66,7 @@ def answer(message):
             for name, child in TREE.get(node, {}).items():
                 entry = struct.pack("<QQII", child, child, len(name), 4) + name.encode()
                 out += entry.ljust((len(entry) + 7) // 8 * 8, b"\0")
-    elif operation == 29:  # RELEASEDIR
+    elif operation in (15, 18, 29):  # READ: the end; RELEASE, RELEASEDIR
         pass
     elif operation in (2, 42):  # FORGET, BATCH_FORGET
         return None

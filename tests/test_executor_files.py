@@ -639,3 +639,7 @@ def test_no_sequence_of_requests_reaches_the_secret(tmp_path_factory, data, walk
     assert (home / "read/file").read_bytes() == b"0123456789"
     assert sorted(os.listdir(home / "read")) == ["file", "link", "sub"]
     assert stat.S_IMODE((home / "secret/file").stat().st_mode) & 0o133 == 0
+
+
+def test_without_a_standard_input_there_is_nothing_to_read(client):
+    assert client(abi.ReadInput(10)) == abi.Failed("EBADF")

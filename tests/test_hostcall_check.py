@@ -33,6 +33,7 @@ REQUESTS: list[abi.Request] = [
     abi.MakeDirectory("/a", 0o755),
     abi.Remove("/a", directory=False),
     abi.Rename("/a", "/b"),
+    abi.ReadInput(10),
     abi.Call("f", b""),
 ]
 RESULTS: list[abi.Result] = [
@@ -61,6 +62,7 @@ FITTING = {
     abi.MakeDirectory: abi.Attributes,
     abi.Remove: abi.Done,
     abi.Rename: abi.Done,
+    abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }
 

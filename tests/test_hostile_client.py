@@ -102,7 +102,12 @@ def test_the_enclave_itself_refuses_a_load_that_no_honest_client_sends(ward, cha
 
 
 def test_a_load_that_cannot_be_read_ends_the_enclave(ward):
-    for body in (b"", b"\xc1", msgspec.msgpack.encode([b"", [], "/", "", {}, "more"]), b"\x91" * 100_000):
+    for body in (
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode([b"", [], "/", "", {}, "n", "h", [], None, "more"]),
+        b"\x91" * 100_000,
+    ):
         with ward.enclave() as client:
             client.call("load", body)
             assert "LoadRequest" in client.wait_for_end()

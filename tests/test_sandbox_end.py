@@ -68,7 +68,7 @@ def test_a_supervisor_killed_while_its_guest_waits_for_a_file_takes_it_along(zyg
 
 def test_a_guest_with_children_ends_as_a_whole(zygote):
     with enclave(zygote) as probe:
-        probe.guest("finish(True, '/client')")
+        probe.guest("finish(True, '/client', 'host')")
         probe.guest("import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        time.sleep(1000)")
         processes = {probe.pid, *children(probe.pid)}
         assert len(processes) == 5

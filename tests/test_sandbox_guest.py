@@ -21,7 +21,7 @@ def zygote(tmp_path_factory):
 def finished(zygote):
     """An enclave whose walls are all up."""
     with enclave(zygote) as probe:
-        assert probe.guest("return finish(True, '/client')") == []
+        assert probe.guest("return finish(True, '/client', 'host')") == []
         yield probe
 
 
@@ -93,7 +93,7 @@ def test_native_modules_can_be_imported(finished, module):
 def test_time_zones_and_names_are_known(finished):
     assert finished.guest("import zoneinfo; return str(zoneinfo.ZoneInfo('Europe/Paris'))") == "Europe/Paris"
     assert finished.guest("import getpass, os, pwd; return pwd.getpwuid(os.getuid()).pw_name") == "enclave"
-    assert finished.guest("import socket; return socket.gethostname()") == "enclave"
+    assert finished.guest("import socket; return socket.gethostname()") == "host"  # as finish was told
 
 
 def test_the_image_is_unpacked(finished):
@@ -125,7 +125,7 @@ def test_files_of_its_own_cannot_be_changed(finished, path):
 @pytest.mark.parametrize(("directory", "mebibytes"), [("/dev/shm", 64), ("/tmp", 256)])
 def test_room_for_temporary_files_is_bounded(zygote, directory, mebibytes):
     with enclave(zygote) as probe:
-        probe.guest("finish(True, '/enclave')")
+        probe.guest("finish(True, '/enclave', 'host')")
         code = f"""
             import os
             descriptor = os.open({directory + "/big"!r}, os.O_CREAT | os.O_RDWR)
@@ -140,7 +140,7 @@ def test_room_for_temporary_files_is_bounded(zygote, directory, mebibytes):
 
 def test_tmp_is_the_file_trees_where_it_is_not_mounted(zygote):
     with enclave(zygote) as probe:
-        assert probe.guest("return finish(False, '/client')") == []
+        assert probe.guest("return finish(False, '/client', 'host')") == []
         with pytest.raises(CodeError, match="Errno 38"):  # the stand-in's tree takes no files
             probe.guest("open('/tmp/x', 'w')")
 
@@ -157,7 +157,7 @@ def test_devices_are_the_harmless_ones(finished):
 @pytest.mark.parametrize("path", ["/usr", "/proc", "/opt/adyton", "/client/../enclave", "/nowhere", "/"])
 def test_an_unusable_working_directory_is_replaced_with_a_warning(zygote, path):
     with enclave(zygote) as probe:
-        warnings = probe.guest(f"return finish(True, {path!r})")
+        warnings = probe.guest(f"return finish(True, {path!r}, 'host')")
         there = probe.guest("import os; return os.getcwd()")
         if path == "/":
             assert (warnings, there) == ([], "/")
@@ -193,14 +193,14 @@ def test_it_is_an_ordinary_user_without_capabilities(finished):
 def test_it_holds_no_descriptor_but_its_own(zygote):
     code = """
         import os
-        finish(True, "/client")
+        finish(True, "/client", "host")
         with os.scandir("/proc/self/fd") as entries:
             return {each.name: os.readlink(each.path) for each in entries}, control.fileno()
     """
     with enclave(zygote) as probe:
         held, control = probe.guest(code)
     assert held.pop(str(control)).startswith("socket:")
-    assert held.pop("0") == "/dev/null"
+    assert held.pop("0") == "/dev/stdin"  # of the FUSE tree
     assert held.pop("1").startswith("pipe:")
     assert held.pop("2").startswith("pipe:")
     assert list(held.values()) == ["/proc/1/fd"]  # open for this listing
@@ -209,7 +209,7 @@ def test_it_holds_no_descriptor_but_its_own(zygote):
 def test_its_standard_streams_reach_the_supervisor(zygote):
     with enclave(zygote) as probe:
         probe.guest(
-            "finish(True, '/client')\nimport sys, os\nprint('out', flush=True)\nprint('err', file=sys.stderr, flush=True)"
+            "finish(True, '/client', 'host')\nimport sys, os\nprint('out', flush=True)\nprint('err', file=sys.stderr, flush=True)"
         )
         probe.guest("import os; os.write(1, b'raw')")
         output = probe.supervisor("return output.decode()")
@@ -304,14 +304,14 @@ def test_it_cannot_look_at_other_processes_memory(finished):
 
 def test_open_files_are_limited(zygote):
     with enclave(zygote, limits={"files": 32}) as probe:
-        probe.guest("finish(True, '/client')")
+        probe.guest("finish(True, '/client', 'host')")
         with pytest.raises(CodeError, match="Errno 24"):
             probe.guest("import os; return [os.dup(0) for _ in range(64)]")
 
 
 def test_threads_are_limited(zygote):
     with enclave(zygote, limits={"threads": 8}) as probe:
-        probe.guest("finish(True, '/client')")
+        probe.guest("finish(True, '/client', 'host')")
         code = """
             import threading
             stop = threading.Event()
@@ -330,7 +330,7 @@ def test_threads_are_limited(zygote):
 
 def test_memory_is_limited(zygote):
     with enclave(zygote, limits={"memory": 256 << 20}) as probe:
-        probe.guest("finish(True, '/client')")
+        probe.guest("finish(True, '/client', 'host')")
         assert probe.guest("return len(bytes(64 << 20))") == 64 << 20
         with pytest.raises(CodeError, match="MemoryError"):
             probe.guest("return len(bytes(512 << 20))")

@@ -206,7 +206,7 @@ def test_an_ordinary_user_has_enclaves_too(tmp_path):
         START
         + """
 with start_zygote(sys.argv[1]) as zygote, enclave(zygote) as one, enclave(zygote) as other:
-    seen = {"warnings": one.guest("return finish(True, '/client')")}
+    seen = {"warnings": one.guest("return finish(True, '/client', 'host')")}
     seen["ids"] = one.guest("import os; return os.getresuid()")
     seen["processes"] = one.guest("import os; return [n for n in os.listdir('/proc') if n.isdigit()]")
     seen["server"] = one.guest("import os; return [p for p in ('/root', '/home', '/opt/adyton/store') if os.path.exists(p)]")

@@ -15,18 +15,18 @@ import msgspec
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import PLATFORMS
 from adyton.client import EnclaveClient, error_of, opened
-from adyton.communicator.messages import Grant, LoadRequest
+from adyton.communicator.messages import LoadRequest
 from adyton.config import Policy
 from adyton.errors import PlatformError, UsageError
-from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
+from adyton.hostcall.client.exit_log import ExitLog
 from adyton.hostcall.client.functions import HostFunctions
 from adyton.hostcall.client.paths import visible
 from adyton.hostcall.client.policy import HostCallPolicy
-from adyton.hostcall.environment import check_variable, is_time_zone
-from adyton.hostcall.own_paths import own_path
+from adyton.hostcall.client.streams import StandardInput, StandardOutput
 from adyton.image.build import build_file
 from adyton.image.oci import Image
+from adyton.load_request import load_request, standard_input, working_directory
 from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
@@ -57,8 +57,9 @@ class LoadArguments:
     tls: TLS | None = None
     timeout: float | None = None
     stats: str | None = None
-    stdout: int = 1  # descriptor that the program's standard output goes to
+    stdout: int = 1  # descriptor that the program's standard output goes to, unless `config` names one
     metrics: ProcessMetrics | None = None
+    exit_logging: bool = False
 
 
 def load(
@@ -164,12 +165,13 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
+    host_calls = policy.host_calls(working_directory(arguments.config))
     own = provision.another()  # the caller's may be in use for another load
     try:
         return _connect(
             lambda: own.provision(image, platform, arguments.tls),
             own,
-            policy.host_calls(),
+            host_calls,
             expectation,
             arguments,
             name,
@@ -184,7 +186,8 @@ def load_in_process(application: TrustedApplication, arguments: LoadArguments) -
     policy = arguments.policy or Policy.read(None)
     name = arguments.name or str(getattr(application, "name", type(application).__name__))
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
-    return _connect(lambda: in_process(application), None, policy.host_calls(), expectation, arguments, name)
+    host_calls = policy.host_calls(working_directory(arguments.config))
+    return _connect(lambda: in_process(application), None, host_calls, expectation, arguments, name)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
@@ -199,9 +202,53 @@ def _connect(
     name: str,
 ) -> EnclaveClient:
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
-    request = _load_request(policy, arguments.config)
-    executor = Executor(policy, HostFunctions(arguments.functions), denied=_say, output=_Output(arguments.stdout).write)
-    timeout = arguments.timeout
+    config = arguments.config
+    request = load_request(policy, config, name, arguments.stdout, _warn)
+    with contextlib.ExitStack() as undo:
+        functions = HostFunctions(arguments.functions)
+        output = StandardOutput(
+            config.stdout_fd if config.HasField("stdout_fd") else arguments.stdout, config.stderr_fd
+        )
+        undo.callback(output.close)
+        executor = Executor(
+            policy,
+            functions,
+            denied=_say,
+            output=output.write,
+            standard_input=StandardInput(descriptor) if (descriptor := standard_input(config)) >= 0 else None,
+            log=ExitLog(visible(name)) if arguments.exit_logging else None,
+        )
+        proxy = _connected(
+            provide,
+            executor,
+            expectation,
+            request,
+            arguments.timeout or LOAD_TIMEOUT,
+            says_simulated=provision is not None,
+        )
+        undo.callback(proxy.abort)
+        end_of_metrics = arguments.metrics.start(name, proxy.processes) if arguments.metrics else None
+        undo.pop_all()
+    client = opened(name, proxy, provision, arguments.timeout)
+    client.on_close(output.close)
+    if end_of_metrics is not None:
+        client.on_close(end_of_metrics)
+    stats = arguments.stats
+    if stats is not None:
+        client.on_close(lambda: _write_stats(stats, client.stats()))
+    return client
+
+
+def _connected(
+    provide: Callable[[], Transport],
+    executor: Executor,
+    expectation: Expectation,
+    request: LoadRequest,
+    timeout: float,
+    *,
+    says_simulated: bool,
+) -> ProxyClient:
+    """`executor` is closed with what is returned, or when this raises."""
     try:
         transport = provide()
     except BaseException:
@@ -209,43 +256,17 @@ def _connect(
         raise
     proxy = ProxyClient(transport, executor, expectation)
     try:
-        reply = proxy.connect(request, timeout or LOAD_TIMEOUT)
+        reply = proxy.connect(request, timeout)
         for warning in reply.warnings:
-            _say(f"adyton: warning: {visible(warning)}")
-        if provision is not None and proxy.identity is not None and proxy.identity.platform == "sim":
+            _warn(visible(warning))
+        if says_simulated and proxy.identity is not None and proxy.identity.platform == "sim":
             _say(SIMULATED)
     except CallFailed as failed:
         raise error_of(failed) from None
     except BaseException:
         proxy.abort()
         raise
-    client = opened(name, proxy, provision, timeout)
-    if arguments.metrics is not None:
-        client.on_close(arguments.metrics.start(name, proxy.processes))
-    stats = arguments.stats
-    if stats is not None:
-        client.on_close(lambda: _write_stats(stats, client.stats()))
-    return client
-
-
-def _load_request(policy: HostCallPolicy, config: EnclaveConfig) -> LoadRequest:
-    directory = policy.working_directory
-    own = own_path(directory)
-    if own is not None:
-        _say(
-            f"adyton: warning: the working directory {directory} is a name of the enclave's own; it starts in /enclave"
-        )
-        directory = "/enclave"
-    environment = policy.environment(os.environ)
-    for variable in config.environment_variables:
-        environment.setdefault(check_variable(variable.name, "environment_variables"), variable.value)
-    return LoadRequest(
-        config=config.SerializeToString(),
-        grants=[Grant(grant.path, grant.right) for grant in policy.grants()],
-        working_directory=directory,
-        time_zone=_time_zone(),
-        environment=environment,
-    )
+    return proxy
 
 
 def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Expectation:
@@ -266,19 +287,6 @@ def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *
 
 def _platforms(*, simulated: bool) -> Sequence[str]:
     return [each for each in PLATFORMS if simulated or each != "sim"]
-
-
-def _time_zone() -> str:
-    """The client's time zone as a value for TZ; "" where it is UTC or unknown."""
-    zone = os.environ.get("TZ")
-    if zone is None:
-        try:
-            _, marker, zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")
-        except OSError:
-            return ""
-        zone = zone if marker else ""
-    zone = zone.removeprefix(":")
-    return zone if is_time_zone(zone) else ""
 
 
 def _flag(variable: str) -> bool:
@@ -305,6 +313,10 @@ def _say(line: str) -> None:
         sys.stderr.flush()
 
 
+def _warn(text: str) -> None:
+    _say(f"adyton: warning: {text}")
+
+
 def _check_stats(path: str) -> None:
     """UsageError, before anything is started, if the file cannot be written."""
     folder = os.path.dirname(os.path.abspath(path))
@@ -318,30 +330,4 @@ def _write_stats(path: str, stats: dict[str, Any]) -> None:
             json.dump(stats, file)
             file.write("\n")
     except OSError as error:
-        _say(f"adyton: warning: the statistics cannot be written to {path}: {error.strerror}")
-
-
-class _Output:
-    """Where the program's standard output and error go on this machine."""
-
-    def __init__(self, stdout: int) -> None:
-        self._descriptors = {"stdout": stdout, "stderr": 2}
-
-    def write(self, output: abi.Output) -> None:
-        """Write it all; what nobody reads any more is dropped."""
-        descriptor = self._descriptors[output.stream]
-        stream = {1: sys.stdout, 2: sys.stderr}.get(descriptor)
-        binary = getattr(stream, "buffer", None)
-        try:
-            if binary is not None:
-                binary.write(output.data)
-                binary.flush()
-            elif stream is not None:  # replaced by one that takes text only
-                stream.write(output.data.decode("utf-8", "replace"))
-                stream.flush()
-            else:
-                view = memoryview(output.data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-        except (OSError, ValueError):
-            pass  # closed by the application
+        _warn(f"the statistics cannot be written to {path}: {error.strerror}")

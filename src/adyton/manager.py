@@ -102,6 +102,7 @@ class RemoteEnclaveLoader(EnclaveLoader):
                 config=order.load_config.config,
                 functions=order.functions,
                 accept_debug=sgx.debug,
+                exit_logging=order.load_config.exit_logging,
                 tls=tls,
                 metrics=order.proxy_config.metrics if order.proxy_config else None,
             ),
@@ -136,7 +137,11 @@ class FakeEnclaveLoader(EnclaveLoader):
         return load_in_process(
             self._application,
             LoadArguments(
-                name=order.name, policy=order.policy, config=order.load_config.config, functions=order.functions
+                name=order.name,
+                policy=order.policy,
+                config=order.load_config.config,
+                functions=order.functions,
+                exit_logging=order.load_config.exit_logging,
             ),
         )
 

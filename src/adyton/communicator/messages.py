@@ -37,6 +37,21 @@ class Grant(Message, frozen=True):
     right: Right
 
 
+class Streams(Message, frozen=True):
+    """Which of the standard streams the client has opened: one that is not reads as empty, or drops what is written."""
+
+    stdin: bool = False
+    stdout: bool = True
+    stderr: bool = True
+
+
+class Logging(Message, frozen=True):
+    """How the enclave's logging is set up. `verbosity` 0: INFO and above; more: DEBUG too. `directory` "": to standard error."""
+
+    verbosity: int
+    directory: str
+
+
 class LoadRequest(Message, frozen=True):
     """All that an enclave learns of its client before its code is imported."""
 
@@ -45,6 +60,10 @@ class LoadRequest(Message, frozen=True):
     working_directory: str
     time_zone: str  # a value for TZ, or "" for UTC
     environment: dict[str, str]
+    name: str = ""  # that the client loads it under
+    host_name: str = "enclave"
+    streams: Streams = Streams()
+    logging: Logging | None = None  # None: as the program sets it up
 
 
 class LoadReply(Message, frozen=True):

@@ -19,6 +19,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     MakeDirectory      Attributes
     Remove             Done              a file or link, or an empty directory
     Rename             Done              both names below allowed paths
+    ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
 Any request may be answered with Failed instead. Source of the names: POSIX.1-2017.
@@ -169,6 +170,12 @@ class Rename(_Struct, frozen=True):
     replace: bool = True  # False: EEXIST if the target is there
 
 
+class ReadInput(_Struct, frozen=True):
+    """One is under way at a time: what it brings is in order."""
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOCK)]
+
+
 class Call(_Struct, frozen=True):
     """A registered function; `arguments` as adyton.proto.values encodes them."""
 
@@ -191,6 +198,7 @@ Request = (
     | MakeDirectory
     | Remove
     | Rename
+    | ReadInput
     | Call
 )
 

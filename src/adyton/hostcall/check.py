@@ -74,7 +74,7 @@ def _entries(request: abi.List, entries: abi.Entries) -> bool:
     )
 
 
-def _data(request: abi.Read, data: abi.Data) -> bool:
+def _data(request: abi.Read | abi.ReadInput, data: abi.Data) -> bool:
     return len(data.data) <= request.size
 
 
@@ -98,5 +98,6 @@ _RULES: dict[type[Any], _Rule] = {
     abi.MakeDirectory: _rule(abi.Attributes, _directory),
     abi.Remove: _rule(abi.Done, _always),
     abi.Rename: _rule(abi.Done, _always),
+    abi.ReadInput: _rule(abi.Data, _data),
     abi.Call: _rule(abi.Value, _always),
 }

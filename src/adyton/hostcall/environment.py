@@ -1,4 +1,4 @@
-"""What an enclave takes of its client's environment: variables by name, and the time zone.
+"""What an enclave takes of its client's environment: variables by name, the time zone, and the host name.
 
 Both ends hold this table, as they hold own_paths: the client refuses a policy that names what is not to be had, and the enclave
 refuses a client that sends it all the same.
@@ -27,6 +27,7 @@ REFUSED_ENVIRONMENT = (
     "TZDIR",
 )
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")  # at most HOST_NAME_MAX of limits.h
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _REFUSED = re.compile("|".join(re.escape(row).replace(r"\*", ".*") for row in REFUSED_ENVIRONMENT), re.DOTALL)
 # A name in the zone database, or a rule as in tzset(3). No path: libc would read a file of the client's choice.
@@ -58,3 +59,8 @@ def check_environment(variables: Mapping[str, str]) -> None:
 def is_time_zone(text: str) -> bool:
     """Whether `text` is a value for TZ that names no file but one of the zone database; "" is."""
     return _TIME_ZONE.match(text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """Whether an enclave may be told that it runs on a machine of this name: 1 to 64 letters, digits, dots, hyphens and underscores."""
+    return _HOST_NAME.match(text) is not None

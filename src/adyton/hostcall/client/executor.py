@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,9 +23,11 @@ from typing import Any, ClassVar, Self
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat, paths
+from adyton.hostcall.client.exit_log import ExitLog
 from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight, Resolved
+from adyton.hostcall.client.streams import StandardInput
 from adyton.hostcall.own_paths import leads_to_own, own_path
 
 __all__ = ["Executor", "FunctionRaised"]
@@ -34,6 +37,7 @@ KEPT_LISTINGS = 16  # directories whose names are kept while they are read in pa
 
 _ERRNO = {number: name for name in sorted(abi.ERRNO_NAMES) if (number := getattr(errno, name, None)) is not None}
 _ACCESS = {"read": os.O_RDONLY, "write": os.O_WRONLY, "read-write": os.O_RDWR}
+_DENIED = abi.Failed("EACCES")  # by the policy; this very object
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -66,16 +70,21 @@ class Executor:
         *,
         denied: Callable[[str], None],
         output: Callable[[abi.Output], None],
+        standard_input: StandardInput | None = None,
+        log: ExitLog | None = None,
         walk: bool | None = None,
     ) -> None:
         """`denied` is given a line for each path and right that was refused, once; `output` what the enclave prints.
 
+        `standard_input` is closed with this. `log` is told of each host call.
         `walk`: reach files without openat2 (True), with it (False), as this machine allows (None).
         """
         self._policy = policy
         self._functions = functions if isinstance(functions, HostFunctions) else HostFunctions(functions)
         self._tell = denied
         self._output = output
+        self._input = standard_input
+        self._log = log
         self._tree = ConfinedTree(walk=walk)
         self._lock = threading.Lock()
         self._files: dict[int, _File] = {}
@@ -103,6 +112,8 @@ class Executor:
         with self._lock:
             self._closed = True
             idle = self._active == 0
+        if self._input is not None:
+            self._input.interrupt()
         if idle:
             self._release()
 
@@ -114,13 +125,18 @@ class Executor:
         for file in files:
             with suppress(OSError):  # what a late write met; nobody is left to tell
                 os.close(file.descriptor)
+        if self._input is not None:
+            self._input.close()
         self._tree.close()
 
     def write_output(self, output: abi.Output) -> None:
         """Hand on what the enclave wrote to its standard output or error; always allowed."""
         with self._lock:
             self.counts["output"] += 1
+        started = time.monotonic()
         self._output(output)
+        if self._log is not None:
+            self._log.note("output", "ok", started)
 
     def execute(self, request: abi.Request) -> abi.Result:
         """What the client answers. Only FunctionRaised leaves, and KeyboardInterrupt or SystemExit of a registered function."""
@@ -130,11 +146,30 @@ class Executor:
                 return abi.Failed("EIO")
             self.counts[name] += 1
             self._active += 1
+        started, outcome = time.monotonic(), "ok"
+        try:
+            result = self._answer(name, handler, request)
+            if isinstance(result, abi.Failed):
+                outcome = "denied" if result is _DENIED else result.errno
+            return result
+        except BaseException as error:
+            outcome = f"raised {type(error.error if isinstance(error, FunctionRaised) else error).__name__}"
+            raise
+        finally:
+            with self._lock:
+                self._active -= 1
+                last = self._closed and self._active == 0
+            if last:
+                self._release()
+            if self._log is not None:
+                self._log.note(_logged(name, request), outcome, started)
+
+    def _answer(self, name: str, handler: Callable[[Executor, Any], abi.Result], request: abi.Request) -> abi.Result:
         try:
             return handler(self, request)
         except _Refused as refused:
             self._report(name, refused.denied)
-            return abi.Failed("EACCES")
+            return _DENIED
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return abi.Failed("EACCES")
@@ -143,12 +178,6 @@ class Executor:
             return abi.Failed("EINVAL")
         except MemoryError:
             return abi.Failed("ENOMEM")
-        finally:
-            with self._lock:
-                self._active -= 1
-                last = self._closed and self._active == 0
-            if last:
-                self._release()
 
     # -- the policy ---------------------------------------------------------------------------------------------------
 
@@ -429,6 +458,13 @@ class Executor:
         self._forget(request.handle)
         return abi.Done()
 
+    # -- standard input -----------------------------------------------------------------------------------------------
+
+    def _read_input(self, request: abi.ReadInput) -> abi.Result:
+        if self._input is None:
+            raise OSError(errno.EBADF, "the client gave the enclave no standard input")
+        return abi.Data(self._input.read(request.size))
+
     # -- functions ----------------------------------------------------------------------------------------------------
 
     def _call(self, request: abi.Call) -> abi.Result:
@@ -453,8 +489,13 @@ class Executor:
         abi.MakeDirectory: ("mkdir", _make_directory),
         abi.Remove: ("remove", _remove),
         abi.Rename: ("rename", _rename),
+        abi.ReadInput: ("input", _read_input),
         abi.Call: ("call", _call),
     }
+
+
+def _logged(name: str, request: abi.Request) -> str:
+    return f"{name} {paths.visible(request.name)}()" if isinstance(request, abi.Call) else name
 
 
 def _check_path(path: str) -> None:

@@ -38,6 +38,7 @@ READY = b"ready"
 FAILED = b"failed:"
 
 HOME = "/enclave"
+STANDARD_INPUT = "/dev/stdin"  # in the FUSE tree, where the supervisor serves it; /dev is laid over it
 
 # Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out. (/bin and /sbin have
 # nothing in them: no program is started from files.)
@@ -88,13 +89,13 @@ class GuestStart:
 
 @dataclass(frozen=True)
 class GuestSide:
-    """What the guest's main gets. `finish(mount_tmp, working_directory) -> warnings`: puts up the last walls; called once.
+    """What the guest's main gets. `finish(mount_tmp, working_directory, host_name) -> warnings`: puts up the last walls; called once.
 
     `mount_tmp`: /tmp is a file system of the guest's; else it is what the FUSE root makes of it.
     """
 
     control: socket.socket
-    finish: Callable[[bool, str], list[str]]
+    finish: Callable[[bool, str, str], list[str]]
 
 
 def start_guest(
@@ -195,6 +196,12 @@ class _Start:
         socket.send_fds(self.control, [FUSE], [device, directory])
         os.close(device)
         os.close(directory)
+        standard_input = os.open(root.MOUNT_POINT + STANDARD_INPUT, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+        stream = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
+        for name in ("stdin", "__stdin__"):
+            setattr(sys, name, stream)
         self._graft(proc)
         namespaces.set_host_name("enclave")
         if self.control.recv(16) != GO:
@@ -235,14 +242,12 @@ class _Start:
         mounts.restrict(top + HOME, mounts.READ_ONLY)
         self.layers.clear()
         mounts.become_root(top)
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        os.close(null)
 
-    def _finish(self, mount_tmp: bool, working_directory: str) -> list[str]:
+    def _finish(self, mount_tmp: bool, working_directory: str, host_name: str) -> list[str]:
         if len(os.listdir("/proc/self/task")) != 1:
             raise PlatformError("the guest has threads already, and they would stay outside of its walls")
         warnings = []
+        namespaces.set_host_name(host_name)
         directory = HOME if own_path(posixpath.normpath(working_directory)) else working_directory
         if mount_tmp:
             options = {"size": _TMP_SIZE, "nr_inodes": _INODES, "mode": "1777"}

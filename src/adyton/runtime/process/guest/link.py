@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from adyton.communicator.messages import Logging, Streams
 from adyton.errors import RemoteProtocolError
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
@@ -59,6 +60,10 @@ class GuestLoad(_Message, frozen=True):
     working_directory: str
     time_zone: str
     environment: dict[str, str]
+    name: str = ""
+    host_name: str = "enclave"
+    streams: Streams = Streams()
+    logging: Logging | None = None
 
 
 ToGuest = Enter | HostReturn

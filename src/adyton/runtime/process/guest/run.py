@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from adyton.communicator.messages import LoadReply, Raised, decode, encode
+from adyton.communicator.messages import LoadReply, Raised, Streams, decode, encode
 from adyton.errors import EnclaveTypeError, RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.runtime.process.guest.application import Application
@@ -189,10 +189,19 @@ def find(entry: str) -> Any:
     return getattr(module, attribute, None) if attribute else module
 
 
-def main(control: socket.socket, finish: Callable[[bool, str], list[str]]) -> None:
+def _drop_output(streams: Streams) -> None:
+    """What the client has not opened takes what is written, and drops it; a closed descriptor would be the next open file's."""
+    for descriptor, opened in ((1, streams.stdout), (2, streams.stderr)):
+        if not opened:
+            null = os.open("/dev/null", os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
+
+
+def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) -> None:
     """Run a guest process until its supervisor ends it.
 
-    `finish(mount /tmp?, working directory)` completes the sandbox and returns warnings; afterwards nothing can be undone.
+    `finish(mount /tmp?, working directory, host name)` completes the sandbox and returns warnings; afterwards nothing can be undone.
     """
 
     def prepare(load: GuestLoad) -> list[str]:
@@ -201,9 +210,14 @@ def main(control: socket.socket, finish: Callable[[bool, str], list[str]]) -> No
         os.environ.update(load.environment)
         os.environ["TZ"] = load.time_zone or "UTC"
         time.tzset()
-        warnings = finish(load.mount_tmp, load.working_directory)
+        warnings = finish(load.mount_tmp, load.working_directory, load.host_name)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        _drop_output(load.streams)
+        if load.logging is not None:
+            from adyton.runtime.process.guest.log import set_up
+
+            warnings += set_up(load.logging, load.name)
         sys.argv = [load.entry.partition(":")[0]]
         sys.path.insert(0, "/enclave")
         return warnings

@@ -20,11 +20,12 @@ from typing import Any
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
-from adyton.runtime.process.supervisor.handles import Handles
+from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
-from adyton.runtime.process.supervisor.view import Steps, View
+from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
+from adyton.runtime.process.supervisor.view import Steps, View, errno_of
 from adyton.runtime.process.supervisor.wanted import Wanted
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
@@ -92,6 +93,9 @@ SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcod
 INTERRUPTIBLE: frozenset[Opcode] = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.FSYNC})
 
 
+STANDARD_INPUT_TICKET = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """To be written to /dev/fuse in one write; ENOENT then means that nobody waits any more."""
@@ -157,11 +161,16 @@ class FileServer:
         self._operations[Opcode.DESTROY] = lambda _header, _body: b""
         self._tasks: dict[int, _Task] = {}  # by ticket
         self._waiting: dict[int, _Task] = {}  # by the request's unique
-        self._tickets = 0
+        self._tickets = STANDARD_INPUT_TICKET
+        self._input = StandardInput()
 
     def set_layout(self, layout: Layout) -> None:
         """The client's load has arrived: from now on the client is asked. Only once; before, the enclave's own directories exist."""
         self._view.set_layout(layout)
+
+    def open_standard_input(self) -> None:
+        """The client has a standard input for the guest; otherwise that is at its end."""
+        self._input.open()
 
     # -- requests and results ---------------------------------------------------------------------------------------
 
@@ -173,6 +182,8 @@ class FileServer:
             return [Answer(fuse_answers.failure(error.unique, errno.EINVAL))] if error.unique else []
         if header.opcode in SILENT:
             return self._silent(header, body)
+        if isinstance(body, fuse_abi.Read) and header.opcode == Opcode.READ and body.handle == STANDARD_INPUT_HANDLE:
+            return self._read_input(self._input.read(header.unique, body.size))
         operation = self._operations.get(header.opcode)
         if operation is None:
             refusal = REFUSED.get(header.opcode, errno.ENOSYS)  # type: ignore[call-overload]
@@ -190,6 +201,8 @@ class FileServer:
 
     def resume(self, ticket: int, result: abi.Result) -> list[Effect]:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
+        if ticket == STANDARD_INPUT_TICKET:
+            return self._read_input(self._input.receive(result, errno_of(result)))
         task = self._tasks.pop(ticket, None)
         if task is None:
             return []
@@ -200,7 +213,19 @@ class FileServer:
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""
         answers: list[Effect] = [self._give_up(task, errno.EIO) for task in list(self._waiting.values())]
-        return answers
+        return [*answers, *self._read_input(self._input.abort())]
+
+    def _read_input(self, answered: list[Answered]) -> list[Effect]:
+        effects: list[Effect] = [
+            Answer(
+                fuse_answers.failure(each.unique, each.errno)
+                if each.errno
+                else fuse_answers.success(each.unique, each.data)
+            )
+            for each in answered
+        ]
+        request = self._input.wanted()
+        return effects if request is None else [*effects, Ask(STANDARD_INPUT_TICKET, request)]
 
     def _go_on(self, task: _Task, result: abi.Result | None) -> list[Effect]:
         """Run an operation until it needs the client, or has its answer."""
@@ -251,6 +276,7 @@ class FileServer:
                 task = self._waiting.get(unique)
                 if task is not None and task.interruptible:
                     return [self._give_up(task, errno.EINTR)]
+                return self._read_input(self._input.interrupt(unique))
             case _:
                 pass
         return []

@@ -120,7 +120,10 @@ class OpenFlag(IntFlag):
     """How the kernel is to treat an open file (FOPEN_…)."""
 
     NONE = 0
+    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    STREAM = 1 << 4
     NOFLUSH = 1 << 5
 
 

@@ -11,6 +11,8 @@ from adyton.runtime.process.supervisor.fuse_abi import FileError
 from adyton.runtime.process.supervisor.private import File
 from adyton.runtime.process.supervisor.tree import Node
 
+STANDARD_INPUT_HANDLE = 0  # of the one file that is not in the table
+
 
 @dataclass(slots=True)
 class OpenFile:
@@ -60,7 +62,11 @@ class Handles:
             raise FileError(errno.ENFILE)
         while True:
             self._next = (self._next + 1) % (1 << 32)
-            if self._next and self._next not in self._open and self._next not in self._reserved:
+            if (
+                self._next != STANDARD_INPUT_HANDLE
+                and self._next not in self._open
+                and self._next not in self._reserved
+            ):
                 self._reserved.add(self._next)
                 return self._next
 

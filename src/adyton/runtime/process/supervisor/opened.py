@@ -17,7 +17,7 @@ from adyton.hostcall.own_paths import leads_to_own, own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, OpenFlag
 from adyton.runtime.process.supervisor.fuse_answers import DirectoryEntry, OpenAnswer
-from adyton.runtime.process.supervisor.handles import Handles, OpenDirectory, OpenFile
+from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenDirectory, OpenFile
 from adyton.runtime.process.supervisor.layout import Place
 from adyton.runtime.process.supervisor.private import Directory, File
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
@@ -54,6 +54,8 @@ class OpenOperations:
         node = self._tree.get(header.node)
         if node.private is not None:
             return self._open_private(node, body.flags)
+        if node is self._tree.standard_input:
+            return _open_standard_input(body.flags)
         if node.own:
             raise FileError(errno.EISDIR)
         path = self._tree.path(node)
@@ -182,6 +184,8 @@ class OpenOperations:
 
     def release(self, _header: Header, body: fuse_abi.Release) -> bytes:
         """The last descriptor of an open file is closed. Nobody waits for the client."""
+        if body.handle == STANDARD_INPUT_HANDLE:
+            return b""
         opened = self._handles.file(body.handle)
         self._handles.remove(opened)
         if opened.private is not None:
@@ -241,7 +245,7 @@ class OpenOperations:
         for name, number in ((".", node), ("..", node.parent or node)):
             self._list(opened, name, self._view.attr(number)[1].number, stat.S_IFDIR)
         for name, child in node.children.items():
-            if child.own or child.private is self._private.root:
+            if (child.own and child is not self._tree.standard_input) or child.private is self._private.root:
                 self._list(opened, name, self._view.attr(child)[1].number, stat.S_IFDIR)
         if node.private is not None:
             for name, inode in private_directory(node).entries.items():
@@ -311,6 +315,14 @@ def _access(flags: int) -> abi.OpenMode:
     if access is None:
         raise FileError(errno.EINVAL)
     return access
+
+
+def _open_standard_input(flags: int) -> bytes:
+    """Its reads are served by `files`."""
+    if _access(flags) != "read":
+        raise FileError(errno.EACCES)
+    treatment = OpenFlag.DIRECT_IO | OpenFlag.NONSEEKABLE | OpenFlag.STREAM | OpenFlag.NOFLUSH
+    return fuse_answers.pack_open(OpenAnswer(STANDARD_INPUT_HANDLE, treatment))
 
 
 def _open_request(path: str, number: int, flags: int, *, create: bool = False, mode: int = 0o644) -> abi.Open:

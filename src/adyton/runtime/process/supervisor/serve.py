@@ -28,7 +28,7 @@ from adyton.communicator.messages import LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
-from adyton.hostcall.environment import check_environment, is_time_zone
+from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, READY
@@ -304,12 +304,16 @@ class Supervisor:
             check_environment(request.environment)
             if not is_time_zone(request.time_zone):
                 raise UsageError(f"{request.time_zone[:80]!r} is no time zone")
+            if not is_host_name(request.host_name):
+                raise UsageError(f"{request.host_name[:80]!r} is no host name")
             layout = Layout(request.grants, request.working_directory)
         except AdytonError as error:
             self._refuse(call, str(error))
             return
         if self._files is not None:
             self._files.set_layout(layout)
+            if request.streams.stdin:
+                self._files.open_standard_input()
         load = protocol.GuestLoad(
             entry=self._program.entry,
             entries=self._program.entries,
@@ -319,6 +323,10 @@ class Supervisor:
             working_directory=request.working_directory,
             time_zone=request.time_zone,
             environment=request.environment,
+            name=request.name,
+            host_name=request.host_name,
+            streams=request.streams,
+            logging=request.logging,
         )
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))

@@ -11,6 +11,7 @@ import errno
 import itertools
 
 from adyton.hostcall import abi
+from adyton.runtime.process.guest_start import STANDARD_INPUT
 from adyton.runtime.process.supervisor.fuse_abi import ROOT_ID, FileError
 from adyton.runtime.process.supervisor.private import Inode
 
@@ -84,7 +85,7 @@ class Node:
 
 
 class Tree:
-    """All nodes; the root and OWN_DIRECTORIES from the start."""
+    """All nodes; the root, OWN_DIRECTORIES and STANDARD_INPUT from the start."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(ROOT_ID)
@@ -96,6 +97,9 @@ class Tree:
             above, name = path.rsplit("/", 1)
             node = self._add(self.own(above or "/"), name)
             node.own = self.number()
+        above, name = STANDARD_INPUT.rsplit("/", 1)
+        self.standard_input = self._add(self.own(above), name)
+        self.standard_input.own = self.number()
 
     def __len__(self) -> int:
         return len(self._nodes)

@@ -114,6 +114,8 @@ class View:
         """A node's attributes as far as they are known here, and for how many seconds they hold."""
         if node.private is not None:
             return FOREVER, self._private_attr(node.private)
+        if node is self.tree.standard_input:
+            return FOREVER, self._attr(node.own, stat.S_IFREG | 0o400, 0, 1, (0, 0, 0))
         if node.own:
             return self._own_lifetime(node), self._attr(node.own, stat.S_IFDIR | 0o755, 0, 2, (0, 0, 0))
         assert node.attributes is not None
@@ -184,7 +186,12 @@ def ask(request: abi.Request, expected: type[_R]) -> Generator[abi.Request, abi.
     result = yield request
     if isinstance(result, expected):
         return result
-    raise FileError(_ERRNOS.get(result.errno, errno.EIO) if isinstance(result, abi.Failed) else errno.EIO)
+    raise FileError(errno_of(result))
+
+
+def errno_of(result: abi.Result) -> int:
+    """The errno of a result that is not the expected one."""
+    return _ERRNOS.get(result.errno, errno.EIO) if isinstance(result, abi.Failed) else errno.EIO
 
 
 def right_of(flags: int) -> str:
