@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from command import ROOT, adyton, start
 import adyton as package
 from adyton import (
     EnclaveFinal,
+    EnclaveInput,
     EnclaveLoadConfig,
     EnclaveManager,
     EnclaveManagerOptions,
@@ -22,8 +24,12 @@ from adyton import (
     remote_load_config,
     sgx_load_config,
 )
-from adyton.errors import ClosedError, ImageError, UsageError
+from adyton.errors import ClosedError, ImageError, RemoteProtocolError, UnauthenticatedError, UsageError
 from adyton.image.oci import Image
+from adyton.remote.address import Address
+from adyton.remote.connection import open_channel, open_server
+from adyton.remote.grpc_transport import GrpcTransport
+from adyton.remote.relay import Relay
 from adyton.trusted import Enclave, host_function
 
 PROGRAM = """
@@ -204,6 +210,37 @@ def test_a_call_is_one_message_each_way_and_reads_are_put_together(real):
     assert real.stats()["bytes_sent"] - before["bytes_sent"] < 4096
 
 
+def test_a_session_is_joined_once_by_whom_it_was_made_for():
+    secret = b"s" * 32
+    near, far = socket.socketpair()
+    relay = Relay()
+    relay.attach(far, secret)
+    server, port = open_server([relay.handler()], "127.0.0.1:0", None, 4)
+    server.start()
+    address = Address.parse(f"grpc://127.0.0.1:{port}")
+
+    def join(shown: bytes) -> GrpcTransport:
+        return GrpcTransport(open_channel(address, None), address.target, shown)
+
+    over = threading.Event()
+    try:
+        for wrong in (b"", b"g" * 32, secret[:-1], secret + b"s"):
+            with pytest.raises(UnauthenticatedError):
+                list(join(wrong).run(iter(())))
+        joined = join(secret)
+        arriving = joined.run(iter(lambda: b"" if over.wait(30) else None, b""))
+        near.sendall(b"welcome")
+        assert next(arriving) == b"welcome"
+        with pytest.raises(ClosedError, match="joined already"):
+            list(join(secret).run(iter(())))
+        over.set()
+        joined.close()
+    finally:
+        over.set()
+        near.close()
+        server.stop(None).wait(5)
+
+
 def test_threads_one_after_another_leave_nothing_behind(manager):
     client = manager.load_enclave(EnclaveLoadConfig(name="threads"))
     for number in range(200):
@@ -256,6 +293,15 @@ def test_an_enclave_is_destroyed_while_a_thread_of_it_is_outside(manager):
     come_back.set()
     thread.join(30)
     assert len(errors) == 1
+
+
+def test_an_output_that_cannot_be_read_is_an_error(manager, monkeypatch):
+    client = manager.load_enclave(EnclaveLoadConfig(name="garbled"))
+    monkeypatch.setattr(client._core.proxy, "call", lambda *_: b"\xff\xff")
+    with pytest.raises(RemoteProtocolError):
+        client.enter_and_run(EnclaveInput())
+    monkeypatch.undo()
+    manager.destroy_enclave(client, EnclaveFinal())
 
 
 def remote(**source: str) -> EnclaveLoadConfig:
