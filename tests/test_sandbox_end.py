@@ -10,6 +10,7 @@ import pytest
 from sandbox import PROBE, alive, children, enclave, start_zygote, wait_until_ended
 
 from adyton.errors import ClosedError, ImageError, PlatformError, SignatureError
+from adyton.runtime import launch
 from adyton.runtime.launch import LaunchRequest, Zygote
 
 pytestmark = pytest.mark.sandbox
@@ -106,6 +107,50 @@ def test_a_killed_zygote_takes_all_along(tmp_path):
         zygote._process.wait()
         with pytest.raises(PlatformError, match="zygote"):
             zygote.launch(LaunchRequest("sha256:00", []))
+
+
+def test_a_zygote_that_hangs_is_given_up_and_what_it_starts_later_ends(tmp_path, monkeypatch):
+    with start_zygote(tmp_path) as zygote:
+        os.kill(zygote._process.pid, signal.SIGSTOP)
+        with monkeypatch.context() as patience:
+            patience.setattr(launch, "START_SECONDS", 0.05)
+            with pytest.raises(PlatformError, match="could be started within 0 s: is the server overloaded"):
+                zygote.launch(LaunchRequest("sha256:00", []))
+        os.kill(zygote._process.pid, signal.SIGCONT)
+        with enclave(zygote) as probe:  # takes its turn after the one that nobody waits for
+            assert probe.guest("return 1") == 1
+            others = children(zygote._process.pid) - {probe.pid} - children(probe.pid)
+            assert wait_until_ended(others) == set()
+
+
+def test_a_zygote_that_hangs_is_killed_at_the_end(tmp_path, monkeypatch):
+    zygote = start_zygote(tmp_path)
+    with enclave(zygote) as probe:
+        processes = processes_of(probe)
+        os.kill(zygote._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(launch, "END_SECONDS", 0.05)
+        zygote.close()
+        assert zygote._process.returncode == -signal.SIGKILL
+        assert wait_until_ended(processes) == set()
+    zygote.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "text"),
+    [
+        (b"failed:ImageError\nit is damaged", ImageError, "it is damaged"),
+        (b"failed:SystemExit\nno", PlatformError, "no"),
+        (b"failed:COMMANDS\nno", PlatformError, "no"),
+        (b"failed:\xff\xff\nno", PlatformError, "no"),
+        (b"", PlatformError, "it ended: see its messages"),
+        (b"what?", PlatformError, "it ended: see its messages"),
+    ],
+    ids=["ours", "foreign", "other", "undecodable", "end", "unknown"],
+)
+def test_a_failure_names_an_error_of_ours_or_is_a_platform_error(message, kind, text):
+    error = launch._reason(message, "it ended")
+    assert type(error) is kind
+    assert text in error.message
 
 
 LAUNCHER = """

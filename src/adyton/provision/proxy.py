@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import shutil
 import socket
 import tempfile
@@ -125,14 +126,20 @@ def serve_enclave(
     stop = Stop()
     stop.on_signals()
     relay, reporter = Relay(), ProcessReporter()
-    relay.attach(socket.socket(fileno=enclave), session)
+    supervisor = socket.socket(fileno=enclave)
+    relay.attach(supervisor, session)
     reporter.attach(pid, session)
     server, port = open_server([relay.handler(), reporter.handler()], listen, tls, THREADS)
-    joining = threading.Timer(JOIN_SECONDS, lambda: None if relay.joined else stop.set())
-    joining.daemon = True
-    joining.start()
+    hung_up = select.poll()
+    hung_up.register(supervisor, 0)
+
+    def wait_for_client() -> None:
+        hung_up.poll(JOIN_SECONDS * 1000)  # nobody else sees the enclave's end until its client has joined
+        if not relay.joined:
+            stop.set()
+
+    threading.Thread(target=wait_for_client, name="adyton-joining", daemon=True).start()
     _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
-    joining.cancel()
 
 
 def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ from adyton.errors import AdytonError, PlatformError, UnreachableError
 
 MESSAGE_SIZE = 1 << 16
 START_SECONDS = 20.0  # until a proxy server must have said where it listens
+END_SECONDS = 5.0  # for the spawner
 READY = "adyton proxy listening on "
 
 
@@ -64,6 +65,9 @@ class Started(msgspec.Struct, frozen=True, tag=True):
 
 _FROM_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawned | Refused | Ended | Started)
 _TO_SPAWNER = msgspec.msgpack.Decoder(Spawn)
+
+
+_ENDED = "the server's process that starts enclaves has ended: start the server again"
 
 
 class Spawner:
@@ -107,7 +111,10 @@ class Spawner:
         mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
         with self._lock:
             self._waiting[number] = mailbox
-        self._socket.send(msgspec.msgpack.encode(Spawn(number, measurement, signatures, platform, listen, options)))
+        try:
+            self._socket.send(msgspec.msgpack.encode(Spawn(number, measurement, signatures, platform, listen, options)))
+        except OSError:
+            raise UnreachableError(_ENDED) from None
         answer = mailbox.get()
         if isinstance(answer, Refused):
             kind = getattr(errors, answer.error, AdytonError)
@@ -115,7 +122,7 @@ class Spawner:
         return answer
 
     def _receive(self) -> None:
-        while message := self._socket.recv(MESSAGE_SIZE):
+        while message := self._next():
             match _FROM_SPAWNER.decode(message):
                 case Spawned() | Refused() as answer:
                     with self._lock:
@@ -134,7 +141,13 @@ class Spawner:
             self._idle.notify_all()
             waiting, self._waiting = self._waiting, {}
         for number, mailbox in waiting.items():
-            mailbox.put(Refused(number, "UnreachableError", "the server's spawner ended"))
+            mailbox.put(Refused(number, "UnreachableError", _ENDED))
+
+    def _next(self) -> bytes:
+        try:
+            return self._socket.recv(MESSAGE_SIZE)
+        except ConnectionError:  # it was killed, and had not read all
+            return b""
 
     def drain(self, seconds: float) -> None:
         """Wait until no enclave runs, at most so long."""
@@ -148,7 +161,7 @@ class Spawner:
         except OSError:
             pass  # it ended by itself
         try:
-            self._process.wait(5)
+            self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -1,0 +1,137 @@
+"""The provision server's spawner: what it starts, what it cannot, and what its server hears when it is gone."""
+
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sandbox import alive, children, wait_until_ended
+
+from adyton.errors import ImageError, PlatformError, UnreachableError
+from adyton.image.build import build_file
+from adyton.image.oci import Image
+from adyton.provision import spawner as module
+from adyton.provision.spawner import Spawner
+from adyton.provision.store import BlobStore
+
+pytestmark = pytest.mark.sandbox
+NOBODY = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store that any user can read, with one image; its folder, and what spawn is told of the image."""
+    tmp_path.chmod(0o755)
+    store = BlobStore(str(tmp_path / "store"))
+    (tmp_path / "one.py").write_text("def one() -> int:\n    return 1\n")
+    image = Image.open(build_file(str(tmp_path / "one.py")))
+    store.add(image.oci_manifest)
+    for blob in image.blobs.values():
+        store.add(blob.read())
+    return store.directory, (image.measurement, [store.add(each.envelope) for each in image.signatures], "sim")
+
+
+@pytest.fixture
+def spawner(store):
+    spawner = Spawner(store[0], temporary=False)
+    yield spawner
+    spawner.close()
+
+
+def test_a_port_in_use_is_passed_over(spawner, store):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = f"127.0.0.1:{taken.getsockname()[1]}"
+        spawned = spawner.spawn(*store[1], [first, "127.0.0.1:0"], [])
+        assert spawned.port not in (0, taken.getsockname()[1])
+        assert len(spawned.session) == 32
+
+
+def test_no_free_port_is_said_and_leaves_no_enclave(spawner, store):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match=f"cannot start a proxy server at {listen}: are its ports in use"):
+            spawner.spawn(*store[1], [listen], [])
+    (zygote,) = {pid for pid in children(spawner._process.pid) if _parent(pid) == spawner._process.pid}
+    assert wait_until_ended(children(zygote)) == set()
+    assert spawner.spawn(*store[1], ["127.0.0.1:0"], []).port
+
+
+def _parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def test_an_image_that_is_not_there_is_its_own_error(spawner, store):
+    with pytest.raises(ImageError, match="is not in the server's store"):
+        spawner.spawn(NOBODY, [], "sim", ["127.0.0.1:0"], [])
+    assert spawner.spawn(*store[1], ["127.0.0.1:0"], []).port
+
+
+def test_draining_waits_for_the_enclaves(spawner, store):
+    spawner.drain(0)
+    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    spawner.drain(0.01)
+    assert spawner._running
+    drained = threading.Thread(target=spawner.drain, args=(60,))
+    drained.start()
+    relays = [pid for pid in children(spawner._process.pid) if "relay_process" in _command(pid)]
+    assert len(relays) == 1
+    os.kill(relays[0], signal.SIGTERM)
+    drained.join(60)
+    assert not spawner._running
+
+
+def _command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def test_a_store_that_enclaves_cannot_read_is_refused_at_the_start(store):
+    if os.geteuid() != 0:
+        pytest.skip("only root gives enclaves user ids of their own")
+    os.chmod(f"{store[0]}/blobs", 0o700)
+    with pytest.raises(PlatformError, match=r"chmod o\+rx"):
+        Spawner(store[0], temporary=False)
+
+
+def test_a_temporary_store_is_gone_at_the_end(store):
+    spawner = Spawner(store[0], temporary=True)
+    assert os.path.isdir(store[0])
+    spawner.close()
+    assert not os.path.exists(store[0])
+
+
+def test_a_killed_spawner_takes_all_along_and_its_server_is_told(spawner, store):
+    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    processes = {spawner._process.pid, *children(spawner._process.pid)}
+    os.kill(spawner._process.pid, signal.SIGKILL)
+    spawner._process.wait()
+    spawner.drain(60)
+    assert wait_until_ended(processes) == set()
+    with pytest.raises(UnreachableError, match="start the server again"):
+        spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+
+
+def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
+    os.kill(spawner._process.pid, signal.SIGSTOP)  # so that it reads no more
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(spawner.spawn, *store[1], ["127.0.0.1:0"], []) for _ in range(4)]
+        os.kill(spawner._process.pid, signal.SIGKILL)
+        for each in waiting:
+            with pytest.raises(UnreachableError, match="start the server again"):
+                each.result(60)
+
+
+def test_closing_ends_what_hangs(spawner, store, monkeypatch):
+    monkeypatch.setattr(module, "END_SECONDS", 0.05)
+    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    processes = {spawner._process.pid, *children(spawner._process.pid)}
+    os.kill(spawner._process.pid, signal.SIGSTOP)
+    spawner.close()
+    assert alive({spawner._process.pid}) == set()
+    assert wait_until_ended(processes) == set()
