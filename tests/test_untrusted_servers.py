@@ -285,7 +285,11 @@ def test_every_reason_is_worded_whatever_was_seen(folder):
     for secure in (True, False):
         address = Address("tee.example:4321", "tee.example", secure)
         for reason in REASONS:
-            for seen in (Seen(), *(Seen(True, http2, end, each) for http2 in (0, 1) for end in (0, 1) for each in pem)):
+            for seen in (
+                Seen(),
+                Seen(True),
+                *(Seen(True, True, http2, end, each) for http2 in (0, 1) for end in (0, 1) for each in pem),
+            ):
                 for tls in (TLS(), TLS("ca.pem", "client.pem", "client.key")):
                     now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
                     error = explain(Case(address, tls, f"x {reason.mark} y", lambda seen=seen: seen, now))
@@ -318,7 +322,7 @@ def test_what_a_server_says_of_itself_is_bounded_and_printable(folder):
 
 def test_a_look_shows_nothing_of_ours_and_ends(folder, monkeypatch):
     with answering(None, hold=True) as port:
-        assert look(Address.parse(f"grpcs://127.0.0.1:{port}"), 0.3) == Seen()
+        assert look(Address.parse(f"grpcs://127.0.0.1:{port}"), 0.3) == Seen(connected=True)
     assert look(Address.parse("grpcs://127.0.0.1:1")) == Seen()
     assert look(Address.parse("grpcs://nobody.invalid")) == Seen()
     shown = []

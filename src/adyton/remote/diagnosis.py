@@ -69,10 +69,13 @@ def _no_way(case: Case) -> AdytonError:
 
 
 def _silent(case: Case) -> AdytonError:
-    what = "something takes the connection, but says nothing"
+    if not case.seen.connected:
+        return _no_way(case)
     if not case.address.secure and case.seen.tls:
         return _wants_tls(case)
-    return case.unreachable(f"{what}. Is it an adyton server, and is it alive?")
+    return case.unreachable(
+        "something takes the connection, but says nothing. Is it an adyton server, and is it alive?"
+    )
 
 
 def _plaintext(case: Case) -> AdytonError:
@@ -173,7 +176,7 @@ REASONS = (
     Reason("errors resolving", None, _no_such_name),
     Reason("No route to host", None, _no_way),
     Reason("Network is unreachable", None, _no_way),
-    Reason("Host is unreachable", None, _no_way),
+    Reason("tcp handshaker shutdown", None, _silent),
     Reason("certificate has expired", True, _expired),
     Reason("certificate is not yet valid", True, _not_yet_valid),
     Reason("Hostname Verification Check failed", True, _other_name),

@@ -21,6 +21,7 @@ SECONDS = 4.0  # for all of it
 class Seen:
     """What answers at an address. `certificate`: of a server with TLS, or None if it cannot be read."""
 
+    connected: bool = False
     tls: bool = False
     http2: bool = False  # it agreed to HTTP/2, which gRPC needs
     hung_up: bool = False  # it took our handshake without a client certificate, and then ended the connection
@@ -47,9 +48,11 @@ def look(address: Address, seconds: float = SECONDS) -> Seen:
                 secured.settimeout(max(0.1, until - time.monotonic()))
                 http2 = secured.selected_alpn_protocol() == "h2"
                 certificate = Shown.read(secured.getpeercert(binary_form=True) or b"")
-                return Seen(tls=True, http2=http2, certificate=certificate, hung_up=http2 and _hung_up(secured))
+                return Seen(
+                    connected=True, tls=True, http2=http2, certificate=certificate, hung_up=http2 and _hung_up(secured)
+                )
         except (OSError, ValueError):  # a ValueError: it was gone before the handshake
-            return Seen()
+            return Seen(connected=True)
 
 
 def _hung_up(secured: ssl.SSLSocket) -> bool:
