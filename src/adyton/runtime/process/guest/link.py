@@ -70,10 +70,15 @@ ToGuest = Enter | HostReturn
 ToSupervisor = Return | HostCall
 
 
-def encode(message: ToGuest | ToSupervisor) -> bytes:
-    """A message with its length."""
-    body = msgspec.msgpack.encode(message)
-    return _LENGTH.pack(len(body)) + body
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToGuest | ToSupervisor) -> bytearray:
+    """A message with its length, in one copy: it may be large."""
+    whole = bytearray(_LENGTH.size)
+    _ENCODER.encode_into(message, whole, _LENGTH.size)
+    _LENGTH.pack_into(whole, 0, len(whole) - _LENGTH.size)
+    return whole
 
 
 class Reader:

@@ -86,8 +86,8 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, data: bytes) -> None:
-        """Send `data` now, or as soon as the socket takes it. OSError when the peer is gone."""
+    def put(self, data: bytes | bytearray) -> None:
+        """Send `data`, which is ours from now on, as soon as the socket takes it. OSError when the peer is gone."""
         if not self._waiting:
             try:
                 sent = self._socket.send(data, socket.MSG_DONTWAIT)  # whoever else has the socket may clear its flag
@@ -95,7 +95,8 @@ class Outbox:
                 sent = 0
             if sent == len(data):
                 return
-            self._waiting += memoryview(data)[sent:]
+            self._waiting = data if isinstance(data, bytearray) else bytearray(data)
+            del self._waiting[:sent]
             self._loop.write(self._socket, self._push)
         else:
             self._waiting += data
