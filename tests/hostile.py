@@ -16,7 +16,7 @@ from adyton.proto.values import decode_result, encode_arguments
 from adyton.provision.store import BlobStore
 from adyton.runtime.launch import LaunchRequest, Zygote
 
-PATIENCE = 10.0  # seconds until a test gives up on something that takes milliseconds
+PATIENCE = 60.0  # seconds until a test gives up on something that takes milliseconds
 EMPTY = LoadRequest(config=b"", grants=[], working_directory="/nowhere", time_zone="", environment={})
 
 # A program that does what its client says.

@@ -10,7 +10,7 @@ from adyton.runtime.launch import LaunchRequest, Zygote
 from adyton.runtime.process.namespaces import UID_BASE
 
 PROBE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_probe.py")
-PATIENCE = 10.0  # seconds until a test gives up on something that takes milliseconds
+PATIENCE = 60.0  # seconds until a test gives up on something that takes milliseconds
 
 
 def start_zygote(store):

@@ -175,7 +175,7 @@ def test_a_proxy_server_takes_no_socket_away_from_another(workplace):
         assert Path("proxy.sock").exists()
     finally:
         first.terminate()
-        assert first.wait(20) == 0
+        assert first.wait(60) == 0
         first.stdout.close()
     assert not Path("proxy.sock").exists()
 
@@ -195,7 +195,7 @@ def test_servers_end_at_a_signal_and_leave_nothing(tmp_path, command, number, st
     assert process.stdout is not None
     assert " listening on 127.0.0.1:" in process.stdout.readline()
     process.send_signal(number)
-    assert process.wait(20) == status
+    assert process.wait(60) == status
     process.stdout.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -300,7 +300,7 @@ def test_a_server_on_the_network_knows_its_clients(cli, certificates, monkeypatc
         assert quickstart.returncode == 0, quickstart.stderr
     finally:
         server.terminate()
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
         server.stdout.close()
 
 
@@ -360,7 +360,7 @@ def test_an_interrupted_call_is_130_and_leaves_nothing(tmp_path):
         while process.stderr.readline() != "napping\n":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.strip() == "adyton: interrupted"
     assert list(temporary.iterdir()) == []

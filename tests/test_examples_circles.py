@@ -23,6 +23,7 @@ import pytest
 from command import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from sandbox import wait_until_ended
 
 from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.errors import EnclaveError, EnclaveTypeError
@@ -189,8 +190,7 @@ def test_its_own_provision_server_ends_with_it(end, status):
     with web(end=end, status=status) as (_, process):
         started = _processes_of(process.pid)
         assert any(b"\0serve\0" in Path(f"/proc/{each}/cmdline").read_bytes() for each in started)
-    for each in started:
-        assert not Path(f"/proc/{each}").exists()
+    assert wait_until_ended(started) == set()
 
 
 def test_what_cannot_be_listened_at_is_one_line():

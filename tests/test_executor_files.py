@@ -453,14 +453,14 @@ class TestHandles:
 
         def slow(*arguments):
             reading.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return pread(*arguments)
 
         monkeypatch.setattr(executor_module.os, "pread", slow)
         results = []
         reader = threading.Thread(target=lambda: results.append(client(abi.Read(1, 0, 10))))
         reader.start()
-        assert reading.wait(10)
+        assert reading.wait(60)
         assert client(abi.Close(1)) == abi.Done()
         client.open("read/sub/deep", 2)
         go_on.set()
@@ -474,14 +474,14 @@ class TestHandles:
 
         def slow(*arguments, **options):
             entered.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return link(*arguments, **options)
 
         monkeypatch.setattr(executor_module.os, "readlink", slow)
         results = []
         caller = threading.Thread(target=lambda: results.append(client(abi.ReadLink(client.path("read/link")))))
         caller.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         client.executor.close()
         go_on.set()
         caller.join()

@@ -96,8 +96,8 @@ class Guest:
     def result(self) -> Any:
         self.thread.start()
         self.socket.send(b"g")
-        output, _ = self.process.communicate(timeout=30)
-        self.thread.join(10)
+        output, _ = self.process.communicate(timeout=60)
+        self.thread.join(60)
         assert self.failure is None
         return json.loads(output)
 
@@ -111,7 +111,7 @@ class Guest:
     def close(self) -> None:
         self.close_process()
         if self.thread.ident is not None:
-            self.thread.join(10)
+            self.thread.join(60)
         os.close(self.fuse)
 
 

@@ -111,7 +111,7 @@ def test_a_load_that_cannot_be_read_ends_the_enclave(ward):
         with ward.enclave() as client:
             client.call("load", body)
             assert "LoadRequest" in client.wait_for_end()
-            assert client.enclave.ended(5)
+            assert client.enclave.ended(60)
 
 
 def test_methods_out_of_order_are_refused_and_do_no_harm(ward):
@@ -143,7 +143,7 @@ def test_garbage_in_the_channel_ends_the_enclave_with_a_reason(ward, data):
     with ward.enclave() as client:
         client.send_raw(data)
         assert "the enclave was ended" in client.wait_for_end()
-        assert client.enclave.ended(5)
+        assert client.enclave.ended(60)
 
 
 def test_garbage_before_the_handshake_ends_the_enclave(ward):
@@ -153,7 +153,7 @@ def test_garbage_before_the_handshake_ends_the_enclave(ward):
                 enclave.socket.sendall(data)
             except ConnectionError:
                 pass
-            assert enclave.ended(5)
+            assert enclave.ended(60)
 
 
 def attributes(kind="file", identity=7, size=100):
@@ -278,7 +278,7 @@ def test_a_client_that_never_answers_holds_up_nobody_else(ward):
         assert client.enter("attempt", "6 * 7", pair=99) == "42"
         assert other.enter("attempt", "6 * 7") == "42"
         client.close()
-        assert client.enclave.ended(5)
+        assert client.enclave.ended(60)
 
 
 def test_a_client_that_never_reads_makes_the_enclave_hold_little_and_end_at_once(ward, capfd):
@@ -288,7 +288,7 @@ def test_a_client_that_never_reads_makes_the_enclave_hold_little_and_end_at_once
         for pair in range(2, 60):
             client.start("attempt", "'x' * (1 << 20)", pair=pair)
         client.close()
-        assert client.enclave.ended(5)
+        assert client.enclave.ended(60)
     assert "Traceback" not in capfd.readouterr().err
 
 

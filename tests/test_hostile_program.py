@@ -94,7 +94,7 @@ def test_a_breach_of_the_links_ends_the_enclave_with_a_reason(ward, code, reason
         assert client.load().ok
         client.start("execute", KIT + code)
         assert reason in client.wait_for_end()
-        assert client.enclave.ended(5)
+        assert client.enclave.ended(60)
 
 
 @sandboxed
@@ -266,7 +266,7 @@ def test_messages_that_never_end_are_bounded_together(monkeypatch):
     thread.start()
     with client, guest.mine:
         guest.mine.send(READY)
-        assert ready.wait(10)
+        assert ready.wait(60)
         links = []
         for _ in range(3):
             mine, other = socket.socketpair()
@@ -274,7 +274,7 @@ def test_messages_that_never_end_are_bounded_together(monkeypatch):
             with other:
                 socket.send_fds(guest.mine, [THREAD], [other.fileno()])
             mine.sendall(struct.pack("<I", 1 << 20) + bytes(30_000))
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         for mine in links:
             mine.close()

@@ -126,7 +126,7 @@ def connect(tmp_path, lines):
         client.abort()
         with contextlib.suppress(OSError):
             enclave.socket.shutdown(socket.SHUT_RDWR)
-        enclave.thread.join(10)
+        enclave.thread.join(60)
         assert not enclave.thread.is_alive()
 
 

@@ -226,7 +226,7 @@ def test_each_client_thread_has_an_enclave_thread_of_its_own(client):
         barrier = threading.Barrier(4)
 
         def call(_: int) -> int:
-            barrier.wait(10)
+            barrier.wait(60)
             return client.call(thread_name)
 
         others = set(threads.map(call, range(4)))

@@ -43,11 +43,11 @@ with adyton.load(sys.argv[1] + "/pay.py", allow_read=[sys.argv[1] + "/pay.csv"])
     assert in_a_user_namespace(program, PAY) > 0
 
 
-def test_neither_process_of_an_enclave_has_capabilities_and_neither_sees_the_other_enclave(tmp_path):
+def test_its_processes_have_no_capabilities_and_see_no_other_enclave(tmp_path):
     program = """
 from sandbox import CodeError, children, enclave, start_zygote, status, wait_until_ended
 with start_zygote(sys.argv[1]) as zygote, enclave(zygote) as one, enclave(zygote) as other:
-    seen = {"warnings": one.guest("return finish(True, '/client')")}
+    seen = {"warnings": one.guest("return finish(True, '/client', 'host')")}
     seen["ids"] = one.guest("import os; return os.getresuid()")
     seen["server"] = one.guest("import os; return [p for p in ('/root', '/home', '/opt/adyton/store') if os.path.exists(p)]")
     seen["null"] = one.guest("return open('/dev/null', 'wb').write(b'x')")

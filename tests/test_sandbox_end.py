@@ -44,7 +44,7 @@ def test_the_end_of_the_stream_ends_the_enclave(zygote):
         processes = processes_of(probe)
         probe._lines.close()
         probe.enclave.socket.close()
-        assert probe.enclave.ended(10)
+        assert probe.enclave.ended(60)
         assert wait_until_ended(processes) == set()
 
 
@@ -52,7 +52,7 @@ def test_a_killed_supervisor_takes_its_guest_along(zygote):
     with enclave(zygote) as probe:
         processes = processes_of(probe)
         os.kill(probe.pid, signal.SIGKILL)
-        assert probe.enclave.ended(10)
+        assert probe.enclave.ended(60)
         assert wait_until_ended(processes) == set()
         assert probe.answer() == {"error": "EOF"}
 
