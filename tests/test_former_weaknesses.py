@@ -241,6 +241,20 @@ def test_a_session_is_joined_once_by_whom_it_was_made_for():
         server.stop(None).wait(5)
 
 
+def test_a_proxy_server_that_nobody_joins_ends_and_its_enclave_with_it():
+    near, far = socket.socketpair()
+    code = (
+        "import os, sys\nfrom adyton.provision import proxy\nproxy.JOIN_SECONDS = 0.2\n"
+        "proxy.serve_enclave(int(sys.argv[1]), os.getpid(), '127.0.0.1:0', None, b's' * 32, print)"
+    )
+    with near, far:
+        process = subprocess.Popen([sys.executable, "-c", code, str(far.fileno())], pass_fds=(far.fileno(),))
+        far.close()
+        assert process.wait(60) == 0
+        near.settimeout(30)
+        assert near.recv(1) == b""
+
+
 def test_threads_one_after_another_leave_nothing_behind(manager):
     client = manager.load_enclave(EnclaveLoadConfig(name="threads"))
     for number in range(200):
