@@ -129,13 +129,15 @@ class FakeEnclaveLoader(EnclaveLoader):
     Calls take the same way through communicator, channel and type checks as with a real enclave; its evidence says `sim`.
     """
 
-    def __init__(self, application: TrustedApplication) -> None:
+    def __init__(self, application: TrustedApplication | Callable[[], TrustedApplication]) -> None:
+        """`application`: the same for all loads; or a class, or what else makes one, called for each load."""
         self._application = application
 
     def load(self, order: LoadOrder) -> EnclaveClient:
         """See EnclaveLoader."""
+        application = self._application
         return load_in_process(
-            self._application,
+            application if isinstance(application, TrustedApplication) else application(),
             LoadArguments(
                 name=order.name,
                 policy=order.policy,
