@@ -328,6 +328,12 @@ def remote(**source: str) -> EnclaveLoadConfig:
     return load_config
 
 
+def with_snapshots() -> EnclaveLoadConfig:
+    load_config = remote(path="demo.enclave")
+    load_config.Extensions[remote_load_config].sgx_load_config.fork_config.enclave_size = 1 << 20
+    return load_config
+
+
 def without_a_loader() -> EnclaveLoadConfig:
     load_config = EnclaveLoadConfig(name="demo")
     load_config.Extensions[remote_load_config].SetInParent()
@@ -340,10 +346,11 @@ def without_a_loader() -> EnclaveLoadConfig:
         (EnclaveLoadConfig(name="demo"), "remote_load_config"),
         (without_a_loader(), "sgx_load_config"),
         (remote(section="x"), "embedded_enclave_config"),
+        (with_snapshots(), "fork_config"),
         (remote(path=""), "enclave_path"),
         (remote(path="/nowhere/demo.enclave"), "/nowhere/demo.enclave"),
     ],
-    ids=["extension", "loader", "embedded", "empty", "missing"],
+    ids=["extension", "loader", "embedded", "fork", "empty", "missing"],
 )
 def test_a_load_config_that_lacks_something_says_what(load_config, text):
     with pytest.raises(UsageError) as caught:

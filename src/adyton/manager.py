@@ -86,6 +86,10 @@ class RemoteEnclaveLoader(EnclaveLoader):
             raise UsageError(
                 "embedded_enclave_config: an embedded enclave cannot be loaded remotely; give file_enclave_config"
             )
+        if sgx.HasField("fork_config"):
+            raise UsageError(
+                "fork_config: no snapshots are taken of enclaves; leave it out (os.fork() works in an enclave without it)"
+            )
         path = sgx.file_enclave_config.enclave_path
         if not path:
             raise UsageError(
