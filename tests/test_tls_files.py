@@ -18,6 +18,7 @@ from adyton.remote.address import TLS
 from adyton.remote.bearer import check_token, read_token
 from adyton.remote.certificates import of_client, of_server
 
+PUBLIC = "/etc/ssl/certs/ca-certificates.crt"  # Debian's
 NOWHERE = "grpcs://127.0.0.1:1"  # nothing may be sent there: the exit code would be 10
 
 
@@ -47,7 +48,7 @@ AUTHORITY = [
     ("directory", "cannot read the {} directory: Is a directory"),
     ("empty.pem", "the {} empty.pem is empty: it must be in PEM"),
     ("text.pem", "the {} text.pem holds no certificate in PEM\n"),
-    ("damaged.pem", "the {} damaged.pem is damaged: it holds no certificate in PEM that can be read"),
+    ("damaged.pem", "the {} damaged.pem is damaged: it holds a certificate in PEM that cannot be read"),
     ("client.key", "the {} client.key holds no certificate in PEM, but a private key: are the two files exchanged?"),
     ("client.der", "the {} client.der holds no certificate in PEM; if it is DER: openssl x509 -inform DER"),
     ("/dev/zero", "the {} /dev/zero is larger than 1 MiB: is it the right file?"),
@@ -119,6 +120,22 @@ def test_of_several_cas_one_that_holds_is_enough(folder, tmp_path):
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes((folder / "ca-expired.pem").read_bytes() + (folder / "ca.pem").read_bytes())
     assert of_client(TLS(ca=str(bundle))).authorities == bundle.read_bytes()
+
+    bundle.write_bytes("# Tanúsítvány\n".encode() + (folder / "ca.pem").read_bytes())
+    assert of_client(TLS(ca=str(bundle))).authorities == bundle.read_bytes()
+    bundle.write_bytes((folder / "ca.pem").read_bytes() + (folder / "damaged.pem").read_bytes())
+    with pytest.raises(UsageError, match="is damaged"):
+        of_client(TLS(ca=str(bundle)))
+    bundle.write_bytes((folder / "ca.pem").read_bytes()[:300])
+    with pytest.raises(UsageError, match="is damaged"):
+        of_client(TLS(ca=str(bundle)))
+
+
+@pytest.mark.skipif(not Path(PUBLIC).exists(), reason=f"NO PUBLIC CAS HERE ({PUBLIC})")
+def test_the_public_cas_as_a_file(cli):
+    """Some of them break rules that a stricter parser knows, and no word of that is for the user."""
+    status, _, err = cli("call", "prog.py", "f", "--on", NOWHERE, "--ca", PUBLIC)
+    assert (status, len(err.splitlines())) == (10, 1), err
 
 
 def test_dates_are_judged_by_the_moment(folder):

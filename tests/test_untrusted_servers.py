@@ -267,6 +267,31 @@ def test_a_grpc_server_of_another_kind(cli, folder):
     assert (status, err.startswith(f"127.0.0.1:{port} is no adyton server")) == (11, True)
 
 
+def test_a_server_that_has_gone(cli):
+    """It was there when gRPC connected, and is not any more when it is looked at."""
+    for secure in (True, False):
+        address = Address("tee.example:4321", "tee.example", secure)
+        error = explain(Case(address, TLS(), "Socket closed", Seen, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)))
+        assert "it ended the connection, and takes no other" in error.message
+
+
+def test_what_stays_in_this_machine_goes_through_no_proxy(cli, folder, monkeypatch):
+    """A token within this machine may be in clear; a proxy of the environment would carry it elsewhere."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for tls, options in ((None, ()), (server_of("server"), ("--security_type", "ssl", "--ca", "ca.pem"))):
+        with serving(folder, tls, "a secret") as port:
+            result = cli("--on", f"127.0.0.1:{port}", "--token-file", "token", *options)
+            assert result == (31, f"{REACHED}\n")
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    listener.close()
+
+
 def test_nobody_there(cli):
     status, err = cli("--on", "127.0.0.1:1")
     assert (status, err.startswith("cannot reach 127.0.0.1:1: nothing listens there.")) == (10, True)

@@ -154,7 +154,9 @@ def load_options(command: _C) -> _C:
         option("--ssl-cert", metavar="FILE", help="The original's name for --cert."),
         option("--ssl-key", metavar="FILE", help="The original's name for --key."),
         option(
-            "--token-file", metavar="FILE", help="A file with the token that the server wants; it is sent by TLS only."
+            "--token-file",
+            metavar="FILE",
+            help="A file with the token that the server wants; never sent over a network without TLS.",
         ),
         option(
             "--security-type",

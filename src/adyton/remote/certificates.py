@@ -7,6 +7,10 @@ certificates must be besides (names, chains) only the other side can judge.
 from __future__ import annotations
 
 import datetime as dt
+import re
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -20,6 +24,7 @@ from adyton.remote.address import TLS
 MAX_SIZE = 1 << 20  # bytes of one file; all public CAs together are a quarter of it
 SHOWN = 120  # characters at most of a text that a server's certificate says
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
+_BLOCK = re.compile(_BEGIN + b".+?-----END CERTIFICATE-----", re.DOTALL)
 _CURVES = ("secp256r1", "secp384r1")  # BoringSSL, which gRPC brings, takes no signature of another curve or of Ed25519
 
 
@@ -59,13 +64,13 @@ def _files(tls: TLS, authority: str, now: dt.datetime | None) -> Files:
     now = now or dt.datetime.now(dt.UTC)
     authorities = key = chain = None
     if tls.ca is not None:
-        authorities, certificates = _certificates(tls.ca, authority)
-        if all(_wrong_dates(each, now) for each in certificates):  # of several, one that holds is enough
-            _check_dates(certificates[0], f"the {authority} {tls.ca}", now)
+        authorities, found = _certificates(tls.ca, authority)
+        _check_dates(found, f"the {authority} {tls.ca}", now)  # of several CAs, one that holds is enough
     if tls.cert is not None and tls.key is not None:
-        chain, certificates = _certificates(tls.cert, "certificate")
-        key = _key(tls.key, certificates[0], tls.cert)
-        _check_dates(certificates[0], f"the certificate {tls.cert}", now)
+        chain, found = _certificates(tls.cert, "certificate")
+        leaf = next(found)
+        key = _key(tls.key, leaf, tls.cert)
+        _check_dates([leaf], f"the certificate {tls.cert}", now)
     return Files(authorities, key, chain)
 
 
@@ -86,20 +91,30 @@ def _read(path: str, what: str) -> bytes:
     return data
 
 
-def _certificates(path: str, what: str) -> tuple[bytes, list[x509.Certificate]]:
+def _certificates(path: str, what: str) -> tuple[bytes, Iterator[x509.Certificate]]:
+    """What a file holds, and its certificates, one at a time: of the public CAs some break rules that cryptography knows."""
     data = _read(path, what)
-    try:
-        return data, x509.load_pem_x509_certificates(data)
-    except (ValueError, x509.InvalidVersion):
-        pass
-    if _BEGIN in data:
-        raise UsageError(f"the {what} {path} is damaged: it holds no certificate in PEM that can be read")
+    blocks = _BLOCK.findall(data)
+    if blocks or _BEGIN in data:
+        damaged = UsageError(f"the {what} {path} is damaged: it holds a certificate in PEM that cannot be read")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "ignore"))
+            x509.load_pem_x509_certificate(blocks[0])
+        except (ValueError, IndexError, OSError, x509.InvalidVersion):
+            raise damaged from None
+        return data, _each(blocks)
     hint = ""
     if b"PRIVATE KEY-----" in data:
         hint = ", but a private key: are the two files exchanged?"
     elif data[:1] == b"\x30":
         hint = f"; if it is DER: openssl x509 -inform DER -in {path} -out …"
     raise UsageError(f"the {what} {path} holds no certificate in PEM{hint}")
+
+
+def _each(blocks: list[bytes]) -> Iterator[x509.Certificate]:
+    for block in blocks:
+        with suppress(ValueError, x509.InvalidVersion):
+            yield x509.load_pem_x509_certificate(block)
 
 
 def _key(path: str, leaf: x509.Certificate, certificate: str) -> bytes:
@@ -172,14 +187,15 @@ def _printable(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _wrong_dates(certificate: x509.Certificate, now: dt.datetime) -> str:
-    return Shown(certificate.not_valid_before_utc, certificate.not_valid_after_utc).wrong_dates(now)
-
-
-def _check_dates(certificate: x509.Certificate, what: str, now: dt.datetime) -> None:
-    wrong = _wrong_dates(certificate, now)
-    if wrong:
-        raise UsageError(f"{what} {wrong}: give one that is valid")
+def _check_dates(certificates: Iterable[x509.Certificate], what: str, now: dt.datetime) -> None:
+    """UsageError, with what is wrong with the first, if none of them holds now."""
+    first = ""
+    for each in certificates:
+        wrong = Shown(each.not_valid_before_utc, each.not_valid_after_utc).wrong_dates(now)
+        if not wrong:
+            return
+        first = first or wrong
+    raise UsageError(f"{what} {first}: give one that is valid")
 
 
 def _moment(time: dt.datetime) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from adyton import errors
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
 from adyton.remote import certificates
-from adyton.remote.address import TLS, Address
+from adyton.remote.address import TLS, Address, is_loopback
 from adyton.remote.diagnosis import Case, explain
 from adyton.remote.probe import look
 
@@ -44,15 +44,19 @@ class Peer:
 
 def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
     """A channel; nothing is sent yet."""
+    options = _OPTIONS
+    if not address.host or is_loopback(address.host):
+        # What stays within this machine may be in clear, so no http_proxy of the environment may carry it elsewhere.
+        options = [*options, ("grpc.enable_http_proxy", 0)]
     if not address.secure:
         if tls is not None and tls != TLS():
             raise UsageError(
                 f"{address.target} is reached without TLS, but TLS files were given: write grpcs://{address.target}"
             )
-        return grpc.insecure_channel(address.target, options=_OPTIONS)
+        return grpc.insecure_channel(address.target, options=options)
     files = certificates.of_client(tls or TLS())
     credentials = grpc.ssl_channel_credentials(files.authorities, files.key, files.chain)
-    return grpc.secure_channel(address.target, credentials, options=_OPTIONS)
+    return grpc.secure_channel(address.target, credentials, options=options)
 
 
 def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:

@@ -95,7 +95,13 @@ def _no_http2(case: Case) -> AdytonError:
 def _closed_plaintext(case: Case) -> AdytonError:
     if case.seen.tls:
         return _wants_tls(case)
+    if not case.seen.connected:
+        return _gone(case)
     return case.unreachable("something ended the connection at once. Is it an adyton server?")
+
+
+def _gone(case: Case) -> AdytonError:
+    return case.unreachable("it ended the connection, and takes no other. Was the server stopped?")
 
 
 def _expired(case: Case) -> AdytonError:
@@ -142,6 +148,8 @@ def _bad_certificate(case: Case) -> AdytonError:
 def _client_certificate(case: Case) -> AdytonError:
     """The connection ended, or was refused, though the server's certificate held."""
     seen = case.seen
+    if not seen.connected:
+        return _gone(case)
     if not seen.tls:
         return case.unreachable("something ended the TLS handshake. Is it an adyton server?")
     if not seen.http2:
