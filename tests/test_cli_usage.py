@@ -40,50 +40,10 @@ def cli(capfd, workplace):
     return call
 
 
-@pytest.mark.parametrize("name", ["ps", "stop", "attest", "verify"])
-def test_a_command_of_a_later_version_is_refused_as_such(cli, name):
-    status, out, err = cli(name)
-    assert (status, out) == (2, "")
-    assert f"adyton {name} is not in this version" in err
-
-
-def test_call_without_an_entry_lists_the_entries(cli):
-    status, out, err = cli("call", "prog.py")
-    assert (status, out) == (2, "")
-    assert "double(number: int) -> int" in err
-
-
-def test_arguments_that_look_like_options_are_told_where_to_stand(cli):
-    status, out, err = cli("call", "prog.py", "double", "-5")
-    assert (status, out) == (2, "")
-    assert "stand after --" in err
-    assert "stand after --" not in cli("inspect", "--frob")[2]
-
-
 def test_a_python_file_can_be_inspected(cli):
     status, out, err = cli("inspect", "--json", "prog.py")
     assert (status, err) == (0, "")
     assert [each["name"] for each in json.loads(out)["entries"]] == ["double", "read_all", "pipe"]
-
-
-@pytest.mark.parametrize("command", ["run", "proxy", "serve", "call", "inspect", "build", "sign", "keygen"])
-def test_every_command_says_in_json_what_failed(cli, command, monkeypatch):
-    wrong = {
-        "run": ["nope"],
-        "proxy": ["--listen", "here"],
-        "serve": ["--host", "0.0.0.0"],
-        "call": ["nope.py", "f"],
-        "inspect": ["nope"],
-        "sign": ["nope"],
-        "keygen": ["prog.py"],
-    }.get(command, [])
-    status, out, err = cli(command, "--json", *wrong)
-    assert (status, err) == (2, "")
-    error = json.loads(out)["error"]
-    assert error.keys() == {"exit_code", "type", "message", "failures"}
-    assert (error["exit_code"], error["type"]) == (2, "UsageError")
-    monkeypatch.setenv("ADYTON_JSON", "1")
-    assert cli(command, *wrong) == (status, out, err)
 
 
 def test_every_option_can_be_given_by_the_environment(cli, monkeypatch):
@@ -100,31 +60,6 @@ def test_every_option_can_be_given_by_the_environment(cli, monkeypatch):
     assert cli("sign", "build/e.enclave", "--key", "k", "-o", "released.enclave")[0] == 0
     (signature,) = json.loads(cli("inspect", "--json", "released.enclave")[1])["signatures"]
     assert not signature["debug"]
-
-
-def test_statistics_that_cannot_be_written_are_refused_before_anything_starts(cli):
-    for path in ("missing/stats.json", "."):
-        status, out, err = cli("call", "prog.py", "double", "1", "--stats", path)
-        assert (status, out) == (2, "")
-        assert path in err
-        assert "NOT CONFIDENTIAL" not in err
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--remote_proxy", "'"], "--remote_proxy"),
-        (["--config", "sgx", "--platform", "sim"], "--config sgx means --platform sgx"),
-        (["--timeout", "0"], "--timeout"),
-        (["--on", "http://x"], "not http://"),
-        (["--token-file", "missing"], "cannot read the token file missing: No such file"),
-    ],
-)
-def test_load_options_that_make_no_sense(cli, options, text):
-    status, out, err = cli("call", "prog.py", "double", "1", *options)
-    assert (status, out) == (2, "")
-    assert text in err
-    assert "Traceback" not in err
 
 
 def test_unknown_targets_are_answered_with_those_that_there_are(cli):

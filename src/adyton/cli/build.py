@@ -7,10 +7,11 @@ import os
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option, option
 
 
-@click.command(short_help="Build images that [tool.adyton] declares.")
+@click.command(cls=Command, short_help="Build images that [tool.adyton] declares.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]…")
 @option("--key", metavar="FILE", help="Sign with this key, whatever pyproject.toml says.")
 @json_option("The images, and failures, as JSON.")

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from adyton.cli.options import LoadOptions, json_option, load_options, nearest, option
+from adyton.cli.command import Command
+from adyton.cli.nearest import nearest
+from adyton.cli.options import LoadOptions, json_option, load_options, option
 from adyton.errors import EnclaveTypeError, UnknownEntryError, UsageError
 
 if TYPE_CHECKING:
     from adyton.image.manifest import Entry
 
 
-@click.command(
-    context_settings={"ignore_unknown_options": False}, short_help="Load an image, call an entry, print the result."
-)
+@click.command(cls=Command, short_help="Load an image, call an entry, print the result.")
 @click.argument("image")
 @click.argument("entry", required=False)
 @click.argument("args", nargs=-1)
@@ -92,7 +92,7 @@ def find(entries: list[Entry], name: str, image: str) -> Entry:
 def listed(entries: list[Entry]) -> str:
     """The entries with their signatures, for people."""
     if not entries:
-        return "It has none: it is entered with enter_and_run"
+        return "It has none: a driver enters it with enter_and_run; `adyton run` runs one"
     return "\n  ".join(["Its entries are:", *map(str, entries)])
 
 
@@ -102,7 +102,11 @@ def encode(entry: Entry, args: tuple[str, ...]) -> bytes:
     rest = next((parameter for parameter in entry.parameters if parameter.kind == "rest"), None)
     required = sum(1 for parameter in entry.parameters if parameter.required)
     if len(args) < required or (len(args) > len(parameters) and rest is None):
-        raise EnclaveTypeError(f"{entry} was given {len(args)} argument{'' if len(args) == 1 else 's'}")
+        most = "" if rest is not None or len(parameters) == required else f" to {len(parameters)}"
+        wanted = f"{required}{most}{' or more' if rest is not None else ''}"
+        raise EnclaveTypeError(
+            f"{entry} takes {wanted} argument{'' if wanted == '1' else 's'}, and was given {len(args)}"
+        )
     encoded = []
     for number, text in enumerate(args):
         parameter = parameters[number] if number < len(parameters) else rest
@@ -116,7 +120,9 @@ def encode(entry: Entry, args: tuple[str, ...]) -> bytes:
             if parameter.type not in _PLAIN:  # such as datetime or an Enum: text in JSON
                 encoded.append(msgspec.json.encode(text))
                 continue
-            raise EnclaveTypeError(f"{entry}: {parameter.name} takes JSON, and {text!r} is none") from None
+            raise EnclaveTypeError(
+                f"{entry}: {parameter.name} takes {parameter.type} in JSON, and {text!r} is no JSON"
+            ) from None
         encoded.append(text.encode())
     return b"[[" + b",".join(encoded) + b"],{}]"
 

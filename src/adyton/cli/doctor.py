@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option
 from adyton.errors import PlatformError
 
 
-@click.command(short_help="What this machine can do, and why not.")
+@click.command(cls=Command, short_help="What this machine can do, and why not.")
 @json_option("Print JSON.")
 def command(as_json: bool) -> None:
     """adyton doctor

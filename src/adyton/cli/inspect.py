@@ -7,10 +7,11 @@ import os
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option
 
 
-@click.command(short_help="What is in an image.")
+@click.command(cls=Command, short_help="What is in an image.")
 @click.argument("image", type=click.Path())
 @json_option("As JSON.")
 def command(image: str, as_json: bool) -> None:

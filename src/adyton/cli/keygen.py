@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option
 
 
-@click.command(short_help="Make a signing key.")
+@click.command(cls=Command, short_help="Make a signing key.")
 @click.argument("key", type=click.Path())
 @json_option("The signer, and failures, as JSON.")
 def command(key: str, as_json: bool) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from adyton.cli.values import SECONDS, OneOf
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 PLATFORMS = ("auto", "sim", "sgx", "tdx", "sev-snp", "nitro", "tpm")
-_SECURITY_TYPES = click.Choice(["ssl", "local"], case_sensitive=False)
+_SECURITY_TYPES = OneOf(["ssl", "local"], case_sensitive=False)
 _CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The question that follows an unknown name: " Did you mean 'x'?" for a near miss, else nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def variable(option: str) -> str:
@@ -113,17 +107,16 @@ def load_options(command: _C) -> _C:
         )
         return command(**given)
 
-    positive = click.FloatRange(min=0, min_open=True)
     decorators: Sequence[Callable[[Any], Any]] = (
         option(
             "--on",
             metavar="URL",
             help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH. Default: a proxy server here.",
         ),
-        option("--platform", type=click.Choice(PLATFORMS), default="auto", help="Where the enclave must run."),
+        option("--platform", type=OneOf(PLATFORMS), default="auto", help="Where the enclave must run."),
         option(
             "--config",
-            type=click.Choice(list(_CONFIGS)),
+            type=OneOf(list(_CONFIGS)),
             help="As the original has it: sgx, or sgx-sim for --platform sim.",
         ),
         option("--policy", metavar="FILE", help="What evidence must say, and what the enclave may do here."),
@@ -144,7 +137,7 @@ def load_options(command: _C) -> _C:
             "--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."
         ),
         option("--allow-sim", is_flag=True, help="Accept a simulated enclave on a server: it is NOT CONFIDENTIAL."),
-        option("--timeout", type=positive, metavar="S", help="Seconds that the load, and each call, may take."),
+        option("--timeout", type=SECONDS, metavar="S", help="Seconds that the load, and each call, may take."),
         option(
             "--remote-proxy", metavar="COMMAND", help="The proxy server that is started here. Default: adyton proxy."
         ),

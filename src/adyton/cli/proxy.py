@@ -6,11 +6,12 @@ import os
 
 import click
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option, option, server_options, server_tls
 from adyton.errors import UsageError
 
 
-@click.command(short_help="A proxy server for one enclave.")
+@click.command(cls=Command, short_help="A proxy server for one enclave.")
 @option(
     "--listen",
     default="127.0.0.1:0",
@@ -48,7 +49,8 @@ def command(
         )
     if listen == "unix:":
         raise UsageError("--listen unix: needs a path, such as unix:/run/adyton.sock")
-    if not listen.startswith("unix:") and not listen.rpartition(":")[2].isdigit():
+    host, _, port = listen.rpartition(":")
+    if not listen.startswith("unix:") and not (host and port.isdigit() and len(port) < 6 and int(port) < 65536):
         raise UsageError(f"--listen {listen}: write HOST:PORT (port 0 takes a free one) or unix:PATH")
     secret = os.environ.pop(SECRET_VARIABLE, "")
     parent = os.environ.pop(PARENT_VARIABLE, "")

@@ -11,10 +11,16 @@ import click
 import msgspec
 
 from adyton._version import __version__
+from adyton.cli.command import Command
 from adyton.errors import AdytonError
 
 COMMANDS = ("build", "call", "doctor", "init", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
-LATER = ("attest", "ps", "stop", "verify")
+LATER = {
+    "attest": "evidence is asked for and checked at each load",
+    "ps": "a server says nothing of its enclaves",
+    "stop": "an enclave ends with its client",
+    "verify": "evidence is asked for and checked at each load",
+}
 INTERRUPTED = 130
 
 
@@ -26,7 +32,7 @@ class _Failed(Exception):  # noqa: N818 - a carrier
         self.error = error
 
 
-class Root(click.Group):
+class Root(Command, click.Group):
     """Imports a command's module only when it is used, so that each start is short."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -44,11 +50,11 @@ class Root(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
-            from adyton.cli.options import nearest
+            from adyton.cli.nearest import nearest
 
             if args[0] in LATER:
                 raise click.UsageError(
-                    f"adyton {args[0]} is not in this version; adyton --help lists what is", ctx
+                    f"adyton {args[0]} is not in this version: {LATER[args[0]]}. adyton --help lists what there is", ctx
                 ) from None
             raise click.UsageError(f"No such command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx) from None
 
@@ -84,8 +90,6 @@ def run(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
-        if isinstance(error, click.NoSuchOption) and not error.possibilities and _takes_arguments(error):
-            error = click.UsageError(f"{error.format_message()} Arguments that begin with - stand after --.", error.ctx)
         status = _fail(as_json, error.exit_code, type(error).__name__, error.format_message(), click_error=error)
     except _Failed as failed:
         ours = failed.error
@@ -97,7 +101,8 @@ def run(arguments: list[str] | None = None) -> None:
         sys.stderr.close()  # nobody reads what we print
         status = 1
     except OSError as error:  # a full disk, and the like
-        status = _fail(as_json, 1, type(error).__name__, str(error))
+        text = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        status = _fail(as_json, 2 if _nowhere() else 1, type(error).__name__, text)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -105,8 +110,13 @@ def _flag(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "t", "true", "y", "yes", "on")
 
 
-def _takes_arguments(error: click.NoSuchOption) -> bool:
-    return error.ctx is not None and any(each.nargs == -1 for each in error.ctx.command.params)
+def _nowhere() -> bool:
+    """Whether the working directory is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _traceback(error: AdytonError) -> str:
@@ -130,6 +140,8 @@ def _fail(
     traceback: str = "",
     click_error: click.ClickException | None = None,
 ) -> int:
+    if _nowhere() and click_error is None:
+        message += ". The working directory was deleted: change to one that is there"
     if as_json:
         error = {"exit_code": exit_code, "type": kind, "message": message, "failures": failures or []}
         click.echo(msgspec.json.encode({"error": error}))

@@ -8,10 +8,11 @@ import sys
 
 import click
 
+from adyton.cli.command import Command
 from adyton.cli.options import LoadOptions, json_option, load_options
 
 
-@click.command(short_help="Build what a target needs, and run its driver.")
+@click.command(cls=Command, short_help="Build what a target needs, and run its driver.")
 @click.argument("target")
 @click.argument("args", nargs=-1)
 @load_options

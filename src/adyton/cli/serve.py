@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from adyton.cli.command import Command
 from adyton.cli.options import PLATFORMS, json_option, option, server_options, server_tls
+from adyton.cli.values import PORT, OneOf
 from adyton.errors import PlatformError, UsageError
 
 
@@ -17,10 +19,10 @@ def _ports(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-@click.command(short_help="A provision server.")
+@click.command(cls=Command, short_help="A provision server.")
 @option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@option("--port", type=click.IntRange(0, 65535), default=4321, show_default=True, help="0 takes a free one.")
-@option("--platform", type=click.Choice(PLATFORMS), default="auto", help="What proves where enclaves run here.")
+@option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
+@option("--platform", type=OneOf(PLATFORMS), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @server_options

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option, option
 from adyton.errors import UsageError
 
 
-@click.command(short_help="Sign an image.")
+@click.command(cls=Command, short_help="Sign an image.")
 @click.argument("image", type=click.Path())
 @option(
     "--debug", is_flag=True, help="Sign with the debug key, which everybody has: such an image is refused by default."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
+from adyton.cli.command import Command
 from adyton.cli.options import json_option
 
 
-@click.command(short_help="What a program in an enclave may ask of the kernel.")
+@click.command(cls=Command, short_help="What a program in an enclave may ask of the kernel.")
 @json_option("Print JSON.")
 def command(as_json: bool) -> None:
     """adyton syscalls

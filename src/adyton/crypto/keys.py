@@ -107,6 +107,8 @@ class SigningKey:
         public = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         name = os.fspath(path)
         made: list[str] = []
+        if os.path.lexists(name):
+            raise UsageError(f"{name} is there already, and keys are never overwritten: name another file")
         try:
             for target, data, mode in ((f"{name}.pub", public, 0o644), (name, private, 0o600)):
                 _create(target, data, mode, made)
@@ -117,7 +119,9 @@ class SigningKey:
                 raise UsageError(
                     f"{error.filename} is there already, and keys are never overwritten: name another file"
                 ) from None
-            raise UsageError(f"the key cannot be written to {error.filename}: {error.strerror}") from error
+            raise UsageError(
+                f"the key cannot be written to {error.filename}: {error.strerror}. Name a file in a folder of yours"
+            ) from error
 
     def sign(self, message: bytes) -> bytes:
         return self._key.sign(message)

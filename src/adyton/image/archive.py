@@ -104,6 +104,8 @@ def members(size: int, read: Callable[[int, int], bytes]) -> Iterator[Member]:
     offset = 0
     while True:
         block = read(offset, BLOCK)
+        if offset == 0 and block[257:262] != b"ustar" and block != _END:
+            raise ImageError("the file is empty" if not block else "it is no archive such as `adyton build` makes")
         if len(block) != BLOCK:
             raise ImageError("the archive ends in the middle of a member, or without its end marker: it was cut off")
         if block == _END:

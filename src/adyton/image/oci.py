@@ -199,7 +199,9 @@ class Image:
                     file.write(bytes(-size % archive.BLOCK))
                 file.write(bytes(2 * archive.BLOCK))
         except OSError as error:
-            raise UsageError(f"the image cannot be written to {name}: {error.strerror}") from error
+            raise UsageError(
+                f"the image cannot be written to {name}: {error.strerror}. Name a file in a folder of yours"
+            ) from error
 
     def _files(self) -> list[tuple[str, int, Callable[[], bytes]]]:
         """Name, size and content of all members of the image file, in order."""
