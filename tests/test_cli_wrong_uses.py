@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -221,7 +222,8 @@ def cli(shelf, capfd, monkeypatch):
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             run(list(arguments))
-        return (ended.value.code, *capfd.readouterr())
+        out, err = capfd.readouterr()
+        return ended.value.code, out, re.sub(r"(?m)^[IWE]\d{4} .*\n", "", err)  # gRPC's own lines come when they like
 
     return call
 
@@ -308,4 +310,5 @@ def test_help_begins_with_an_example_that_is_right(cli, name):
     command = root.get_command(None, words[1])
     command.make_context(words[1], words[2:], token_normalize_func=lambda token: token.replace("_", "-"))
     assert out.splitlines().count(example) == 1
-    assert cli(*filter(None, [name]), "-h") == (0, out, "")
+    again = cli(*filter(None, [name]), "-h")
+    assert again == (0, out, "")
