@@ -19,6 +19,7 @@ from adyton.errors import (
 )
 from adyton.image.sign import verified_signature
 from adyton.provision.patience import Patience
+from adyton.provision.signatures import KnownSignatures
 from adyton.provision.store import BlobStore
 from adyton.provision.upload import Reception
 from adyton.provision_pb2 import Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
@@ -47,6 +48,7 @@ class ProvisionService:
         self._store = store
         self._start = start
         self._token = token
+        self._known = KnownSignatures()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -86,6 +88,8 @@ class ProvisionService:
         offer: Offer = first.offer
         if offer.platform not in PLATFORMS_HERE:
             raise PlatformError(f"platform {offer.platform[:32]!r} is not to be had on this server; it has: sim")
+        if not offer.manifest:
+            offer.signatures.extend(self._known.of(offer.measurement))
         reception = Reception(self._store, offer)
         try:
             yield ProvisionResponse(missing=Missing(digests=reception.missing))
@@ -102,5 +106,6 @@ class ProvisionService:
         finally:
             reception.close()
         verified_signature(image, accept_debug=True)
+        self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
         signatures = [self._store.add(signature.envelope) for signature in image.signatures]
         yield ProvisionResponse(ready=self._start(Order(image.measurement, signatures, "sim")))
