@@ -833,7 +833,7 @@ def proc_file(data: bytes) -> None:
         parse_children(text)
     else:
         name, _, rest = text.partition(b"\n")
-        stat = parse_stat(b"12 (" + name + b") S " + b"1 " * 49 + rest)
+        stat = parse_stat(b"12 (" + name + b") S " + b"1 " * 49 + rest.replace(b")", b""))
         assert stat.ppid == 1
         assert stat.comm == name.decode("utf-8", "replace")
 
