@@ -11,7 +11,7 @@ from command import adyton
 from adyton.cli.root import run
 from adyton.errors import UsageError
 from adyton.provision.client import RemoteProvision
-from adyton.remote.address import TLS, Address, security_type_of
+from adyton.remote.address import TLS, Address, is_loopback, security_type_of
 
 NETWORK = "192.0.2.1"  # of nobody (RFC 5737): were anything dialled, the test would take long
 
@@ -35,6 +35,25 @@ def cli(capfd, folder, monkeypatch):
         return (ended.value.code, *capfd.readouterr())
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("127.255.0.1", True),
+        ("[::1]", True),
+        ("[::ffff:127.0.0.1]", True),
+        ("[::ffff:192.0.2.1]", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_what_is_this_machine(host, loopback):
+    assert is_loopback(host) is loopback
 
 
 def refused(result: tuple[int, str, str], text: str) -> None:

@@ -292,6 +292,18 @@ def test_what_stays_in_this_machine_goes_through_no_proxy(cli, folder, monkeypat
     listener.close()
 
 
+def test_a_proxy_that_says_no(cli, monkeypatch):
+    with answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as port:
+        for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        for scheme in ("grpc", "grpcs"):
+            status, err = cli("--on", f"{scheme}://192.0.2.1:1")
+            assert status == 10
+            assert "does not let us through: response code 403. Have it allow this port" in err
+
+
 def test_nobody_there(cli):
     status, err = cli("--on", "127.0.0.1:1")
     assert (status, err.startswith("cannot reach 127.0.0.1:1: nothing listens there.")) == (10, True)

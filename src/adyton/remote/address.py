@@ -116,6 +116,10 @@ def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    mapped = (
+        address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    )  # by itself in Python 3.13 only
+    return (mapped or address).is_loopback

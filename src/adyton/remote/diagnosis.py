@@ -68,6 +68,14 @@ def _no_way(case: Case) -> AdytonError:
     )
 
 
+def _proxied(case: Case) -> AdytonError:
+    answer = case.details.rpartition("HTTP proxy returned ")[2]
+    return case.unreachable(
+        f"the HTTP proxy that the environment names (https_proxy, http_proxy) does not let us through: {answer}. "
+        "Have it allow this port, or name the host in no_proxy"
+    )
+
+
 def _silent(case: Case) -> AdytonError:
     if not case.seen.connected:
         return _no_way(case)
@@ -179,6 +187,7 @@ class Reason(NamedTuple):
 
 
 REASONS = (
+    Reason("HTTP proxy returned", None, _proxied),
     Reason("Connection refused", None, _refused),
     Reason("address lookup failed", None, _no_such_name),
     Reason("errors resolving", None, _no_such_name),
