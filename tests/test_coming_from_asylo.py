@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+import pytest
 from command import ROOT
 
 import adyton
@@ -118,6 +119,33 @@ def test_links_resolve():
     for link in links:
         assert (PAGE.parent / link).exists(), link
     assert "(docs/coming-from-asylo.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+ENCLAVE = """
+from adyton import trusted
+
+class Demo(trusted.TrustedApplication):
+    def run(self, enclave_input: trusted.EnclaveInput) -> trusted.EnclaveOutput:
+        output = trusted.EnclaveOutput()
+        output.Extensions[trusted.user_message] = enclave_input.Extensions[trusted.user_message][::-1]
+        return output
+"""
+
+
+@pytest.mark.sandbox
+def test_the_lines_of_the_driver_are_a_program(workplace):
+    (workplace / "demo.py").write_text(ENCLAVE)
+    table = TEXT.partition("### Its driver")[2].partition("\n## ")[0]
+    lines = [
+        code for line in table.splitlines() if line.startswith("| ") for code in CODE.findall(line.split(" | ")[-1])
+    ]
+    program = [line for line in lines if " = " in line or line.startswith(("manager.", "EnclaveManager."))]
+    assert len(program) >= 12
+    names = {name: getattr(adyton, name) for name in adyton.__all__}
+    names |= {"enclave_path": "demo.py", "message": "Asylo Rocks"}
+    exec("\n".join(program), names)
+    assert names["output"].Extensions[adyton.user_message] == "skcoR olysA"
+    assert adyton.EnclaveManager.instance().get_client("demo_enclave") is None
 
 
 # -- each piece of code ------------------------------------------------------------------------------------------------
