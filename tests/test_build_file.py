@@ -85,8 +85,8 @@ def test_nothing_of_the_file_runs(workplace):
         ("pay.py", "def f(x: int): ...\n\0", "pay.py"),
         ("json.py", "def f(x: int): ...\n", "module json of its own"),
         ("adyton.py", "def f(x: int): ...\n", "runtime's own adyton"),
-        ("a.b.py", "def f(x: int): ...\n", "cannot be imported"),
-        ("1st.py", "def f(x: int): ...\n", "cannot be imported"),
+        ("a.b.py", "def f(x: int): ...\n", "cannot be a program"),
+        ("1st.py", "def f(x: int): ...\n", "cannot be a program"),
     ],
 )
 def test_files_that_cannot_be_loaded_say_why(workplace, name, source, match):

@@ -88,7 +88,8 @@ call prog.py                                        | no entry                  
 call missing.py f                                   | no such file                | 2  | there is no file missing.py: give a .enclave or .py file, or sha256:… of an image that the server has
 call folder f                                       | a folder                    | 2  | the image folder cannot be read: Is a directory
 call picture.png f                                  | a picture                   | 40 | picture.png is not an enclave image
-call 'my prog.py' f                                 | a name with a space         | 2  | 'my prog' cannot be imported: name the file with letters, digits and _ only
+call 'my prog.py' f                                 | a name with a space         | 2  | 'my prog' cannot be a program's name: call the file something with letters from a to z
+call prög.py f                                      | a name with an umlaut       | 2  | 'prög' cannot be a program's name: call the file something with letters from a to z
 call json.py f                                      | a name of Python's          | 2  | Python has a module json of its own: give the file another name
 call good.enclave run                               | a program without entries   | 2  | It has none: a driver enters it with enter_and_run; `adyton run` runs one
 call prog.py duoble 1                               | a mistyped entry            | 2  | prog.py has no entry 'duoble'. Did you mean 'double'? Its entries are:
@@ -178,6 +179,7 @@ def shelf(tmp_path_factory) -> Path:
     for name, content in {
         "prog.py": PROGRAM,
         "my prog.py": PROGRAM,
+        "prög.py": PROGRAM,
         "json.py": PROGRAM,
         "script.enclave": PROGRAM * 9,
         "empty.py": "",

@@ -49,7 +49,9 @@ def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Im
     module = Path(path).stem
     where = os.fspath(path)
     if not re.fullmatch(r"(?!\d)[\w-]+", module) or not is_image_name(module):
-        raise UsageError(f"{where}: {module!r} cannot be imported: name the file with letters, digits and _ only")
+        raise UsageError(
+            f"{where}: {module!r} cannot be a program's name: call the file something with letters from a to z, digits, _ and - only"
+        )
     if module in sys.stdlib_module_names:
         raise UsageError(f"{where}: Python has a module {module} of its own: give the file another name")
     program = Program({f"{module}.py": source})
