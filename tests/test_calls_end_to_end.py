@@ -189,7 +189,7 @@ def test_64_threads_of_256_calls_beside_one_call_of_15_seconds(calls):
     assert settled(lambda: calls.call("threads"), one_more) == one_more
 
 
-def settled(find, wanted, rounds: int = 3000):
+def settled(find, wanted, rounds: int = 20_000):
     """What `find` gives, once it is as wanted: the end of a thread travels behind the calls that come after it."""
     for _ in range(rounds):
         if find() == wanted:

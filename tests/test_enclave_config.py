@@ -98,8 +98,8 @@ def in_a_child_that_is_interrupted() -> bytes:
     read, write = os.pipe()
     if not os.fork():
         signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             os.read(0, 5)
         except Alarm:
             os.write(1, b"interrupted")
@@ -348,6 +348,7 @@ def test_a_read_that_a_signal_interrupts_loses_nothing(place):
 
 @pytest.mark.sandbox
 def test_an_enclave_that_waits_for_input_can_be_destroyed(place):
+    before = set(threading.enumerate())
     read, write = os.pipe()
     with loaded(load_config(stdin_fd=read)) as client:
         waiting = client.submit("line")
@@ -357,11 +358,10 @@ def test_an_enclave_that_waits_for_input_can_be_destroyed(place):
         assert waiting.exception(30) is not None
     os.close(write)
     os.close(read)
-    for _ in range(3000):
-        if not any(each.name.startswith("adyton-host") for each in threading.enumerate()):
-            break
-        threading.Event().wait(0.01)
-    assert not any(each.name.startswith("adyton-host") for each in threading.enumerate())
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("adyton-host"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.mark.sandbox

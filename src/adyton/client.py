@@ -100,12 +100,12 @@ class EnclaveClient:
         exception that the entry raised, too), HostCallDeniedError, ConnectionLostError, ClosedError.
         """
         name, annotation = self._entry(entry)
-        arguments = encode_arguments(name, args, kwargs)
-        return decode_result(name, self._enter(name, arguments, "msgpack"), annotation)
+        body = encode(EnterRequest(name, encode_arguments(name, args, kwargs)))
+        return decode_result(name, self._call("enter", body), annotation)
 
     def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
         """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
-        return self._enter(entry, arguments, encoding)
+        return self._call("enter", encode(EnterRequest(entry, arguments, encoding)))
 
     def submit(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """`call` from a thread of ours."""
@@ -218,9 +218,6 @@ class EnclaveClient:
         if signature is None:
             signature = self._core.signatures[entry] = Signature(entry)
         return signature.name, signature.returns
-
-    def _enter(self, name: str, arguments: bytes, encoding: Encoding) -> bytes:
-        return self._call("enter", encode(EnterRequest(name, arguments, encoding)))
 
     def _call(self, method: str, body: bytes, *, closing: bool = False) -> bytes:
         if self._core.closed and not closing:
