@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -106,3 +107,108 @@ def _needed(name):
 
 def test_pack_is_what_the_kernel_takes():
     assert len(pack(compile_filter("x86_64", {1: Rule()}, Rule(errno=1)))) % 8 == 0
+
+
+# -- other machines ----------------------------------------------------------------------------------------------------
+
+
+def test_other_systems_need_not_be_looked_at(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    (found,) = findings()
+    assert (found.ok, found.needed, found.detail) == (False, True, "darwin: the process runtime needs Linux")
+
+
+def test_probes_that_fail_as_a_whole_say_what_they_said(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'no memory left' >&2\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    _, found = findings()
+    assert (found.name, found.ok, found.needed) == ("probes", False, True)
+    assert "exit status 3" in found.detail
+    assert "no memory left" in found.detail
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+    assert "No such file" in findings()[1].detail
+
+
+def test_a_missing_package_is_found_out(monkeypatch):
+    monkeypatch.setattr(doctor.root, "PACKAGES", (("no_such_package", True),))
+    found = findings()[0]
+    assert (found.name, found.ok) == ("packages", False)
+    assert "no_such_package is not installed" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("release", "ok"),
+    [("6.6.0", True), ("6.10.3-arch1", True), ("7.0-rc1", True), ("6.5.13-generic", False), ("5.15.0-91", False)],
+)
+def test_kernels_by_their_release(monkeypatch, release, ok):
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release, machine="x86_64"))
+    if ok:
+        assert doctor._kernel() == f"Linux {release}"
+    else:
+        with pytest.raises(doctor._LackingError, match=r"6\.6 or newer is needed"):
+            doctor._kernel()
+
+
+def test_machines_and_pythons_that_are_not_known(monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
+    monkeypatch.setattr(doctor.table, "architecture", lambda: None)
+    with pytest.raises(doctor._LackingError, match="riscv64: the process runtime knows x86_64 and aarch64"):
+        doctor._architecture()
+    monkeypatch.setattr(doctor.platform, "python_implementation", lambda: "PyPy")
+    with pytest.raises(doctor._LackingError, match=r"PyPy .*: CPython 3\.11 or newer is needed"):
+        doctor._python()
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, ": is this a container that forbids them?"),
+        ({"max_user_namespaces": "0"}, ": run sysctl user.max_user_namespaces=10000"),
+        (
+            {"unprivileged_userns_clone": "0", "apparmor_restrict_unprivileged_userns": "1"},
+            ": run sysctl kernel.unprivileged_userns_clone=1 and sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+        ({"max_user_namespaces": "96365", "unprivileged_userns_clone": "1"}, ": is this a container"),
+    ],
+    ids=["none", "number", "two", "allowed"],
+)
+def test_settings_that_forbid_user_namespaces_are_named(monkeypatch, settings, advice):
+    def forbidden(_step):
+        raise doctor._LackingError("unshare: Operation not permitted")
+
+    monkeypatch.setattr(doctor, "_in_child", forbidden)
+    monkeypatch.setattr(doctor, "_read", lambda path: settings.get(path.rpartition("/")[2], ""))
+    with pytest.raises(doctor._LackingError) as lacking:
+        doctor._user_namespaces()
+    assert str(lacking.value).startswith(f"unshare: Operation not permitted{advice}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "writable", "found"),
+    [
+        ("0::/user.slice/x\n", True, "/sys/fs/cgroup/user.slice/x"),
+        ("0::/user.slice/x\n", False, None),
+        ("12:cpu:/old\n0::/new\n", True, "/sys/fs/cgroup/new"),
+        ("12:cpu:/old\n", True, None),
+        ("", True, None),
+    ],
+    ids=["own", "not ours", "both", "version 1", "unreadable"],
+)
+def test_a_cgroup_is_found_where_one_is_delegated(monkeypatch, lines, writable, found):
+    monkeypatch.setattr(doctor, "_read", lambda _path: lines)
+    monkeypatch.setattr(os, "access", lambda path, _mode: writable and path.endswith("/cgroup.subtree_control"))
+    if found:
+        assert doctor._cgroup() == found
+    else:
+        with pytest.raises(doctor._LackingError, match="limited by rlimits"):
+            doctor._cgroup()
+
+
+def test_devices_of_confidential_hardware_are_named(tmp_path):
+    probe = doctor._device(str(tmp_path / "sgx_enclave"), "Intel SGX")
+    with pytest.raises(doctor._LackingError, match=r"no .*sgx_enclave"):
+        probe()
+    (tmp_path / "sgx_enclave").touch()
+    assert probe().endswith("/sgx_enclave: Intel SGX")

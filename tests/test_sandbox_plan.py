@@ -41,6 +41,61 @@ def test_the_standard_library_is_planned_and_its_packages_are_masked():
         assert os.path.relpath(f"{standard_library}/site-packages", prefix) in plan.mask
 
 
+VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.fixture
+def python_at(monkeypatch):
+    """python_at(prefix, standard library): make this Python one that is installed there."""
+
+    def python_at(prefix, standard_library):
+        monkeypatch.setattr(sys, "base_prefix", str(prefix))
+        monkeypatch.setattr(sys, "_base_executable", f"{prefix}/bin/{VERSION}")
+        monkeypatch.setattr(root.sysconfig, "get_path", lambda _name, **_: str(standard_library))
+        return root._plan_python()
+
+    return python_at
+
+
+def test_of_a_distributions_python_no_more_than_its_own_is_shown(python_at):
+    python, interpreter, _ = python_at("/usr", f"/usr/lib/{VERSION}")
+    assert interpreter == f"bin/{VERSION}"
+    libraries = {f"lib/{name}" for name in os.listdir("/usr/lib") if name.startswith("libpython") and ".so" in name}
+    assert set(python) == {interpreter, f"lib/{VERSION}"} | libraries
+    assert python[f"lib/{VERSION}"] == f"/usr/lib/{VERSION}"
+
+
+@pytest.mark.parametrize("lib", [True, False], ids=["lib", "no-lib"])
+def test_a_standard_library_in_lib64_is_found(python_at, tmp_path, lib):
+    (tmp_path / "lib64" / VERSION / "site-packages").mkdir(parents=True)
+    if lib:
+        (tmp_path / "lib").mkdir()
+    python, interpreter, mask = python_at(tmp_path, tmp_path / "lib64" / VERSION)
+    expected = {interpreter: f"{tmp_path}/bin/{VERSION}", f"lib64/{VERSION}": f"{tmp_path}/lib64/{VERSION}"}
+    assert python == expected | ({"lib": f"{tmp_path}/lib"} if lib else {})
+    assert mask == [f"lib64/{VERSION}/site-packages"]
+
+
+def test_a_pythons_own_prefix_is_shown_as_it_is(python_at, tmp_path):
+    (tmp_path / "lib" / VERSION / "dist-packages").mkdir(parents=True)
+    python, interpreter, mask = python_at(tmp_path, tmp_path / "lib" / VERSION)
+    assert python == {interpreter: f"{tmp_path}/bin/{VERSION}", "lib": f"{tmp_path}/lib"}
+    assert mask == [f"lib/{VERSION}/dist-packages"]
+
+
+def test_libraries_that_a_wheel_brings_along_go_with_it(monkeypatch, tmp_path):
+    (tmp_path / "boxed").mkdir()
+    (tmp_path / "boxed/__init__.py").touch()
+    (tmp_path / "boxed.libs").mkdir()
+    (tmp_path / "single.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert root._plan_libraries([("boxed", True), ("single", True), ("none_such", False)]) == {
+        "boxed": f"{tmp_path}/boxed",
+        "boxed.libs": f"{tmp_path}/boxed.libs",
+        "single.py": f"{tmp_path}/single.py",
+    }
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(root, "SUPERVISOR_PACKAGES", (("no_such_package", True),))
     with pytest.raises(PlatformError, match="no_such_package is not installed"):
