@@ -148,6 +148,110 @@ def test_the_lines_of_the_driver_are_a_program(workplace):
     assert adyton.EnclaveManager.instance().get_client("demo_enclave") is None
 
 
+FEATURES = """
+import ctypes, errno, fcntl, mmap, multiprocessing, os, pwd, select, signal, socket, sqlite3, subprocess, threading
+from adyton import trusted
+
+enclave = trusted.Enclave("features")
+signalled = threading.Event()
+libc = ctypes.CDLL(None, use_errno=True)
+
+@enclave.on_initialize
+def initialize(config: trusted.EnclaveConfig) -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: signalled.set())
+
+def by_libc(name: str, *arguments: int) -> None:
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+def locked(path: str, lock) -> None:
+    with open(path, "r+") as file:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def mapped(path: str) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[0:1] = b"X"
+
+def forked() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+def pooled() -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(abs, (-3,)) == 3
+
+def database(path: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table words (word)")
+    connection.close()
+
+def signalled_itself() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signalled.wait(30)
+
+@enclave.entry
+def outcomes(folder: str) -> dict[str, str]:
+    path = folder + "/file"
+    with open(path, "w") as file:
+        file.write("content")
+    found = {}
+    for name, attempt in {
+        "listdir": lambda: os.listdir(folder),
+        "link": lambda: os.link(path, path + ".link"),
+        "symlink": lambda: os.symlink("file", path + ".symlink"),
+        "symlink in /tmp": lambda: os.symlink("file", "/tmp/symlink"),
+        "setxattr": lambda: os.setxattr(path, "user.a", b"b"),
+        "chown to its own": lambda: os.chown(path, os.getuid(), os.getgid()),
+        "flock": lambda: locked(path, fcntl.flock),
+        "lockf": lambda: locked(path, fcntl.lockf),
+        "mmap": lambda: mapped(path),
+        "sqlite3": lambda: database(folder + "/database"),
+        "inotify": lambda: by_libc("inotify_init"),
+        "socket": socket.socket,
+        "unix socket": lambda: socket.socket(socket.AF_UNIX),
+        "socketpair": socket.socketpair,
+        "epoll": select.epoll,
+        "eventfd": lambda: os.eventfd(0),
+        "pipe": lambda: os.pipe2(os.O_NONBLOCK),
+        "fork": forked,
+        "multiprocessing": pooled,
+        "execve": lambda: subprocess.run(["/bin/true"]),
+        "signal": signalled_itself,
+        "getpwuid": lambda: pwd.getpwuid(os.getuid()),
+        "msgget": lambda: by_libc("msgget", 0, 0o1600),
+        "random": lambda: open("/dev/random", "rb").read(8),
+    }.items():
+        try:
+            attempt()
+            found[name] = "done"
+        except OSError as error:
+            found[name] = errno.errorcode[error.errno]
+    found["ids"] = f"{os.getpid()} {os.getuid()}"
+    return found
+"""
+REFUSED = {
+    "link": "EPERM",
+    "symlink": "EPERM",
+    "setxattr": errno.errorcode[errno.EOPNOTSUPP],
+    "inotify": "ENOSYS",
+    "socket": "EACCES",
+    "unix socket": "EACCES",
+    "execve": "EACCES",
+}
+
+
+@pytest.mark.sandbox
+def test_a_program_can_use_what_the_page_says(workplace):
+    (workplace / "features.py").write_text(FEATURES)
+    (workplace / "box").mkdir()
+    with adyton.load("features.py", allow_write=["box"]) as client:
+        outcomes = client.call("outcomes", "box")
+    assert outcomes.pop("ids") == "1 1000"
+    assert {name: outcome for name, outcome in outcomes.items() if outcome != "done"} == REFUSED
+
+
 # -- each piece of code ------------------------------------------------------------------------------------------------
 
 
