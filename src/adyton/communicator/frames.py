@@ -87,7 +87,17 @@ class GoodbyeFrame(_Frame, frozen=True, tag=7):
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 
 
-Frame = CallFrame | ReplyFrame | NotifyFrame | MoreFrame | CancelFrame | DisposeFrame | GoodbyeFrame
+class PingFrame(_Frame, frozen=True, tag=8):
+    """The sender wants to hear a sign of life, which is a PongFrame or anything else."""
+
+
+class PongFrame(_Frame, frozen=True, tag=9):
+    """A sign of life: the answer to a PingFrame, and said now and then while the body of a message arrives."""
+
+
+Frame = (
+    CallFrame | ReplyFrame | NotifyFrame | MoreFrame | CancelFrame | DisposeFrame | GoodbyeFrame | PingFrame | PongFrame
+)
 
 _LENGTH = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder().encode

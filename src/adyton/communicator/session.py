@@ -9,6 +9,10 @@ Sans-IO: `call`, `reply`, `notify`, `cancel`, `dispose` and `close` queue what i
     cancel ─────────────────────────────────► Cancelled       unless the reply has been sent already
     dispose ────────────────────────────────► Disposed        by the client, of an idle pair
     close ──────────────────────────────────► Closed          after all that was queued before; then nothing more
+    ping ───────────────────────────────────►                 no event: the peer's session answers by itself
+
+A peer that lives is never silent for long: it answers each ping at once, and says something while the body of a large message
+arrives from us, however slowly. The timing is the owner's.
 
 Only RemoteProtocolError and ResourceLimitError leave `receive`, whatever comes in; after either, `receive` raises it again, but what is
 due can still be sent, so that the peer may hear why. All that a peer can make this end hold is bounded by `Limits`.
@@ -33,6 +37,8 @@ from adyton.communicator.frames import (
     GoodbyeFrame,
     MoreFrame,
     NotifyFrame,
+    PingFrame,
+    PongFrame,
     ReplyFrame,
     encode,
 )
@@ -58,6 +64,11 @@ __all__ = [
     "Session",
     "Side",
 ]
+
+
+_PING = encode(PingFrame())
+_PONG = encode(PongFrame())
+_PONG_EVERY = 1 << 16  # bytes of bodies that arrive
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -151,6 +162,8 @@ class Session:
         self._last_notification_received = 0
         self._arriving: dict[tuple[str, int], _Arriving] = {}
         self._arrived = 0  # bytes that _arriving holds
+        self._unconfirmed = 0  # bytes of bodies that arrived since the last sign of life of ours
+        self._pong_due = False
         self._closed = False  # by us
         self._peer_reason: str | None = None  # of the peer's goodbye
         self._failure: ProtocolError | ResourceLimitError | None = None
@@ -244,8 +257,18 @@ class Session:
             text = reason.encode("utf-8", "replace").decode()[:MAX_REASON]
             self._outbox.put_last(encode(GoodbyeFrame(text)))
 
+    def ping(self) -> None:
+        """Have the peer say something. Nothing once either end has said goodbye."""
+        if not self._closed and self._peer_reason is None:
+            self._outbox.put(_PING)
+
     def data_to_send(self, limit: int = 1 << 18) -> bytes:
         """Bytes for the peer, about `limit` of them at most; b"" when nothing is due."""
+        if self._pong_due:  # one, however many pings there were
+            self._pong_due = False
+            self._unconfirmed = 0
+            if not self._closed and self._peer_reason is None:
+                self._outbox.put(_PONG)
         return self._outbox.take(limit)
 
     @property
@@ -311,6 +334,11 @@ class Session:
                     raise RemoteProtocolError("the peer said goodbye in the middle of a message")
                 self._peer_reason = reason
                 return Closed(reason)
+            case PingFrame():
+                self._pong_due = True
+                return None
+            case PongFrame():
+                return None
 
     def _call_received(self, frame: CallFrame) -> Called | None:
         call, pair = frame.call, frame.pair
@@ -381,6 +409,9 @@ class Session:
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
+        self._unconfirmed += size
+        if self._unconfirmed >= _PONG_EVERY:
+            self._pong_due = True
         if self._arrived > self._limits.buffered:
             raise ResourceLimitError(f"the peer has more than {self._limits.buffered} bytes of messages under way")
         arriving.chunks.append(frame.chunk)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,12 +27,14 @@ from adyton.remote.address import SOCKET_PATH, TLS, Address, is_loopback, securi
 from adyton.remote.bearer import check_token, read_token
 from adyton.remote.connection import Peer, error_from, open_channel
 from adyton.remote.grpc_transport import GrpcTransport
+from adyton.stopped import STOPPED_SECONDS, stopped
 
 METHOD = "/adyton.ProvisionService/Provision"
 START_TIMEOUT = 20.0  # seconds until a local proxy server must have said where it listens
 ANSWER_TIMEOUT = (
     60.0  # seconds for a server's next answer, once it has taken all that was sent; it may be starting an enclave
 )
+LOOK_SECONDS = 0.5  # between two looks at whether it was stopped
 STOP_TIMEOUT = 5.0  # seconds for it to end by itself
 SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
 PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
@@ -150,21 +153,12 @@ class _ServerProvision(RemoteProvision):
 
     def provision(self, image: Image | str, platform: str, tls: TLS | None = None) -> GrpcTransport:
         tls = tls or self._tls
-        channel = open_channel(self._address, tls)
-        try:
-            peer = Peer(self._address, tls)
+        peer = Peer(self._address, tls)
+        with open_channel(self._address, tls, impatient=True) as channel:
             ready = _upload(channel, peer, image, platform, self._metadata)
-            if ready.port == 0:
-                return GrpcTransport(channel, peer, ready.session)
-            if ready.port > 65535 or not self._address.host:
-                raise RemoteProtocolError(
-                    f"{self._address.target} named no usable port of its proxy server: {ready.port}"
-                )
-        except BaseException:
-            channel.close()
-            raise
-        channel.close()
-        proxy = self._address.with_port(ready.port)
+        if ready.port > 65535 or (ready.port and not self._address.host):
+            raise RemoteProtocolError(f"{self._address.target} named no usable port of its proxy server: {ready.port}")
+        proxy = self._address.with_port(ready.port) if ready.port else self._address
         return GrpcTransport(open_channel(proxy, tls), Peer(proxy, tls), ready.session)
 
     def another(self) -> RemoteProvision:
@@ -198,16 +192,13 @@ class _LocalProvision(RemoteProvision):
         secret = secrets.token_hex(32)
         try:
             target = self._start(secret)
-            channel = open_channel(Address.parse(target), None)
-            try:
+            address = Address.parse(target)
+            with open_channel(address, None, impatient=True) as channel:
                 ready = _upload(channel, target, image, platform, (("authorization", f"Bearer {secret}"),))
-            except BaseException:
-                channel.close()
-                raise
         except BaseException:
             self.finalize()
             raise
-        return GrpcTransport(channel, target, ready.session)
+        return GrpcTransport(open_channel(address, None), target, ready.session)
 
     def another(self) -> RemoteProvision:
         return _LocalProvision(self._given)
@@ -261,18 +252,26 @@ class _LocalProvision(RemoteProvision):
             lines.put("")
 
         self._read("adyton-proxy-ready", read)
-        try:
-            line = lines.get(timeout=START_TIMEOUT)
-        except queue.Empty:
-            raise UnreachableError(
-                f"the proxy server ({shlex.join(self._command)}) did not say within {START_TIMEOUT:g} s where it listens"
-            ) from None
+        line = self._first(lines, process)
         if not line.startswith(READY):
             process.kill()
             status = process.wait()
             self._join()
             raise _start_error(shlex.join(self._command), line, status, self._said)
         return line.removeprefix(READY).strip()
+
+    def _first(self, lines: queue.SimpleQueue[str], process: subprocess.Popen[str]) -> str:
+        until, still = time.monotonic() + START_TIMEOUT, 0.0
+        while True:
+            try:
+                return lines.get(timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
+            except queue.Empty:
+                still = still + LOOK_SECONDS if stopped(process.pid) else 0.0
+            if still >= STOPPED_SECONDS or time.monotonic() >= until:
+                what = (
+                    "was stopped by a signal" if still else f"did not say within {START_TIMEOUT:g} s where it listens"
+                )
+                raise UnreachableError(f"the proxy server ({shlex.join(self._command)}) {what}")
 
     def _join(self) -> None:
         """Until all that the ended proxy server said has been read."""
@@ -285,6 +284,8 @@ class _LocalProvision(RemoteProvision):
             os.close(self._life)
             self._life = -1
         if process is not None:
+            if stopped(process.pid):  # by a signal: it will not end by itself
+                process.kill()
             try:
                 process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:

@@ -58,7 +58,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
-        from adyton.remote.connection import open_server
+        from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
         low, high = options.proxy_ports or (0, 0)
         listen = [f"{host}:{port}" for port in range(low, high + 1)]
@@ -70,7 +70,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 
         service = ProvisionService(store, start, options.token)
-        server, port = open_server([service.handler()], f"{host}:{options.port}", tls, THREADS)
+        server, port = open_server([service.handler()], f"{host}:{options.port}", tls, THREADS, UPLOAD_WINDOW)
         server.start()
         announce(f"{host}:{port}")
         stop.wait()

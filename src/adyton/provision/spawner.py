@@ -16,14 +16,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import msgspec
 
 from adyton import errors
 from adyton.errors import AdytonError, PlatformError, UnreachableError
+from adyton.stopped import STOPPED_SECONDS, stopped
 
 MESSAGE_SIZE = 1 << 16
+LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 START_SECONDS = 20.0  # until a proxy server must have said where it listens
 END_SECONDS = 5.0  # for the spawner
 READY = "adyton proxy listening on "
@@ -115,11 +118,22 @@ class Spawner:
             self._socket.send(msgspec.msgpack.encode(Spawn(number, measurement, signatures, platform, listen, options)))
         except OSError:
             raise UnreachableError(_ENDED) from None
-        answer = mailbox.get()
+        answer = self._answer(mailbox)
         if isinstance(answer, Refused):
             kind = getattr(errors, answer.error, AdytonError)
             raise kind(answer.message)
         return answer
+
+    def _answer(self, mailbox: queue.SimpleQueue[Spawned | Refused]) -> Spawned | Refused:
+        still = 0.0
+        while still < STOPPED_SECONDS:
+            try:
+                return mailbox.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                still = still + LOOK_SECONDS if stopped(self._process.pid) else 0.0
+        raise UnreachableError(
+            "the server's spawner was stopped by a signal: no enclave can be started until it goes on"
+        )
 
     def _receive(self) -> None:
         while message := self._next():
@@ -200,6 +214,7 @@ def _serve(descriptor: int, store: str) -> None:
                 pass  # the server is gone, and so will we be
 
     relays: set[subprocess.Popen[str]] = set()
+    threading.Thread(target=_end_stopped, args=(relays,), name="adyton-stopped", daemon=True).start()
 
     def serve(spawn: Spawn) -> None:
         try:
@@ -216,6 +231,18 @@ def _serve(descriptor: int, store: str) -> None:
     zygote.close()
 
 
+def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
+    """A proxy server that was stopped would keep its enclave for ever: its client gives it up, but it does not notice."""
+    still: dict[int, float] = {}
+    while True:
+        time.sleep(LOOK_SECONDS)
+        halted = [relay for relay in list(relays) if stopped(relay.pid)]
+        still = {relay.pid: still.get(relay.pid, 0.0) + LOOK_SECONDS for relay in halted}
+        for relay in halted:
+            if still[relay.pid] > STOPPED_SECONDS:
+                relay.kill()
+
+
 def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: Any) -> None:
     from adyton.runtime.launch import LaunchRequest
 
@@ -224,11 +251,10 @@ def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: A
     )
     session = secrets.token_bytes(32)
     try:
-        relay, port = _start_relay(enclave.socket, enclave.pid, spawn, session)
+        relay, port = _start_relay(enclave.socket, enclave.pid, spawn, session, relays)
     except BaseException:
         enclave.close()
         raise
-    relays.add(relay)
     enclave.socket.close()  # the relay's now: its end is the enclave's end
     name = secrets.token_hex(8)
     say(Spawned(spawn.number, name, port, session))
@@ -240,7 +266,9 @@ def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: A
     say(Ended(name))
 
 
-def _start_relay(sock: socket.socket, pid: int, spawn: Spawn, session: bytes) -> tuple[subprocess.Popen[str], int]:
+def _start_relay(
+    sock: socket.socket, pid: int, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]]
+) -> tuple[subprocess.Popen[str], int]:
     line = ""
     for listen in spawn.listen:
         command = [
@@ -256,6 +284,7 @@ def _start_relay(sock: socket.socket, pid: int, spawn: Spawn, session: bytes) ->
         relay = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(sock.fileno(),), text=True
         )
+        relays.add(relay)
         assert relay.stdin is not None
         assert relay.stdout is not None
         timer = threading.Timer(START_SECONDS, relay.kill)
@@ -272,6 +301,7 @@ def _start_relay(sock: socket.socket, pid: int, spawn: Spawn, session: bytes) ->
             return relay, int(line.rpartition(":")[2])
         relay.kill()
         relay.wait()
+        relays.discard(relay)
         relay.stdout.close()
     raise UnreachableError(
         f"the server cannot start a proxy server at {', '.join(spawn.listen[:3])}: are its ports in use?"

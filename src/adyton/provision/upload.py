@@ -17,7 +17,7 @@ from adyton.image.oci import Image, named_blobs
 from adyton.provision.store import BlobStore, Incoming
 from adyton.provision_pb2 import Blob, Chunk, Offer, ProvisionRequest
 
-CHUNK = 1 << 20  # bytes of one chunk
+CHUNK = 1 << 16  # bytes of one chunk: gRPC lets at least a whole message be under way, see remote.connection
 MAX_MANIFEST = 1 << 20
 MAX_BLOBS = 256
 MAX_SIGNATURES = 16

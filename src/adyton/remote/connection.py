@@ -20,21 +20,41 @@ from adyton.remote.probe import look
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
 ERROR_METADATA = "adyton-error-bin"
 SESSION_METADATA = "adyton-session-bin"
+# How one end notices that the other is gone, or stands still: HTTP/2 pings, which gRPC answers without Python, while an RPC is under
+# way. (gRPC heeds its ping timeout alone; its keepalive timeout does nothing.) A ping waits behind the data that was sent before it,
+# so there must be no more of that than a slow line carries in that time: the windows are fixed, not fitted to the line.
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.bdp_probe", 0),
 ]
+_CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    (
+        "grpc.min_reconnect_backoff_ms",
+        4_000,
+    ),  # for a connection and its handshakes: some servers accept, and say nothing more
+    ("grpc.http2.lookahead_bytes", 256 << 10),
+]
+# Somebody waits for each answer: known within 5 s.
+_IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 4_000)]
+# A session has pings of its own while somebody waits, so this is for idle ones.
+_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 30_000), ("grpc.http2.ping_timeout_ms", 30_000)]
 _SERVER_OPTIONS = [
     *_OPTIONS,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 400),
     # Pings that a busy machine or network held up arrive together, and that is no reason to hang up.
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing
+    ("grpc.max_connection_idle_ms", 60_000),  # who calls nothing
     ("grpc.so_reuseport", 0),
 ]
+UPLOAD_WINDOW = 128 << 10  # bytes
+SESSION_WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,9 +68,9 @@ class Peer:
         return self.address.target
 
 
-def open_channel(address: Address, tls: TLS | None) -> grpc.Channel:
-    """A channel; nothing is sent yet."""
-    options = _OPTIONS
+def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) -> grpc.Channel:
+    """A channel; nothing is sent yet. `impatient`: RPCs end within 5 s when the server stands still."""
+    options: list[tuple[str, int]] = _IMPATIENT if impatient else _PATIENT
     if not address.host or is_loopback(address.host):
         # What stays within this machine may be in clear, so no http_proxy of the environment may carry it elsewhere.
         options = [*options, ("grpc.enable_http_proxy", 0)]
@@ -77,12 +97,16 @@ def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
 
 
 def open_server(
-    handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int
+    handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int, window: int = SESSION_WINDOW
 ) -> tuple[grpc.Server, int]:
-    """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port."""
+    """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
+
+    `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    server = grpc.server(ThreadPoolExecutor(threads, "adyton-rpc"), options=_SERVER_OPTIONS)
+    options = [*_SERVER_OPTIONS, ("grpc.http2.lookahead_bytes", window)]
+    server = grpc.server(ThreadPoolExecutor(threads, "adyton-rpc"), options=options)
     server.add_generic_rpc_handlers(handlers)
     credentials = server_credentials(tls)
     umask = os.umask(0o077)  # a unix socket is for its owner

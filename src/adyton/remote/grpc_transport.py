@@ -44,9 +44,10 @@ class GrpcTransport:
 
     def close(self) -> None:
         """See Transport."""
-        if self._call is not None:
-            self._call.cancel()
-        self._channel.close()
+        if self._call is None:
+            self._channel.close()
+        else:
+            self._call.cancel()  # `run` closes the channel, which may wait for a peer that takes nothing more
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """See Transport. On the same connection as the stream."""

@@ -2,7 +2,8 @@
 
 Each client thread has a pair: an enclave thread of its own that runs its entries. While a thread waits for its call, host calls of
 registered functions that belong to its pair are executed by that same thread, and may call the enclave again. Host calls without
-a pair (files) are executed by a small pool. One reader thread sorts what arrives.
+a pair (files) are executed by a small pool. One reader thread sorts what arrives. Who waits also watches that the other end lives
+(`pulse`): a peer that is silent and answers no ping is given up after seconds. Nothing is sent for that while nobody waits.
 
     caller ──► session ──► channel ──► transport.run(outgoing)        reader ──► mailbox of the pair ──► caller
 """
@@ -38,9 +39,12 @@ from adyton.errors import (
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.processes_pb2 import ProcessReport
+from adyton.remote.pulse import LOST_AFTER, TICK, Pulse
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
+PIECE = 1 << 16  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
+CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
@@ -89,6 +93,8 @@ class ProxyClient:
         self._lock = threading.Lock()
         self._channel = channel_client.ClientChannel()
         self._session = communicator.Session(communicator.Side.CLIENT)
+        self._pulse = Pulse()
+        self._dispatching = False  # the reader has bytes, and does not listen
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
@@ -113,7 +119,7 @@ class ProxyClient:
         self._reader.start()
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
-            evidence = self._handshake.get(timeout=patience)
+            evidence = self._wait(self._handshake, time.monotonic() + patience)
             if isinstance(evidence, AdytonError):
                 raise evidence
             self.evidence = evidence
@@ -139,7 +145,7 @@ class ProxyClient:
                 self._session.close("the client is done")
             self._closing = True
         self._wake.put(None)
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=CLOSE_TIMEOUT)
         self._transport.close()
         self._finish()
 
@@ -149,7 +155,7 @@ class ProxyClient:
             self._closing = True
         self._wake.put(None)
         self._transport.close()
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=CLOSE_TIMEOUT)
         self._finish()
 
     def _finish(self) -> None:
@@ -188,8 +194,7 @@ class ProxyClient:
         self._wake.put(None)
         try:
             while True:
-                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-                item = pair.mailbox.get(timeout=remaining)
+                item = self._wait(pair.mailbox, deadline)
                 if isinstance(item, communicator.Called):
                     self._serve(item)
                     if pair.abandoned:
@@ -215,6 +220,38 @@ class ProxyClient:
             result: bytes = item.body
             return result
         raise CallFailed(decode(item.body, Raised), denied=self._executor.denials > denied)
+
+    def _wait(self, mailbox: queue.SimpleQueue[Any], deadline: float | None) -> Any:
+        """The next item; queue.Empty at the deadline. Meanwhile, look after the peer."""
+        while True:
+            left = TICK if deadline is None else min(TICK, deadline - time.monotonic())
+            try:
+                return mailbox.get(timeout=max(0.0, left))
+            except queue.Empty:
+                if left < TICK:
+                    raise
+            self._tick()
+
+    def _tick(self) -> None:
+        with self._lock:
+            if self._dispatching or self._error is not None:
+                self._pulse.heard()
+                return
+            due = self._pulse.tick(time.monotonic())
+            if due == "wait" or (due == "ping" and not self._channel.established):
+                return
+            if due == "ping":
+                self._session.ping()
+        if due == "ping":
+            self._wake.put(None)
+            return
+        self._lost(
+            ConnectionLostError(
+                f"the enclave's server has been silent for {LOST_AFTER:g} s: it hangs, or the connection is gone. "
+                "The outcome of calls under way is unknown. Load it again"
+            )
+        )
+        self._transport.close()
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -299,7 +336,7 @@ class ProxyClient:
             with self._lock:
                 if self._channel.established:
                     self._dispose_ended()
-                    if plaintext := self._session.data_to_send():
+                    if plaintext := self._session.data_to_send(PIECE):
                         self._channel.send(plaintext)
                 data = self._channel.data_to_send()
                 closing = self._closing or self._error is not None
@@ -318,9 +355,12 @@ class ProxyClient:
                 for data in incoming:
                     self._counted["bytes_received"] += len(data)
                     with self._lock:
+                        self._dispatching = True
                         events = self._feed(data)
+                        self._pulse.heard()
                     for event in events:
                         self._dispatch(event)
+                    self._dispatching = False
                     self._wake.put(None)
             error = ConnectionLostError(
                 self._reason

@@ -18,7 +18,7 @@ from adyton.communicator_pb2 import Envelope
 from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.remote.connection import SESSION_METADATA, abort
 
-READ_SIZE = 1 << 18
+READ_SIZE = 1 << 16  # a slow line must bring one within seconds, which are a sign of life
 
 
 class Relay:
@@ -67,6 +67,8 @@ class Relay:
 
     def _communicate(self, requests: Iterator[Envelope], context: Any) -> Iterator[Envelope]:
         sock = self._join(context)
+        if not context.add_callback(lambda: _end(sock)):  # wakes both threads, whatever the supervisor does
+            _end(sock)
         pump = threading.Thread(target=_pump, args=(requests, sock), name="adyton-relay", daemon=True)
         pump.start()
         try:
@@ -75,10 +77,7 @@ class Relay:
         except OSError:
             return  # the supervisor is gone; the client sees the stream end
         finally:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it was closed by the other side
+            _end(sock)
             sock.close()
             self._finished()
 
@@ -89,7 +88,11 @@ def _pump(requests: Iterator[Envelope], sock: socket.socket) -> None:
             sock.sendall(request.data)
         sock.shutdown(socket.SHUT_WR)
     except Exception:  # noqa: BLE001 - gRPC raises plain Exception when the client is gone
-        try:
-            sock.shutdown(socket.SHUT_RDWR)  # wakes the handler, and tells the supervisor
-        except OSError:
-            pass  # closed already
+        _end(sock)  # wakes the handler, and tells the supervisor
+
+
+def _end(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed already

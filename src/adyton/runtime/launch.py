@@ -16,20 +16,23 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from adyton import errors
-from adyton.errors import AdytonError, ClosedError, PlatformError
+from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableError
 from adyton.runtime.process import root, zygote
+from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
 
 START_SECONDS = 30.0  # for a zygote, and for an enclave
 END_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # between two looks at whether a starting process was stopped
 SUPERVISOR = "adyton.runtime.process.supervisor.main:run"
 
 
@@ -119,7 +122,7 @@ class Zygote:
         self = cls(control, process)
         _compile(plan)
         try:
-            first = _receive(control, START_SECONDS)
+            first = _receive(control, lambda: stopped(process.pid))
             if first != zygote.READY:
                 raise _reason(first, "the zygote ended before it was ready")
         except AdytonError as error:
@@ -158,12 +161,15 @@ class Zygote:
             except OSError as error:
                 raise PlatformError(f"the zygote has ended ({error}): start another one") from error
 
-    @staticmethod
-    def _wait(enclave: Enclave, report: socket.socket) -> None:
+    def _wait(self, enclave: Enclave, report: socket.socket) -> None:
         """Until the zygote has said who the supervisor is, and the supervisor that it is ready: in either order."""
+
+        def stands_still() -> bool:
+            return stopped(self._process.pid) or (enclave.pid > 0 and stopped(enclave.pid, below=True))
+
         ready = False
         while not ready or enclave.pidfd < 0:
-            message, pidfd = _receive_with_descriptor(report, START_SECONDS)
+            message, pidfd = _receive_with_descriptor(report, stands_still)
             if message.startswith(zygote.STARTED) and pidfd is not None:
                 (enclave.pid,) = zygote.PID.unpack(message[len(zygote.STARTED) :])
                 enclave.pidfd = pidfd
@@ -200,19 +206,31 @@ def _compile(plan: root.Plan) -> None:
         compileall.compile_dir(source, quiet=2)  # where it may not be written, each start takes longer
 
 
-def _receive_with_descriptor(sock: socket.socket, seconds: float) -> tuple[bytes, int | None]:
-    sock.settimeout(seconds)
+def _receive_with_descriptor(sock: socket.socket, stands_still: Callable[[], bool]) -> tuple[bytes, int | None]:
+    _await(sock, stands_still)
     try:
         message, descriptors, _, _ = socket.recv_fds(sock, zygote.MESSAGE_SIZE, 1)
-    except TimeoutError:
-        raise PlatformError(f"no enclave could be started within {seconds:.0f} s: is the server overloaded?") from None
     except ConnectionError:
         return b"", None
     return message, descriptors[0] if descriptors else None
 
 
-def _receive(sock: socket.socket, seconds: float) -> bytes:
-    message, descriptor = _receive_with_descriptor(sock, seconds)
+def _await(sock: socket.socket, stands_still: Callable[[], bool]) -> None:
+    """Until there is something to read. PlatformError, UnreachableError."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    until = time.monotonic() + START_SECONDS
+    still = 0.0
+    while not poller.poll(_LOOK_SECONDS * 1000):
+        still = still + _LOOK_SECONDS if stands_still() else 0.0
+        if still >= STOPPED_SECONDS:
+            raise UnreachableError("no enclave could be started: a signal stopped one of its processes. Load it again")
+        if time.monotonic() > until:
+            raise PlatformError(f"no enclave could be started within {START_SECONDS:.0f} s: is the server overloaded?")
+
+
+def _receive(sock: socket.socket, stands_still: Callable[[], bool]) -> bytes:
+    message, descriptor = _receive_with_descriptor(sock, stands_still)
     if descriptor is not None:
         os.close(descriptor)
     return message

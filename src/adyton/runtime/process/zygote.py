@@ -231,14 +231,29 @@ class _Zygote:
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                self._supervisors.discard(pid)
+                if pid in self._supervisors:
+                    self._supervisors.discard(pid)
+                    self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """What a supervisor leaves ends by itself, unless it was stopped."""
+        try:
+            with open(f"/proc/self/task/{self._pid}/children", encoding="ascii") as file:
+                orphans = {int(each) for each in file.read().split()} - self._supervisors
+        except OSError:
+            return  # a kernel that does not tell
+        for pid in orphans:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def _end(self) -> NoReturn:
         for pid in self._supervisors:
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while True:
-                os.waitpid(-1, 0)
+                self._supervisors.discard(os.waitpid(-1, 0)[0])
+                if not self._supervisors:
+                    self._end_orphans()
         os._exit(0)
 
     def _take(self) -> bool:

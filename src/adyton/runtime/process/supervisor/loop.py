@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._writers: dict[int, Callback] = {}
         self._readers: dict[int, Callback] = {}
+        self._alarm: tuple[float, Callback] | None = None
         self._running = True
 
     def read(self, source: Any, callback: Callback | None) -> None:
@@ -54,17 +56,25 @@ class Loop:
         self.read(source, None)
         self.write(source, None)
 
+    def alarm(self, seconds: float, callback: Callback | None) -> None:
+        """Call back once, so much later, in place of what was set before; None: not at all."""
+        self._alarm = None if callback is None else (time.monotonic() + seconds, callback)
+
     def stop(self) -> None:
         """Make `turn` return False from now on."""
         self._running = False
 
     def turn(self) -> bool:
         """Wait once, and call back for all that is ready. False: stopped."""
-        for key, events in self._selector.select():
+        left = None if self._alarm is None else max(0.0, self._alarm[0] - time.monotonic())
+        for key, events in self._selector.select(left):
             if events & selectors.EVENT_READ and (reader := self._readers.get(key.fd)):
                 reader()
             if events & selectors.EVENT_WRITE and (writer := self._writers.get(key.fd)):
                 writer()
+        if self._alarm is not None and time.monotonic() >= self._alarm[0]:
+            callback, self._alarm = self._alarm[1], None
+            callback()
         return self._running
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from adyton.runtime.process.guest_start import FAILED, READY
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
+from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 18
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
@@ -132,6 +133,7 @@ class Supervisor:
         self._watch_output()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
+            self._watch_stops()
         try:
             while self._loop.turn():
                 self._guarded(self._flush)()
@@ -195,6 +197,34 @@ class Supervisor:
             return False
         self._guest_ended()
         return True
+
+    def _watch_stops(self) -> None:
+        """SIGCHLD tells of stops and continuations, too."""
+        woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+
+        def changed() -> None:
+            os.read(woken, 4096)
+            self._look_for_stops()
+
+        self._loop.read(woken, self._guarded(changed))
+        self._look_for_stops()  # what has happened before
+
+    def _look_for_stops(self) -> None:
+        assert self._guest.pidfd is not None
+        kinds = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+        try:
+            while (status := os.waitid(os.P_PIDFD, self._guest.pidfd, kinds)) is not None:
+                stands = status.si_code != os.CLD_CONTINUED
+                self._loop.alarm(STOPPED_SECONDS, self._end_stopped if stands else None)
+        except ChildProcessError:
+            pass  # it has ended, which is seen elsewhere
+
+    def _end_stopped(self) -> None:
+        self.end(
+            f"the enclave was ended: a signal stopped its process, which did not go on within {STOPPED_SECONDS:g} s"
+        )
 
     def _guest_ended(self) -> None:
         assert self._guest.pidfd is not None

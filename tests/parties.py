@@ -1,0 +1,66 @@
+"""The processes that a session consists of: finding them, and whether they are gone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+
+PROGRAM = """
+import time
+
+def wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+def quick() -> int:
+    return 1
+"""
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Every process: its parent and its name."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    text = file.read()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            name, _, rest = text.partition(" (")[2].rpartition(") ")
+            if rest.split()[0] != "Z":
+                found[int(entry)] = (int(rest.split()[1]), name)
+    return found
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Processes below `root`, by their names."""
+    known = processes()
+    below = {root}
+    while True:
+        more = {pid for pid, (parent, _) in known.items() if parent in below} - below
+        if not more:
+            return {pid: known[pid][1] for pid in below - {root}}
+        below |= more
+
+
+def party(found: dict[int, str], name: str) -> int:
+    return next(pid for pid, each in found.items() if each == name)
+
+
+def gone(pids: set[int], seconds: float = 60) -> set[int]:
+    """Those of the processes that have not ended within that time."""
+    deadline = time.monotonic() + seconds
+    while (alive := pids & set(processes())) and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    return alive
+
+
+def litter() -> set[str]:
+    return set(os.listdir(tempfile.gettempdir()))
+
+
+def relay_of(found: dict[int, str], zygote: int) -> int:
+    return processes()[zygote][0]

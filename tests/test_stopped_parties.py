@@ -1,0 +1,264 @@
+"""SIGSTOP of each party in turn: who waits gets an error within seconds, or the answer when it goes on before; nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+from command import start
+from parties import descendants, gone, litter, party, processes
+
+import adyton
+from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
+
+pytestmark = pytest.mark.sandbox
+
+PROGRAM = """
+import time
+
+def wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+def compute(seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
+    return True
+
+def quick() -> int:
+    return 1
+
+def size(data: bytes) -> int:
+    return len(data)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_directory(monkeypatch):
+    """Short, since sockets lie there; and other tests' files do not."""
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield
+
+
+@pytest.fixture
+def program(workplace):
+    Path("waiting.py").write_text(PROGRAM)
+    return str(Path("waiting.py").absolute())
+
+
+@pytest.fixture
+def serving():
+    """A provision server's process and its URL."""
+    process = start("serve", "--port", "0")
+    assert process.stdout is not None
+    url = "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
+    yield process, url
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    assert process.wait(40) == 0
+    process.stdout.close()
+
+
+def attempt(call, *arguments):
+    """What the call raised or returned, and the seconds that it took."""
+    started = time.monotonic()
+    try:
+        result = call(*arguments)
+    except AdytonError as error:
+        result = error
+    return result, time.monotonic() - started
+
+
+PARTIES = ("relay", "adyton-super", "enclave")
+
+
+def victims(above, program, on=None):
+    """A client for each party, with that party's process and all of its enclave's."""
+    chosen = {}
+    for victim in PARTIES:
+        others = set(descendants(above))
+        client = adyton.load(program, on=on, allow_sim=True)
+        found = {pid: name for pid, name in descendants(above).items() if pid not in others}
+        if victim != "relay":
+            pid = party(found, victim)
+        elif on is None:
+            pid = processes()[party(found, "adyton-zygote")][0]
+        else:
+            pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave"))
+        chosen[victim] = client, pid, set(found)
+    return chosen
+
+
+def attempt_all(chosen, *arguments):
+    """Call all at the same time; what came of it, by victim."""
+    with ThreadPoolExecutor(len(chosen)) as threads:
+        futures = {name: threads.submit(attempt, client.call, *arguments) for name, (client, _, _) in chosen.items()}
+    return {name: future.result() for name, future in futures.items()}
+
+
+def close_all(chosen):
+    with ThreadPoolExecutor(len(chosen)) as threads:
+        list(threads.map(attempt, [client.close for client, _, _ in chosen.values()]))
+
+
+@pytest.mark.parametrize("where", ["local", "server"])
+def test_who_waits_for_a_stopped_party_gets_an_error_within_seconds(program, where, request):
+    process, url = request.getfixturevalue("serving") if where == "server" else (None, None)
+    above = process.pid if process else os.getpid()
+    with adyton.load(program, on=url, allow_sim=True) as other:
+        chosen = victims(above, program, url)
+        for _, pid, _ in chosen.values():
+            os.kill(pid, signal.SIGSTOP)
+        for victim, (outcome, seconds) in attempt_all(chosen, "quick").items():
+            assert isinstance(outcome, ConnectionLostError), (victim, outcome)
+            assert "signal stopped" in str(outcome) or victim != "enclave"
+            assert seconds < 8, victim  # 4 on a machine that is not loaded
+        assert other.call("quick") == 1
+        close_all(chosen)
+        for victim, (_, _, found) in chosen.items():
+            assert gone(found, 10) == set(), victim
+        assert other.call("quick") == 1
+    if where == "local":
+        assert litter() == set()
+
+
+def test_a_party_that_goes_on_in_time_is_no_loss(program):
+    chosen = victims(os.getpid(), program)
+    for _, pid, _ in chosen.values():
+        os.kill(pid, signal.SIGSTOP)
+    waiting = {victim: client.submit("quick") for victim, (client, _, _) in chosen.items()}
+    assert not any(each.done() for each in wait(waiting.values(), 1).done)
+    for _, pid, _ in chosen.values():
+        os.kill(pid, signal.SIGCONT)
+    assert [each.result(30) for each in waiting.values()] == [1, 1, 1]
+    close_all(chosen)
+
+
+def test_a_large_argument_does_not_hide_a_stopped_party(program):
+    chosen = victims(os.getpid(), program)
+    for _, pid, _ in chosen.values():
+        os.kill(pid, signal.SIGSTOP)
+    for victim, (outcome, seconds) in attempt_all(chosen, "size", bytes(1 << 26)).items():
+        assert isinstance(outcome, ConnectionLostError), (victim, outcome)
+        assert seconds < 10, victim
+    close_all(chosen)
+    for victim, (_, _, found) in chosen.items():
+        assert gone(found, 10) == set(), victim
+
+
+def test_a_stopped_provision_server_is_out_of_reach_and_its_enclaves_go_on(program, serving):
+    server, url = serving
+    with adyton.load(program, on=url, allow_sim=True) as client:
+        os.kill(server.pid, signal.SIGSTOP)
+        outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
+        assert isinstance(outcome, UnreachableError), outcome
+        assert seconds < 8
+        assert client.call("quick") == 1
+        os.kill(server.pid, signal.SIGCONT)
+        with adyton.load(program, on=url, allow_sim=True) as again:
+            assert again.call("quick") == 1
+
+
+@pytest.mark.parametrize("victim", ["spawner", "adyton-zygote"])
+def test_a_stopped_part_of_the_provision_server_fails_a_load_within_seconds(program, serving, victim):
+    server, url = serving
+    zygote = party(descendants(server.pid), "adyton-zygote")
+    pid = zygote if victim == "adyton-zygote" else processes()[zygote][0]
+    os.kill(pid, signal.SIGSTOP)
+    outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
+    os.kill(pid, signal.SIGCONT)
+    assert isinstance(outcome, UnreachableError), outcome
+    assert "stopped by a signal" in str(outcome) or "a signal stopped" in str(outcome)
+    assert seconds < 8
+    with adyton.load(program, on=url, allow_sim=True) as client:
+        assert client.call("quick") == 1
+
+
+CLIENT = """
+import adyton, sys
+client = adyton.load(sys.argv[1], on=sys.argv[2], allow_sim=True)
+print("loaded", flush=True)
+try:
+    for line in sys.stdin:
+        print(client.call("quick"), flush=True)
+except adyton.AdytonError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
+    server, url = serving
+    started = {}
+    for ending in ("goes on at once", "is given up", "is killed"):
+        idle = set(descendants(server.pid))
+        client = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert client.stdout is not None
+        assert client.stdout.readline() == "loaded\n"
+        started[ending] = client, set(descendants(server.pid)) - idle
+        client.send_signal(signal.SIGSTOP)
+
+    def goes_on(ending, expected):
+        client, found = started[ending]
+        client.send_signal(signal.SIGCONT)
+        assert client.communicate("call\n")[0] == expected
+        assert gone(found, 10) == set()
+
+    goes_on("goes on at once", "1\n")
+    client, found = started["is killed"]
+    client.kill()
+    client.communicate()
+    assert gone(found, 10) == set()
+    assert gone(started["is given up"][1], 30) == set()
+    goes_on("is given up", "ConnectionLostError\n")
+
+
+def test_an_enclave_and_a_client_that_compute_are_not_taken_for_dead(program):
+    with adyton.load(program) as client:
+        calls = [client.submit("compute", 7.0) for _ in range(3)]
+        end = time.monotonic() + 6
+        while time.monotonic() < end:  # this thread lets the others have little of the interpreter
+            sum(range(10_000))
+        assert all(call.result(60) for call in calls)
+
+
+def test_an_idle_session_says_nothing_of_its_own(program):
+    with adyton.load(program) as client:
+        assert client.call("quick") == 1
+        before = client.stats()["bytes_sent"]
+        threading.Event().wait(2.5)
+        assert client.stats()["bytes_sent"] == before
+
+
+def test_a_local_proxy_server_that_is_stopped_while_it_starts(program):
+    outcome: list[object] = []
+
+    def load() -> None:
+        outcome.append(attempt(adyton.load, program))
+
+    before = set(descendants(os.getpid()))
+    thread = threading.Thread(target=load)
+    thread.start()
+    while not (new := set(descendants(os.getpid())) - before):
+        threading.Event().wait(0.005)
+    os.kill(min(new), signal.SIGSTOP)
+    thread.join(30)
+    error, seconds = outcome[0]  # type: ignore[misc]
+    assert isinstance(error, UnreachableError), error
+    assert "stopped by a signal" in str(error)
+    assert seconds < 8
+    assert gone(new) == set()
+    assert litter() == set()
