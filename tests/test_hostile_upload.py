@@ -132,6 +132,7 @@ def test_one_blob_uploaded_by_several_at_once_is_whole(store, image):
 def serving(store, monkeypatch):
     """A provision service on a port of its own; the orders that it was given."""
     monkeypatch.setattr(provision_service, "UPLOAD_PATIENCE", 0.3)
+    monkeypatch.setattr(provision_service, "OFFER_PATIENCE", 0.3)
     orders = []
 
     def start(order):

@@ -164,7 +164,7 @@ def test_a_stopped_provision_server_is_out_of_reach_and_its_enclaves_go_on(progr
         os.kill(server.pid, signal.SIGSTOP)
         outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
         assert isinstance(outcome, UnreachableError), outcome
-        assert seconds < 8
+        assert seconds < 10  # 4 on a machine that is not loaded
         assert client.call("quick") == 1
         os.kill(server.pid, signal.SIGCONT)
         with adyton.load(program, on=url, allow_sim=True) as again:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adyton.remote.relay import Relay
 
 THREADS = 4  # of RPCs: one stream, and callers that are turned away
-JOIN_SECONDS = 30.0  # until the client of a started enclave must have joined
+JOIN_SECONDS = 10.0  # until the client of a started enclave must have joined
 DRAIN_SECONDS = 30.0  # that a session may go on after SIGTERM; a second SIGTERM ends it
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adyton.errors import UsageError
+from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
 from adyton.provision.spawner import Spawner
@@ -17,7 +18,7 @@ from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS
 from adyton.remote.certificates import of_server
 
-THREADS = 16  # uploads at a time
+THREADS = 256  # loads at a time
 DRAIN_SECONDS = 30.0  # that enclaves may go on after SIGTERM; a second SIGTERM ends them
 
 
@@ -46,6 +47,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         directory = options.temporary_directory
         if directory is None:
             directory = tempfile.mkdtemp(prefix="adyton-serve-")
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
             os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         from adyton.provision.store import BlobStore
 
@@ -54,7 +56,9 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
         spawner = stack.enter_context(
-            contextlib.closing(Spawner(directory, temporary=options.temporary_directory is None))
+            contextlib.closing(
+                Spawner(directory, temporary=options.temporary_directory is None, on_end=lambda: stop.set(b"e"))
+            )
         )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
@@ -66,7 +70,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
 
         def start(order: Order) -> Ready:
-            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, listen, files)
+            spawned = spawner.spawn(order, listen, files)
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 
         service = ProvisionService(store, start, options.token)
@@ -74,7 +78,11 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         server.start()
         announce(f"{host}:{port}")
         stop.wait()
-        server.stop(None).wait(5)
+        server.stop(1 if spawner.ended else None).wait(5)  # who waits is told
+        if spawner.ended:
+            raise PlatformError(
+                "the part of the server that starts enclaves has ended, and they with it: start it again"
+            )
 
         def drain() -> None:
             spawner.drain(DRAIN_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import grpc
 
 from adyton.errors import (
     AdytonError,
+    DeadlineError,
     ImageError,
     PlatformError,
     RemoteProtocolError,
@@ -25,7 +27,9 @@ from adyton.provision.upload import Reception
 from adyton.provision_pb2 import Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
 from adyton.remote.connection import abort
 
-UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload; each upload takes one of few threads
+OFFER_PATIENCE = 10.0  # seconds for the offer; who is being served takes one of a bounded number of threads
+UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload
+SLOWEST_UPLOAD = 4096  # bytes in a second, on the whole
 PLATFORMS_HERE = ("auto", "sim")
 
 
@@ -36,6 +40,7 @@ class Order:
     measurement: str
     signatures: list[str]
     platform: str
+    wanted: Callable[[], bool] = lambda: True  # whether the client still waits for it
 
 
 Start = Callable[[Order], Ready]
@@ -69,7 +74,10 @@ class ProvisionService:
         except AdytonError as error:
             abort(context, error)
         except OSError as error:  # a full disk, and the like
-            abort(context, ResourceLimitError(f"the server cannot store the image: {error.strerror}"))
+            abort(
+                context,
+                ResourceLimitError(f"the server cannot store the image: {error.strerror}; its operator must make room"),
+            )
 
     def _authenticate(self, context: Any) -> None:
         if not self._token:
@@ -81,7 +89,7 @@ class ProvisionService:
             raise UnauthenticatedError("the token is not the one of the server: give its one as --token-file")
 
     def _serve(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
-        with Patience(UPLOAD_PATIENCE, context.cancel):
+        with Patience(OFFER_PATIENCE, context.cancel):
             first = next(requests, None)
         if first is None or first.WhichOneof("step") != "offer":
             raise RemoteProtocolError("provisioning begins with an offer")
@@ -93,19 +101,29 @@ class ProvisionService:
         reception = Reception(self._store, offer)
         try:
             yield ProvisionResponse(missing=Missing(digests=reception.missing))
-            with Patience(UPLOAD_PATIENCE, context.cancel) as patience:
-                while not reception.complete:
-                    request = next(requests, None)
-                    if request is None:
-                        raise ImageError("the upload ended before all blobs had arrived")
-                    if request.WhichOneof("step") != "chunk" or not (request.chunk.data or request.chunk.last):
-                        raise RemoteProtocolError("after the offer, chunks are expected, with something in them")
-                    reception.receive(request.chunk)
-                    patience.renew()
+            self._receive(reception, requests, context)
             image = reception.image()
+            verified_signature(image, accept_debug=True)
+            self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
+            signatures = [reception.keep(signature.envelope) for signature in image.signatures]
+            order = Order(image.measurement, signatures, "sim", context.is_active)
+            yield ProvisionResponse(ready=self._start(order))
         finally:
             reception.close()
-        verified_signature(image, accept_debug=True)
-        self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
-        signatures = [self._store.add(signature.envelope) for signature in image.signatures]
-        yield ProvisionResponse(ready=self._start(Order(image.measurement, signatures, "sim")))
+
+    def _receive(self, reception: Reception, requests: Iterator[ProvisionRequest], context: Any) -> None:
+        begun, received = time.monotonic(), 0
+        with Patience(UPLOAD_PATIENCE, context.cancel) as patience:
+            while not reception.complete:
+                request = next(requests, None)
+                if request is None:
+                    raise ImageError("the upload ended before all blobs had arrived")
+                if request.WhichOneof("step") != "chunk" or not (request.chunk.data or request.chunk.last):
+                    raise RemoteProtocolError("after the offer, chunks are expected, with something in them")
+                reception.receive(request.chunk)
+                patience.renew()
+                received += len(request.chunk.data)
+                if time.monotonic() - begun > UPLOAD_PATIENCE + received / SLOWEST_UPLOAD:
+                    raise DeadlineError(
+                        f"the upload brings fewer than {SLOWEST_UPLOAD} bytes in a second: it was ended"
+                    )

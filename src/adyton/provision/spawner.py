@@ -6,6 +6,7 @@ Its only peer is the provision server, over a SEQPACKET socket; when that closes
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -17,16 +18,21 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from adyton import errors
-from adyton.errors import AdytonError, PlatformError, UnreachableError
+from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.stopped import STOPPED_SECONDS, stopped
+
+if TYPE_CHECKING:
+    from adyton.provision.service import Order
 
 MESSAGE_SIZE = 1 << 16
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
+MAX_ENCLAVES = 256  # at once
 START_SECONDS = 20.0  # until a proxy server must have said where it listens
 END_SECONDS = 5.0  # for the spawner
 READY = "adyton proxy listening on "
@@ -41,6 +47,12 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     platform: str
     listen: list[str]  # candidates, HOST:PORT, tried in order
     options: list[str]  # TLS options of the proxy server
+
+
+class Abandon(msgspec.Struct, frozen=True, tag=True):
+    """Nobody wants what was started, or is being started, by that number."""
+
+    number: int
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):
@@ -67,7 +79,7 @@ class Started(msgspec.Struct, frozen=True, tag=True):
 
 
 _FROM_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawned | Refused | Ended | Started)
-_TO_SPAWNER = msgspec.msgpack.Decoder(Spawn)
+_TO_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawn | Abandon)
 
 
 _ENDED = "the server's process that starts enclaves has ended: start the server again"
@@ -76,8 +88,13 @@ _ENDED = "the server's process that starts enclaves has ended: start the server 
 class Spawner:
     """The provision server's end: owns the spawner process. Thread-safe."""
 
-    def __init__(self, store: str, *, temporary: bool) -> None:
-        """`temporary`: the spawner removes the store at its end, however the server's came. PlatformError: no sandbox here."""
+    def __init__(self, store: str, *, temporary: bool, on_end: Callable[[], None] = lambda: None) -> None:
+        """`temporary`: the spawner removes the store at its end, however the server's came. PlatformError: no sandbox here.
+
+        `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
+        """
+        self.ended = False
+        self._on_end = on_end
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
@@ -106,27 +123,36 @@ class Spawner:
             raise PlatformError(started.message if isinstance(started, Started) else "the spawner is out of order")
         threading.Thread(target=self._receive, name="adyton-spawner", daemon=True).start()
 
-    def spawn(
-        self, measurement: str, signatures: list[str], platform: str, listen: list[str], options: list[str]
-    ) -> Spawned:
-        """Start one; what the spawner's side raised is raised here."""
-        number = next(self._numbers)
+    def spawn(self, order: Order, listen: list[str], options: list[str]) -> Spawned:
+        """Start one; what the spawner's side raised is raised here. UnreachableError, too, if the client waits no longer."""
         mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
         with self._lock:
+            if len(self._running) + len(self._waiting) >= MAX_ENCLAVES:
+                raise ResourceLimitError(
+                    f"the server runs {MAX_ENCLAVES} enclaves, and takes no more: load it on another one, or when one has ended"
+                )
+            number = next(self._numbers)
             self._waiting[number] = mailbox
+        spawn = Spawn(number, order.measurement, order.signatures, order.platform, listen, options)
         try:
-            self._socket.send(msgspec.msgpack.encode(Spawn(number, measurement, signatures, platform, listen, options)))
+            self._socket.send(msgspec.msgpack.encode(spawn))
+            answer = self._answer(mailbox, order.wanted)
+            if not order.wanted():
+                raise UnreachableError("the client has gone")
         except OSError:
             raise UnreachableError(_ENDED) from None
-        answer = self._answer(mailbox)
+        except AdytonError:
+            with contextlib.suppress(OSError):
+                self._socket.send(msgspec.msgpack.encode(Abandon(number)))
+            raise
         if isinstance(answer, Refused):
             kind = getattr(errors, answer.error, AdytonError)
             raise kind(answer.message)
         return answer
 
-    def _answer(self, mailbox: queue.SimpleQueue[Spawned | Refused]) -> Spawned | Refused:
+    def _answer(self, mailbox: queue.SimpleQueue[Spawned | Refused], wanted: Callable[[], bool]) -> Spawned | Refused:
         still = 0.0
-        while still < STOPPED_SECONDS:
+        while still < STOPPED_SECONDS and wanted():
             try:
                 return mailbox.get(timeout=LOOK_SECONDS)
             except queue.Empty:
@@ -150,6 +176,8 @@ class Spawner:
                         self._idle.notify_all()
                 case _:
                     pass
+        self.ended = True
+        self._on_end()
         with self._idle:
             self._running.clear()
             self._idle.notify_all()
@@ -216,16 +244,38 @@ def _serve(descriptor: int, store: str) -> None:
     relays: set[subprocess.Popen[str]] = set()
     threading.Thread(target=_end_stopped, args=(relays,), name="adyton-stopped", daemon=True).start()
 
+    abandoned: set[int] = set()
+    numbers: dict[int, subprocess.Popen[str]] = {}
+
     def serve(spawn: Spawn) -> None:
+        def started(relay: subprocess.Popen[str]) -> None:
+            numbers[spawn.number] = relay
+            if spawn.number in abandoned:
+                relay.kill()
+
         try:
-            _start(zygote, spawn, relays, say)
+            _start(zygote, spawn, relays, say, started)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
             say(Refused(spawn.number, "ResourceLimitError", f"the server cannot start an enclave: {error}"))
+        finally:
+            numbers.pop(spawn.number, None)
+            abandoned.discard(spawn.number)
 
+    def end_with_zygote() -> None:
+        zygote.wait()
+        control.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=end_with_zygote, name="adyton-zygote-end", daemon=True).start()
     while message := control.recv(MESSAGE_SIZE):
-        threading.Thread(target=serve, args=(_TO_SPAWNER.decode(message),), daemon=True).start()
+        match _TO_SPAWNER.decode(message):
+            case Spawn() as spawn:
+                threading.Thread(target=serve, args=(spawn,), daemon=True).start()
+            case Abandon(number):
+                abandoned.add(number)
+                if number in numbers:
+                    numbers[number].kill()
     for relay in list(relays):
         relay.kill()
     zygote.close()
@@ -243,7 +293,9 @@ def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
                 relay.kill()
 
 
-def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: Any) -> None:
+def _start(
+    zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: Any, started: Callable[[Any], None]
+) -> None:
     from adyton.runtime.launch import LaunchRequest
 
     enclave = zygote.launch(
@@ -258,6 +310,7 @@ def _start(zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: A
     enclave.socket.close()  # the relay's now: its end is the enclave's end
     name = secrets.token_hex(8)
     say(Spawned(spawn.number, name, port, session))
+    started(relay)
     relay.wait()
     relays.discard(relay)
     if relay.stdout is not None:

@@ -1,28 +1,55 @@
-"""Blobs by digest in a folder: STORE/blobs/sha256/HEX. A blob appears under its digest only when its bytes have that digest."""
+"""Blobs by digest in a folder: STORE/blobs/sha256/HEX. A blob appears under its digest only when its bytes have that digest.
+
+STORE/incoming holds what is on its way in, each file locked by who writes it; what nobody locks is left from a process that ended.
+When a blob would not fit, those go that were not used for longest and that no load is using.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
+import stat
+import threading
 from collections.abc import Iterable
 from typing import Self
 
 from adyton.crypto.digest import digest_of, is_digest
-from adyton.errors import ImageError, ResourceLimitError
+from adyton.errors import ImageError, ResourceLimitError, UsageError
 
 MAX_BLOB = 8 << 30  # bytes
+MAX_STORE = 16 << 30  # bytes of all blobs together
 
 
 class BlobStore:
     """A folder of verified blobs. Several processes may add to one store at a time."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, limit: int = MAX_STORE) -> None:
+        """Make its folders in `directory`, and remove what others left on its way in. UsageError: it cannot be trusted; OSError."""
         self.directory = directory
+        self._limit = limit
         self._blobs = os.path.join(directory, "blobs", "sha256")
         self._incoming = os.path.join(directory, "incoming")
-        for path in (self._blobs, self._incoming):
-            os.makedirs(path, mode=0o755, exist_ok=True)
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}  # digest → how many loads use it
+        for path in (os.path.dirname(self._blobs), self._blobs, self._incoming):
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(path, mode=0o755)
+            _check_own(path)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        for name in os.listdir(self._incoming):
+            path = os.path.join(self._incoming, name)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                continue  # gone, or nothing of ours
+            with contextlib.suppress(BlockingIOError), os.fdopen(descriptor):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
 
     def path(self, digest: str) -> str:
         """Where the blob is, or will be; ImageError for anything but "sha256:" and 64 hex digits."""
@@ -36,6 +63,31 @@ class BlobStore:
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those that are not here, each once, in order."""
         return [digest for digest in dict.fromkeys(digests) if not self.has(digest)]
+
+    def hold(self, digests: Iterable[str]) -> Hold:
+        """Have these blobs, here or to come, stay until the hold is closed; they count as used now."""
+        return Hold(self, digests)
+
+    def make_room(self, size: int) -> None:
+        """For so many bytes. ResourceLimitError: there is none, even without the blobs that nobody uses."""
+        with self._lock:
+            blobs = _files(self._blobs)
+            used = sum(each.st_size for each in blobs.values())
+            used += sum(each.st_size for each in _files(self._incoming).values())
+            system = os.statvfs(self._blobs)
+            excess = max(used + size - self._limit, size - system.f_bavail * system.f_frsize)
+            for name in sorted(blobs, key=lambda name: blobs[name].st_mtime_ns):
+                if excess <= 0:
+                    return
+                if "sha256:" + name not in self._held:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(self._blobs, name))
+                    excess -= blobs[name].st_size
+        if excess > 0:
+            raise ResourceLimitError(
+                f"the server has no room for a blob of {size} bytes: its disk or its store of images is full. "
+                "Try again when fewer images are being loaded, or give it a larger --temporary_directory"
+            )
 
     def read(self, digest: str, limit: int = MAX_BLOB) -> bytes:
         """The blob's bytes, checked again; ImageError if it is not here, too large, or not what it says."""
@@ -62,6 +114,42 @@ class BlobStore:
         return digest
 
 
+class Hold:
+    """Keeps blobs from being removed. For a `with`, or closed once."""
+
+    def __init__(self, store: BlobStore, digests: Iterable[str] = ()) -> None:
+        self._store = store
+        self._digests: list[str] = []
+        self.add(digests)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, digests: Iterable[str]) -> None:
+        """These, too. ImageError: one of them is no digest."""
+        for digest in digests:
+            path = self._store.path(digest)
+            held = self._store._held  # noqa: SLF001 - one unit
+            with self._store._lock:  # noqa: SLF001
+                held[digest] = held.get(digest, 0) + 1
+                self._digests.append(digest)
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+    def close(self) -> None:
+        """Let them go."""
+        held = self._store._held  # noqa: SLF001
+        with self._store._lock:  # noqa: SLF001
+            for digest in self._digests:
+                held[digest] -= 1
+                if not held[digest]:
+                    del held[digest]
+            self._digests = []
+
+
 class Incoming:
     """One blob on its way in: chunks in order, without gaps, of the announced size and digest, or nothing is stored."""
 
@@ -72,9 +160,11 @@ class Incoming:
         self._digest, self._size = digest, size
         self._hash = hashlib.sha256()
         self._offset = 0
+        store.make_room(size)
         self._temporary = os.path.join(store._incoming, secrets.token_hex(16))  # noqa: SLF001 - one unit
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o644)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # shows that it is being written
 
     def __enter__(self) -> Self:
         return self
@@ -111,5 +201,29 @@ class Incoming:
             os.close(self._descriptor)
             self._descriptor = -1
         if self._temporary:
-            os.unlink(self._temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
             self._temporary = ""
+
+
+def _files(directory: str) -> dict[str, os.stat_result]:
+    found = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found[entry.name] = entry.stat(follow_symlinks=False)
+    return found
+
+
+def _check_own(path: str) -> None:
+    """UsageError if others could have put a folder there, or could put files into it."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(
+            f"images cannot be kept in {path}: it is no folder. Remove it, or give another --temporary_directory"
+        )
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"images cannot be kept in {path}: it is another user's, or others may write there. "
+            "Remove it, or give another --temporary_directory"
+        )

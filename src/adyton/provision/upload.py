@@ -65,7 +65,15 @@ class Reception:
         self._signatures = list(offer.signatures)
         self._sizes: dict[str, int] = {}
         self._incoming: Incoming | None = None
-        self._incoming_digest = ""
+        self._hold = store.hold([offer.measurement])
+        try:
+            self._take(store, offer)
+        except BaseException:
+            self._hold.close()
+            raise
+        self._due = list(self.missing)
+
+    def _take(self, store: BlobStore, offer: Offer) -> None:
         if not offer.manifest:
             if not store.has(offer.measurement):
                 raise NotFoundError(
@@ -80,10 +88,10 @@ class Reception:
                 )
             self._manifest = offer.manifest
             self._sizes = {blob.digest: blob.size for blob in offer.blobs}
+            self._hold.add(self._sizes)
             self.missing = store.missing(self._sizes)
             if self._sizes != named_blobs(offer.manifest):
                 raise ImageError("the offered blobs are not those that the offered manifest names")
-        self._due = list(self.missing)
 
     @property
     def complete(self) -> bool:
@@ -100,17 +108,25 @@ class Reception:
         self._incoming.write(chunk.offset, chunk.data)
         if chunk.last:
             self._incoming.finish()
-            self.close()
+            self._incoming.close()
+            self._incoming = None
             self._due.pop(0)
 
     def image(self) -> Image:
         """The received image, every blob verified; its manifest is put into the store now. ImageError if it is none."""
         image = Image.from_store(self._manifest, self._store.read, self._signatures)
         self._store.add(self._manifest)
+        self._hold.add(named_blobs(self._manifest))
         return image
 
+    def keep(self, data: bytes) -> str:
+        """Put one more blob into the store; its digest."""
+        self._hold.add([digest_of(data)])
+        return self._store.add(data)
+
     def close(self) -> None:
-        """Drop what is half received."""
+        """Drop what is half received, and let go of the rest: the image has been started, or will not be."""
+        self._hold.close()
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None

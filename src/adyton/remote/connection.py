@@ -32,14 +32,13 @@ _OPTIONS = [
 ]
 _CHANNEL_OPTIONS = [
     *_OPTIONS,
-    (
-        "grpc.min_reconnect_backoff_ms",
-        4_000,
-    ),  # for a connection and its handshakes: some servers accept, and say nothing more
+    # For a connection and its handshakes: some servers accept, and say nothing more.
+    ("grpc.min_reconnect_backoff_ms", 3_500),
     ("grpc.http2.lookahead_bytes", 256 << 10),
+    ("grpc.use_local_subchannel_pool", 1),  # no connection of an earlier channel, whose server may stand still by now
 ]
 # Somebody waits for each answer: known within 5 s.
-_IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 4_000)]
+_IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 3_500)]
 # A session has pings of its own while somebody waits, so this is for idle ones.
 _PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 30_000), ("grpc.http2.ping_timeout_ms", 30_000)]
 _SERVER_OPTIONS = [

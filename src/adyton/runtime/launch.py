@@ -178,6 +178,10 @@ class Zygote:
             else:
                 raise _reason(message, "the zygote or the enclave's supervisor ended before it was ready")
 
+    def wait(self) -> None:
+        """Until it has ended, by `close` or by itself."""
+        self._process.wait()
+
     def close(self) -> None:
         """End it, and all its enclaves. Safe to call again."""
         with self._lock:
