@@ -22,7 +22,7 @@ from adyton.errors import DeadlineError, ResourceLimitError, UnreachableError, U
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.provision import service, spawner
-from adyton.provision.service import Order, ProvisionService
+from adyton.provision.service import ProvisionService
 from adyton.provision.store import BlobStore, Incoming
 from adyton.provision.upload import Reception, chunks_of, offer_of
 from adyton.provision_pb2 import ProvisionRequest
@@ -218,20 +218,21 @@ def test_a_server_takes_a_bounded_number_of_enclaves(directory, image, monkeypat
     for blob in [image.oci_manifest, *[each.read() for each in image.blobs.values()]]:
         store.add(blob)
     signatures = [store.add(each.envelope) for each in image.signatures]
+    order = (image.measurement, signatures, "sim")
     monkeypatch.setattr(spawner, "MAX_ENCLAVES", 1)
     ended = threading.Event()
     server = spawner.Spawner(str(directory), temporary=False, on_end=ended.set)
     try:
-        server.spawn(Order(image.measurement, signatures, "sim"), ["127.0.0.1:0"], [])
+        server.spawn(*order, ["127.0.0.1:0"], [])
         with pytest.raises(ResourceLimitError, match="takes no more"):
-            server.spawn(Order(image.measurement, signatures, "sim"), ["127.0.0.1:0"], [])
+            server.spawn(*order, ["127.0.0.1:0"], [])
         monkeypatch.setattr(spawner, "MAX_ENCLAVES", 9)
         with pytest.raises(UnreachableError):  # the client has gone meanwhile: nothing is left of its enclave
-            server.spawn(Order(image.measurement, signatures, "sim", lambda: False), ["127.0.0.1:0"], [])
+            server.spawn(*order, ["127.0.0.1:0"], [], lambda: False)
         occupied = socket_in_use()
         port = occupied.getsockname()[1]
         with occupied, pytest.raises(UnreachableError, match="are its ports in use"):
-            server.spawn(Order(image.measurement, signatures, "sim"), [f"127.0.0.1:{port}"], [])
+            server.spawn(*order, [f"127.0.0.1:{port}"], [])
     finally:
         server.close()
     assert ended.wait(30)

@@ -70,7 +70,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
 
         def start(order: Order) -> Ready:
-            spawned = spawner.spawn(order, listen, files)
+            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, listen, files, order.wanted)
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 
         service = ProvisionService(store, start, options.token)

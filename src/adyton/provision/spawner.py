@@ -19,16 +19,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from adyton import errors
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.stopped import STOPPED_SECONDS, stopped
-
-if TYPE_CHECKING:
-    from adyton.provision.service import Order
 
 MESSAGE_SIZE = 1 << 16
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
@@ -123,8 +120,16 @@ class Spawner:
             raise PlatformError(started.message if isinstance(started, Started) else "the spawner is out of order")
         threading.Thread(target=self._receive, name="adyton-spawner", daemon=True).start()
 
-    def spawn(self, order: Order, listen: list[str], options: list[str]) -> Spawned:
-        """Start one; what the spawner's side raised is raised here. UnreachableError, too, if the client waits no longer."""
+    def spawn(
+        self,
+        measurement: str,
+        signatures: list[str],
+        platform: str,
+        listen: list[str],
+        options: list[str],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Spawned:
+        """Start one; what the spawner's side raised is raised here. UnreachableError, too, once it is not `wanted` any more."""
         mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
         with self._lock:
             if len(self._running) + len(self._waiting) >= MAX_ENCLAVES:
@@ -133,12 +138,12 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, order.measurement, order.signatures, order.platform, listen, options)
+        spawn = Spawn(number, measurement, signatures, platform, listen, options)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
-            answer = self._answer(mailbox, order.wanted)
-            if not order.wanted():
-                raise UnreachableError("the client has gone")
+            answer = self._answer(mailbox, wanted)
+            if not wanted():
+                raise UnreachableError("the client has gone")  # nobody hears it
         except OSError:
             raise UnreachableError(_ENDED) from None
         except AdytonError:
@@ -157,6 +162,8 @@ class Spawner:
                 return mailbox.get(timeout=LOOK_SECONDS)
             except queue.Empty:
                 still = still + LOOK_SECONDS if stopped(self._process.pid) else 0.0
+        if not still:
+            raise UnreachableError("the client has gone")
         raise UnreachableError(
             "the server's spawner was stopped by a signal: no enclave can be started until it goes on"
         )
