@@ -196,6 +196,10 @@ def test_a_network_is_served_to_known_clients_only(cli, command, option, port, h
     refused(cli(*command, *at, "--security_type", "local", *tls), "--security_type local is without TLS")
 
 
+def test_no_host_at_all_is_every_address(cli):
+    refused(cli("serve", "--host", ""), "serving all addresses without TLS and client credentials")
+
+
 def test_a_unix_socket_is_served_without_tls(cli):
     refused(cli("proxy", "--listen", "unix:s", "--ssl_cert", "server.pem", "--ssl_key", "server.key"), "without TLS")
 

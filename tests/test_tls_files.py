@@ -16,7 +16,7 @@ from adyton.errors import UsageError
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
 from adyton.remote.bearer import check_token, read_token
-from adyton.remote.certificates import of_client, of_server
+from adyton.remote.certificates import Shown, of_client, of_server
 
 PUBLIC = "/etc/ssl/certs/ca-certificates.crt"  # Debian's
 NOWHERE = "grpcs://127.0.0.1:1"  # nothing may be sent there: the exit code would be 10
@@ -144,6 +144,12 @@ def test_dates_are_judged_by_the_moment(folder):
     assert files.chain == (folder / "client-expired.pem").read_bytes()
     with pytest.raises(UsageError, match="is not valid before 2023-01-01"):
         of_server(tls, dt.datetime(2022, 6, 1, tzinfo=dt.UTC))
+
+
+def test_what_no_option_can_say_but_a_program():
+    with pytest.raises(UsageError, match="it is no path"):
+        of_client(TLS(ca="a\0b"))
+    assert Shown.read(b"nothing of the kind") is None
 
 
 def test_a_client_ca_alone_is_no_tls(cli):

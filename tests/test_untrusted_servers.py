@@ -362,23 +362,32 @@ def test_a_look_shows_nothing_of_ours_and_ends(folder, monkeypatch):
         assert look(Address.parse(f"grpcs://127.0.0.1:{port}"), 0.3) == Seen(connected=True)
     assert look(Address.parse("grpcs://127.0.0.1:1")) == Seen()
     assert look(Address.parse("grpcs://nobody.invalid")) == Seen()
+
+
+@pytest.mark.parametrize("wanted", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED])
+def test_a_look_shows_no_certificate(folder, wanted):
+    """Nor anything else to a server that lets it; one that does not ends the connection with an alert."""
     shown = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
-    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = wanted
     context.load_verify_locations(folder / "ca.pem")
+    context.set_alpn_protocols(["h2"])
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
         sock, _ = listener.accept()
-        with context.wrap_socket(sock, server_side=True) as secured:
-            shown.append(secured.getpeercert())
-            shown.append(secured.recv(100))
+        with sock:
+            try:
+                with context.wrap_socket(sock, server_side=True) as secured:
+                    shown.extend([secured.getpeercert(), secured.recv(100)])
+            except ssl.SSLError as error:
+                shown.append(error.reason)
 
     thread = threading.Thread(target=accept)
     thread.start()
-    seen = look(Address.parse(f"grpcs://127.0.0.1:{listener.getsockname()[1]}"), 1)
+    seen = look(Address.parse(f"grpcs://127.0.0.1:{listener.getsockname()[1]}"), 0.5)
     thread.join()
     listener.close()
-    assert (seen.tls, seen.hung_up) == (True, False)
-    assert shown == [None, b""] or shown == [{}, b""]
+    assert (seen.tls, seen.http2, seen.hung_up) == (True, True, wanted is ssl.CERT_REQUIRED)
+    assert shown == (["PEER_DID_NOT_RETURN_A_CERTIFICATE"] if wanted is ssl.CERT_REQUIRED else [None, b""])
