@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from command import start
 from hypothesis import given
 from hypothesis import strategies as st
 from sandbox import children, wait_until_ended
@@ -409,3 +410,31 @@ def test_one_proxy_config_serves_any_number_of_loads(manager, half):
     for client in (first, other):
         manager.destroy_enclave(client, EnclaveFinal(), skip_finalize=True)
     assert nothing_is_left(half, before)
+
+
+@pytest.mark.sandbox
+def test_a_load_that_fails_leaves_nothing_on_a_server_either(manager, half, monkeypatch):
+    process = start("serve", "--port", "0")
+    assert process.stdout is not None
+    try:
+        monkeypatch.setenv("ADYTON_ON", "grpc://" + process.stdout.readline().rpartition(" ")[2].strip())
+        idle = children(process.pid)
+        with pytest.raises(ExpectationError):  # simulated, which nobody allowed
+            manager.load_enclave(half_config())
+        monkeypatch.setenv("ADYTON_ALLOW_SIM", "1")
+        with pytest.raises(ValueError, match="told to fail"):
+            manager.load_enclave(half_config("raise"))
+        with pytest.raises(ConnectionLostError):
+            manager.load_enclave(half_config("exit"))
+        with pytest.raises(NameInUseError):
+            manager.load_enclave(half_config(), functions=[wrong, wrong])
+        assert manager.get_client("half") is None
+        client = manager.load_enclave(half_config())
+        assert client.call("add", 1, 2) == 3
+        manager.destroy_enclave(client, EnclaveFinal(), skip_finalize=True)
+        assert wait_until_ended(children(process.pid) - idle) == set()
+    finally:
+        process.terminate()
+        assert process.wait(40) == 0
+        process.stdout.close()
+    assert os.listdir(half) == []
