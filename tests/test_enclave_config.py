@@ -18,7 +18,7 @@ from adyton import (
     FakeEnclaveLoader,
     remote_load_config,
 )
-from adyton.errors import UsageError
+from adyton.errors import ClosedError, UsageError
 from adyton.proto.enclave import EnclaveConfig
 from adyton.trusted import Enclave
 
@@ -301,6 +301,21 @@ def test_output_goes_to_the_descriptors_of_the_clients_choice(place, capfd):
     assert captured.out == ""
     assert "nowhere" not in captured.err
     assert "to stderr" in captured.err
+
+
+@pytest.mark.sandbox
+def test_a_pipe_that_nobody_reads_holds_the_enclave_up_and_not_its_end(place):
+    read, write = os.pipe()
+    with loaded(load_config(stdout_fd=write)) as client:
+        stuck = client.submit("write", "x" * 300_000, "")
+        first = os.read(read, 10_000)
+        assert first == b"x" * len(first)
+        EnclaveManager.instance().destroy_enclave(client, EnclaveFinal(), skip_finalize=True)
+        assert isinstance(stuck.exception(30), ClosedError)
+    os.close(write)
+    while os.read(read, 1 << 16):  # its end: the enclave's own descriptor is closed
+        pass
+    os.close(read)
 
 
 @pytest.mark.sandbox

@@ -80,6 +80,7 @@ class StandardOutput:
         self._lock = threading.Lock()
         self._process = {"stdout": stdout, "stderr": stderr}
         self._own: dict[str, int] = {}
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC)
         try:
             for name, descriptor in self._process.items():
                 if descriptor >= 0 and descriptor not in (1, 2):
@@ -94,17 +95,33 @@ class StandardOutput:
             with self._lock:
                 descriptor = self._own.get(output.stream)
                 if descriptor is not None:
-                    _write_all(descriptor, output.data)
+                    self._write_all(descriptor, output.data)
                     return
             _write_stream(self._process[output.stream], output.data)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent; whoever waits to write gives up."""
+        wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
         with self._lock:
-            for descriptor in self._own.values():
-                os.close(descriptor)
-            self._own = {}
+            for descriptor in (*self._own.values(), self._woken):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._own, self._woken = {}, -1
             self._process = dict.fromkeys(self._process, -1)
+
+    def _write_all(self, descriptor: int, data: bytes) -> None:
+        """In pieces that a pipe which can be written takes without waiting."""
+        poller = select.poll()
+        poller.register(descriptor, select.POLLOUT)
+        poller.register(self._woken, select.POLLIN)
+        view = memoryview(data)
+        while view:
+            if any(ready == self._woken for ready, _ in poller.poll()):
+                return
+            with suppress(BlockingIOError):  # somebody else who has the pipe filled it
+                view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
 
 
 def _write_stream(number: int, data: bytes) -> None:
@@ -116,12 +133,3 @@ def _write_stream(number: int, data: bytes) -> None:
     elif stream is not None:  # replaced by one that takes text only
         stream.write(data.decode("utf-8", "replace"))
         stream.flush()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            select.select([], [descriptor], [])
