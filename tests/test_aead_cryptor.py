@@ -25,15 +25,29 @@ RFC_8452 = [
 ]
 
 
-@pytest.mark.parametrize(("key", "nonce", "aad", "plaintext", "sealed"), RFC_8452)
-def test_known_messages_open_and_are_sealed_the_same_way(monkeypatch, key, nonce, aad, plaintext, sealed):
-    cryptor = AeadCryptor.aes_gcm_siv(bytes.fromhex(key))
+# McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B: test cases 1, 2, 13 and 14.
+GCM = [
+    ("00" * 16, "00" * 12, "", "", "58e2fccefa7e3061367f1d57a4e7455a"),
+    ("00" * 16, "00" * 12, "", "00" * 16, "0388dace60b6a392f328c2b971b2fe78ab6e47d42cec13bdf53a67b21257bddf"),
+    ("00" * 32, "00" * 12, "", "", "530f8afbc74536b9a963b4f1c4cb738b"),
+    ("00" * 32, "00" * 12, "", "00" * 16, "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [*((AeadCryptor.aes_gcm_siv, each) for each in RFC_8452), *((AeadCryptor.aes_gcm, each) for each in GCM)],
+    ids=[*(f"siv{n}" for n in range(len(RFC_8452))), *(f"gcm{n}" for n in range(len(GCM)))],
+)
+def test_known_messages_open_and_are_sealed_the_same_way(monkeypatch, make, known):
+    key, nonce, aad, plaintext, sealed = known
+    cryptor = make(bytes.fromhex(key))
     monkeypatch.setattr(aead.os, "urandom", lambda size: bytes.fromhex(nonce)[:size])
     assert cryptor.seal(bytes.fromhex(plaintext), bytes.fromhex(aad)).hex() == nonce + sealed
     assert cryptor.open(bytes.fromhex(nonce + sealed), bytes.fromhex(aad)).hex() == plaintext
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="the Wycheproof vectors are not here")
+@pytest.mark.skipif(not VECTORS.exists(), reason="the Wycheproof vectors are not beside this checkout")
 def test_wycheproof_vectors_open_or_do_not_as_they_say():
     seen = 0
     for group in json.loads(VECTORS.read_text())["testGroups"]:
