@@ -6,6 +6,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +29,7 @@ from adyton.proto.enclave import (
     EnclaveOutput,
     user_message,
 )
+from adyton.runtime import in_process
 from adyton.trusted import Enclave, TrustedApplication, entry, host_function
 
 
@@ -371,3 +373,22 @@ def test_an_entry_still_runs_here():
     assert add(1, 2) == 3
     with pytest.raises(ClosedError, match="no enclave"):
         lookup("x")
+
+
+def test_a_guest_that_is_slow_to_begin_is_waited_for(monkeypatch, manager):
+    begin = threading.Event()
+
+    class Slow(threading.Thread):
+        def run(self) -> None:
+            if self.name == "adyton-in-process-guest":
+                begin.wait(30)
+            super().run()
+
+    manager.load_enclave(EnclaveLoadConfig(name="first")).close()  # so that the next one's load comes at once
+    monkeypatch.setattr(in_process, "threading", SimpleNamespace(Thread=Slow))
+    later = threading.Timer(0.2, begin.set)  # long after the client has asked for its load
+    later.start()
+    config = EnclaveLoadConfig(name="slow")
+    with manager.load_enclave(config) as client:
+        assert client.call("add", 1) == 2
+    later.join()

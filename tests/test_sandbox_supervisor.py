@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -174,14 +175,16 @@ os.execve(python, [python, "-B", "-c", program, directory], environment)
 """
 
 
-def as_ordinary_user(directory, program, fuse_mode="666"):
+def as_ordinary_user(program, fuse_mode="666"):
     """Run the program, whose one argument is a directory of its own; what it prints."""
+    with tempfile.TemporaryDirectory() as directory:  # pytest's are for their owner only
+        return _as_ordinary_user(directory, program, fuse_mode)
+
+
+def _as_ordinary_user(directory, program, fuse_mode):
     interpreter = os.path.realpath(sys._base_executable)
     packages = [str(Path(module.__file__).parent.parent) for module in (adyton, msgspec)]
     paths = [*packages, str(Path(PROBE).parent)]
-    for parent in Path(directory).parents:  # pytest's are for their owner only
-        if parent.stat().st_uid == os.geteuid() and str(parent) not in ("/", "/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     argument = json.dumps([os.path.realpath(sys.base_prefix), interpreter, paths, str(directory), program])
     done = subprocess.run(
         [sys.executable, "-c", AS_ORDINARY_USER, argument],
@@ -201,7 +204,7 @@ from sandbox import alive, children, enclave, start_zygote, status, wait_until_e
 
 
 @pytest.mark.netns
-def test_an_ordinary_user_has_enclaves_too(tmp_path):
+def test_an_ordinary_user_has_enclaves_too():
     program = (
         START
         + """
@@ -231,7 +234,7 @@ with start_zygote(sys.argv[1]) as zygote, enclave(zygote) as one, enclave(zygote
 print(json.dumps(seen))
 """
     )
-    assert as_ordinary_user(tmp_path, program) == {
+    assert as_ordinary_user(program) == {
         "warnings": [],
         "ids": [1000] * 3,
         "processes": ["1"],
@@ -249,7 +252,7 @@ print(json.dumps(seen))
 
 @pytest.mark.netns
 @pytest.mark.parametrize(("mode", "said"), [("600", "Permission denied"), ("", "there is no /dev/fuse")])
-def test_without_fuse_the_start_fails_with_the_reason(tmp_path, mode, said):
+def test_without_fuse_the_start_fails_with_the_reason(mode, said):
     program = (
         START
         + """
@@ -260,7 +263,7 @@ except PlatformError as error:
     print(json.dumps([str(error), error.exit_code, [each.name for each in error.failures]]))
 """
     )
-    message, exit_code, failures = as_ordinary_user(tmp_path, program, mode)
+    message, exit_code, failures = as_ordinary_user(program, mode)
     assert exit_code == 31
     assert failures == ["fuse"]
     assert said in message

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from adyton.errors import UsageError
 from adyton.image.manifest import Entry, Parameter, ParameterKind
 from adyton.image.names import Definition, FunctionNode, Module, Program
+from adyton.image.parse import parse_expression
 
 ENCLAVE = "adyton.trusted.Enclave"
 APPLICATION = "adyton.trusted.TrustedApplication"
@@ -110,8 +111,8 @@ def _heads(annotation: ast.expr | None) -> Iterator[ast.Name | ast.Attribute]:
     """The outermost name of an annotation: `Iterator` of `Iterator[int]`, also of one in quotes."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
-            annotation = ast.parse(annotation.value.strip(), mode="eval").body
-        except (SyntaxError, ValueError):
+            annotation = parse_expression(annotation.value.strip())
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             return
     if isinstance(annotation, ast.Subscript):
         annotation = annotation.value

@@ -8,11 +8,11 @@ count, those in `if`, `try` and `with` included, except what runs only as a scri
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from adyton.errors import UsageError
+from adyton.image.parse import parse_module
 
 _MAX_HOPS = 64  # re-exports that are followed for one name
 _PRIVATE_HOME = "adyton.trusted.application."  # where what adyton.trusted exports is defined
@@ -110,9 +110,7 @@ class Program:
 
 def _read(name: str, path: str, source: bytes) -> Module:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source, path)
+        tree = parse_module(source, path)
     except SyntaxError as error:
         raise UsageError(f"{path}, line {error.lineno}: {error.msg}. Correct the source and build again") from error
     except (ValueError, RecursionError) as error:

@@ -42,7 +42,6 @@ def launch(application: TrustedApplication) -> socket.socket:
 
     def run_guest() -> None:
         try:
-            guest_control.send(READY)
             guest.main()
         except OSError:
             pass  # the supervisor ended first
@@ -61,6 +60,7 @@ def launch(application: TrustedApplication) -> socket.socket:
     )
     program = Program(entry="application", entries=[], debug=True)
     supervisor = Supervisor(relay, _GuestThreads(control), program, identity, attest, None, lambda: None)
+    guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()
     threading.Thread(target=supervisor.run, name="adyton-in-process-supervisor", daemon=True).start()
     return client
