@@ -244,8 +244,9 @@ def test_run_exits_as_its_driver_did(workplace, driver, status, text):
 def test_an_interrupted_run_waits_for_its_driver(workplace):
     Path("pyproject.toml").write_text(PROJECT)
     Path("driver.py").write_text(
-        "import sys, time\nprint('here', flush=True)\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('in order', flush=True)\n    sys.exit(130)\n"
+        "import sys, time\n"
+        "try:\n    print('here', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('in order', flush=True)\n    sys.exit(130)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-m", "adyton.cli", "run", "demo"], stdout=subprocess.PIPE, text=True, process_group=0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -34,11 +37,22 @@ def command(target: str, args: tuple[str, ...], load: LoadOptions, as_json: bool
     remote_proxy = load.remote_proxy or loader.remote_proxy
     if remote_proxy:
         arguments.append(f"--remote_proxy={remote_proxy}")
-    process = subprocess.Popen([sys.executable, loader.driver, *arguments, *args], env=environment)
-    while True:
-        try:
-            status = process.wait()
-            break
-        except KeyboardInterrupt:
-            continue  # the driver got it too, and ends its enclave in order
+    with _interrupts_left_to_the_driver():
+        status = subprocess.call([sys.executable, loader.driver, *arguments, *args], env=environment)
     raise click.exceptions.Exit(status if status >= 0 else 128 - status)
+
+
+@contextmanager
+def _interrupts_left_to_the_driver() -> Iterator[None]:
+    """An interrupt at the terminal goes to the driver too, which ends its enclave in order; we wait for it.
+
+    The handler does nothing, so that no exception comes between the driver's end and its status. What is executed does not inherit it,
+    while one that ignores interrupts is inherited, and left alone.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
