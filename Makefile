@@ -4,10 +4,12 @@ MESSAGE ?= Asylo Rocks
 # For the shell as a variable: quotes and dollars stay what they are.
 export QUICKSTART_MESSAGE := $(value MESSAGE)
 SECONDS ?= 60
+COUNT ?= 100
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart quickstart-remote test coverage lint bench fuzz clean
+.PHONY: setup quickstart quickstart-remote test coverage lint bench fuzz chaos clean
 
 setup: $(VENV)/ready
 
@@ -47,6 +49,10 @@ bench: setup
 fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
+
+# make chaos COUNT=100 SEED=1: kill -9 and SIGSTOP of each party at so many moments; about 10 s for each of them on two cores.
+chaos: setup
+	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage-data

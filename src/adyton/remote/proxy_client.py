@@ -39,7 +39,7 @@ from adyton.errors import (
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote.pulse import LOST_AFTER, TICK, Pulse
+from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
@@ -237,7 +237,8 @@ class ProxyClient:
             if self._dispatching or self._error is not None:
                 self._pulse.heard()
                 return
-            due = self._pulse.tick(time.monotonic())
+            limit = LOST_AFTER if self._channel.established else HANDSHAKE_LOST_AFTER
+            due = self._pulse.tick(time.monotonic(), limit)
             if due == "wait" or (due == "ping" and not self._channel.established):
                 return
             if due == "ping":
@@ -247,7 +248,7 @@ class ProxyClient:
             return
         self._lost(
             ConnectionLostError(
-                f"the enclave's server has been silent for {LOST_AFTER:g} s: it hangs, or the connection is gone. "
+                f"the enclave's server has been silent for {limit:g} s: it hangs, or the connection is gone. "
                 "The outcome of calls under way is unknown. Load it again"
             )
         )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 TICK = 0.5  # seconds between two ticks
-PING_AFTER = 1.5  # seconds of silence until a sign of life is asked for
-LOST_AFTER = 4.0  # seconds of silence until the peer is given up
+PING_AFTER = 1.0  # seconds of silence until a sign of life is asked for
+LOST_AFTER = 3.5  # seconds of silence until the peer is given up
+HANDSHAKE_LOST_AFTER = 2.5  # where nothing large is under way, and who waits has waited for the proxy server before
 SUSPENDED = 2.5  # seconds without a tick: it was not only the peer that stood still
 
 
@@ -27,14 +28,14 @@ class Pulse:
         self._silence = 0.0
         self._asked = False
 
-    def tick(self, now: float) -> Literal["wait", "ping", "lost"]:
+    def tick(self, now: float, lost_after: float = LOST_AFTER) -> Literal["wait", "ping", "lost"]:
         """`TICK` seconds of waiting are over, at `now` (monotonic seconds). Any number of waiting threads may say so."""
         gap, self._last = now - self._last, now
         if gap > SUSPENDED:  # or nobody waited
             self.heard()
             return "wait"
         self._silence += min(gap, 1.2 * TICK)
-        if self._silence >= LOST_AFTER:
+        if self._silence >= lost_after:
             return "lost"
         if self._silence >= PING_AFTER and not self._asked:
             self._asked = True

@@ -1,0 +1,22 @@
+"""A slice of `make chaos`: one seeded moment for each party and signal."""
+
+import subprocess
+import sys
+
+import pytest
+from command import ROOT
+
+pytestmark = pytest.mark.sandbox
+
+
+@pytest.mark.timeout(300)
+def test_parties_that_are_hit_at_random_moments_leave_nothing():
+    done = subprocess.run(
+        [sys.executable, "chaos/run.py", "--count", "1", "--seed", "7", "--lanes", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
