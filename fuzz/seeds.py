@@ -158,6 +158,12 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "manifest": lambda: [b"\0" + encode_manifest(MANIFEST)],
     "upload": _upload,
     "policy": lambda: [_POLICY],
+    "dial-back": lambda: [
+        b"[::]:7000\nipv4:10.77.0.2:4444",
+        b"[fe80::2]:7\nipv6:%5Bfe80::2%25eth1%5D:4444",
+        b"0.0.0.0:7\nipv6:%5B::ffff:10.77.0.2%5D:4444",
+        b"unix:/run/x.sock\nunix:",
+    ],
     "proc-file": lambda: [b"\0" + _STAT, b"\1" + _STATUS, b"\2" + b"12 345 ", b"\3" + b"a) S 1 (b\n1"],
     "value": _values,
     "server-certificate": _certificates,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 import msgspec
@@ -63,6 +65,7 @@ from adyton.provision.upload import Reception
 from adyton.provision_pb2 import ProvisionRequest
 from adyton.remote import connection
 from adyton.remote.certificates import Shown
+from adyton.remote.dial_address import _seen, target_for
 from adyton.remote.proc_files import parse_children, parse_stat, parse_status
 from adyton.remote.process_metrics import GAUGES
 from adyton.remote.process_query import reports_of
@@ -819,6 +822,18 @@ def server_error(data: bytes) -> None:
     assert isinstance(error, AdytonError)
 
 
+def dial_back(data: bytes) -> None:
+    """Where a client wants to be dialled, and as what gRPC sees it: two lines."""
+    offered, _, peer = data.decode("utf-8", "surrogateescape").partition("\n")
+    target = target_for(offered, peer)
+    if target.startswith("unix:"):
+        return
+    host, _, port = target.rpartition(":")
+    assert 0 < int(port) < 65536
+    dialled = ipaddress.ip_address(unquote(host).strip("[]"))
+    assert dialled.is_loopback or dialled == _seen(peer)
+
+
 # -- processes of an enclave ------------------------------------------------------------------------------------------------
 
 
@@ -899,6 +914,7 @@ TARGETS: Mapping[str, Target] = {
     "policy": Target(policy, (UsageError,)),
     "value": Target(value, (EnclaveTypeError,)),
     "server-error": Target(server_error),
+    "dial-back": Target(dial_back, (UsageError,)),
     "proc-file": Target(proc_file, (ValueError,)),
     "process-report": Target(process_report, (RemoteProtocolError,)),
     "server-certificate": Target(server_certificate),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -73,3 +77,35 @@ def server() -> Iterator[str]:
     process.terminate()
     assert process.wait(40) == 0
     process.stdout.close()
+
+
+def waiting_address(kind: str, directory: str) -> str:
+    """Where a client waits in dial-back: "ipv4", "ipv6", "any" or "unix" (a socket in `directory`)."""
+    if kind in ("ipv6", "any"):
+        try:
+            with socket.socket(socket.AF_INET6) as sock:
+                sock.bind(("::1", 0))
+        except OSError:
+            pytest.skip("NO IPV6 HERE: ::1 cannot be bound")
+    return {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0", "any": "[::]:0", "unix": f"unix:{directory}/client.sock"}[kind]
+
+
+@pytest.fixture(params=["dialled", "ipv4", "ipv6", "unix"])
+def direction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Who dials: the client ("dialled"), or the proxy server, over each family; for every RemoteProvision of the test."""
+    if request.param == "dialled":
+        yield request.param
+        return
+    from adyton.provision.client import RemoteProvision
+
+    with tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory:  # short: sockets lie there
+        address = waiting_address(request.param, directory)
+        numbers = itertools.count()
+        real = RemoteProvision.instantiate
+
+        def instantiate(*arguments: Any, **keywords: Any) -> RemoteProvision:
+            number = next(numbers)
+            return real(*arguments, **keywords).dialled_back(address.replace("client", f"client{number}"))
+
+        monkeypatch.setattr(RemoteProvision, "instantiate", staticmethod(instantiate))
+        yield request.param

@@ -1,4 +1,4 @@
-"""Calls into a real enclave: many threads, nesting, large values, host functions from every kind of thread."""
+"""Calls into a real enclave, whoever dialled: many threads, nesting, large values, host functions from every kind of thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import adyton
 from adyton import EnclaveFinal, EnclaveLoadConfig, EnclaveManager, remote_load_config
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("direction")]
 
 PROGRAM = """
 import asyncio, os, threading, time
@@ -151,6 +151,10 @@ def load(**arguments) -> adyton.EnclaveClient:
     return client
 
 
+# What takes long is called in each direction, but not over each family.
+at_length = pytest.mark.parametrize("direction", ["dialled", "ipv4"], indirect=True)
+
+
 @pytest.fixture
 def calls(workplace):
     with load() as client:
@@ -160,6 +164,7 @@ def calls(workplace):
 THREADS, CALLS = 64, 256
 
 
+@at_length
 def test_64_threads_of_256_calls_beside_one_call_of_15_seconds(calls):
     """None lost, none doubled, each on the enclave thread of its caller, which ends with it."""
     stamps.clear()
@@ -197,6 +202,7 @@ def settled(find, wanted, rounds: int = 20_000):
     return find()
 
 
+@at_length
 def test_fibonacci_nested_across_both_sides_on_20_threads(calls):
     with ThreadPoolExecutor(20) as threads:
         numbers = [3 + n % 7 for n in range(20)]
@@ -227,6 +233,7 @@ def memory_available() -> int:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
 
 
+@at_length
 @pytest.mark.skipif(
     memory_available() < 5 << 30, reason="LESS THAN 5 GiB OF MEMORY: client, supervisor and guest take 3.5"
 )
@@ -262,6 +269,7 @@ def test_functions_can_be_called_while_initializing_and_finalizing(workplace):
     assert notes == ["initialize", "finalize"]
 
 
+@at_length
 def test_ten_enclaves_at_once_in_one_manager(workplace):
     Path("calls.py").write_text(PROGRAM)
     manager = EnclaveManager.instance()

@@ -28,6 +28,7 @@ from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.load_request import load_request, standard_input, working_directory
 from adyton.proto.enclave import EnclaveConfig
+from adyton.provision.budget import Budget
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
 from adyton.remote.in_process import in_process
@@ -169,7 +170,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     own = provision.another()  # the caller's may be in use for another load
     try:
         return _connect(
-            lambda: own.provision(image, platform, arguments.tls),
+            lambda: own.provision(image, platform, arguments.tls, timeout),
             own,
             host_calls,
             expectation,
@@ -223,7 +224,7 @@ def _connect(
             executor,
             expectation,
             request,
-            arguments.timeout or LOAD_TIMEOUT,
+            arguments.timeout,
             says_simulated=provision is not None,
         )
         undo.callback(proxy.abort)
@@ -244,11 +245,12 @@ def _connected(
     executor: Executor,
     expectation: Expectation,
     request: LoadRequest,
-    timeout: float,
+    timeout: float | None,
     *,
     says_simulated: bool,
 ) -> ProxyClient:
-    """`executor` is closed with what is returned, or when this raises."""
+    """`executor` is closed with what is returned, or when this raises. `timeout` bounds all of it, whatever its steps may take."""
+    budget, limit = Budget(timeout), LOAD_TIMEOUT if timeout is None else None
     try:
         transport = provide()
     except BaseException:
@@ -256,7 +258,7 @@ def _connected(
         raise
     proxy = ProxyClient(transport, executor, expectation)
     try:
-        reply = proxy.connect(request, timeout)
+        reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:
             _warn(visible(warning))
         if says_simulated and proxy.identity is not None and proxy.identity.platform == "sim":

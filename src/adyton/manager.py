@@ -41,10 +41,8 @@ class RemoteProxyClientConfig:
     def create(
         cls, provision: RemoteProvision, *, tls: TLS | None = None, dial_back: str | None = None
     ) -> RemoteProxyClientConfig:
-        """With TLS files of its own. `dial_back`: the client dials in this version, so anything but None is refused."""
-        if dial_back is not None:
-            raise UsageError("dial_back is not supported yet: leave it out, and the client dials the proxy server")
-        return cls(provision, tls)
+        """With TLS files of its own. `dial_back`: wait there for the proxy server to dial, as RemoteProvision.dialled_back says. UsageError."""
+        return cls(provision if dial_back is None else provision.dialled_back(dial_back), tls)
 
     def enable_opentelemetry_metrics(
         self, granularity: float, view_name_root: str, meter_provider: MeterProvider | None = None

@@ -1,7 +1,7 @@
 """A proxy server: the process beside one enclave that its client talks to.
 
 Started by hand or for a local load, it receives the image itself, over the same connection. A provision server's spawner starts it
-with an enclave that is running already.
+with an enclave that is running already. Either way it listens for its client, or dials one that waits (dial-back).
 """
 
 from __future__ import annotations
@@ -18,24 +18,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from adyton.errors import ResourceLimitError, UsageError
+from adyton.errors import AdytonError, ConnectionLostError, RemoteProtocolError, ResourceLimitError, UsageError
 from adyton.provision.lifetime import Stop
 from adyton.provision_pb2 import Ready
-from adyton.remote.address import SOCKET_PATH
+from adyton.remote.address import TLS, Address
+from adyton.remote.unix_socket import check_free, remove_socket
 
 if TYPE_CHECKING:
     import grpc
 
-    from adyton.remote.address import TLS
+    from adyton.provision.service import Order
+    from adyton.remote.dialling import Dialler
     from adyton.remote.relay import Relay
+    from adyton.runtime.launch import Zygote
 
 THREADS = 4  # of RPCs: one stream, and callers that are turned away
 JOIN_SECONDS = 10.0  # until the client of a started enclave must have joined
+LAUNCHED_SECONDS = 10.0  # until the client that launched us, and waits, must have been reached
+SPAWNED_SECONDS = 10.0  # … until the client that a provision server was told of; less than the spawner waits
+HAND_SECONDS = 60.0  # … until a client that a person is to start
 DRAIN_SECONDS = 30.0  # that a session may go on after SIGTERM; a second SIGTERM ends it
 
 
 class _Enclave(Protocol):
     socket: socket.socket
+    pid: int  # of its supervisor
 
     def close(self) -> None: ...
 
@@ -53,65 +60,224 @@ class Launched:
     directory: str
 
 
+class _Place:
+    """What a proxy server on its own has: a zygote, a store for one image, and room for one enclave."""
+
+    def __init__(self, launched: Launched | None) -> None:
+        """PlatformError: no sandbox here."""
+        from adyton.runtime.launch import Zygote
+
+        self._launched = launched
+        self._directory = launched.directory if launched else tempfile.mkdtemp(prefix="adyton-proxy-")
+        self.store = os.path.join(self._directory, "store")
+        self._vacant = threading.Semaphore()
+        self._enclaves: list[_Enclave] = []
+        self._zygote: Zygote | None = None
+        try:
+            os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
+            os.mkdir(self.store)
+            self._zygote = Zygote.start(self.store)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, order: Order) -> _Enclave:
+        """The enclave. ResourceLimitError if there is one already; ImageError, SignatureError, PlatformError."""
+        from adyton.runtime.launch import LaunchRequest
+
+        assert self._zygote is not None
+        if not self._vacant.acquire(blocking=False):
+            raise ResourceLimitError("this proxy server has its enclave already: start another one")
+        try:
+            enclave = self._zygote.launch(LaunchRequest(order.measurement, order.signatures, order.platform))
+        except BaseException:
+            self._vacant.release()
+            raise
+        self._enclaves.append(enclave)
+        done = self.store if self._launched else self._directory  # the supervisor has read it all
+        shutil.rmtree(done, ignore_errors=True)
+        return enclave
+
+    def close(self) -> None:
+        for enclave in self._enclaves:
+            enclave.close()
+        if self._zygote is not None:
+            self._zygote.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 def serve_alone(
     listen: str, tls: TLS | None, token: str, launched: Launched | None, announce: Callable[[str], None]
 ) -> None:
-    """Serve one client and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
+    """Serve one client, which dials, and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
 
     Raises PlatformError (no sandbox here), UsageError (cannot listen), and KeyboardInterrupt at the end that Ctrl-C asked for.
     """
-    from adyton.runtime.launch import LaunchRequest, Zygote
-
-    stop = Stop()
-    stop.on_signals()
-    os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
-    if launched is not None:
-        stop.on_end_of(launched.parent)
-    _check_free(listen)
+    stop = _stop(launched)
+    check_free(listen)
     listening = False
-    directory = launched.directory if launched else tempfile.mkdtemp(prefix="adyton-proxy-")
-    store_directory = os.path.join(directory, "store")
     try:
-        os.mkdir(store_directory)
-        with contextlib.closing(Zygote.start(store_directory)) as zygote:
-            from adyton.provision.service import Order, ProvisionService
+        with contextlib.closing(_Place(launched)) as place:
+            from adyton.provision.service import ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
             from adyton.remote.process_reports import ProcessReporter
             from adyton.remote.relay import Relay
 
             relay, reporter = Relay(), ProcessReporter()
-            enclaves: list[_Enclave] = []
-            vacant = threading.Semaphore()
 
             def start(order: Order) -> Ready:
-                if not vacant.acquire(blocking=False):
-                    raise ResourceLimitError("this proxy server has its enclave already: start another one")
-                try:
-                    enclave = zygote.launch(LaunchRequest(order.measurement, order.signatures, order.platform))
-                except BaseException:
-                    vacant.release()
-                    raise
-                enclaves.append(enclave)
-                done = store_directory if launched else directory  # the supervisor has read it all
-                shutil.rmtree(done, ignore_errors=True)
+                if order.dial_back is not None:
+                    raise UsageError(
+                        "this proxy server waits for its client, and does not dial: leave out dial_back, or start it with --host_address"
+                    )
                 session = secrets.token_bytes(32)
+                enclave = place.start(order)
                 relay.attach(enclave.socket, session)
                 reporter.attach(enclave.pid, session)
                 return Ready(enclave_id="0", port=0, session=session)
 
-            service = ProvisionService(BlobStore(store_directory), start, token)
+            service = ProvisionService(BlobStore(place.store), start, token)
             server, port = open_server([service.handler(), relay.handler(), reporter.handler()], listen, tls, THREADS)
             listening = True
             _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
-            for enclave in enclaves:
-                enclave.close()
     finally:
         if listening:
-            _remove_socket(listen)
-        shutil.rmtree(directory, ignore_errors=True)
+            remove_socket(listen)
     if stop.interrupted:
         raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that waits at `address`. `token`: what it knows us by. `certificate`: what it will show, in PEM; None: see `tls`."""
+
+    address: Address
+    token: str
+    certificate: bytes | None = None
+    tls: TLS | None = None
+
+
+def dial_alone(client: Client, launched: Launched | None, announce: Callable[[str], None]) -> None:
+    """Dial one client, and serve it as `serve_alone` does. `announce` is called when the client has accepted us.
+
+    Raises what the client was told, UnreachableError, UnauthenticatedError, ClosedError (it has another proxy server), UsageError
+    (certificates), PlatformError, and KeyboardInterrupt at the end that Ctrl-C asked for.
+    """
+    stop = _stop(launched)
+    with contextlib.closing(_Place(launched)) as place:
+        from adyton.provision.service import ProvisionService
+        from adyton.provision.store import BlobStore
+        from adyton.remote.connection import open_channel, open_pinned_channel
+        from adyton.remote.dialling import Dialler
+        from adyton.remote.process_reports import ProcessReporter
+
+        target = client.address.target
+        started: list[tuple[_Enclave, bytes]] = []
+
+        def start(order: Order) -> Ready:
+            if order.dial_back is None:
+                raise RemoteProtocolError("the client's offer names no session for the proxy server that dialled it")
+            started.append((place.start(order), order.dial_back.session))
+            return Ready(enclave_id="0")
+
+        service = ProvisionService(BlobStore(place.store), start)
+        channel = (
+            open_channel(client.address, client.tls)
+            if client.certificate is None
+            else open_pinned_channel(target, client.certificate)
+        )
+        dialler = Dialler(channel, target)
+
+        def converse(joined: Callable[[], None]) -> None:
+            failures: list[AdytonError] = []
+            call = dialler.provision(
+                client.token,
+                lambda requests: service.answers(requests, requests, failures),
+                LAUNCHED_SECONDS if launched else HAND_SECONDS,
+            )
+            announce(target)
+            call.code()  # waits until the client has ended the conversation
+            if failures:
+                raise failures[0]
+            if not started:
+                raise ConnectionLostError("the client went before it had said what to start")
+            ((enclave, session),) = started
+            reporter = ProcessReporter()
+            reporter.attach(enclave.pid, session)
+
+            def accepted() -> None:
+                joined()
+                dialler.report(session, reporter.report)
+
+            dialler.communicate(session, enclave.socket, JOIN_SECONDS, accepted)
+
+        _dial_until_stopped(dialler, converse, stop)
+    if stop.interrupted:
+        raise KeyboardInterrupt
+
+
+def dial_for_enclave(
+    enclave: int, pid: int, target: str, certificate: bytes, session: bytes, announce: Callable[[str], None]
+) -> None:
+    """`serve_enclave` for a client that waits at `target`, as gRPC takes it; `certificate`: what it will show. As `dial_alone` raises."""
+    from adyton.remote.connection import open_pinned_channel
+    from adyton.remote.dialling import Dialler
+    from adyton.remote.process_reports import ProcessReporter
+
+    stop = _stop(None)
+    dialler = Dialler(open_pinned_channel(target, certificate), target)
+    reporter = ProcessReporter()
+    reporter.attach(pid, session)
+    supervisor = socket.socket(fileno=enclave)
+
+    def converse(joined: Callable[[], None]) -> None:
+        def accepted() -> None:
+            joined()
+            announce(target)
+            dialler.report(session, reporter.report)
+
+        dialler.communicate(session, supervisor, SPAWNED_SECONDS, accepted)
+
+    _dial_until_stopped(dialler, converse, stop)
+
+
+def _dial_until_stopped(dialler: Dialler, converse: Callable[[Callable[[], None]], None], stop: Stop) -> None:
+    """Run `converse`, which is given what to call once the client has joined its enclave; raise what it raises."""
+    joined = threading.Event()
+    errors: list[AdytonError] = []
+
+    def run() -> None:
+        try:
+            converse(joined.set)
+        except AdytonError as error:
+            errors.append(error)
+        finally:
+            stop.set()
+
+    threading.Thread(target=run, name="adyton-dial", daemon=True).start()
+    why = stop.wait()
+    if why == b"s" and joined.is_set():
+        _drain(stop)
+    dialler.close()
+    if why == b"f" and errors:
+        raise errors[0]
+
+
+def _stop(launched: Launched | None) -> Stop:
+    stop = Stop()
+    stop.on_signals()
+    if launched is not None:
+        stop.on_end_of(launched.parent)
+    return stop
+
+
+def _drain(stop: Stop) -> None:
+    """Let the session go on for a while after a signal; a second one ends it."""
+    enough = threading.Timer(DRAIN_SECONDS, stop.set)
+    enough.daemon = True
+    enough.start()
+    stop.wait()
 
 
 def serve_enclave(
@@ -123,8 +289,7 @@ def serve_enclave(
     from adyton.remote.process_reports import ProcessReporter
     from adyton.remote.relay import Relay
 
-    stop = Stop()
-    stop.on_signals()
+    stop = _stop(None)
     relay, reporter = Relay(), ProcessReporter()
     supervisor = socket.socket(fileno=enclave)
     relay.attach(supervisor, session)
@@ -149,25 +314,5 @@ def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: C
     why = stop.wait()
     if why == b"s" and relay.joined:
         server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
-        enough = threading.Timer(DRAIN_SECONDS, stop.set)
-        enough.daemon = True
-        enough.start()
-        stop.wait()
+        _drain(stop)
     server.stop(1).wait(2)
-
-
-def _check_free(listen: str) -> None:
-    """UsageError if somebody listens at that unix socket (gRPC would take its name away from it), or nobody can."""
-    if not listen.startswith("unix:"):
-        return
-    if len(os.fsencode(listen[5:])) > SOCKET_PATH:
-        raise UsageError(f"cannot listen at {listen}: a unix socket's path has at most {SOCKET_PATH} bytes")
-    with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
-        sock.connect(listen[5:])
-        raise UsageError(f"cannot listen at {listen}: a process listens there already")
-
-
-def _remove_socket(listen: str) -> None:
-    if listen.startswith("unix:"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(listen[5:])

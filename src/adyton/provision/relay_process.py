@@ -1,26 +1,42 @@
-"""A provision server's proxy server for one running enclave: `python -m adyton.provision.relay_process DESCRIPTOR PID LISTEN [CERT KEY [CA]]`.
+"""A provision server's proxy server for one running enclave.
 
-DESCRIPTOR and PID: the supervisor's socket and process. The session's secret is the first line of standard input; where it listens, the first line of standard output.
+    python -m adyton.provision.relay_process DESCRIPTOR PID listen ADDRESS [CERT KEY [CA]]
+    python -m adyton.provision.relay_process DESCRIPTOR PID dial ADDRESS
+
+DESCRIPTOR and PID: the supervisor's socket and process. The session's secret is the first line of standard input, in hex; the certificate
+of a client to dial the second. Where it listens, whom it has reached, or why it has not, is the first line of standard output.
 """
 
 from __future__ import annotations
 
 import sys
 
-from adyton.provision.proxy import serve_enclave
+from adyton.errors import AdytonError
+from adyton.provision.proxy import dial_for_enclave, serve_enclave
 from adyton.remote.address import TLS
+
+FAILED = "adyton proxy failed: "
 
 
 def main(arguments: list[str]) -> None:
     """Relay until the session is over."""
-    descriptor, pid, listen, *files = arguments
-    tls = TLS(ca=files[2] if len(files) > 2 else None, cert=files[0], key=files[1]) if files else None
+    descriptor, pid, way, address, *files = arguments
     session = bytes.fromhex(sys.stdin.readline().strip())
 
-    def announce(address: str) -> None:
-        print(f"adyton proxy listening on {address}", flush=True)  # noqa: T201 - the spawner waits for it
+    def announce(what: str) -> None:
+        print(f"adyton proxy {what}", flush=True)  # noqa: T201 - the spawner waits for it
 
-    serve_enclave(int(descriptor), int(pid), listen, tls, session, announce)
+    if way == "dial":
+        certificate = bytes.fromhex(sys.stdin.readline().strip())
+        try:
+            dial_for_enclave(
+                int(descriptor), int(pid), address, certificate, session, lambda to: announce(f"connected to {to}")
+            )
+        except AdytonError as error:
+            print(FAILED + " ".join(error.message.split()), flush=True)  # noqa: T201 - likewise
+        return
+    tls = TLS(ca=files[2] if len(files) > 2 else None, cert=files[0], key=files[1]) if files else None
+    serve_enclave(int(descriptor), int(pid), address, tls, session, lambda at: announce(f"listening on {at}"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
-from adyton.provision.spawner import Spawner
+from adyton.provision.spawner import Dial, Spawner
 from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS
 from adyton.remote.certificates import of_server
@@ -70,7 +70,11 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
 
         def start(order: Order) -> Ready:
-            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, listen, files, order.wanted)
+            to = order.dial_back
+            dial = Dial(to.address, to.session, to.certificate) if to is not None else None
+            spawned = spawner.spawn(
+                order.measurement, order.signatures, order.platform, listen, files, order.wanted, dial
+            )
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 
         service = ProvisionService(store, start, options.token)

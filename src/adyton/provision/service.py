@@ -9,27 +9,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from adyton.errors import (
     AdytonError,
+    ConnectionLostError,
     DeadlineError,
     ImageError,
     PlatformError,
     RemoteProtocolError,
     ResourceLimitError,
     UnauthenticatedError,
+    UsageError,
 )
 from adyton.image.sign import verified_signature
 from adyton.provision.patience import Patience
 from adyton.provision.signatures import KnownSignatures
 from adyton.provision.store import BlobStore
 from adyton.provision.upload import Reception
-from adyton.provision_pb2 import Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
-from adyton.remote.connection import abort
+from adyton.provision_pb2 import DialBackTo, Missing, Offer, ProvisionRequest, ProvisionResponse, Ready
+from adyton.remote.connection import abort, packed
+from adyton.remote.dial_address import target_for
 
 OFFER_PATIENCE = 10.0  # seconds for the offer; who is being served takes one of a bounded number of threads
 UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload
 SLOWEST_UPLOAD = 4096  # bytes in a second, on the whole
+MAX_CERTIFICATE = 1 << 13  # bytes of PEM
 PLATFORMS_HERE = ("auto", "sim")
 
 
@@ -41,6 +46,7 @@ class Order:
     signatures: list[str]
     platform: str
     wanted: Callable[[], bool] = lambda: True  # whether the client still waits for it
+    dial_back: DialBackTo | None = None  # checked: where the proxy server is to dial
 
 
 Start = Callable[[Order], Ready]
@@ -70,7 +76,7 @@ class ProvisionService:
     def _provision(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
         try:
             self._authenticate(context)
-            yield from self._serve(requests, context)
+            yield from self.serve(requests, context, context.peer())
         except AdytonError as error:
             abort(context, error)
         except OSError as error:  # a full disk, and the like
@@ -88,8 +94,24 @@ class ProvisionService:
         if not hmac.compare_digest(shown.encode(), f"Bearer {self._token}".encode()):
             raise UnauthenticatedError("the token is not the one of the server: give its one as --token-file")
 
-    def _serve(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
-        with Patience(OFFER_PATIENCE, context.cancel):
+    def answers(
+        self, requests: Iterator[ProvisionRequest], rpc: Any, failures: list[AdytonError]
+    ) -> Iterator[ProvisionResponse]:
+        """`serve` for a client that has been dialled, by the call `rpc`; what failed is said to it, and put into `failures`."""
+        try:
+            yield from self.serve(requests, rpc, "")
+        except AdytonError as error:
+            failures.append(error)
+        except OSError as error:
+            failures.append(ResourceLimitError(f"the proxy server cannot store the image: {error.strerror}"))
+        except grpc.RpcError:
+            failures.append(ConnectionLostError("the client went while it sent its image"))
+        if failures:
+            yield ProvisionResponse(failed=packed(failures[0]))
+
+    def serve(self, requests: Iterator[ProvisionRequest], rpc: Any, peer: str) -> Iterator[ProvisionResponse]:
+        """One conversation; `rpc`: gRPC's context or call. `peer`: as gRPC names the client; "": it was dialled. Raises AdytonError, OSError."""
+        with Patience(OFFER_PATIENCE, rpc.cancel):
             first = next(requests, None)
         if first is None or first.WhichOneof("step") != "offer":
             raise RemoteProtocolError("provisioning begins with an offer")
@@ -98,15 +120,16 @@ class ProvisionService:
             raise PlatformError(f"platform {offer.platform[:32]!r} is not to be had on this server; it has: sim")
         if not offer.manifest:
             offer.signatures.extend(self._known.of(offer.measurement))
+        dial_back = _checked(offer.dial_back, peer) if offer.HasField("dial_back") else None
         reception = Reception(self._store, offer)
         try:
             yield ProvisionResponse(missing=Missing(digests=reception.missing))
-            self._receive(reception, requests, context)
+            self._receive(reception, requests, rpc)
             image = reception.image()
             verified_signature(image, accept_debug=True)
             self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
             signatures = [reception.keep(signature.envelope) for signature in image.signatures]
-            order = Order(image.measurement, signatures, "sim", context.is_active)
+            order = Order(image.measurement, signatures, "sim", rpc.is_active, dial_back)
             yield ProvisionResponse(ready=self._start(order))
         finally:
             reception.close()
@@ -127,3 +150,21 @@ class ProvisionService:
                     raise DeadlineError(
                         f"the upload brings fewer than {SLOWEST_UPLOAD} bytes in a second: it was ended"
                     )
+
+
+def _checked(offered: DialBackTo, peer: str) -> DialBackTo:
+    """What a client wants its proxy server to dial, with an address that may be dialled. UsageError."""
+    if not 32 <= len(offered.session) <= 64:
+        raise UsageError("dial_back: the secret of the session has 32 to 64 bytes")
+    if not peer:
+        return DialBackTo(session=offered.session)
+    address = target_for(offered.address, peer)
+    if len(offered.certificate) > MAX_CERTIFICATE:
+        raise UsageError("dial_back: the certificate is too large")
+    if address.startswith("unix:"):
+        return DialBackTo(address=address, session=offered.session)
+    try:
+        x509.load_pem_x509_certificate(offered.certificate)
+    except ValueError:
+        raise UsageError("dial_back: over a network there must be a certificate, in PEM") from None
+    return DialBackTo(address=address, session=offered.session, certificate=offered.certificate)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,12 +27,24 @@ from adyton import errors
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.stopped import STOPPED_SECONDS, stopped
 
+if TYPE_CHECKING:
+    from adyton.runtime.launch import Enclave
+
 MESSAGE_SIZE = 1 << 16
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 MAX_ENCLAVES = 256  # at once
-START_SECONDS = 20.0  # until a proxy server must have said where it listens
+START_SECONDS = 20.0  # until a proxy server must have said where it listens, or that its client has it
 END_SECONDS = 5.0  # for the spawner
-READY = "adyton proxy listening on "
+LISTENING = "adyton proxy listening on "
+CONNECTED = "adyton proxy connected to "
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """A client that waits for its proxy server. `target` as gRPC takes it; `certificate` in PEM, empty for none."""
+
+    target: str
+    session: bytes
+    certificate: bytes
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
@@ -44,6 +56,7 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     platform: str
     listen: list[str]  # candidates, HOST:PORT, tried in order
     options: list[str]  # TLS options of the proxy server
+    dial: Dial | None = None  # instead of listening
 
 
 class Abandon(msgspec.Struct, frozen=True, tag=True):
@@ -128,6 +141,7 @@ class Spawner:
         listen: list[str],
         options: list[str],
         wanted: Callable[[], bool] = lambda: True,
+        dial: Dial | None = None,
     ) -> Spawned:
         """Start one; what the spawner's side raised is raised here. UnreachableError, too, once it is not `wanted` any more."""
         mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
@@ -138,7 +152,7 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, measurement, signatures, platform, listen, options)
+        spawn = Spawn(number, measurement, signatures, platform, listen, options, dial)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
             answer = self._answer(mailbox, wanted)
@@ -308,9 +322,13 @@ def _start(
     enclave = zygote.launch(
         LaunchRequest(measurement=spawn.measurement, signatures=spawn.signatures, platform=spawn.platform)
     )
-    session = secrets.token_bytes(32)
+    session = secrets.token_bytes(32) if spawn.dial is None else b""
+    port = 0
     try:
-        relay, port = _start_relay(enclave.socket, enclave.pid, spawn, session, relays)
+        if spawn.dial is None:
+            relay, port = _listening_relay(enclave, spawn, session, relays)
+        else:
+            relay = _dialling_relay(enclave, spawn.dial, relays)
     except BaseException:
         enclave.close()
         raise
@@ -326,46 +344,61 @@ def _start(
     say(Ended(name))
 
 
-def _start_relay(
-    sock: socket.socket, pid: int, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]]
+def _listening_relay(
+    enclave: Enclave, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]]
 ) -> tuple[subprocess.Popen[str], int]:
-    line = ""
     for listen in spawn.listen:
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "adyton.provision.relay_process",
-            str(sock.fileno()),
-            str(pid),
-            listen,
-            *spawn.options,
-        ]
-        relay = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(sock.fileno(),), text=True
-        )
-        relays.add(relay)
-        assert relay.stdin is not None
-        assert relay.stdout is not None
-        timer = threading.Timer(START_SECONDS, relay.kill)
-        timer.start()
-        try:
-            relay.stdin.write(session.hex() + "\n")  # by standard input: a command line can be read by anyone
-            relay.stdin.close()
-            line = relay.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line.startswith(READY):
+        relay, line = _start_relay(enclave, ["listen", listen, *spawn.options], [session], relays)
+        if line.startswith(LISTENING):
             return relay, int(line.rpartition(":")[2])
-        relay.kill()
-        relay.wait()
-        relays.discard(relay)
-        relay.stdout.close()
+        _end_relay(relay, relays)
     raise UnreachableError(
         f"the server cannot start a proxy server at {', '.join(spawn.listen[:3])}: are its ports in use?"
     )
+
+
+def _dialling_relay(enclave: Enclave, dial: Dial, relays: set[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    relay, line = _start_relay(enclave, ["dial", dial.target], [dial.session, dial.certificate], relays)
+    if line.startswith(CONNECTED):
+        return relay
+    _end_relay(relay, relays)
+    why = line.strip().partition(": ")[2] or f"no answer within {START_SECONDS:g} s"
+    raise UnreachableError(f"the server's proxy server did not reach its client (dial_back): {why}")
+
+
+def _start_relay(
+    enclave: Enclave, arguments: list[str], told: list[bytes], relays: set[subprocess.Popen[str]]
+) -> tuple[subprocess.Popen[str], str]:
+    """A relay and its first line. `told`: what it is to know by standard input, since anyone can read a command line."""
+    descriptor = enclave.socket.fileno()
+    relay = subprocess.Popen(
+        [sys.executable, "-P", "-m", "adyton.provision.relay_process", str(descriptor), str(enclave.pid), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(descriptor,),
+        text=True,
+    )
+    relays.add(relay)
+    assert relay.stdin is not None
+    assert relay.stdout is not None
+    timer = threading.Timer(START_SECONDS, relay.kill)
+    timer.start()
+    try:
+        relay.stdin.write("".join(f"{each.hex()}\n" for each in told))
+        relay.stdin.close()
+        return relay, relay.stdout.readline()
+    except BrokenPipeError:
+        return relay, ""
+    finally:
+        timer.cancel()
+
+
+def _end_relay(relay: subprocess.Popen[str], relays: set[subprocess.Popen[str]]) -> None:
+    relay.kill()
+    relay.wait()
+    relays.discard(relay)
+    assert relay.stdout is not None
+    relay.stdout.close()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc
 import msgspec
 
 from adyton import errors
+from adyton.crypto.launch_certificate import NAME
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
 from adyton.remote import certificates
 from adyton.remote.address import TLS, Address, is_loopback
@@ -84,6 +86,15 @@ def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) 
     return grpc.secure_channel(address.target, credentials, options=options)
 
 
+def open_pinned_channel(target: str, certificate: bytes) -> grpc.Channel:
+    """To a client that waits, whose launch certificate (PEM) we were told; empty: without TLS. Nothing is sent yet."""
+    options = [*_PATIENT, ("grpc.enable_http_proxy", 0)]  # a client's address is dialled as it is, or not at all
+    if not certificate:
+        return grpc.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(certificate)
+    return grpc.secure_channel(target, credentials, options=[*options, ("grpc.ssl_target_name_override", NAME)])
+
+
 def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
     """A server's credentials; `tls.ca` given: clients must show a certificate that it signed. None: no TLS."""
     files = certificates.of_server(tls)
@@ -96,19 +107,22 @@ def server_credentials(tls: TLS | None) -> grpc.ServerCredentials | None:
 
 
 def open_server(
-    handlers: list[grpc.GenericRpcHandler], listen: str, tls: TLS | None, threads: int, window: int = SESSION_WINDOW
+    handlers: list[grpc.GenericRpcHandler],
+    listen: str,
+    tls: TLS | grpc.ServerCredentials | None,
+    threads: int | Executor,
+    window: int = SESSION_WINDOW,
 ) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
 
     `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     options = [*_SERVER_OPTIONS, ("grpc.http2.lookahead_bytes", window)]
-    server = grpc.server(ThreadPoolExecutor(threads, "adyton-rpc"), options=options)
+    executor = threads if isinstance(threads, Executor) else ThreadPoolExecutor(threads, "adyton-rpc")
+    server = grpc.server(executor, options=options)
     server.add_generic_rpc_handlers(handlers)
-    credentials = server_credentials(tls)
-    umask = os.umask(0o077)  # a unix socket is for its owner
+    credentials = server_credentials(tls) if tls is None or isinstance(tls, TLS) else tls
+    umask = os.umask(0o077) if listen.startswith("unix:") else None  # a unix socket is for its owner
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError:
@@ -117,16 +131,33 @@ def open_server(
             why = "the port is in use, or the address is not of this machine"
         raise UsageError(f"cannot listen at {listen}: {why}") from None
     finally:
-        os.umask(umask)
+        if umask is not None:
+            os.umask(umask)
     return server, port
 
 
 def abort(context: grpc.ServicerContext, error: AdytonError) -> Any:
     """End an RPC with one of our errors, which the client raises again under the same class."""
     code = getattr(grpc.StatusCode, type(error).code, grpc.StatusCode.UNKNOWN)
-    detail = msgspec.msgpack.encode((type(error).__name__, error.message[:4096]))
-    context.set_trailing_metadata(((ERROR_METADATA, detail),))
+    context.set_trailing_metadata(((ERROR_METADATA, packed(error)),))
     context.abort(code, error.message[:1024])
+
+
+def packed(error: AdytonError) -> bytes:
+    """One of our errors for the other side, which `unpacked` makes of the same class again."""
+    return msgspec.msgpack.encode((type(error).__name__, error.message[:4096]))
+
+
+def unpacked(data: bytes) -> AdytonError | None:
+    """The error that the other side packed; None if it is none."""
+    try:
+        name, message = msgspec.msgpack.decode(data, type=tuple[str, str])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, AdytonError) and not issubclass(kind, errors.EnclaveError):
+        return kind(message)
+    return None
 
 
 def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> AdytonError:
@@ -136,14 +167,8 @@ def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> Ad
     """
     call: Any = rpc
     for key, value in call.trailing_metadata() or ():
-        if key == ERROR_METADATA:
-            try:
-                name, message = msgspec.msgpack.decode(value, type=tuple[str, str])
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                break
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, AdytonError) and not issubclass(kind, errors.EnclaveError):
-                return kind(message)
+        if key == ERROR_METADATA and (error := unpacked(value)) is not None:
+            return error
     status, details = call.code(), call.details() or "no details"
     if status is grpc.StatusCode.UNAUTHENTICATED:
         return UnauthenticatedError(f"{target} does not accept our credentials: {details}")

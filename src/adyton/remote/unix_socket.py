@@ -1,0 +1,28 @@
+"""Unix sockets that a server of ours listens at: gRPC would take their name from whoever has it, and leave it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from adyton.errors import UsageError
+from adyton.remote.address import SOCKET_PATH
+
+
+def check_free(listen: str) -> None:
+    """UsageError if somebody listens at that unix socket, or nobody can. Other addresses are not looked at."""
+    if not listen.startswith("unix:"):
+        return
+    if len(os.fsencode(listen[5:])) > SOCKET_PATH:
+        raise UsageError(f"cannot listen at {listen}: a unix socket's path has at most {SOCKET_PATH} bytes")
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+        sock.connect(listen[5:])
+        raise UsageError(f"cannot listen at {listen}: a process listens there already")
+
+
+def remove_socket(listen: str) -> None:
+    """Remove what listening has left behind."""
+    if listen.startswith("unix:"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(listen[5:])

@@ -1,0 +1,595 @@
+"""Dial-back with real enclaves: who starts the proxy server, over what it dials, with which certificates, and what ends it all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from command import adyton, start
+from conftest import waiting_address
+from test_killed_parties import descendants, gone, party, relay_of
+
+from adyton import (
+    EnclaveFinal,
+    EnclaveLoadConfig,
+    EnclaveManager,
+    RemoteProvision,
+    RemoteProxyClientConfig,
+    remote_load_config,
+)
+from adyton.client import EnclaveClient
+from adyton.errors import (
+    AdytonError,
+    ConnectionLostError,
+    HostCallDeniedError,
+    ImageError,
+    PlatformError,
+    UnreachableError,
+    UsageError,
+)
+from adyton.loader import LoadArguments, load_enclave
+from adyton.provision import client as provision_client
+from adyton.remote.address import TLS
+
+pytestmark = pytest.mark.sandbox
+PROGRAM = """
+import time
+import adyton.trusted as trusted
+
+@trusted.host_function
+def shout(text: str) -> str: ...
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return shout(file.read())
+
+def size(data: bytes) -> int:
+    return len(data)
+
+def wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+def quick() -> int:
+    return 1
+"""
+TOKEN = "a token for tests"
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+@pytest.fixture(autouse=True)
+def _program(workplace):
+    Path("prog.py").write_text(PROGRAM)
+    Path("file.txt").write_text("content")
+    Path("token").write_text(TOKEN + "\n")
+
+
+@pytest.fixture
+def short(server, monkeypatch) -> Iterator[str]:
+    """A folder whose name is short enough for sockets, and which is empty in the end. (All tests' server keeps its own elsewhere.)"""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield directory
+        assert os.listdir(directory) == []
+
+
+def load(provision: RemoteProvision, **arguments) -> EnclaveClient:
+    return load_enclave("prog.py", provision, LoadArguments(allow_sim=True, **arguments))
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6", "any", "unix"])
+@pytest.mark.parametrize("on", ["local", "server"])
+def test_the_guides_program_with_dial_back(on, family, short, request, monkeypatch):
+    url = request.getfixturevalue("server") if on == "server" else None
+    monkeypatch.setenv("ADYTON_ALLOW_SIM", "1")
+    proxy_config = RemoteProxyClientConfig.create(
+        RemoteProvision.instantiate(url), dial_back=waiting_address(family, short)
+    )
+    load_config = EnclaveLoadConfig(name=f"dial-back-{on}-{family}")
+    remote = load_config.Extensions[remote_load_config]
+    remote.sgx_load_config.debug = True
+    remote.sgx_load_config.file_enclave_config.enclave_path = "prog.py"
+    manager = EnclaveManager.instance()
+    client = manager.load_enclave(
+        load_config,
+        remote_proxy_config=proxy_config,
+        allow={"read": ["file.txt"], "call": ["shout"]},
+        functions=[shout],
+    )
+    try:
+        assert client.call("read", "file.txt") == "CONTENT"
+        assert client.call("size", bytes(3 << 20)) == 3 << 20
+        with pytest.raises(HostCallDeniedError):
+            client.call("read", "token")
+        assert client.identity.platform == "sim"
+        assert client.evidence
+        for _ in range(2):
+            reports = client.processes()
+            assert set(reports) == {"proxy", "supervisor", "guest"}
+            assert all(report.stat.pid > 0 and not report.error for report in reports.values())
+    finally:
+        manager.destroy_enclave(client, EnclaveFinal())
+
+
+def test_one_config_serves_several_enclaves_at_once(server):
+    provision = RemoteProvision.instantiate(server).dialled_back("[::]:0")
+    with load(provision) as one, load(provision) as other:
+        assert [each.call("quick") for each in (one, other, one)] == [1, 1, 1]
+
+
+# -- started by hand ---------------------------------------------------------------------------------------------------
+
+
+def free_port(family: str = "ipv4") -> int:
+    with socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET) as sock:
+        sock.bind(("::1" if family == "ipv6" else "127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def proxy(address: str, *options: str, token: str = "token") -> Iterator[subprocess.Popen[str]]:
+    process = start("proxy", "--host_address", address, "--token-file", token, *options, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def awaited(address: str, tls: TLS | None = None) -> RemoteProvision:
+    return RemoteProvision.instantiate(token=TOKEN, tls=tls).dialled_back(address)
+
+
+def by_hand(address: str) -> str:
+    return address.replace(":0", f":{free_port()}") if not address.startswith("unix:") else address
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6", "unix"])
+def test_a_proxy_server_started_by_hand(family, short):
+    address = by_hand(waiting_address(family, short))
+    with proxy(address) as process:
+        with load(awaited(address)) as client:
+            assert client.call("quick") == 1
+            assert process.stdout.readline() == f"adyton proxy connected to {address}\n"
+        assert process.wait(20) == 0, process.stderr.read()
+        assert process.stderr.read() == ""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory) -> tuple[Callable[..., str], str]:
+    """(name → the path of a certificate with its key, the CA's path)."""
+    directory = tmp_path_factory.mktemp("certificates")
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(directory / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(directory / "other-ca.pem"))
+
+    def issue(*names: str) -> str:
+        path = directory / f"{names[0]}.pem"
+        ca.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(str(path))
+        return str(path)
+
+    return issue, str(directory / "ca.pem")
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["token-only", "mutual"])
+def test_by_hand_with_certificates(authority, mutual):
+    issue, ca = authority
+    mine, its = issue("127.0.0.1"), issue("proxy.example")
+    address = by_hand("127.0.0.1:0")
+    options = ["--client-ca", ca] + (["--ssl_cert", its, "--ssl_key", its] if mutual else [])
+    tls = TLS(ca=ca if mutual else None, cert=mine, key=mine)
+    with proxy(address, *options) as process, load(awaited(address, tls)) as client:
+        assert client.call("quick") == 1
+        client.close()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("wrong", ["ca", "name", "none", "no-certificate-of-its-own"])
+def test_by_hand_with_the_wrong_certificates(authority, wrong):
+    issue, ca = authority
+    mine = issue("10.9.9.9" if wrong == "name" else "127.0.0.1")
+    tls = TLS(ca=ca if wrong == "no-certificate-of-its-own" else None, cert=mine, key=mine)
+    address = by_hand("127.0.0.1:0")
+    listener = provision_client.DialBack(provision_client.ListenAddress.parse(address), TOKEN, tls)
+    try:
+        options = (
+            [] if wrong == "none" else ["--client-ca", ca.replace("ca.pem", "other-ca.pem") if wrong == "ca" else ca]
+        )
+        if wrong in ("ca", "name"):
+            process = adyton("proxy", "--host_address", address, "--token-file", "token", *options)
+            assert (process.returncode, process.stdout) == (10, "")
+            assert "--client-ca" in process.stderr
+        else:  # tried again until the client may have come: not waited for
+            with proxy(address, *options), pytest.raises(UnreachableError, match="no proxy server came"):
+                listener.provisioning(2)
+    finally:
+        listener.close()
+
+
+def test_only_the_token_lets_one_in(short):
+    Path("wrong").write_text("guess\n")
+    address = f"unix:{short}/c"
+    loaded: list[EnclaveClient] = []
+    waiting = threading.Thread(target=lambda: loaded.append(load(awaited(address))))
+    waiting.start()
+    with proxy(address, token="wrong") as process:
+        assert process.wait(30) == 10
+        assert "secret" in process.stderr.read()
+        assert process.stdout.read() == ""
+    assert waiting.is_alive()
+    with proxy(address) as process:
+        waiting.join(30)
+        with proxy(address) as second:
+            assert second.wait(30) == 2
+            assert "has its proxy server already" in second.stderr.read()
+        assert loaded[0].call("quick") == 1
+        loaded[0].close()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--host_address", "127.0.0.1:1"], "--token-file"),
+        (["--host_address", "10.0.0.1:1", "--token-file", "token"], "--client-ca"),
+        (["--host_address", "client.example:1", "--token-file", "token"], "--client-ca"),
+        (["--host_address", "::1:1", "--token-file", "token"], "brackets"),
+        (["--host_address", "[::]:1", "--token-file", "token"], "where a client waits"),
+        (["--host_address", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--token-file", "token"], "one of the two"),
+        (["--host_address", "unix:/x", "--token-file", "token", "--client-ca", "ca"], "unix:PATH"),
+        (["--host_address", "127.0.0.1:1", "--token-file", "token", "--security_type", "ssl"], "--client-ca"),
+        (["--host_address", "10.0.0.1:1", "--token-file", "token", "--security_type", "local"], "--client-ca"),
+        (["--host_address", "127.0.0.1:1", "--token-file", "token", "--client-ca", "none.pem"], "cannot read"),
+    ],
+    ids=lambda value: " ".join(value[1:4])[:40] if isinstance(value, list) else None,
+)
+def test_wrong_use_of_the_proxy_command(arguments, hint):
+    process = adyton("proxy", *arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert hint in process.stderr
+
+
+def test_an_option_beats_the_environment(short):
+    address = f"unix:{short}/c"
+    with proxy(address) as process:
+        process.kill()  # only started to show that its address is free
+    run = adyton("proxy", "--host_address", "::1:1", ADYTON_LISTEN="127.0.0.1:0")
+    assert "--host_address '::1:1'" in run.stderr
+    run = adyton("proxy", "--listen", "x", ADYTON_HOST_ADDRESS="127.0.0.1:1")
+    assert "--listen x" in run.stderr
+    run = adyton("proxy", ADYTON_LISTEN="127.0.0.1:0", ADYTON_HOST_ADDRESS="127.0.0.1:1")
+    assert "one of the two" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [("127.0.0.1:0", "name one"), ("0.0.0.0:7000", "TLS"), ("[::]:7000", "TLS"), ("10.0.0.1:7000", "TLS")],
+)
+def test_wrong_use_of_a_client_that_waits_for_one_started_by_hand(address, hint):
+    with pytest.raises(UsageError, match=hint):
+        load(awaited(address))
+
+
+def test_a_token_and_a_proxy_to_start_do_not_go_together():
+    with pytest.raises(UsageError, match="started by hand"):
+        RemoteProvision.instantiate(remote_proxy="adyton proxy", token="x").dialled_back("127.0.0.1:0")
+
+
+# -- what does not come, or fails --------------------------------------------------------------------------------------
+
+
+def test_a_proxy_server_that_never_comes(monkeypatch, short):
+    monkeypatch.setattr(provision_client, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(provision_client, "STOP_TIMEOUT", 0.1)
+    for command, expected in (
+        ("sleep 60; true", "within 0.5 s that it has reached 127.0.0.1:"),
+        ("/nonexistent/proxy", "cannot be started"),
+        ("false", "ended with status 1"),
+        ("echo adyton proxy connected to x", "no proxy server came to 127.0.0.1:"),
+    ):
+        monkeypatch.setattr(provision_client, "JOIN_TIMEOUT", 0.5)
+        with pytest.raises(UnreachableError) as caught:
+            load(RemoteProvision.instantiate(remote_proxy=f"sh -c '{command}'").dialled_back("127.0.0.1:0"))
+        assert expected in str(caught.value) or "not found" in str(caught.value)
+
+
+def test_one_started_by_hand_that_never_comes():
+    address = by_hand("127.0.0.1:0")
+    with pytest.raises(UnreachableError, match="firewall") as caught:
+        load(awaited(address), timeout=0.3)
+    assert address in str(caught.value)
+    assert "--host_address" in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["dialled", "dial-back"])
+def test_a_loads_timeout_bounds_provisioning(way, short, monkeypatch):
+    provision = RemoteProvision.instantiate(remote_proxy="sh -c 'sleep 60'")
+    if way == "dial-back":
+        provision = provision.dialled_back("127.0.0.1:0")
+    monkeypatch.setattr(provision_client, "STOP_TIMEOUT", 0.1)
+    started = time.monotonic()
+    with pytest.raises(AdytonError, match=r"within 0\.5 s"):
+        load(provision, timeout=0.5)
+    assert time.monotonic() - started < 8
+
+
+def test_a_silent_server_is_given_up_at_the_loads_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"grpc://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match=r"within the load's 0\.5 s"):
+            load(RemoteProvision.instantiate(url), timeout=0.5)
+
+
+def test_the_port_to_wait_at_is_in_use(server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match="cannot listen at"):
+            load(RemoteProvision.instantiate(server).dialled_back(address))
+
+
+def test_what_fails_in_the_proxy_server_is_raised_at_the_client(short, monkeypatch):
+    with pytest.raises(PlatformError):
+        load(RemoteProvision.instantiate().dialled_back("127.0.0.1:0"), platform="tdx")
+    monkeypatch.setattr(provision_client, "chunks_of", lambda image, _missing: iter(()))
+    monkeypatch.setattr(
+        provision_client, "offer_of", lambda image, platform: provision_client.Offer(manifest=b"x", platform="sim")
+    )
+    with pytest.raises(ImageError, match="manifest"):
+        load(RemoteProvision.instantiate().dialled_back("127.0.0.1:0"))
+
+
+def test_a_proxy_server_that_waits_itself_says_so(short):
+    process = start("proxy", "--listen", f"unix:{short}/p")
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        with pytest.raises(UsageError, match="--host_address"):
+            load(RemoteProvision.instantiate(f"unix:{short}/p").dialled_back("127.0.0.1:0"))
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+        process.stdout.close()
+
+
+def test_a_program_that_closes_nothing_can_end(short):
+    code = (
+        "from adyton.loader import LoadArguments, load_enclave\nfrom adyton.provision.client import RemoteProvision\n"
+        "client = load_enclave('prog.py', RemoteProvision.instantiate().dialled_back('127.0.0.1:0'), LoadArguments())\n"
+        "print(client.call('quick'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (0, "1\n"), run.stderr
+    _wait_until_empty(short)
+
+
+# -- what ends one side ------------------------------------------------------------------------------------------------
+
+
+def _wait_until_empty(directory: str) -> None:
+    deadline = time.monotonic() + 10
+    while os.listdir(directory) and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+
+
+@pytest.mark.parametrize("victim", ["relay", "adyton-super", "enclave", "adyton-zygote"])
+def test_a_killed_party_of_a_local_enclave(victim, short):
+    others = set(descendants(os.getpid()))
+    client = load(RemoteProvision.instantiate().dialled_back("127.0.0.1:0"))
+    found = {pid: name for pid, name in descendants(os.getpid()).items() if pid not in others}
+    pid = relay_of(found, party(found, "adyton-zygote")) if victim == "relay" else party(found, victim)
+    waiting = client.submit("wait", 60.0)
+    assert client.call("quick") == 1
+    started = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    error = waiting.exception(10)
+    assert time.monotonic() - started < 5
+    assert isinstance(error, ConnectionLostError)
+    if victim == "enclave":
+        assert "SIGKILL" in str(error)
+    with pytest.raises(AdytonError):
+        client.close()
+    assert gone(set(found)) == set()
+
+
+LOADED = """
+from adyton.loader import LoadArguments, load_enclave
+from adyton.provision.client import RemoteProvision
+import sys, adyton
+provision = RemoteProvision.instantiate(sys.argv[1] or None).dialled_back(sys.argv[2])
+client = load_enclave('prog.py', provision, LoadArguments(allow_sim=True))
+print('loaded', flush=True)
+try:
+    client.call('wait', 60.0)
+except adyton.AdytonError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+@contextmanager
+def client_process(url: str, address: str) -> Iterator[subprocess.Popen[str]]:
+    client = subprocess.Popen([sys.executable, "-c", LOADED, url, address], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    try:
+        assert client.stdout.readline() == "loaded\n"
+        yield client
+    finally:
+        client.kill()
+        client.wait()
+        client.stdout.close()
+
+
+def test_a_killed_client_leaves_nothing(short):
+    with client_process("", "127.0.0.1:0") as client:
+        found = descendants(client.pid)
+        assert len(found) >= 4
+        client.kill()
+        client.wait()
+        assert gone(set(found)) == set()
+    _wait_until_empty(short)
+
+
+@pytest.mark.parametrize("victim", ["relay", "adyton-super", "enclave", "client", "server"])
+def test_a_killed_party_of_an_enclave_on_a_server(victim, short):
+    server = start("serve", "--port", "0")
+    assert server.stdout is not None
+    url = "grpc://" + server.stdout.readline().rpartition(" ")[2].strip()
+    idle = descendants(server.pid)
+    with client_process(url, "[::]:0") as client:
+        found = {pid: name for pid, name in descendants(server.pid).items() if pid not in idle}
+        match victim:
+            case "client":
+                pid = client.pid
+            case "server":
+                pid = server.pid
+            case "relay":
+                pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave"))
+            case _:
+                pid = party(found, victim)
+        started = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        if victim != "client":
+            assert client.stdout.readline() == "ConnectionLostError\n"
+            assert time.monotonic() - started < 5
+        assert gone(set(found)) == set()
+    if victim != "server":
+        with load(RemoteProvision.instantiate(url).dialled_back("[::]:0")) as again:
+            assert again.call("quick") == 1
+        server.terminate()
+    assert server.wait(40) == (-signal.SIGKILL if victim == "server" else 0)
+    server.stdout.close()
+    assert gone(set(idle)) == set()
+    _wait_until_empty(short)
+
+
+def test_sigterm_lets_the_session_of_one_started_by_hand_go_on(short):
+    address = f"unix:{short}/c"
+    with proxy(address) as process:
+        client = load(awaited(address))
+        process.send_signal(signal.SIGTERM)
+        assert client.call("quick") == 1
+        client.close()
+        assert process.wait(20) == 0
+
+
+# -- between machines --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[list[str], list[str]]]:
+    """Command prefixes of two network namespaces with a cable between them: 10.78.0.1 and .2, fd78::1 and ::2."""
+    names = [f"adyton-d{side}{os.getpid()}" for side in "sc"]
+    cable = [f"add{side}{os.getpid() % 100000}" for side in "sc"]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", cable[0], "netns", names[0], "type", "veth", "peer", "name", cable[1], "netns", names[1])
+        for number, (name, end) in enumerate(zip(names, cable, strict=True), 1):
+            ip("-n", name, "address", "add", f"10.78.0.{number}/24", "dev", end)
+            ip("-n", name, "address", "add", f"fd78::{number}/64", "dev", end, "nodad")
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield ["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
+
+
+ONCE = """
+from adyton.loader import LoadArguments, load_enclave
+from adyton.provision.client import RemoteProvision
+import sys, adyton
+from adyton.remote.address import TLS
+url, address, token, tls = [each or None for each in sys.argv[1:]]
+provision = RemoteProvision.instantiate(url, token=token, tls=TLS(cert=tls, key=tls) if tls else None).dialled_back(address)
+try:
+    with load_enclave('prog.py', provision, LoadArguments(allow_sim=True, timeout=40)) as client:
+        print(client.call('quick'), flush=True)
+except adyton.AdytonError as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+def once(on: list[str], url: str, address: str, token: str = "", tls: str = "") -> str:
+    run = subprocess.run(
+        [*on, sys.executable, "-c", ONCE, url, address, token, tls],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    return run.stdout
+
+
+@pytest.mark.netns
+def test_a_provision_server_on_another_machine_dials_back(hosts):
+    on_server, on_client = hosts
+    command = [*on_server, sys.executable, "-m", "adyton.cli", "serve", "--host", "::", "--port", "4321", "--insecure"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        server.stdout.readline()
+        for url in ("grpc://10.78.0.1", "grpc://[fd78::1]"):
+            assert once(on_client, url, "[::]:0") == "1\n"
+        assert once(on_client, "grpc://10.78.0.1", "10.78.0.2:0") == "1\n"
+        assert once(on_client, "grpc://[fd78::1]", "[fd78::2]:7777") == "1\n"
+        for address in ("127.0.0.1:0", "[fd78::2]:0", "unix:/tmp/x"):
+            assert once(on_client, "grpc://10.78.0.1", address).startswith("UsageError dial_back=")
+        assert "give [::] instead" in once(on_client, "grpc://[fd78::1]", "0.0.0.0:0")
+    finally:
+        server.terminate()
+        assert server.wait(40) == 0
+        server.stdout.close()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("address", ["10.78.0.2:0", "[fd78::2]:0"], ids=["ipv4", "ipv6"])
+def test_one_started_by_the_client_on_another_machine_dials_back(hosts, address, monkeypatch):
+    """… by a command such as ssh, which hands the environment on."""
+    on_server, on_client = hosts
+    monkeypatch.setenv("ADYTON_REMOTE_PROXY", " ".join([*on_server, sys.executable, "-m", "adyton.cli", "proxy"]))
+    assert once(on_client, "", address) == "1\n"
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("host", ["10.78.0.2", "fd78::2"], ids=["ipv4", "ipv6"])
+def test_one_started_by_hand_on_another_machine_dials_back(hosts, authority, host):
+    on_server, on_client = hosts
+    issue, ca = authority
+    mine = issue("fd78::2", "10.78.0.2")
+    there = f"[{host}]:7000" if ":" in host else f"{host}:7000"
+    command = ["proxy", "--host_address", there, "--token-file", "token", "--client-ca", ca]
+    process = subprocess.Popen(
+        [*on_server, sys.executable, "-m", "adyton.cli", *command], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert once(on_client, "", "[::]:7000", TOKEN, mine) == "1\n"
+        assert process.wait(30) == 0
+        assert process.stdout.read() == f"adyton proxy connected to {there}\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
