@@ -61,7 +61,7 @@ def serve(web: Server, on: str | None, *, allow_sim: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", metavar="URL", default=os.environ.get("ADYTON_ON") or None, help="the provision server")
+    parser.add_argument("--on", metavar="URL", default=os.environ.get("ADYTON_ON"), help="the provision server")
     parser.add_argument("--allow-sim", action="store_true", help="accept simulated enclaves there: NOT CONFIDENTIAL")
     parser.add_argument("--host", default="127.0.0.1", help="where the web page is; default: %(default)s")
     parser.add_argument("--port", type=int, default=8888, help="0 takes a free one; default: %(default)s")
@@ -69,7 +69,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Server((flags.host, flags.port), Handler) as web:
-            serve(web, flags.on, allow_sim=flags.allow_sim)
+            serve(web, flags.on or None, allow_sim=flags.allow_sim)
     except KeyboardInterrupt:
         return 130
     except adyton.AdytonError as error:
