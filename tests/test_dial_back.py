@@ -353,7 +353,7 @@ def test_what_fails_in_the_proxy_server_is_raised_at_the_client(short, monkeypat
     monkeypatch.setattr(
         provision_client, "offer_of", lambda image, platform: provision_client.Offer(manifest=b"x", platform="sim")
     )
-    with pytest.raises(ImageError, match="manifest"):
+    with pytest.raises(ImageError, match="digest"):
         load(RemoteProvision.instantiate().dialled_back("127.0.0.1:0"))
 
 
