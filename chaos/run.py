@@ -281,6 +281,8 @@ def _server_left(case: Case, server: Server) -> Iterator[str]:
     if case.signal == "STOP":
         with contextlib.suppress(ProcessLookupError):
             server.process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(Exception):
+            server.bystander.close()  # a server drains
         server.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.process.wait(40)

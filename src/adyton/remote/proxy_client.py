@@ -43,7 +43,7 @@ from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
-PIECE = 1 << 16  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
+PIECE = 1 << 17  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)

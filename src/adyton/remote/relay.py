@@ -18,7 +18,7 @@ from adyton.communicator_pb2 import Envelope
 from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.remote.connection import SESSION_METADATA, abort
 
-READ_SIZE = 1 << 16  # a slow line must bring one within seconds, which are a sign of life
+READ_SIZE = 1 << 17  # a slow line must bring one within seconds, which are a sign of life
 
 
 class Relay:
