@@ -44,16 +44,20 @@ NAMES = {"proxy", "supervisor", "guest"}
 Metrics = dict[str, dict[tuple[str, str], float]]
 
 
-@pytest.fixture(params=["local", "server"])
+PLACES = ["local", "server", "local-dials", "server-dials"]
+
+
+@pytest.fixture(params=PLACES[:2])
 def place(request, monkeypatch):
-    """Each test with a proxy server of this machine, and with a provision server's."""
-    if request.param == "server":
+    """Each test with a proxy server of this machine, and with a provision server's; where it dials, the address at which the client waits."""
+    if request.param.startswith("server"):
         monkeypatch.setenv("ADYTON_ON", request.getfixturevalue("server"))
         monkeypatch.setenv("ADYTON_ALLOW_SIM", "1")
+    return "127.0.0.1:0" if request.param.endswith("dials") else None
 
 
 @pytest.fixture
-def load(workplace):
+def load(workplace, place):
     """Load under a name and a root, through the manager."""
     Path("prog.py").write_text(PROGRAM)
     loaded = []
@@ -61,7 +65,7 @@ def load(workplace):
     def load(name: str, provider: MeterProvider, root: str = "app") -> adyton.EnclaveClient:
         config = EnclaveLoadConfig(name=name)
         config.Extensions[remote_load_config].sgx_load_config.file_enclave_config.enclave_path = "prog.py"
-        proxy_config = RemoteProxyClientConfig.defaults_with_provision(RemoteProvision.instantiate())
+        proxy_config = RemoteProxyClientConfig.create(RemoteProvision.instantiate(), dial_back=place)
         proxy_config.enable_opentelemetry_metrics(granularity=0.05, view_name_root=root, meter_provider=provider)
         loaded.append(EnclaveManager.instance().load_enclave(config, remote_proxy_config=proxy_config))
         return loaded[-1]
@@ -103,7 +107,8 @@ def eventually(provider, holds: Callable[[Metrics], bool]) -> Metrics:
     return found
 
 
-def test_the_processes_of_an_enclave(place, load, provider):
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_the_processes_of_an_enclave(load, provider):
     client = load("pay", provider)
     everything = {("pay", name) for name in NAMES}
     first = eventually(provider, lambda found: set(found.get("rss", ())) == everything)
@@ -131,7 +136,7 @@ def test_the_processes_of_an_enclave(place, load, provider):
         client.processes()
 
 
-def test_the_raw_values(place, load, provider):
+def test_the_raw_values(load, provider):
     client = load("pay", provider)
     reports = client.processes()
     assert set(reports) == NAMES
@@ -155,7 +160,7 @@ def test_the_raw_values(place, load, provider):
         assert supervisor.status.uid.real == guest.status.uid.real != 0
 
 
-def test_several_enclaves_with_one_root(place, load, provider):
+def test_several_enclaves_with_one_root(load, provider):
     clients = [load(name, provider) for name in ("one", "two")]
     keys = {(name, process) for name in ("one", "two") for process in NAMES}
     found = eventually(provider, lambda found: set(found.get("starttime", ())) == keys)
@@ -169,14 +174,15 @@ def test_several_enclaves_with_one_root(place, load, provider):
     assert {name for name, _ in read(provider)["rss"]} == {"two"}
 
 
-def test_a_wrong_token_is_told_nothing(place, load, provider):
+def test_a_wrong_token_is_told_nothing(load, provider):
     transport = load("pay", provider)._core.proxy._transport
     transport._metadata = ((SESSION_METADATA, b"guessed" * 5),)
     with pytest.raises(UnauthenticatedError, match="token"):
         transport.processes(30)
 
 
-def test_an_enclave_that_is_killed_shows_nothing_and_harms_nothing(place, load, provider):
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_an_enclave_that_is_killed_shows_nothing_and_harms_nothing(load, provider):
     client, other = load("killed", provider), load("other", provider)
     eventually(provider, lambda found: len(found.get("rss", ())) == 6)
     os.kill(client.processes()["supervisor"].stat.pid, 9)

@@ -21,6 +21,7 @@ import hmac
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, Generic, TypeVar
@@ -257,9 +258,11 @@ class _Questions:
         self._stream: Stream[ProcessesRequest, bytes] | None = None
         self._asked: queue.SimpleQueue[ProcessesRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._owed = False  # the reply to a question whose asker waits no more
 
     def ask(self, timeout: float) -> bytes:
         """The reply. ClosedError, ConnectionLostError, DeadlineError, PlatformError (it answers nothing of the kind)."""
+        until = time.monotonic() + timeout
         with self._lock:
             if self._listener.closed:
                 raise ClosedError("the connection is closed: its processes cannot be asked about any more")
@@ -271,16 +274,24 @@ class _Questions:
                         "the proxy server does not report its processes: is it an older adyton?"
                     ) from None
                 threading.Thread(target=self._read, args=(self._stream,), name="adyton-reports", daemon=True).start()
+            if self._owed:
+                self._reply(until, timeout)  # is that of an earlier question
+                self._owed = False
             self._asked.put(ProcessesRequest())
-            try:
-                reply = self._replies.get(timeout=timeout)
-            except queue.Empty:
-                self._stream.cancel()  # a late reply would be taken for that of the next question
-                raise DeadlineError(f"the proxy server did not report its processes within {timeout:g} s") from None
-            if reply is None:
-                self._replies.put(None)
-                raise ConnectionLostError("the connection to the proxy server, or its reports, ended")
+            self._owed = True
+            reply = self._reply(until, timeout)
+            self._owed = False
             return reply
+
+    def _reply(self, until: float, timeout: float) -> bytes:
+        try:
+            reply = self._replies.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            raise DeadlineError(f"the proxy server did not report its processes within {timeout:g} s") from None
+        if reply is None:
+            self._replies.put(None)
+            raise ConnectionLostError("the connection to the proxy server, or its reports, ended")
+        return reply
 
     def _read(self, stream: Stream[ProcessesRequest, bytes]) -> None:
         try:
