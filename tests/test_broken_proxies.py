@@ -62,8 +62,12 @@ elif stage == "join":
 elif stage in ("handshake", "initialize"):
     plain = relay.Relay._communicate
     def communicate(self, requests, context):
-        threading.Timer(0.0 if stage == "handshake" else 1.0, die).start()
-        return plain(self, requests, context)
+        if stage == "initialize":
+            threading.Timer(1.0, die).start()
+        for answer in plain(self, requests, context):
+            yield answer
+            if stage == "handshake":
+                die()
     relay.Relay._communicate = communicate
 from adyton.cli import main
 sys.argv = ["adyton", "proxy", *arguments]

@@ -120,18 +120,21 @@ def test_a_proxy_server_takes_no_socket_away_from_another(workplace):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_servers_end_at_a_signal_and_leave_nothing(tmp_path, command, number, status):
     arguments = {"proxy": [], "serve": ["--port", "0"]}[command]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "adyton.cli", command, *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
-    )
-    assert process.stdout is not None
-    assert " listening on 127.0.0.1:" in process.stdout.readline()
-    process.send_signal(number)
-    assert process.wait(60) == status
-    process.stdout.close()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+        finally:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        assert " listening on 127.0.0.1:" in line, errors
+        assert process.returncode == status, errors
     assert list(tmp_path.iterdir()) == []
 
 
