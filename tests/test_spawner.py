@@ -18,6 +18,7 @@ from adyton.provision.store import BlobStore
 
 pytestmark = pytest.mark.sandbox
 NOBODY = "sha256:" + "0" * 64
+ANY_PORT = ("127.0.0.1", (0, 0))
 
 
 @pytest.fixture
@@ -42,20 +43,57 @@ def spawner(store):
 
 def test_a_port_in_use_is_passed_over(spawner, store):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        first = f"127.0.0.1:{taken.getsockname()[1]}"
-        spawned = spawner.spawn(*store[1], [first, "127.0.0.1:0"], [])
-        assert spawned.port not in (0, taken.getsockname()[1])
+        first = taken.getsockname()[1]
+        spawned = spawner.spawn(*store[1], "127.0.0.1", (first, 65535), [])
+        assert first < spawned.port
         assert len(spawned.session) == 32
+
+
+def test_all_ports_of_a_machine_may_be_given(spawner, store):
+    assert spawner.spawn(*store[1], "127.0.0.1", (1024, 65535), []).port >= 1024
+
+
+def test_ports_of_running_enclaves_are_not_tried_again(monkeypatch):
+    tried = []
+
+    def start_relay(enclave, arguments, told, relays):
+        tried.append(arguments[1])
+        return None, f"{module.LISTENING}{arguments[1]}"
+
+    monkeypatch.setattr(module, "_start_relay", start_relay)
+    spawn = module.Spawn(1, NOBODY, [], "sim", "127.0.0.1", (5000, 5009), [])
+    assert module._listening_relay(None, spawn, b"", set(), {5000, 5001, 5003}) == (None, 5002)
+    assert tried == ["127.0.0.1:5002"]
+
+
+def test_what_nobody_wants_any_more_is_ended_whenever_that_is_said():
+    """Before its proxy server was started, while that runs, and after its end."""
+
+    class Relay:
+        killed = 0
+
+        def kill(self):
+            self.killed += 1
+
+    for early in (True, False):
+        order, relay = module._Order(), Relay()
+        if early:
+            order.abandon()
+        order.started(relay)
+        if not early:
+            assert not relay.killed
+            order.abandon()
+        assert relay.killed == 1
 
 
 def test_no_free_port_is_said_and_leaves_no_enclave(spawner, store):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UnreachableError, match=f"cannot start a proxy server at {listen}: are its ports in use"):
-            spawner.spawn(*store[1], [listen], [])
+        port = taken.getsockname()[1]
+        with pytest.raises(UnreachableError, match=f"at 127.0.0.1, ports {port} to {port}: are they in use"):
+            spawner.spawn(*store[1], "127.0.0.1", (port, port), [])
     (zygote,) = {pid for pid in children(spawner._process.pid) if _parent(pid) == spawner._process.pid}
     assert wait_until_ended(children(zygote)) == set()
-    assert spawner.spawn(*store[1], ["127.0.0.1:0"], []).port
+    assert spawner.spawn(*store[1], *ANY_PORT, []).port
 
 
 def _parent(pid):
@@ -65,13 +103,13 @@ def _parent(pid):
 
 def test_an_image_that_is_not_there_is_its_own_error(spawner, store):
     with pytest.raises(ImageError, match="is not in the server's store"):
-        spawner.spawn(NOBODY, [], "sim", ["127.0.0.1:0"], [])
-    assert spawner.spawn(*store[1], ["127.0.0.1:0"], []).port
+        spawner.spawn(NOBODY, [], "sim", *ANY_PORT, [])
+    assert spawner.spawn(*store[1], *ANY_PORT, []).port
 
 
 def test_draining_waits_for_the_enclaves(spawner, store):
     spawner.drain(0)
-    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    spawner.spawn(*store[1], *ANY_PORT, [])
     spawner.drain(0.01)
     assert spawner._running
     drained = threading.Thread(target=spawner.drain, args=(60,))
@@ -107,20 +145,20 @@ def test_a_temporary_store_is_gone_at_the_end(store):
 
 
 def test_a_killed_spawner_takes_all_along_and_its_server_is_told(spawner, store):
-    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    spawner.spawn(*store[1], *ANY_PORT, [])
     processes = {spawner._process.pid, *children(spawner._process.pid)}
     os.kill(spawner._process.pid, signal.SIGKILL)
     spawner._process.wait()
     spawner.drain(60)
     assert wait_until_ended(processes) == set()
     with pytest.raises(UnreachableError, match="start the server again"):
-        spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+        spawner.spawn(*store[1], *ANY_PORT, [])
 
 
 def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
     os.kill(spawner._process.pid, signal.SIGSTOP)  # so that it reads no more
     with ThreadPoolExecutor(4) as threads:
-        waiting = [threads.submit(spawner.spawn, *store[1], ["127.0.0.1:0"], []) for _ in range(4)]
+        waiting = [threads.submit(spawner.spawn, *store[1], *ANY_PORT, []) for _ in range(4)]
         os.kill(spawner._process.pid, signal.SIGKILL)
         for each in waiting:
             with pytest.raises(UnreachableError, match="start the server again"):
@@ -129,7 +167,7 @@ def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
 
 def test_closing_ends_what_hangs(spawner, store, monkeypatch):
     monkeypatch.setattr(module, "END_SECONDS", 0.05)
-    spawner.spawn(*store[1], ["127.0.0.1:0"], [])
+    spawner.spawn(*store[1], *ANY_PORT, [])
     processes = {spawner._process.pid, *children(spawner._process.pid)}
     os.kill(spawner._process.pid, signal.SIGSTOP)
     spawner.close()

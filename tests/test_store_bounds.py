@@ -156,7 +156,7 @@ def test_an_upload_that_drips_is_ended(directory, image, monkeypatch):
 
     provision = ProvisionService(store, lambda _: pytest.fail("started"))
     with pytest.raises(DeadlineError, match="in a second"):
-        list(provision._serve(drip(), Context()))
+        list(provision.serve(drip(), Context(), "unix:"))
     assert os.listdir(directory / "incoming") == []
 
 
@@ -223,16 +223,16 @@ def test_a_server_takes_a_bounded_number_of_enclaves(directory, image, monkeypat
     ended = threading.Event()
     server = spawner.Spawner(str(directory), temporary=False, on_end=ended.set)
     try:
-        server.spawn(*order, ["127.0.0.1:0"], [])
+        server.spawn(*order, "127.0.0.1", (0, 0), [])
         with pytest.raises(ResourceLimitError, match="takes no more"):
-            server.spawn(*order, ["127.0.0.1:0"], [])
+            server.spawn(*order, "127.0.0.1", (0, 0), [])
         monkeypatch.setattr(spawner, "MAX_ENCLAVES", 9)
         with pytest.raises(UnreachableError):  # the client has gone meanwhile: nothing is left of its enclave
-            server.spawn(*order, ["127.0.0.1:0"], [], lambda: False)
+            server.spawn(*order, "127.0.0.1", (0, 0), [], lambda: False)
         occupied = socket_in_use()
         port = occupied.getsockname()[1]
-        with occupied, pytest.raises(UnreachableError, match="are its ports in use"):
-            server.spawn(*order, [f"127.0.0.1:{port}"], [])
+        with occupied, pytest.raises(UnreachableError, match="are they in use"):
+            server.spawn(*order, "127.0.0.1", (port, port), [])
     finally:
         server.close()
     assert ended.wait(30)

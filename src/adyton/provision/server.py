@@ -64,8 +64,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
-        low, high = options.proxy_ports or (0, 0)
-        listen = [f"{host}:{port}" for port in range(low, high + 1)]
+        ports = options.proxy_ports or (0, 0)
         tls = options.tls
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
 
@@ -73,7 +72,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
             spawned = spawner.spawn(
-                order.measurement, order.signatures, order.platform, listen, files, order.wanted, dial
+                order.measurement, order.signatures, order.platform, host, ports, files, order.wanted, dial
             )
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 

@@ -54,7 +54,8 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     measurement: str
     signatures: list[str]
     platform: str
-    listen: list[str]  # candidates, HOST:PORT, tried in order
+    host: str  # that the proxy server listens at
+    ports: tuple[int, int]  # lowest and highest, tried in order; 0 takes a free one
     options: list[str]  # TLS options of the proxy server
     dial: Dial | None = None  # instead of listening
 
@@ -138,7 +139,8 @@ class Spawner:
         measurement: str,
         signatures: list[str],
         platform: str,
-        listen: list[str],
+        host: str,
+        ports: tuple[int, int],
         options: list[str],
         wanted: Callable[[], bool] = lambda: True,
         dial: Dial | None = None,
@@ -152,7 +154,7 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, measurement, signatures, platform, listen, options, dial)
+        spawn = Spawn(number, measurement, signatures, platform, host, ports, options, dial)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
             answer = self._answer(mailbox, wanted)
@@ -265,24 +267,18 @@ def _serve(descriptor: int, store: str) -> None:
     relays: set[subprocess.Popen[str]] = set()
     threading.Thread(target=_end_stopped, args=(relays,), name="adyton-stopped", daemon=True).start()
 
-    abandoned: set[int] = set()
-    numbers: dict[int, subprocess.Popen[str]] = {}
+    orders: dict[int, _Order] = {}  # by their numbers
+    ports: set[int] = set()  # that our proxy servers listen at
 
-    def serve(spawn: Spawn) -> None:
-        def started(relay: subprocess.Popen[str]) -> None:
-            numbers[spawn.number] = relay
-            if spawn.number in abandoned:
-                relay.kill()
-
+    def serve(spawn: Spawn, order: _Order) -> None:
         try:
-            _start(zygote, spawn, relays, say, started)
+            _start(zygote, spawn, relays, ports, say, order.started)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
             say(Refused(spawn.number, "ResourceLimitError", f"the server cannot start an enclave: {error}"))
         finally:
-            numbers.pop(spawn.number, None)
-            abandoned.discard(spawn.number)
+            del orders[spawn.number]
 
     def end_with_zygote() -> None:
         zygote.wait()
@@ -292,14 +288,38 @@ def _serve(descriptor: int, store: str) -> None:
     while message := control.recv(MESSAGE_SIZE):
         match _TO_SPAWNER.decode(message):
             case Spawn() as spawn:
-                threading.Thread(target=serve, args=(spawn,), daemon=True).start()
+                order = orders[spawn.number] = _Order()
+                threading.Thread(target=serve, args=(spawn, order), daemon=True).start()
             case Abandon(number):
-                abandoned.add(number)
-                if number in numbers:
-                    numbers[number].kill()
+                abandoned = orders.get(number)
+                if abandoned is not None:  # it may have failed, or ended, meanwhile
+                    abandoned.abandon()
     for relay in list(relays):
         relay.kill()
     zygote.close()
+
+
+class _Order:
+    """One enclave that was asked for, and is ended once nobody wants it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._relay: subprocess.Popen[str] | None = None
+        self._abandoned = False
+
+    def started(self, relay: subprocess.Popen[str]) -> None:
+        """Its proxy server runs."""
+        with self._lock:
+            self._relay = relay
+            if self._abandoned:
+                relay.kill()
+
+    def abandon(self) -> None:
+        """Nobody wants it."""
+        with self._lock:
+            self._abandoned = True
+            if self._relay is not None:
+                self._relay.kill()
 
 
 def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
@@ -315,7 +335,12 @@ def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
 
 
 def _start(
-    zygote: Any, spawn: Spawn, relays: set[subprocess.Popen[str]], say: Any, started: Callable[[Any], None]
+    zygote: Any,
+    spawn: Spawn,
+    relays: set[subprocess.Popen[str]],
+    ports: set[int],
+    say: Callable[[msgspec.Struct], None],
+    started: Callable[[subprocess.Popen[str]], None],
 ) -> None:
     from adyton.runtime.launch import LaunchRequest
 
@@ -326,7 +351,8 @@ def _start(
     port = 0
     try:
         if spawn.dial is None:
-            relay, port = _listening_relay(enclave, spawn, session, relays)
+            relay, port = _listening_relay(enclave, spawn, session, relays, ports)
+            ports.add(port)
         else:
             relay = _dialling_relay(enclave, spawn.dial, relays)
     except BaseException:
@@ -338,6 +364,7 @@ def _start(
     started(relay)
     relay.wait()
     relays.discard(relay)
+    ports.discard(port)
     if relay.stdout is not None:
         relay.stdout.close()
     enclave.close()
@@ -345,15 +372,20 @@ def _start(
 
 
 def _listening_relay(
-    enclave: Enclave, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]]
+    enclave: Enclave, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]], ports: set[int]
 ) -> tuple[subprocess.Popen[str], int]:
-    for listen in spawn.listen:
+    """`ports`: those that are in use as far as we know; each other one costs the start of a process to find that out."""
+    low, high = spawn.ports
+    for port in range(low, high + 1):
+        if port in ports:
+            continue
+        listen = f"{spawn.host}:{port}"
         relay, line = _start_relay(enclave, ["listen", listen, *spawn.options], [session], relays)
         if line.startswith(LISTENING):
             return relay, int(line.rpartition(":")[2])
         _end_relay(relay, relays)
     raise UnreachableError(
-        f"the server cannot start a proxy server at {', '.join(spawn.listen[:3])}: are its ports in use?"
+        f"the server cannot start a proxy server at {spawn.host}, ports {low} to {high}: are they in use?"
     )
 
 
