@@ -23,8 +23,8 @@ from adyton.remote import connection
 from adyton.remote.address import TLS, Address
 from adyton.remote.certificates import Shown
 from adyton.remote.connection import open_server
-from adyton.remote.diagnosis import REASONS, Case, explain
-from adyton.remote.probe import Seen, look
+from adyton.remote.diagnosis import REASONS, Case, explain, has_waited
+from adyton.remote.probe import BRIEF_SECONDS, Seen, look
 
 REACHED = "this server starts nothing"
 
@@ -247,6 +247,17 @@ def test_a_port_where_nothing_is_said(cli, monkeypatch):
             status, err = cli("--on", url)
             assert status == 10
             assert "something takes the connection, but says nothing" in err
+
+
+def test_who_has_waited_for_a_silent_server_waits_little_for_the_look():
+    """Both together are the five seconds within which a load is to fail."""
+    for details in ("connection attempt timed out before receiving SETTINGS frame", "tcp handshaker shutdown"):
+        assert has_waited(details, secure=True)
+        assert has_waited(details, secure=False)
+    for details in ("Connection refused", "WRONG_VERSION_NUMBER", "Socket closed", ""):
+        assert not has_waited(details, secure=True)
+    waited = dict(connection._IMPATIENT)["grpc.min_reconnect_backoff_ms"] / 1000
+    assert waited + BRIEF_SECONDS < 5
 
 
 def test_an_https_server_is_no_adyton_server(cli, folder):

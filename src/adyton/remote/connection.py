@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import os
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from adyton.crypto.launch_certificate import NAME
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
 from adyton.remote import certificates
 from adyton.remote.address import TLS, Address, is_loopback
-from adyton.remote.diagnosis import Case, explain
-from adyton.remote.probe import look
+from adyton.remote.diagnosis import Case, explain, has_waited
+from adyton.remote.probe import BRIEF_SECONDS, SECONDS, look
 
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
 ERROR_METADATA = "adyton-error-bin"
@@ -181,5 +182,7 @@ def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> Ad
         )
     if isinstance(target, Peer) and target.address.host and status is grpc.StatusCode.UNAVAILABLE:
         now = dt.datetime.now(dt.UTC)
-        return explain(Case(target.address, target.tls or TLS(), details, lambda: look(target.address), now))
+        seconds = BRIEF_SECONDS if has_waited(details, secure=target.address.secure) else SECONDS
+        seen = functools.partial(look, target.address, seconds=seconds)
+        return explain(Case(target.address, target.tls or TLS(), details, seen, now))
     return UnreachableError(f"cannot reach {target}: {details}. Is a server running there?")

@@ -48,9 +48,18 @@ class Case:
 
 def explain(case: Case) -> AdytonError:
     """The error to raise."""
+    return _reason(case.details, secure=case.address.secure).words(case)
+
+
+def has_waited(details: str, *, secure: bool) -> bool:
+    """Whether gRPC has waited for a peer that says nothing, so that whoever asked has no patience left for a long look."""
+    return _reason(details, secure=secure).words is _silent
+
+
+def _reason(details: str, *, secure: bool) -> Reason:
     for reason in REASONS:
-        if reason.mark in case.details and reason.secure in (None, case.address.secure):
-            return reason.words(case)
+        if reason.mark in details and reason.secure in (None, secure):
+            return reason
     raise AssertionError("the last row fits every case")
 
 
