@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from hostile import Ward
+from sandbox import children, wait_until_ended
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
@@ -279,3 +280,14 @@ def test_messages_that_never_end_are_bounded_together(monkeypatch):
         for mine in links:
             mine.close()
     assert "more than 65536 bytes" in reasons[0]
+
+
+@sandboxed
+def test_a_client_that_is_behind_still_gets_all_output_and_the_reason_of_the_end(ward):
+    with ward.enclave() as client:
+        assert client.load().ok
+        client.start("execute", KIT + "os.write(1, bytes(3 << 20)); os._exit(7)")
+        guests = children(client.enclave.pid)
+        assert wait_until_ended(guests) == set()  # and nothing has been read meanwhile
+        assert "status 7" in client.wait_for_end()
+        assert len(client.output) == 3 << 20

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -42,6 +43,8 @@ FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
 END_MOMENT = 0.5  # seconds
+END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
+END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
@@ -152,12 +155,12 @@ class Supervisor:
                 self._session.notify("ended", reason.encode())
                 self._session.close(reason)
                 self._flush()
-                self._relay.settimeout(2)
-                while len(self._outbox) or self._session.pending_bytes:
-                    before = len(self._outbox)
+                writable = select.poll()
+                writable.register(self._relay, select.POLLOUT)
+                deadline = time.monotonic() + END_SECONDS
+                # A client that is behind gets all of it.
+                while len(self._outbox) and time.monotonic() < deadline and writable.poll(END_PATIENCE * 1000):
                     self._outbox._push()  # noqa: SLF001
-                    if len(self._outbox) == before:
-                        break
         except (OSError, AdytonError):
             pass  # the client is gone as well
         self._loop.stop()
