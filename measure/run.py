@@ -2,7 +2,9 @@
 
 coverage.py measures every ordinary Python that the tests start, and enclave_arcs the zygotes, supervisors and guests. The report is
 of lines and branches together, each folder of the package on a line of its own; what is left out is in pyproject.toml, with
-reasons. Exit code: pytest's, or 2 if there is too little.
+reasons. Not measured, so that what only they run counts as not run: processes that a test starts with an empty environment, or as
+another user, with what these start; and what an ordinary process did that ended by SIGKILL. Sources must not change meanwhile. Exit
+code: pytest's, or 2 if there is too little.
 """
 
 from __future__ import annotations
