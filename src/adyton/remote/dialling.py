@@ -18,6 +18,7 @@ from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.dial_back import ACCEPTED, SERVICE
+from adyton.remote.relay import READ_SIZE
 
 PAUSE = 0.2  # seconds between two attempts
 _IN_VAIN = (
@@ -56,7 +57,7 @@ class Dialler:
 
         def answers(call: Any) -> Iterator[Envelope]:
             try:
-                while data := supervisor.recv(1 << 18):
+                while data := supervisor.recv(READ_SIZE):
                     yield Envelope(data=data)
             except OSError:
                 pass  # the client is gone, and the socket closed

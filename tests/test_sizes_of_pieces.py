@@ -1,0 +1,74 @@
+"""What carries a session brings it in pieces that a slow line takes within seconds: the peer counts each of them as a sign of life."""
+
+import queue
+import socket
+import tempfile
+import threading
+
+import grpc
+import pytest
+
+from adyton.remote.connection import open_server
+from adyton.remote.dial_address import ListenAddress
+from adyton.remote.dial_back import DialBack
+from adyton.remote.dialling import Dialler
+from adyton.remote.grpc_transport import GrpcTransport
+from adyton.remote.relay import READ_SIZE, Relay
+
+SESSION = b"s" * 32
+WAITING = 3 * READ_SIZE // 2  # bytes that the supervisor has sent before anybody reads
+
+
+@pytest.fixture
+def address():
+    with tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory:  # short: a socket lies there
+        yield f"unix:{directory}/a.sock"
+
+
+@pytest.fixture
+def supervisor():
+    ours, others = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * WAITING)
+    ours.sendall(bytes(WAITING))
+    ours.shutdown(socket.SHUT_WR)
+    with ours:
+        yield others
+
+
+def check(pieces):
+    sizes = [len(each) for each in pieces]
+    assert sum(sizes) == WAITING
+    assert max(sizes) <= READ_SIZE
+
+
+def test_of_a_proxy_server_that_is_dialled(address, supervisor):
+    relay = Relay()
+    relay.attach(supervisor, SESSION)
+    server, _ = open_server([relay.handler()], address, None, 2)
+    server.start()
+    try:
+        check(GrpcTransport(grpc.insecure_channel(address), "the server", SESSION).run(iter(queue.SimpleQueue().get, None)))
+    finally:
+        server.stop(None).wait()
+
+
+def test_of_a_proxy_server_that_has_dialled(address, supervisor):
+    listener = DialBack(ListenAddress.parse(address), None)
+    dialler = Dialler(grpc.insecure_channel(address), "the client")
+    thread = threading.Thread(
+        target=dialler.communicate, args=(listener.offer().session, supervisor, 30, lambda: None)
+    )
+    thread.start()
+    said_all: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    pieces, size = [], 0
+    try:
+        for piece in listener.transport(30).run(iter(said_all.get, None)):
+            pieces.append(piece)
+            size += len(piece)
+            if size == WAITING:
+                said_all.put(None)
+        check(pieces)
+    finally:
+        listener.close()
+        thread.join(30)
+        dialler.close()
