@@ -47,7 +47,11 @@ def test_of_a_proxy_server_that_is_dialled(address, supervisor):
     server, _ = open_server([relay.handler()], address, None, 2)
     server.start()
     try:
-        check(GrpcTransport(grpc.insecure_channel(address), "the server", SESSION).run(iter(queue.SimpleQueue().get, None)))
+        check(
+            GrpcTransport(grpc.insecure_channel(address), "the server", SESSION).run(
+                iter(queue.SimpleQueue().get, None)
+            )
+        )
     finally:
         server.stop(None).wait()
 
@@ -55,9 +59,7 @@ def test_of_a_proxy_server_that_is_dialled(address, supervisor):
 def test_of_a_proxy_server_that_has_dialled(address, supervisor):
     listener = DialBack(ListenAddress.parse(address), None)
     dialler = Dialler(grpc.insecure_channel(address), "the client")
-    thread = threading.Thread(
-        target=dialler.communicate, args=(listener.offer().session, supervisor, 30, lambda: None)
-    )
+    thread = threading.Thread(target=dialler.communicate, args=(listener.offer().session, supervisor, 30, lambda: None))
     thread.start()
     said_all: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     pieces, size = [], 0

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import PLATFORMS
+from adyton.attestation.identity import PLATFORMS, PLATFORMS_HERE
 from adyton.client import EnclaveClient, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Policy
@@ -38,7 +38,6 @@ from adyton.remote.transport import Transport
 from adyton.trusted.application import Enclave, TrustedApplication
 
 LOAD_TIMEOUT = 120.0  # seconds for a load whose caller gave no timeout
-PLATFORMS_HERE = ("auto", "sim")
 SIMULATED = "adyton: simulated enclave: NOT CONFIDENTIAL"
 
 ImageSource = str | os.PathLike[str] | Enclave | Image

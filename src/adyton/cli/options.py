@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from adyton.attestation.identity import PLATFORMS
 from adyton.cli.values import SECONDS, OneOf
 from adyton.errors import UsageError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from adyton.remote.address import TLS
 
 _C = TypeVar("_C", bound=Callable[..., Any])
-PLATFORMS = ("auto", "sim", "sgx", "tdx", "sev-snp", "nitro", "tpm")
+PLATFORM_NAMES = ("auto", *PLATFORMS)
 _SECURITY_TYPES = OneOf(["ssl", "local"], case_sensitive=False)
 _CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
 
@@ -113,7 +114,7 @@ def load_options(command: _C) -> _C:
             metavar="URL",
             help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH. Default: a proxy server here.",
         ),
-        option("--platform", type=OneOf(PLATFORMS), default="auto", help="Where the enclave must run."),
+        option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="Where the enclave must run."),
         option(
             "--config",
             type=OneOf(list(_CONFIGS)),

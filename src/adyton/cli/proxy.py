@@ -51,6 +51,7 @@ def command(
     """
     from adyton.provision.client import CERTIFICATE_VARIABLE, DIRECTORY_VARIABLE, PARENT_VARIABLE, SECRET_VARIABLE
     from adyton.provision.exposure import check_exposure
+    from adyton.provision.first_line import CONNECTED, LISTENING
     from adyton.provision.proxy import Client, Launched, dial_alone, serve_alone
     from adyton.remote.bearer import read_token
     from adyton.remote.certificates import of_server
@@ -77,7 +78,7 @@ def command(
     if launched is not None:
         os.set_inheritable(launched.parent, False)
     if host_address is not None:
-        dial_alone(client, launched, lambda address: click.echo(f"adyton proxy connected to {address}"))
+        dial_alone(client, launched, lambda address: click.echo(CONNECTED + address))
         return
     listen = listen or "127.0.0.1:0"
     if listen == "unix:":
@@ -92,7 +93,7 @@ def command(
     elif tls is not None:
         raise UsageError(f"--listen {listen}: a unix socket is served without TLS; leave its files out")
     of_server(tls)  # what is wrong with its files is said before anything is started
-    serve_alone(listen, tls, token, launched, lambda address: click.echo(f"adyton proxy listening on {address}"))
+    serve_alone(listen, tls, token, launched, lambda address: click.echo(LISTENING + address))
 
 
 def _by_hand(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from adyton.attestation.identity import PLATFORMS_HERE
 from adyton.cli.command import Command
-from adyton.cli.options import PLATFORMS, json_option, option, server_options, server_tls
+from adyton.cli.options import PLATFORM_NAMES, json_option, option, server_options, server_tls
 from adyton.cli.values import PORT, OneOf
 from adyton.errors import PlatformError, UsageError
 
@@ -22,7 +23,7 @@ def _ports(text: str | None) -> tuple[int, int] | None:
 @click.command(cls=Command, short_help="A provision server.")
 @option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
-@option("--platform", type=OneOf(PLATFORMS), default="auto", help="What proves where enclaves run here.")
+@option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @server_options
@@ -48,7 +49,7 @@ def command(
     from adyton.provision.server import ServerOptions, serve
     from adyton.remote.bearer import read_token
 
-    if platform not in ("auto", "sim"):
+    if platform not in PLATFORMS_HERE:
         raise PlatformError(f"platform {platform} is not to be had here: this version has sim only")
     tls = server_tls(ssl_cert, ssl_key, client_ca, security_type)
 

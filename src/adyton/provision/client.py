@@ -30,6 +30,7 @@ from adyton.errors import (
 )
 from adyton.image.oci import Image
 from adyton.provision.budget import Budget
+from adyton.provision.first_line import CONNECTED, LISTENING
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import DialBackTo, Offer, ProvisionRequest, ProvisionResponse, Ready
@@ -59,8 +60,6 @@ SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
 PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
 DIRECTORY_VARIABLE = "ADYTON_LAUNCH_DIRECTORY"
 CERTIFICATE_VARIABLE = "ADYTON_LAUNCH_CERTIFICATE"  # PEM: what the client shows that waits; empty on a unix socket
-READY = "adyton proxy listening on "
-DIALLED = "adyton proxy connected to "
 _OF_SERVERS = tuple(  # variables that are meant for servers of one's own, or say how this command prints
     f"ADYTON_{name}"
     for name in ("SSL_CERT", "SSL_KEY", "CLIENT_CA", "TOKEN_FILE", "SECURITY_TYPE", "HOST_ADDRESS", "LISTEN", "JSON")
@@ -359,7 +358,7 @@ class _LocalProvision(RemoteProvision):
                 return self._dialled(DialBack(self._dial_back, secret), secret, image, platform, budget)
             self._directory = _directory_for_socket()
             self._start(["--listen", f"unix:{self._directory}/proxy.sock"], {SECRET_VARIABLE: secret})
-            target = self._ready_line(READY, "where it listens", budget)
+            target = self._ready_line(LISTENING, "where it listens", budget)
             address = Address.parse(target)
             with open_channel(address, None, impatient=True) as channel:
                 ready = _upload(_DialledLink(channel, target, secret), target, image, platform, budget)
@@ -378,7 +377,7 @@ class _LocalProvision(RemoteProvision):
                 ["--host_address", listener.address.here],
                 {SECRET_VARIABLE: secret, CERTIFICATE_VARIABLE: listener.certificate},
             )
-            self._ready_line(DIALLED, f"that it has reached {listener.address}", budget)
+            self._ready_line(CONNECTED, f"that it has reached {listener.address}", budget)
         except BaseException:
             listener.close()
             raise

@@ -12,10 +12,9 @@ from __future__ import annotations
 import sys
 
 from adyton.errors import AdytonError
+from adyton.provision.first_line import CONNECTED, FAILED, LISTENING
 from adyton.provision.proxy import dial_for_enclave, serve_enclave
 from adyton.remote.address import TLS
-
-FAILED = "adyton proxy failed: "
 
 
 def main(arguments: list[str]) -> None:
@@ -23,20 +22,18 @@ def main(arguments: list[str]) -> None:
     descriptor, pid, way, address, *files = arguments
     session = bytes.fromhex(sys.stdin.readline().strip())
 
-    def announce(what: str) -> None:
-        print(f"adyton proxy {what}", flush=True)  # noqa: T201 - the spawner waits for it
+    def say(line: str) -> None:
+        print(line, flush=True)  # noqa: T201 - the spawner waits for it
 
     if way == "dial":
         certificate = bytes.fromhex(sys.stdin.readline().strip())
         try:
-            dial_for_enclave(
-                int(descriptor), int(pid), address, certificate, session, lambda to: announce(f"connected to {to}")
-            )
+            dial_for_enclave(int(descriptor), int(pid), address, certificate, session, lambda to: say(CONNECTED + to))
         except AdytonError as error:
-            print(FAILED + " ".join(error.message.split()), flush=True)  # noqa: T201 - likewise
+            say(FAILED + " ".join(error.message.split()))
         return
     tls = TLS(ca=files[2] if len(files) > 2 else None, cert=files[0], key=files[1]) if files else None
-    serve_enclave(int(descriptor), int(pid), address, tls, session, lambda at: announce(f"listening on {at}"))
+    serve_enclave(int(descriptor), int(pid), address, tls, session, lambda at: say(LISTENING + at))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 
+from adyton.attestation.identity import PLATFORMS_HERE
 from adyton.errors import (
     AdytonError,
     ConnectionLostError,
@@ -35,7 +36,6 @@ OFFER_PATIENCE = 10.0  # seconds for the offer; who is being served takes one of
 UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload
 SLOWEST_UPLOAD = 4096  # bytes in a second, on the whole
 MAX_CERTIFICATE = 1 << 13  # bytes of PEM
-PLATFORMS_HERE = ("auto", "sim")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import msgspec
 
 from adyton import errors
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
+from adyton.provision.first_line import CONNECTED, FAILED, LISTENING
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 MAX_ENCLAVES = 256  # at once
 START_SECONDS = 20.0  # until a proxy server must have said where it listens, or that its client has it
 END_SECONDS = 5.0  # for the spawner
-LISTENING = "adyton proxy listening on "
-CONNECTED = "adyton proxy connected to "
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -394,7 +393,7 @@ def _dialling_relay(enclave: Enclave, dial: Dial, relays: set[subprocess.Popen[s
     if line.startswith(CONNECTED):
         return relay
     _end_relay(relay, relays)
-    why = line.strip().partition(": ")[2] or f"no answer within {START_SECONDS:g} s"
+    why = line.strip().removeprefix(FAILED) or f"no answer within {START_SECONDS:g} s"
     raise UnreachableError(f"the server's proxy server did not reach its client (dial_back): {why}")
 
 
