@@ -5,8 +5,8 @@ A text says what failed, why, and what to do next; standard output stays empty, 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -176,7 +176,12 @@ def rows() -> list[object]:
 def shelf(tmp_path_factory) -> Path:
     """A folder of what is taken for something else. Read only: each use of it is wrong."""
     folder = tmp_path_factory.mktemp("shelf")
-    os.chdir(folder)
+    with contextlib.chdir(folder):  # only here: its json.py must not be what later tests' Pythons import
+        _fill()
+    return folder
+
+
+def _fill() -> None:
     for name, content in {
         "prog.py": PROGRAM,
         "my prog.py": PROGRAM,
@@ -200,14 +205,11 @@ def shelf(tmp_path_factory) -> Path:
     for command in (["keygen", "k"], ["init", "made"]):
         with pytest.raises(SystemExit, match="0"):
             run(command)
-    os.chdir("made")
-    with pytest.raises(SystemExit, match="0"):
+    with contextlib.chdir("made"), pytest.raises(SystemExit, match="0"):
         run(["build"])
-    image = Path("build/demo_enclave.enclave").read_bytes()
-    os.chdir(folder)
+    image = Path("made/build/demo_enclave.enclave").read_bytes()
     Path("good.enclave").write_bytes(image)
     Path("cut.enclave").write_bytes(image[:5000])
-    return folder
 
 
 def content(folder: Path) -> dict[str, tuple[int, int]]:
