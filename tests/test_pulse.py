@@ -57,7 +57,7 @@ def test_a_ping_is_answered_by_the_session_itself():
 def test_any_number_of_pings_costs_one_answer():
     enclave = Session(Side.ENCLAVE)
     assert enclave.receive(encode(PingFrame()) * 10_000) == []
-    assert enclave.pending_bytes == 0
+    assert enclave.pending_bytes == len(encode(PongFrame()))
     assert enclave.data_to_send() == encode(PongFrame())
 
 
@@ -85,3 +85,18 @@ def test_nothing_is_said_after_a_goodbye(ended):
     assert enclave.data_to_send() == b""
     client.ping()
     assert client.data_to_send() == b""
+
+
+def test_a_sign_of_life_that_is_due_counts_among_what_is_to_be_sent():
+    client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
+    client.ping()
+    enclave.receive(client.data_to_send())
+    assert enclave.pending_bytes > 0
+    assert len(enclave.data_to_send()) > 0
+    assert enclave.pending_bytes == 0
+    client.ping()
+    enclave.receive(client.data_to_send())
+    client.close("done")
+    enclave.receive(client.data_to_send())
+    assert enclave.pending_bytes == 0
+    assert enclave.data_to_send() == b""

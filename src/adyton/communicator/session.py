@@ -201,7 +201,7 @@ class Session:
 
     def reply(self, call: int, ok: bool, body: bytes) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
-        if self._closed or self._peer_reason is not None:
+        if not self._open:
             return
         pair = self._received_calls.get(call)
         if pair is None or (self._arriving and ("call", call) in self._arriving):
@@ -219,7 +219,7 @@ class Session:
 
     def notify(self, method: str, body: bytes) -> None:
         """Tell the peer something. ResourceLimitError: too large."""
-        if self._closed or self._peer_reason is not None:
+        if not self._open:
             return
         self._check_message(method, body, self._limits.notification)
         number = self._last_notification_sent = self._last_notification_sent + 1
@@ -234,7 +234,7 @@ class Session:
 
     def cancel(self, call: int) -> None:
         """Tell the peer that the answer to a call of ours is not needed; it comes all the same. Nothing if it has come."""
-        if self._closed or self._peer_reason is not None:
+        if not self._open:
             return
         if not 0 < call <= self._last_sent:
             raise LocalProtocolError(f"call {call}, which was never made, cannot be cancelled")
@@ -243,7 +243,7 @@ class Session:
 
     def dispose(self, pair: int) -> None:
         """The client's thread of this pair has ended. Nothing if the pair was never used; LocalProtocolError if it is not idle."""
-        if self._closed or self._peer_reason is not None:
+        if not self._open:
             return
         if self.side is Side.CLIENT and pair not in self._pairs:
             return
@@ -259,7 +259,7 @@ class Session:
 
     def ping(self) -> None:
         """Have the peer say something. Nothing once either end has said goodbye."""
-        if not self._closed and self._peer_reason is None:
+        if self._open:
             self._outbox.put(_PING)
 
     def data_to_send(self, limit: int = 1 << 18) -> bytes:
@@ -267,14 +267,19 @@ class Session:
         if self._pong_due:  # one, however many pings there were
             self._pong_due = False
             self._unconfirmed = 0
-            if not self._closed and self._peer_reason is None:
+            if self._open:
                 self._outbox.put(_PONG)
         return self._outbox.take(limit)
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes wait for `data_to_send`."""
-        return self._outbox.pending
+        return self._outbox.pending + (len(_PONG) if self._pong_due and self._open else 0)
+
+    @property
+    def _open(self) -> bool:
+        """Whether neither end has said goodbye."""
+        return not self._closed and self._peer_reason is None
 
     def idle(self, pair: int) -> bool:
         """Whether no call is under way on the pair."""
