@@ -64,6 +64,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.fixture
+def own_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A TMPDIR that any user can read: short, since sockets lie there; and other tests' files do not."""
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield directory
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a provision server on loopback."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from parties import descendants, gone, litter
 
 import adyton
 from adyton.errors import ConnectionLostError, DeadlineError, UnreachableError
-from adyton.provision import client as provision_client
+from adyton.provision import local_proxy
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
 PROGRAM = """
 import time
@@ -86,15 +85,6 @@ DIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_temporary_directory(monkeypatch):
-    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as directory:
-        os.chmod(directory, 0o755)
-        monkeypatch.setenv("TMPDIR", directory)
-        monkeypatch.setattr(tempfile, "tempdir", directory)
-        yield
-
-
 def load(stage, program="", **options):
     """What a load with that proxy server raised, and the seconds that it took; nothing may be left."""
     Path("proxy.py").write_text(PROXY)
@@ -127,7 +117,7 @@ def test_one_that_accepts_and_never_answers(workplace):
 
 
 def test_one_that_says_nothing(workplace, monkeypatch):
-    monkeypatch.setattr(provision_client, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(local_proxy, "START_TIMEOUT", 1.0)
     error, seconds = load("says nothing")
     assert isinstance(error, (UnreachableError, DeadlineError)), error
     assert "did not say within 1 s where it listens" in str(error)

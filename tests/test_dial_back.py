@@ -40,6 +40,7 @@ from adyton.errors import (
 )
 from adyton.loader import LoadArguments, load_enclave
 from adyton.provision import client as provision_client
+from adyton.provision import local_proxy
 from adyton.remote.address import TLS
 
 pytestmark = pytest.mark.sandbox
@@ -298,8 +299,8 @@ def test_a_token_and_a_proxy_to_start_do_not_go_together():
 
 
 def test_a_proxy_server_that_never_comes(monkeypatch, short):
-    monkeypatch.setattr(provision_client, "START_TIMEOUT", 0.5)
-    monkeypatch.setattr(provision_client, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(local_proxy, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(local_proxy, "STOP_TIMEOUT", 0.1)
     for command, expected in (
         ("sleep 60; true", "within 0.5 s that it has reached 127.0.0.1:"),
         ("/nonexistent/proxy", "cannot be started"),
@@ -325,7 +326,7 @@ def test_a_loads_timeout_bounds_provisioning(way, short, monkeypatch):
     provision = RemoteProvision.instantiate(remote_proxy="sh -c 'sleep 60'")
     if way == "dial-back":
         provision = provision.dialled_back("127.0.0.1:0")
-    monkeypatch.setattr(provision_client, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(local_proxy, "STOP_TIMEOUT", 0.1)
     started = time.monotonic()
     with pytest.raises(AdytonError, match=r"within 0\.5 s"):
         load(provision, timeout=0.5)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,16 +17,7 @@ from parties import PROGRAM, descendants, gone, litter, party, relay_of
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError
 
-pytestmark = pytest.mark.sandbox
-
-
-@pytest.fixture(autouse=True)
-def _own_temporary_directory(monkeypatch):
-    """Short, since sockets lie there; and other tests' files do not."""
-    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as directory:
-        monkeypatch.setenv("TMPDIR", directory)
-        monkeypatch.setattr(tempfile, "tempdir", directory)
-        yield
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
 
 @pytest.fixture

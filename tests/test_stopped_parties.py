@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,7 +18,7 @@ from parties import descendants, gone, litter, party, processes
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
 PROGRAM = """
 import time
@@ -40,16 +39,6 @@ def quick() -> int:
 def size(data: bytes) -> int:
     return len(data)
 """
-
-
-@pytest.fixture(autouse=True)
-def _own_temporary_directory(monkeypatch):
-    """Short, since sockets lie there; and other tests' files do not."""
-    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as directory:
-        os.chmod(directory, 0o755)
-        monkeypatch.setenv("TMPDIR", directory)
-        monkeypatch.setattr(tempfile, "tempdir", directory)
-        yield
 
 
 @pytest.fixture

@@ -49,9 +49,14 @@ def command(
     Wait for one client, or dial one that waits; load the image that it brings into an enclave here, and relay between the two until
     either ends.
     """
-    from adyton.provision.client import CERTIFICATE_VARIABLE, DIRECTORY_VARIABLE, PARENT_VARIABLE, SECRET_VARIABLE
     from adyton.provision.exposure import check_exposure
     from adyton.provision.first_line import CONNECTED, LISTENING
+    from adyton.provision.local_proxy import (
+        CERTIFICATE_VARIABLE,
+        DIRECTORY_VARIABLE,
+        PARENT_VARIABLE,
+        SECRET_VARIABLE,
+    )
     from adyton.provision.proxy import Client, Launched, dial_alone, serve_alone
     from adyton.remote.bearer import read_token
     from adyton.remote.certificates import of_server

@@ -7,21 +7,12 @@ import contextlib
 import os
 import queue
 import secrets
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import grpc
 
 from adyton.errors import (
-    AdytonError,
     ConnectionLostError,
     DeadlineError,
     RemoteProtocolError,
@@ -30,39 +21,27 @@ from adyton.errors import (
 )
 from adyton.image.oci import Image
 from adyton.provision.budget import Budget
-from adyton.provision.first_line import CONNECTED, LISTENING
+from adyton.provision.local_proxy import LocalProxy
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import DialBackTo, Offer, ProvisionRequest, ProvisionResponse, Ready
-from adyton.remote.address import SOCKET_PATH, TLS, Address, is_loopback, security_type_of
+from adyton.remote.address import TLS, Address, is_loopback, security_type_of
 from adyton.remote.bearer import check_token, read_token
 from adyton.remote.connection import Peer, error_from, open_channel, unpacked
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack, tls_by_hand
 from adyton.remote.grpc_transport import GrpcTransport
 from adyton.remote.transport import Transport
-from adyton.stopped import STOPPED_SECONDS, stopped
 
 METHOD = "/adyton.ProvisionService/Provision"
-START_TIMEOUT = 20.0  # seconds until a local proxy server must have said where it listens
 ANSWER_TIMEOUT = (
     60.0  # seconds for a server's next answer, once it has taken all that was sent; it may be starting an enclave
 )
-LOOK_SECONDS = 0.5  # between two looks at whether it was stopped
 JOIN_TIMEOUT = (
     20.0  # seconds for the next stream of a proxy server that has dialled before, or that a server has started
 )
 HAND_TIMEOUT = (
     120.0  # seconds for a proxy server that is started by hand to come, if the load has no timeout of its own
-)
-STOP_TIMEOUT = 5.0  # seconds for it to end by itself
-SECRET_VARIABLE = "ADYTON_LAUNCH_SECRET"  # noqa: S105 - the name of a variable
-PARENT_VARIABLE = "ADYTON_LAUNCH_FD"
-DIRECTORY_VARIABLE = "ADYTON_LAUNCH_DIRECTORY"
-CERTIFICATE_VARIABLE = "ADYTON_LAUNCH_CERTIFICATE"  # PEM: what the client shows that waits; empty on a unix socket
-_OF_SERVERS = tuple(  # variables that are meant for servers of one's own, or say how this command prints
-    f"ADYTON_{name}"
-    for name in ("SSL_CERT", "SSL_KEY", "CLIENT_CA", "TOKEN_FILE", "SECURITY_TYPE", "HOST_ADDRESS", "LISTEN", "JSON")
 )
 
 
@@ -312,25 +291,16 @@ def _dialled(listener: DialBack, image: Image | str, platform: str, budget: Budg
 
 
 class _LocalProvision(RemoteProvision):
-    """Starts a proxy server as a child process; it ends when this process does, however that ends."""
+    """Starts a proxy server as a child process."""
 
     local = True
 
     def __init__(
         self, command: str | None, tls: TLS | None, token: str | None, dial_back: ListenAddress | None = None
     ) -> None:
-        try:
-            given = shlex.split(command or "")
-        except ValueError as error:
-            raise UsageError(f"--remote_proxy {command}: {error}") from None
         self._given = command, tls, token
-        self._command = given or [sys.executable, "-P", "-m", "adyton.cli", "proxy"]
+        self._proxy = LocalProxy(command)
         self._dial_back = dial_back
-        self._process: subprocess.Popen[str] | None = None
-        self._life = -1  # writing end of a pipe; the proxy server ends when it is closed
-        self._directory = ""  # of socket and blobs; both sides remove it at their end, whichever comes last
-        self._said: list[str] = []
-        self._readers: list[threading.Thread] = []
 
     def dialled_back(self, address: str) -> RemoteProvision:
         command, tls, token = self._given
@@ -350,15 +320,13 @@ class _LocalProvision(RemoteProvision):
         tls: TLS | None = None,  # noqa: ARG002 - nothing leaves this machine
         timeout: float | None = None,
     ) -> Transport:
-        if self._process is not None:
+        if self._proxy.started:
             raise UsageError("a RemoteProvision serves one load: instantiate another")
         secret, budget = secrets.token_hex(32), Budget(timeout)
         try:
             if self._dial_back is not None:
                 return self._dialled(DialBack(self._dial_back, secret), secret, image, platform, budget)
-            self._directory = _directory_for_socket()
-            self._start(["--listen", f"unix:{self._directory}/proxy.sock"], {SECRET_VARIABLE: secret})
-            target = self._ready_line(LISTENING, "where it listens", budget)
+            target = self._proxy.listen(secret, budget)
             address = Address.parse(target)
             with open_channel(address, None, impatient=True) as channel:
                 ready = _upload(_DialledLink(channel, target, secret), target, image, platform, budget)
@@ -372,137 +340,11 @@ class _LocalProvision(RemoteProvision):
 
     def _dialled(self, listener: DialBack, secret: str, image: Image | str, platform: str, budget: Budget) -> Transport:
         try:
-            self._directory = _directory_for_socket()
-            self._start(
-                ["--host_address", listener.address.here],
-                {SECRET_VARIABLE: secret, CERTIFICATE_VARIABLE: listener.certificate},
-            )
-            self._ready_line(CONNECTED, f"that it has reached {listener.address}", budget)
+            self._proxy.dial(str(listener.address), listener.address.here, listener.certificate, secret, budget)
         except BaseException:
             listener.close()
             raise
         return _dialled(listener, image, platform, budget, JOIN_TIMEOUT)
 
-    def _start(self, arguments: list[str], told: dict[str, str]) -> None:
-        reading, self._life = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                [*self._command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env={
-                    **{name: value for name, value in os.environ.items() if name not in _OF_SERVERS},
-                    **told,
-                    PARENT_VARIABLE: str(reading),
-                    DIRECTORY_VARIABLE: self._directory,
-                },
-                pass_fds=(reading,),
-                start_new_session=True,  # an interrupt at the terminal is for the application, which ends its enclave in order
-            )
-        except OSError as error:
-            raise UnreachableError(
-                f"the proxy server cannot be started: {shlex.join(self._command)}: {error.strerror}. Check --remote_proxy"
-            ) from None
-        finally:
-            os.close(reading)
-        self._read("adyton-proxy-log", self._listen)
-
-    def _read(self, name: str, target: Callable[[subprocess.Popen[str]], None]) -> None:
-        thread = threading.Thread(target=target, args=(self._process,), name=name, daemon=True)
-        self._readers.append(thread)
-        thread.start()
-
-    def _listen(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            self._said = [*self._said[-19:], line.rstrip()]
-
-    def _ready_line(self, begin: str, what: str, budget: Budget) -> str:
-        """What follows `begin` in the child's first line."""
-        process = self._process
-        assert process is not None
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-        def read(process: subprocess.Popen[str]) -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.put(line)
-            lines.put("")
-
-        self._read("adyton-proxy-ready", read)
-        line = self._first(lines, process, what, budget.left(START_TIMEOUT))
-        if not line.startswith(begin):
-            status = _kill(process)
-            self._join()
-            raise _start_error(shlex.join(self._command), line, status, self._said)
-        return line.removeprefix(begin).strip()
-
-    def _first(self, lines: queue.SimpleQueue[str], process: subprocess.Popen[str], what: str, seconds: float) -> str:
-        until, still = time.monotonic() + seconds, 0.0
-        while True:
-            try:
-                return lines.get(timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
-            except queue.Empty:
-                still = still + LOOK_SECONDS if stopped(process.pid) else 0.0
-            if still >= STOPPED_SECONDS or time.monotonic() >= until:
-                why = "was stopped by a signal" if still else f"did not say within {round(seconds, 1):g} s {what}"
-                raise UnreachableError(f"the proxy server ({shlex.join(self._command)}) {why}")
-
-    def _join(self) -> None:
-        """Until all that the ended proxy server said has been read."""
-        for thread in self._readers:
-            thread.join(timeout=1)
-
     def finalize(self) -> str:
-        process, self._process = self._process, None
-        if self._life >= 0:
-            os.close(self._life)
-            self._life = -1
-        if process is not None:
-            if stopped(process.pid):  # by a signal: it will not end by itself
-                process.kill()
-            try:
-                process.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                _kill(process)
-            self._join()
-            for stream in (process.stdout, process.stderr):
-                assert stream is not None
-                if not any(reader.is_alive() for reader in self._readers):  # a process that it left behind may have it
-                    stream.close()
-        if self._directory:
-            shutil.rmtree(self._directory, ignore_errors=True)
-        return "\n".join(self._said)
-
-
-def _kill(process: subprocess.Popen[str]) -> int:
-    """End it and, where it is a script, what it runs; how it ended."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
-    return process.wait()
-
-
-def _directory_for_socket() -> str:
-    """A new folder whose path is short enough for that of a unix socket in it, however deep TMPDIR is."""
-    directory = tempfile.mkdtemp(prefix="adyton-")
-    if len(os.fsencode(directory)) <= SOCKET_PATH - len("/proxy.sock"):
-        return directory
-    os.rmdir(directory)
-    return tempfile.mkdtemp(prefix="adyton-", dir="/tmp")
-
-
-def _start_error(command: str, line: str, status: int, said: list[str]) -> AdytonError:
-    from adyton import errors
-
-    text = "\n".join(said).removeprefix("adyton: ").strip()
-    kinds: dict[int, Any] = {31: errors.PlatformError, 2: errors.UsageError}
-    kind = kinds.get(status)
-    if kind is not None and text:
-        error: AdytonError = kind(text)
-        return error
-    first = f"its first line was {line.strip()[:80]!r}" if line else f"it ended with status {status}"
-    return UnreachableError(f"the proxy server ({command}) did not start: {first}. {text}".rstrip())
+        return self._proxy.end()
