@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import tempfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adyton.errors import UsageError
+from adyton.errors import UnreachableError, UsageError
 from adyton.provision.client import RemoteProvision
 from adyton.remote.dial_address import ListenAddress, host_address, target_for
 
@@ -186,3 +188,13 @@ def test_nothing_but_the_peer_or_this_machine_for_itself(offered, peer):
 
 def _host(peer: str) -> str:
     return peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+
+
+def test_a_relative_path_is_of_the_folder_where_it_was_named(monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory:  # short: a socket lies there
+        monkeypatch.chdir(directory)
+        by_hand = RemoteProvision.instantiate(token="secret").dialled_back("unix:client.sock")
+        monkeypatch.chdir("/")
+        with pytest.raises(UnreachableError, match=f"no proxy server came to unix:{directory}/client.sock within"):
+            by_hand.provision("sha256:" + "0" * 64, "sim", timeout=0.1)
+        assert os.listdir(directory) == []

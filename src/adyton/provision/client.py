@@ -262,7 +262,7 @@ class _AwaitedProvision(RemoteProvision):
         self._tls = tls
 
     def dialled_back(self, address: str) -> RemoteProvision:
-        return _AwaitedProvision(ListenAddress.parse(address), self._token, self._tls)
+        return _AwaitedProvision(ListenAddress.parse(address).absolute(), self._token, self._tls)
 
     def provision(
         self, image: Image | str, platform: str, tls: TLS | None = None, timeout: float | None = None
@@ -304,14 +304,14 @@ class _LocalProvision(RemoteProvision):
 
     def dialled_back(self, address: str) -> RemoteProvision:
         command, tls, token = self._given
-        listen = ListenAddress.parse(address)
+        listen = ListenAddress.parse(address).absolute()
         if token is not None:
             if command is not None:
                 raise UsageError(
                     "a token is for a proxy server started by hand: leave it out, or leave out remote_proxy"
                 )
             return _AwaitedProvision(listen, check_token(token), tls)
-        return _LocalProvision(command, tls, None, listen.absolute())
+        return _LocalProvision(command, tls, None, listen)
 
     def provision(
         self,
