@@ -365,7 +365,6 @@ _NAMES = {"name": 1, "names": 2}
 _HEADER = struct.Struct("<IIQQIII4x")
 _FORGET_ONE = struct.Struct("<QQ")
 HEADER_SIZE = _HEADER.size
-WRITE_HEADER_SIZE = HEADER_SIZE + FORMS[Opcode.WRITE].fixed.size
 
 
 def decode(message: bytes) -> Request:

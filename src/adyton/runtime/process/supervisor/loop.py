@@ -107,11 +107,12 @@ class Outbox:
                 return
             self._waiting = data if isinstance(data, bytearray) else bytearray(data)
             del self._waiting[:sent]
-            self._loop.write(self._socket, self._push)
+            self._loop.write(self._socket, self.push)
         else:
             self._waiting += data
 
-    def _push(self) -> None:
+    def push(self) -> None:
+        """Send what waits, as far as the socket takes it now."""
         try:
             sent = self._socket.send(self._waiting, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -160,7 +160,7 @@ class Supervisor:
                 deadline = time.monotonic() + END_SECONDS
                 # A client that is behind gets all of it.
                 while len(self._outbox) and time.monotonic() < deadline and writable.poll(END_PATIENCE * 1000):
-                    self._outbox._push()  # noqa: SLF001
+                    self._outbox.push()
         except (OSError, AdytonError):
             pass  # the client is gone as well
         self._loop.stop()
