@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from adyton.communicator.messages import EnterRequest, Raised, encode
@@ -16,6 +17,7 @@ from adyton.errors import (
     CANONICAL_CODES,
     AdytonError,
     ClosedError,
+    DeadlineError,
     EnclaveError,
     EnclaveTypeError,
     HostCallDeniedError,
@@ -50,6 +52,7 @@ class _Core:
         self.closed = False  # or about to be
         self.gone = False
         self.threads: ThreadPoolExecutor | None = None
+        self.submitted: set[Future[Any]] = set()  # that have no outcome
         self.signatures: dict[Callable[..., Any], Signature] = {}
         self.on_close: list[Callable[[], None]] = []
 
@@ -115,17 +118,18 @@ class EnclaveClient:
             if self._core.threads is None:
                 self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
             call: Callable[..., Any] = self.call
-            return self._core.threads.submit(call, entry, *args, **kwargs)
+            future = self._core.threads.submit(call, entry, *args, **kwargs)
+        self._core.submitted.add(future)
+        future.add_done_callback(self._core.submitted.discard)
+        return future
 
     async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`call` for asyncio. Cancelling it stops the waiting; the entry goes on."""
         return await asyncio.wrap_future(self.submit(entry, *args, **kwargs))
 
     def options(self, *, timeout: float | None = None) -> EnclaveClient:
-        """The same enclave, with other options: `timeout`, seconds for each call."""
-        if timeout is not None and timeout <= 0:
-            raise UsageError(f"timeout={timeout}: give a number of seconds above 0")
-        return EnclaveClient(self._core, timeout)
+        """The same enclave, with other options: `timeout`, seconds for each call, and for the program's finalize."""
+        return EnclaveClient(self._core, checked_timeout(timeout))
 
     def enter_and_run(self, enclave_input: EnclaveInput) -> EnclaveOutput:
         """Run the program's TrustedApplication.run. Raises as `call` does, and an EnclaveError of the output's status if that is not OK."""
@@ -159,7 +163,10 @@ class EnclaveClient:
         return self._core.proxy.processes(self._timeout or POLL_TIMEOUT)
 
     def close(self) -> None:
-        """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent."""
+        """Finalize the program, and end the enclave, whatever finalize says; its error is raised afterwards. Idempotent.
+
+        With a timeout, submitted calls and then finalize have so many seconds each; the enclave is ended then, and DeadlineError raised.
+        """
         self.finalize(EnclaveFinal())
 
     def finalize(self, final: EnclaveFinal, *, skip: bool = False, wait: bool = True) -> bool:
@@ -176,7 +183,9 @@ class EnclaveClient:
         error: BaseException | None = None
         try:
             if core.threads is not None:
-                core.threads.shutdown(wait=wait and not skip)  # what has not begun raises ClosedError when it does
+                core.threads.shutdown(wait=False)  # what has not begun raises ClosedError when it does
+                if wait and not skip:
+                    self._wait_for_submitted()
             if not skip:
                 self._call("finalize", final.SerializeToString(), closing=True)
             core.proxy.close()
@@ -209,6 +218,14 @@ class EnclaveClient:
 
     # -- within -------------------------------------------------------------------------------------------------------
 
+    def _wait_for_submitted(self) -> None:
+        left = wait(list(self._core.submitted), self._timeout and min(self._timeout, threading.TIMEOUT_MAX)).not_done
+        if left:
+            raise DeadlineError(
+                f"{len(left)} submitted calls had no outcome within {self._timeout:g} s of closing {self.name!r}: it was ended without "
+                "finalize. Wait for them before, or give a longer timeout"
+            )
+
     def _entry(self, entry: str | Callable[..., Any]) -> tuple[str, Any]:
         if isinstance(entry, str):
             return entry, Any
@@ -226,6 +243,13 @@ class EnclaveClient:
             return self._core.proxy.call(method, body, self._timeout)
         except CallFailed as failed:
             raise error_of(failed) from None
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout as it is; UsageError unless it is a number of seconds above 0, or None."""
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
+        raise UsageError(f"timeout={timeout!r}: give a number of seconds above 0")
+    return timeout
 
 
 def _closed(name: str) -> ClosedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import msgspec
 
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import PLATFORMS, PLATFORMS_HERE
-from adyton.client import EnclaveClient, error_of, opened
+from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Policy
 from adyton.errors import PlatformError, UsageError
@@ -151,9 +152,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     platform = arguments.platform or os.environ.get("ADYTON_PLATFORM") or "auto"
     if platform not in ("auto", *PLATFORMS):
         raise UsageError(f"there is no platform {platform!r}: it is auto or one of {', '.join(PLATFORMS)}")
-    timeout = arguments.timeout if arguments.timeout is not None else _timeout_of_environment()
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"timeout={timeout}: give a number of seconds above 0")
+    timeout = checked_timeout(arguments.timeout) if arguments.timeout is not None else _timeout_of_environment()
     stats = arguments.stats or os.environ.get("ADYTON_STATS") or None
     if stats:
         _check_stats(stats)
@@ -302,7 +301,7 @@ def _timeout_of_environment() -> float | None:
         timeout = float(text)
     except ValueError:
         timeout = 0.0
-    if timeout <= 0:
+    if not 0 < timeout < math.inf:
         raise UsageError(f"ADYTON_TIMEOUT={text}: give a number of seconds above 0")
     return timeout
 

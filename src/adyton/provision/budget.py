@@ -15,7 +15,9 @@ class Budget:
 
     def left(self, most: float | None = None) -> float:
         """Seconds, at least 0, that are left; not more than `most`, which is the limit of a single step."""
-        left = threading.TIMEOUT_MAX if self._until is None else max(0.0, self._until - time.monotonic())
+        left = threading.TIMEOUT_MAX
+        if self._until is not None:
+            left = min(left, max(0.0, self._until - time.monotonic()))
         return left if most is None else min(left, most)
 
     def __str__(self) -> str:

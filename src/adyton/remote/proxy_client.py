@@ -45,6 +45,7 @@ from adyton.remote.transport import Transport
 POOL_THREADS = 8
 PIECE = 1 << 17  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
+WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
@@ -71,6 +72,7 @@ class _Pair:
         self.number = number
         self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
+        self.deadline: float | None = None  # of the innermost call under way, by the monotonic clock
         self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
 
 
@@ -115,7 +117,11 @@ class ProxyClient:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def connect(self, load: LoadRequest, timeout: float | None = None) -> LoadReply:
-        """Make the attested channel, judge the evidence, then load the program. CallFailed with what its initialize raised."""
+        """Make the attested channel, judge the evidence, then load the program. CallFailed with what its initialize raised.
+
+        `timeout` in seconds, for all of it.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
         self._reader.start()
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
@@ -128,11 +134,12 @@ class ProxyClient:
             self.identity = validate(verified, self._expectation, report_data)
             with self._lock:
                 self._channel.accept()
-            return decode(self.call("load", encode(load), timeout), LoadReply)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            return decode(self.call("load", encode(load), left), LoadReply)
         except queue.Empty:
             self.abort()
             raise DeadlineError(
-                f"the enclave showed no evidence within {patience:g} s: the proxy server hangs"
+                f"the enclave showed no evidence within {round(patience, 1):g} s: the proxy server hangs"
             ) from None
         except BaseException:
             self.abort()
@@ -181,9 +188,14 @@ class ProxyClient:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def call(self, method: str, body: bytes, timeout: float | None = None) -> bytes:
-        """One call on the calling thread's pair; its result, or CallFailed. `timeout` in seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """One call on the calling thread's pair; its result, or CallFailed.
+
+        `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
+        runs is not interrupted: its caller's time is looked at when it returns.
+        """
         pair = self._own_pair()
+        around, own = pair.deadline, None if timeout is None else time.monotonic() + timeout
+        deadline = min((each for each in (around, own) if each is not None), default=None)
         denied = self._executor.denials
         with self._lock:
             self._check_open()
@@ -192,6 +204,7 @@ class ProxyClient:
                 self._counted["entry_calls"] += 1
                 self._first_start = self._first_start or time.monotonic()
         self._wake.put(None)
+        pair.deadline = deadline
         try:
             while True:
                 item = self._wait(pair.mailbox, deadline)
@@ -208,13 +221,18 @@ class ProxyClient:
                     raise type(item)(*item.args)
         except queue.Empty:
             self._abandon(pair, call)
-            raise DeadlineError(f"no answer within {timeout:g} s; the outcome of the call is unknown") from None
+            within = "the time left to the call around it" if deadline != own or own is None else f"{round(timeout or 0, 2):g} s"
+            raise DeadlineError(
+                f"no answer from {WAITED_FOR.get(method, 'the entry')} within {within}; its outcome is unknown. "
+                "If it only needs longer, give a longer timeout"
+            ) from None
         except AdytonError:
             raise
         except BaseException:  # KeyboardInterrupt and the like, while waiting
             self._abandon(pair, call)
             raise
         finally:
+            pair.deadline = around
             self._last_end = time.monotonic()
         if item.ok:
             result: bytes = item.body
