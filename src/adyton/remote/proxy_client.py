@@ -221,7 +221,11 @@ class ProxyClient:
                     raise type(item)(*item.args)
         except queue.Empty:
             self._abandon(pair, call)
-            within = "the time left to the call around it" if deadline != own or own is None else f"{round(timeout or 0, 2):g} s"
+            within = (
+                "the time left to the call around it"
+                if deadline != own or own is None
+                else f"{round(timeout or 0, 2):g} s"
+            )
             raise DeadlineError(
                 f"no answer from {WAITED_FOR.get(method, 'the entry')} within {within}; its outcome is unknown. "
                 "If it only needs longer, give a longer timeout"
