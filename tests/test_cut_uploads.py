@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command import start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +28,7 @@ from adyton.provision.upload import CHUNK, Reception, offer_of
 from adyton.provision_pb2 import Chunk
 
 SEED = 7
-KILLS = 12
+KILLS = 8
 
 
 def program(size):
@@ -159,6 +158,13 @@ def test_blocks_that_come_twice_or_out_of_order_are_refused(above, image, kind, 
 
 # -- clients that are killed -------------------------------------------------------------------------------------------
 
+SERVER = """
+from adyton.cli import main
+from adyton.provision import server
+server.THREADS = 3  # if each of the killed clients held one, none would be left
+main()
+"""
+
 CLIENT = """
 import sys
 import adyton
@@ -187,7 +193,8 @@ def test_clients_killed_while_they_upload_hold_nothing_and_the_next_upload_works
         if "pytest" in str(each):
             each.chmod(0o755)
     draw = random.Random(SEED)
-    server = start("serve", "--port", "0", "--temporary-directory", str(directory))
+    command = [sys.executable, "-c", SERVER, "serve", "--port", "0", "--temporary-directory", str(directory)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = "grpc://" + server.stdout.readline().rpartition(" ")[2].strip()
     Path("small.py").write_text("def quick() -> int:\n    return 1\n")
