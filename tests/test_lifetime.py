@@ -43,6 +43,20 @@ def test_an_interrupt_is_remembered_whatever_follows(stop):
     assert (stop.wait(), stop.wait(), stop.interrupted) == (b"s", b"s", True)
 
 
+@pytest.mark.usefixtures("_own_signals")
+def test_a_signal_that_the_kernel_gives_to_another_thread(stop):
+    stop.on_signals()
+
+    def take() -> None:
+        threading.Event().wait(0.2)  # until the main thread waits; whatever it does, it must come back
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert stop.wait() == b"s"
+    thread.join()
+
+
 def test_the_end_of_the_parent_is_the_end_of_its_pipe_whatever_it_said_before(stop):
     reading, writing = os.pipe()
     stop.on_end_of(reading)

@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterable
 
+_WAKE_UPS = frozenset(bytes([number]) for number in signal.valid_signals())  # what Python writes: none is a letter
+
 
 class Stop:
     """A latch that signals, threads and dying parents can set; the main thread waits for it."""
@@ -24,12 +26,15 @@ class Stop:
             pass  # it has been said often enough
 
     def on_signals(self, numbers: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
-        """Set it, with b"s", at these signals; call this from the main thread."""
+        """Set it, with b"s", at these signals; call this from the main thread. Until `close` no other wake-up descriptor can be had."""
 
         def stop(number: int, _: object) -> None:
             self.interrupted = self.interrupted or number == signal.SIGINT
             self.set(b"s")
 
+        # Python's handlers run in the main thread, which waits in `wait`; but the kernel may give the signal to another one (of a process
+        # that goes on after SIGSTOP it does), and then only this descriptor wakes the main thread.
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, stop)
 
@@ -46,8 +51,14 @@ class Stop:
 
     def wait(self) -> bytes:
         """Block until it is set; why."""
-        return os.read(self._reading, 1)
+        while (why := os.read(self._reading, 1)) in _WAKE_UPS:
+            pass  # the handler runs now, and says b"s"
+        return why
 
     def close(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            woken = signal.set_wakeup_fd(-1)
+            if woken != self._writing:
+                signal.set_wakeup_fd(woken)
         os.close(self._reading)
         os.close(self._writing)
