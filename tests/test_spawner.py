@@ -1,11 +1,15 @@
 """The provision server's spawner: what it starts, what it cannot, and what its server hears when it is gone."""
 
 import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 from sandbox import alive, children, wait_until_ended
 
@@ -13,7 +17,7 @@ from adyton.errors import ImageError, PlatformError, UnreachableError
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.provision import spawner as module
-from adyton.provision.spawner import Spawner
+from adyton.provision.spawner import Spawn, Spawner
 from adyton.provision.store import BlobStore
 
 pytestmark = pytest.mark.sandbox
@@ -173,3 +177,20 @@ def test_closing_ends_what_hangs(spawner, store, monkeypatch):
     spawner.close()
     assert alive({spawner._process.pid}) == set()
     assert wait_until_ended(processes) == set()
+
+
+def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
+    """The socket of a killed server with unread messages is reset, not just closed."""
+    ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other:
+        number = str(other.fileno())
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], "temporary"],
+            pass_fds=(other.fileno(),),
+        )
+    with ours:
+        assert ours.recv(module.MESSAGE_SIZE)
+        ours.send(msgspec.msgpack.encode(Spawn(1, NOBODY, [], "sim", *ANY_PORT, [])))
+        assert select.select([ours], [], [], 60)[0]  # the refusal, which nobody reads
+    assert process.wait(60) == 0
+    assert not os.path.exists(store[0])

@@ -44,13 +44,14 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     host = f"[{options.host}]" if ":" in options.host and not options.host.startswith("[") else options.host
     os.umask(0o022)  # enclaves have uids of their own, and must be able to read the blobs
     with contextlib.ExitStack() as stack:
+        from adyton.provision.store import BlobStore
+
         directory = options.temporary_directory
         if directory is None:
+            # kill -9 between here and the spawner's start, some milliseconds, is what leaves this folder, empty.
             directory = tempfile.mkdtemp(prefix="adyton-serve-")
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
-        from adyton.provision.store import BlobStore
-
         try:
             store = BlobStore(directory)
         except OSError as error:

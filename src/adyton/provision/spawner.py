@@ -184,7 +184,7 @@ class Spawner:
         )
 
     def _receive(self) -> None:
-        while message := self._next():
+        while message := _received(self._socket):
             match _FROM_SPAWNER.decode(message):
                 case Spawned() | Refused() as answer:
                     with self._lock:
@@ -206,12 +206,6 @@ class Spawner:
             waiting, self._waiting = self._waiting, {}
         for number, mailbox in waiting.items():
             mailbox.put(Refused(number, "UnreachableError", _ENDED))
-
-    def _next(self) -> bytes:
-        try:
-            return self._socket.recv(MESSAGE_SIZE)
-        except ConnectionError:  # it was killed, and had not read all
-            return b""
 
     def drain(self, seconds: float) -> None:
         """Wait until no enclave runs, at most so long."""
@@ -251,9 +245,11 @@ def _serve(descriptor: int, store: str) -> None:
     try:
         zygote = Zygote.start(store)
     except AdytonError as error:
-        control.send(msgspec.msgpack.encode(Started(error.message)))
+        with contextlib.suppress(OSError):  # the server is gone
+            control.send(msgspec.msgpack.encode(Started(error.message)))
         return
-    control.send(msgspec.msgpack.encode(Started("")))
+    with contextlib.suppress(OSError):  # likewise; said below
+        control.send(msgspec.msgpack.encode(Started("")))
     lock = threading.Lock()
 
     def say(message: msgspec.Struct) -> None:
@@ -284,7 +280,7 @@ def _serve(descriptor: int, store: str) -> None:
         control.shutdown(socket.SHUT_RDWR)
 
     threading.Thread(target=end_with_zygote, name="adyton-zygote-end", daemon=True).start()
-    while message := control.recv(MESSAGE_SIZE):
+    while message := _received(control):
         match _TO_SPAWNER.decode(message):
             case Spawn() as spawn:
                 order = orders[spawn.number] = _Order()
@@ -296,6 +292,14 @@ def _serve(descriptor: int, store: str) -> None:
     for relay in list(relays):
         relay.kill()
     zygote.close()
+
+
+def _received(sock: socket.socket) -> bytes:
+    """The next message; empty when the other end is closed."""
+    try:
+        return sock.recv(MESSAGE_SIZE)
+    except ConnectionError:  # its process was killed, and had not read all
+        return b""
 
 
 class _Order:
@@ -413,6 +417,7 @@ def _start_relay(
     assert relay.stdin is not None
     assert relay.stdout is not None
     timer = threading.Timer(START_SECONDS, relay.kill)
+    timer.daemon = True
     timer.start()
     try:
         relay.stdin.write("".join(f"{each.hex()}\n" for each in told))
