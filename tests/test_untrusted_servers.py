@@ -327,6 +327,16 @@ def explained(port: int, tls: TLS, details: str) -> errors.AdytonError:
     return explain(Case(address, tls, details, lambda: look(address), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)))
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs"])
+def test_a_server_that_stopped_answering_on_its_connection_is_not_looked_at(scheme):
+    def look() -> Seen:
+        raise AssertionError
+
+    address = Address.parse(f"{scheme}://127.0.0.1:1")
+    case = Case(address, TLS(), "Stream removed (ping timeout)", look, dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    assert "said nothing for seconds" in str(explain(case))
+
+
 def test_every_reason_is_worded_whatever_was_seen(folder):
     pem = [Shown.read(ssl.PEM_cert_to_DER_cert((folder / f"{each}.pem").read_text())) for each in ("server", "self")]
     assert None not in pem

@@ -36,7 +36,7 @@ _OPTIONS = [
 _CHANNEL_OPTIONS = [
     *_OPTIONS,
     # For a connection and its handshakes: some servers accept, and say nothing more.
-    ("grpc.min_reconnect_backoff_ms", 3_500),
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.enable_retries", 0),  # a second attempt would take as long again
     ("grpc.use_local_subchannel_pool", 1),  # no connection of an earlier channel, whose server may stand still by now

@@ -95,6 +95,12 @@ def _silent(case: Case) -> AdytonError:
     )
 
 
+def _stands_still(case: Case) -> AdytonError:
+    return case.unreachable(
+        "it took the connection, and then said nothing for seconds. Was it stopped, or the line cut?"
+    )
+
+
 def _plaintext(case: Case) -> AdytonError:
     return case.unreachable(
         f"what answers there does not speak TLS. Write grpc://{case.address.target} if it is an adyton server without TLS"
@@ -203,6 +209,7 @@ REASONS = (
     Reason("No route to host", None, _no_way),
     Reason("Network is unreachable", None, _no_way),
     Reason("tcp handshaker shutdown", None, _silent),
+    Reason("ping timeout", None, _stands_still),
     Reason("certificate has expired", True, _expired),
     Reason("certificate is not yet valid", True, _not_yet_valid),
     Reason("Hostname Verification Check failed", True, _other_name),

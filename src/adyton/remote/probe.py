@@ -15,7 +15,7 @@ from adyton.remote.address import Address
 from adyton.remote.certificates import Shown
 
 SECONDS = 4.0  # for all of it
-BRIEF_SECONDS = 0.8  # where gRPC has waited already for a peer that says nothing
+BRIEF_SECONDS = 0.6  # where gRPC has waited already for a peer that says nothing
 
 
 @dataclass(frozen=True)
