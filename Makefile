@@ -6,6 +6,7 @@ export QUICKSTART_MESSAGE := $(value MESSAGE)
 SECONDS ?= 60
 COUNT ?= 100
 SEED ?= 1
+LANES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -50,9 +51,9 @@ fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
-# make chaos COUNT=100 SEED=1: kill -9 and SIGSTOP of each party at so many moments; about 10 s for each of them on two cores.
+# make chaos COUNT=100 SEED=1 LANES=4: kill -9 and SIGSTOP of each party at so many moments; about 10 s for each of them on two cores.
 chaos: setup
-	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED)
+	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED) --lanes $(LANES)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage-data

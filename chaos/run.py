@@ -1,13 +1,16 @@
 """`make chaos`: kill -9 and SIGSTOP of each party at random moments of a session's life, and what became of everybody else.
 
-    python chaos/run.py [--count 100] [--seed 1] [--lanes 3] [--victim relay] [--signal KILL]
+    python chaos/run.py [--count 100] [--seed 1] [--lanes 4] [--victim relay] [--signal KILL] [--limit 5]
 
 Each lane has a provision server with a second, bystanding enclave, and one case at a time: a client that loads, calls, calls back,
-sends much, rests and destroys, and a victim that is hit at a seeded moment. Violations, each printed with what repeats its case:
+sends much, rests and destroys, and a victim that is hit at a seeded moment. A moment at which the session is over already is drawn
+again: each case is a hit. Violations, each printed with what repeats its case:
 
-    the client's error comes later than 5 s after the hit (or after it began to wait), or the client never ends
+    the client's error comes later than the limit after the hit (or after it began to wait), or the client never ends
     the bystanding enclave does not answer
-    processes, mounts, descriptors, or files in TMPDIR, the store or /dev/shm are more than before
+    processes (orphans too), namespaces, mounts, descriptors of any process that goes on (memfds among them), its threads outside
+    the server's pool, or files in TMPDIR, the store or /dev/shm are more than before; or the anonymous memory of one has grown by
+    more than 32 MiB since its server began
 
 A server that is the victim is a new one in each case, and all of it must be gone. Exit status 1 after any violation.
 """
@@ -16,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import queue
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,12 +34,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 VICTIMS = ("relay", "supervisor", "guest", "client", "server")
 SIGNALS = ("KILL", "STOP")
 ERROR_SECONDS = 5.0
 END_SECONDS = 25.0  # for all that a case started; a proxy server that nobody joins waits 10 s
 LIFE = 3.0  # seconds of a session among whose moments is drawn
+DRAWS = 20  # of a moment that hits
+GROWTH = 32 << 10  # KiB of anonymous memory that a long life, and caches, may come to
 GOES_ON = 0.4  # of the stopped parties are continued, after up to 2.5 s
 _NAMES = {"supervisor": "adyton-super", "guest": "enclave"}
 
@@ -122,6 +130,60 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
     return True
 
 
+_ours: set[int] = set()  # children that are no orphans
+_growth = [0]  # KiB, the most
+
+
+def orphans() -> set[int]:
+    """Processes whose parent has ended; we are the next of kin of all that the cases start."""
+    here = os.getpid()
+    return {pid for pid, (parent, _) in processes().items() if parent == here and pid not in _ours}
+
+
+def _count(directory: str) -> int:
+    try:
+        return len(os.listdir(directory))
+    except OSError:
+        return 0
+
+
+def _namespaces(pid: int) -> Iterator[str]:
+    """Those that it is in, and those that a descriptor of its keeps."""
+    for folder in ("ns", "fd"):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/{folder}"):
+                with contextlib.suppress(OSError):
+                    link = os.readlink(f"/proc/{pid}/{folder}/{name}")
+                    if re.fullmatch(r"(cgroup|ipc|mnt|net|pid|time|user|uts):\[\d+\]", link):
+                        yield link
+
+
+def _mounts(pid: int) -> list[str]:
+    """Mounts that it sees; without their numbers, and where they lie in their file systems."""
+    try:
+        return [" ".join(line.split()[4:]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    except OSError:
+        return []
+
+
+def _descriptors(pid: int) -> Counter[str]:
+    """How many it has of each kind: a socket, a pipe, a memfd, a path."""
+    found: Counter[str] = Counter()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found[re.sub(r"[:/]\[?\d+\]?", "", os.readlink(f"/proc/{pid}/fd/{name}"))] += 1
+    return found
+
+
+def _anonymous(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1])
+    return 0
+
+
 class Server:
     """A provision server with a TMPDIR of its own, and an enclave beside the case's."""
 
@@ -144,28 +206,52 @@ class Server:
         self.bystander = adyton.load(program, on=self.url, allow_sim=True, allow_call=["back"], functions=[back])
         self.bystander.call("quick")
         self.everything = set(below(self.process.pid))
+        _ours.add(self.process.pid)
+        self.first_memory = self.memory()
         self.before = self.state()
 
     def state(self) -> dict[str, object]:
-        """What must be the same after each case."""
+        """What must be the same after each case: of all processes of the server, and of the machine what is the server's."""
         children = below(self.process.pid)
-        zygote = next((pid for pid, name in children.items() if name == "adyton-zygote"), 0)
-        mounts = Path(f"/proc/{zygote}/mountinfo").read_text().count("\n") if zygote else 0
+        pids = sorted({self.process.pid, *children})
+        threads = {pid: _count(f"/proc/{pid}/task") for pid in children}
         files = sorted(str(path) for path in Path(self.directory).rglob("*") if "blobs" not in path.parts)
         return {
             "processes": sorted(children),
-            "mounts": mounts,
-            "descriptors": len(os.listdir(f"/proc/{self.process.pid}/fd")),
+            "namespaces": sorted({each for pid in pids for each in _namespaces(pid)}),
+            "mounts": {pid: sorted(_mounts(pid)) for pid in children},
+            "our mounts": [line for line in _mounts(os.getpid()) if self.directory in line],
+            "descriptors": {pid: _descriptors(pid) for pid in pids},
+            "threads": threads,
             "files": files,
             "shared memory": sorted(os.listdir("/dev/shm")),
         }
 
     def changed(self) -> list[str]:
-        """What is not as before. More, that is: a descriptor fewer is none left."""
+        """What is not as before. More, that is: a descriptor or a thread fewer is none left."""
         now = self.state()
-        if now["descriptors"] <= self.before["descriptors"] + 2:  # type: ignore[operator]  # of connections that are ending
-            now["descriptors"] = self.before["descriptors"]
-        return [f"{key}: {self.before[key]} → {now[key]}" for key in now if now[key] != self.before[key]]
+        changed = [f"{key}: {self.before[key]} → {now[key]}" for key in now if now[key] != self.before[key]]
+        kept = "descriptors", "threads"
+        changed = [text for text in changed if not text.startswith(kept)]
+        old: Any = self.before["descriptors"]
+        new: Any = now["descriptors"]
+        for pid in old.keys() & new.keys():
+            if more := new[pid] - old[pid]:
+                changed.append(f"descriptors of {pid}: {dict(more)} more")
+        old, new = self.before["threads"], now["threads"]
+        changed += [
+            f"threads of {pid}: {old[pid]} → {new[pid]}" for pid in old.keys() & new.keys() if new[pid] > old[pid]
+        ]
+        for pid, kilobytes in self.memory().items():
+            grown = kilobytes - self.first_memory.get(pid, kilobytes)
+            _growth[0] = max(_growth[0], grown)
+            if grown > GROWTH:
+                changed.append(f"memory of {pid}: {grown} KiB more")
+        return changed
+
+    def memory(self) -> dict[int, int]:
+        """KiB of anonymous memory of what goes on."""
+        return {pid: _anonymous(pid) for pid in {self.process.pid, *self.everything}}
 
     def close(self) -> None:
         import adyton
@@ -201,9 +287,13 @@ def _target(case: Case, server: Server, client: int) -> int:
     return next((pid for pid, name in new.items() if name == _NAMES[case.victim]), 0)
 
 
-def _run(case: Case, server: Server, program: str) -> Iterator[str]:
+class MissedError(Exception):
+    """The session was over at the moment drawn."""
+
+
+def _run(case: Case, server: Server, program: str, attempt: int) -> Iterator[str]:
     """One case: its violations."""
-    draw = random.Random(str(case))
+    draw = random.Random(f"{case} {attempt}" if attempt else str(case))
     moment, pause = draw.uniform(0, LIFE), draw.uniform(0.1, 2.5) if draw.random() < GOES_ON else None
     if case.victim == "client" and pause is None:
         pause = draw.uniform(3, 8)  # it is nobody's to end
@@ -213,6 +303,7 @@ def _run(case: Case, server: Server, program: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    _ours.add(client.pid)
     lines: list[list[str]] = []
 
     def read() -> None:
@@ -226,11 +317,12 @@ def _run(case: Case, server: Server, program: str) -> Iterator[str]:
     while not pid and client.poll() is None:
         pid = _target(case, server, client.pid)
         time.sleep(0 if pid else 0.01)
-    hit = 0.0
+    hit, struck, started = 0.0, 0.0, set[int]()
     if pid and client.poll() is None:
         with contextlib.suppress(ProcessLookupError):
+            started = set(below(server.process.pid))
             os.kill(pid, signal.Signals[f"SIG{case.signal}"])
-            hit = time.monotonic()
+            hit = struck = time.monotonic()
             if case.signal == "STOP" and pause is not None:
                 time.sleep(pause)
                 os.kill(pid, signal.SIGCONT)
@@ -241,27 +333,42 @@ def _run(case: Case, server: Server, program: str) -> Iterator[str]:
     client.wait()
     reader.join(5)
     yield from _judge(case, lines, hit)
+    if not hit and lines and lines[-1][0] == "error":
+        return
+    if not hit or (lines and lines[-1][0] in ("done", "error") and float(lines[-1][-1]) < struck):
+        raise MissedError
+    pair = case.victim, case.signal
+    _outcomes[(*pair, lines[-1][0] if lines and lines[-1][0] in ("done", "error") else "killed")] += 1
+    _phases[(*pair, next((line[1] for line in reversed(lines) if float(line[-1]) <= struck), "start"))] += 1
     if case.victim == "server":
-        yield from _server_left(case, server)
+        yield from _server_left(case, server, started | server.everything)
         return
     try:
-        started = time.monotonic()
-        server.bystander.options(timeout=ERROR_SECONDS).call("quick")
-        if time.monotonic() - started > ERROR_SECONDS:
+        asked = time.monotonic()
+        server.bystander.options(timeout=_limit[0]).call("quick")
+        if time.monotonic() - asked > _limit[0]:
             yield "the bystander answers late"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a violation
         yield f"the bystander fails: {error!r}"
     if not until(lambda: not server.changed(), END_SECONDS):
         yield "left: " + "; ".join(server.changed())
+    yield from _orphans_left()
+
+
+def _orphans_left() -> Iterator[str]:
+    left = orphans()
+    if not until(lambda: not left & orphans(), END_SECONDS):
+        yield f"orphans: {[(pid, processes().get(pid)) for pid in left & orphans()]}"
 
 
 _outcomes: Counter[tuple[str, str, str]] = Counter()
+_phases: Counter[tuple[str, str, str]] = Counter()  # in which the hit fell
 _latest: dict[tuple[str, str], float] = {}
+_limit = [ERROR_SECONDS]
 
 
 def _judge(case: Case, lines: list[list[str]], hit: float) -> Iterator[str]:
     pair = case.victim, case.signal
-    _outcomes[(*pair, "missed" if not hit else lines[-1][0] if lines else "killed")] += 1
     if case.victim == "client" and case.signal == "KILL" and hit:
         return
     if not lines or lines[-1][0] not in ("done", "error"):
@@ -270,14 +377,15 @@ def _judge(case: Case, lines: list[list[str]], hit: float) -> Iterator[str]:
     if lines[-1][0] == "error":
         if not hit:
             yield f"an error without a hit: {lines[-1]}"
+            return
         waited = next((float(line[-1]) for line in reversed(lines[:-1]) if line[0] == "begin"), hit)
         late = float(lines[-1][-1]) - max(hit, waited)
         _latest[pair] = max(late, _latest.get(pair, 0.0))
-        if late > ERROR_SECONDS:
+        if late > _limit[0]:
             yield f"the error came after {late:.1f} s: {lines[-2:]}"
 
 
-def _server_left(case: Case, server: Server) -> Iterator[str]:
+def _server_left(case: Case, server: Server, everything: set[int]) -> Iterator[str]:
     if case.signal == "STOP":
         with contextlib.suppress(ProcessLookupError):
             server.process.send_signal(signal.SIGCONT)
@@ -286,10 +394,13 @@ def _server_left(case: Case, server: Server) -> Iterator[str]:
         server.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.process.wait(40)
-    if not until(lambda: not server.everything & set(processes()), END_SECONDS):
-        yield f"left of the server: {server.everything & set(processes())}"
+    if not until(lambda: not everything & set(processes()), END_SECONDS):
+        yield f"left of the server: {[(pid, processes().get(pid)) for pid in everything & set(processes())]}"
     if not until(lambda: not os.listdir(server.directory), END_SECONDS):
         yield f"left of the server: {os.listdir(server.directory)}"
+    if mounts := [line for line in _mounts(os.getpid()) if server.directory in line]:
+        yield f"mounts left of the server: {mounts}"
+    yield from _orphans_left()
 
 
 def _lane(cases: queue.SimpleQueue[Case], told: queue.SimpleQueue[tuple[Case, list[str]]], program: str) -> None:
@@ -300,11 +411,19 @@ def _lane(cases: queue.SimpleQueue[Case], told: queue.SimpleQueue[tuple[Case, li
         except queue.Empty:
             break
         try:
-            if case.victim == "server" and server is not None:
-                server.close()
-                server = None
-            server = server or Server(program)
-            violations = list(_run(case, server, program))
+            violations = ["no moment drawn has hit"]
+            for attempt in range(DRAWS):
+                if case.victim == "server" and server is not None and attempt == 0:
+                    server.close()
+                    server = None
+                server = server or Server(program)
+                try:
+                    violations = list(_run(case, server, program, attempt))
+                    break
+                except MissedError:
+                    if case.victim == "server":  # it may have been hit when all was over
+                        server.close()
+                        server = None
         except Exception as error:  # noqa: BLE001 - a lane goes on
             violations = [f"the lane failed: {error!r}"]
         told.put((case, violations))
@@ -320,11 +439,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="kill -9 and SIGSTOP of each party at random moments")
     parser.add_argument("--count", type=int, default=100, help="moments for each party and signal")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lanes", type=int, default=3, help="cases at a time")
+    parser.add_argument("--lanes", type=int, default=4, help="cases at a time")
     parser.add_argument("--victim", choices=VICTIMS, action="append")
     parser.add_argument("--signal", choices=SIGNALS, action="append")
     parser.add_argument("--only", type=int, help="the moment of this number alone")
+    parser.add_argument("--limit", type=float, default=ERROR_SECONDS, help="seconds until an error must have come")
     options = parser.parse_args()
+    _limit[0] = options.limit
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become our children, see `orphans`
     numbers = range(options.count) if options.only is None else [options.only]
     pairs = [(victim, name) for victim in options.victim or VICTIMS for name in options.signal or SIGNALS]
     cases: queue.SimpleQueue[Case] = queue.SimpleQueue()
@@ -333,7 +455,6 @@ def main() -> int:
             cases.put(Case(options.seed, victim, name, number))
     total = cases.qsize()
     told: queue.SimpleQueue[tuple[Case, list[str]]] = queue.SimpleQueue()
-    ran: Counter[tuple[str, str]] = Counter()
     bad: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         program = os.path.join(directory, "program.py")
@@ -343,21 +464,23 @@ def main() -> int:
             lane.start()
         for _ in range(total):
             case, violations = told.get()
-            ran[case.victim, case.signal] += 1
             bad[case.victim, case.signal] += bool(violations)
             for violation in violations:
                 print(f"{case}: {violation}", flush=True)
         for lane in lanes:
             lane.join()
-    print(
-        f"{'victim':<12}{'signal':<8}{'cases':>6}{'violations':>12}{'errors':>8}{'went on':>9}{'missed':>8}{'slowest error':>15}"
-    )
+    shown = f"{'victim':<12}{'signal':<8}{'hits':>6}{'violations':>12}{'errors':>8}{'went on':>9}{'killed':>8}{'slowest error':>15}"
+    print(shown)
     for pair in pairs:
-        counts = [_outcomes[(*pair, outcome)] for outcome in ("error", "done", "missed")]
+        counts = [_outcomes[(*pair, outcome)] for outcome in ("error", "done", "killed")]
         slowest = f"{_latest[pair]:.1f} s" if pair in _latest else "-"
         print(
-            f"{pair[0]:<12}{pair[1]:<8}{ran[pair]:>6}{bad[pair]:>12}{counts[0]:>8}{counts[1]:>9}{counts[2]:>8}{slowest:>15}"
+            f"{pair[0]:<12}{pair[1]:<8}{sum(counts):>6}{bad[pair]:>12}{counts[0]:>8}{counts[1]:>9}{counts[2]:>8}{slowest:>15}"
         )
+    for victim, name in pairs:
+        fell = ", ".join(f"{each[2]} {count}" for each, count in _phases.most_common() if each[:2] == (victim, name))
+        print(f"hits of {victim} {name} fell into: {fell}")
+    print(f"memory: {_growth[0] >> 10} MiB more at most, in what lives through all cases")
     return 1 if bad.total() else 0
 
 
