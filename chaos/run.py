@@ -41,6 +41,8 @@ SIGNALS = ("KILL", "STOP")
 ERROR_SECONDS = 5.0
 END_SECONDS = 25.0  # for all that a case started; a proxy server that nobody joins waits 10 s
 LIFE = 3.0  # seconds of a session among whose moments is drawn
+LOADED = 0.5  # of the moments are drawn …
+LOADED_LIFE = 1.5  # … among so many seconds from the load's end on: else most fell into loads
 DRAWS = 20  # of a moment that hits
 GROWTH = 32 << 10  # KiB of anonymous memory that a long life, and caches, may come to
 GOES_ON = 0.4  # of the stopped parties are continued, after up to 2.5 s
@@ -126,7 +128,7 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.05)
+        time.sleep(0.02)
     return True
 
 
@@ -308,10 +310,14 @@ def _run(case: Case, server: Server, program: str, attempt: int) -> Iterator[str
 
     def read() -> None:
         assert client.stdout is not None
-        lines.extend(line.split() for line in client.stdout)
+        for line in client.stdout:
+            lines.append(line.split())  # noqa: PERF401 - seen while it goes on
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
+    if draw.random() < LOADED:
+        moment = draw.uniform(0, LOADED_LIFE)
+        until(lambda: client.poll() is not None or any(line[1] != "load" for line in lines), END_SECONDS)
     time.sleep(moment)
     pid = 0
     while not pid and client.poll() is None:
@@ -462,7 +468,9 @@ def main() -> int:
         lanes = [threading.Thread(target=_lane, args=(cases, told, program)) for _ in range(options.lanes)]
         for lane in lanes:
             lane.start()
-        for _ in range(total):
+        for done in range(total):
+            if done and done % 50 == 0:
+                print(f"{done} of {total}", file=sys.stderr, flush=True)
             case, violations = told.get()
             bad[case.victim, case.signal] += bool(violations)
             for violation in violations:
@@ -480,7 +488,7 @@ def main() -> int:
     for victim, name in pairs:
         fell = ", ".join(f"{each[2]} {count}" for each, count in _phases.most_common() if each[:2] == (victim, name))
         print(f"hits of {victim} {name} fell into: {fell}")
-    print(f"memory: {_growth[0] >> 10} MiB more at most, in what lives through all cases")
+    print(f"memory: {_growth[0]} KiB more at most, in what lives through all cases")
     return 1 if bad.total() else 0
 
 
