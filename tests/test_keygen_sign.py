@@ -1,6 +1,7 @@
 """Keys, envelopes, and which signature of an image counts."""
 
 import base64
+import errno
 import json
 import os
 import stat
@@ -51,6 +52,16 @@ def test_keygen_writes_a_private_and_a_public_file_and_prints_the_signer(workpla
     pem = (workplace / "k.pub").read_text()
     body = base64.b64decode("".join(pem.splitlines()[1:-1]))
     assert digest_of(body) == key.signer
+
+
+def test_a_key_that_finds_no_room_is_named_and_not_left_behind(workplace, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"cannot be written to k\.pub: No space left on device"):
+        SigningKey.generate().save("k")
+    assert list(workplace.iterdir()) == []
 
 
 def test_keygen_as_json(workplace):

@@ -113,14 +113,14 @@ class SigningKey:
             for target, data, mode in ((f"{name}.pub", public, 0o644), (name, private, 0o600)):
                 _create(target, data, mode, made)
         except OSError as error:
-            for target in made:
-                os.unlink(target)
+            for each in made:
+                os.unlink(each)
             if isinstance(error, FileExistsError):
                 raise UsageError(
-                    f"{error.filename} is there already, and keys are never overwritten: name another file"
+                    f"{target} is there already, and keys are never overwritten: name another file"
                 ) from None
             raise UsageError(
-                f"the key cannot be written to {error.filename}: {error.strerror}. Name a file in a folder of yours"
+                f"the key cannot be written to {target}: {error.strerror}. Name a file in a folder of yours"
             ) from error
 
     def sign(self, message: bytes) -> bytes:
