@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -262,6 +263,32 @@ def test_a_foreign_client_is_not_destroyed(manager):
             manager.destroy_enclave(foreign, EnclaveFinal())
         with pytest.raises(UnknownEntryError):
             foreign.call("nothing")
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (lambda manager: manager.get_name("app"), "it is str: give what load_enclave or get_client returned"),
+        (
+            lambda manager: manager.destroy_enclave("app", EnclaveFinal()),
+            "give what load_enclave or get_client returned",
+        ),
+        (lambda manager: manager.load_enclave("app"), "load_enclave takes an EnclaveLoadConfig, not str"),
+        (
+            lambda manager: manager.load_enclave(
+                EnclaveLoadConfig(name="app"), remote_proxy_config=RemoteProvision.instantiate()
+            ),
+            "make one with RemoteProxyClientConfig.create",
+        ),
+        (lambda _: EnclaveManager.configure(None), "configure takes EnclaveManagerOptions, not NoneType"),
+    ],
+    ids=["name of a name", "destroy a name", "load a name", "a provision as configuration", "configure nothing"],
+)
+def test_what_is_no_such_object_is_said_at_once(manager, use, text):
+    with pytest.raises(UsageError, match=re.escape(text)) as wrong:
+        use(manager)
+    assert wrong.value.code == "INVALID_ARGUMENT"
+    assert manager.get_client("app") is None
 
 
 # -- loads that fail --------------------------------------------------------------------------------------------------

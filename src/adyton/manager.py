@@ -170,6 +170,8 @@ class EnclaveManager:
     @classmethod
     def configure(cls, options: EnclaveManagerOptions) -> None:
         """Set the options of loads from now on; may be called any number of times."""
+        if not isinstance(options, EnclaveManagerOptions):
+            raise UsageError(f"configure takes EnclaveManagerOptions, not {type(options).__name__}")
         with cls._lock:
             cls._options = options
 
@@ -195,6 +197,12 @@ class EnclaveManager:
         The name is taken while the load is under way, but get_client returns the client only after initialize. NameInUseError if it is
         taken; else what the load raises, with nothing left behind.
         """
+        if not isinstance(load_config, EnclaveLoadConfig):
+            raise UsageError(f"load_enclave takes an EnclaveLoadConfig, not {type(load_config).__name__}")
+        if not isinstance(remote_proxy_config, RemoteProxyClientConfig | None):
+            raise UsageError(
+                f"remote_proxy_config is {type(remote_proxy_config).__name__}: make one with RemoteProxyClientConfig.create(provision)"
+            )
         name = load_config.name
         if not name:
             raise UsageError("the EnclaveLoadConfig has no name: set load_config.name")
@@ -225,6 +233,10 @@ class EnclaveManager:
 
     def get_name(self, client: EnclaveClient) -> str:
         """The client's name here, or ""."""
+        if not isinstance(client, EnclaveClient):
+            raise UsageError(
+                f"this wants a client, and it is {type(client).__name__}: give what load_enclave or get_client returned"
+            )
         with self._lock:
             return next((name for name, known in self._clients.items() if known and known.is_same(client)), "")
 
