@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import socket
@@ -15,6 +16,7 @@ from command import adyton, start
 
 from adyton.cli.root import run
 
+PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE = 24, 10  # <linux/prctl.h>, <linux/capability.h>
 PROGRAM = """
 def double(number: int) -> int:
     return 2 * number
@@ -96,6 +98,31 @@ def test_an_address_that_cannot_be_listened_at_is_one_line(workplace):
     assert len(refused.stderr.splitlines()) == 1
     assert adyton("proxy", "--listen", "unix:").returncode == 2
     assert "at most 107 bytes" in adyton("proxy", "--listen", "unix:" + 108 * "x").stderr
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    "command", [["serve", "--port", "1"], ["proxy", "--listen", "[::1]:1"]], ids=["serve", "proxy"]
+)
+def test_a_port_that_only_root_may_listen_at_is_told_from_one_in_use(workplace, command):
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
+        pytest.skip("every user may listen at every port here")
+    libc = ctypes.CDLL(None)
+
+    def without_net_bind_service() -> None:
+        libc.prctl(PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE)  # refused to an ordinary user, who has it not
+
+    refused = subprocess.run(
+        [sys.executable, "-m", "adyton.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=without_net_bind_service,
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert ":1: so low a port is for root; take one above 1023" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.sandbox

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import os
+import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +132,27 @@ def open_server(
         why = "is its folder there, and may you write it?"
         if not listen.startswith("unix:"):
             why = "the port is in use, or the address is not of this machine"
+            if _is_for_root(listen):
+                why = "so low a port is for root; take one above 1023"
         raise UsageError(f"cannot listen at {listen}: {why}") from None
     finally:
         if umask is not None:
             os.umask(umask)
     return server, port
+
+
+def _is_for_root(listen: str) -> bool:
+    """Whether it is our rights that HOST:PORT wants. gRPC does not say why it cannot listen, so we try."""
+    host, _, port = listen.rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.bind(address)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def abort(context: grpc.ServicerContext, error: AdytonError) -> Any:
