@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import adyton
 from adyton.cli.root import COMMANDS, run
+from adyton.errors import PlatformError, UsageError
 
 PROGRAM = """
 def double(number: int) -> int:
@@ -289,6 +291,43 @@ def test_variables_with_wrong_values(cli, monkeypatch, variable, value, status, 
 def test_an_option_is_not_blamed_on_the_environment(cli, monkeypatch):
     monkeypatch.setenv("ADYTON_TIMEOUT", "soon")
     assert "ADYTON_TIMEOUT" not in cli("call", "prog.py", "double", "1", "--timeout", "later")[2]
+
+
+# Both ways to name a platform end before anything is started: with what was typed, not with what the environment says.
+@pytest.mark.parametrize(
+    ("variables", "typed", "status", "text"),
+    [
+        ({"CONFIG": "sgx"}, [], 31, "platform sgx is not"),
+        ({"CONFIG": "sgx-sim"}, ["--platform", "tdx"], 31, "platform tdx is not"),
+        ({"PLATFORM": "sim"}, ["--config", "sgx"], 31, "platform sgx is not"),
+        ({"PLATFORM": "tdx"}, ["--config", "sgx"], 31, "platform sgx is not"),
+        ({"PLATFORM": "tdx", "CONFIG": "sgx"}, [], 2, "--config sgx means --platform sgx, not tdx"),
+    ],
+    ids=["variable alone", "typed platform", "typed configuration", "both sgx and tdx", "two variables"],
+)
+def test_a_typed_platform_beats_a_variable_that_means_the_same(cli, monkeypatch, variables, typed, status, text):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ADYTON_{name}", value)
+    got, out, err = cli("call", "prog.py", "double", "1", *typed)
+    assert (got, out) == (status, ""), err
+    assert text in err
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind", "text"),
+    [
+        ({"CONFIG": "sgx"}, PlatformError, "platform sgx is not"),
+        ({"CONFIG": "sgx", "PLATFORM": "auto"}, PlatformError, "platform sgx is not"),
+        ({"CONFIG": "sgx", "PLATFORM": "sim"}, UsageError, "ADYTON_CONFIG=sgx means"),
+        ({"CONFIG": "smi"}, UsageError, "ADYTON_CONFIG=smi: it is sgx or sgx-sim"),
+    ],
+    ids=["configuration", "auto", "contradiction", "mistyped"],
+)
+def test_a_python_program_obeys_the_configuration_of_the_environment(cli, monkeypatch, variables, kind, text):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ADYTON_{name}", value)
+    with pytest.raises(kind, match=re.escape(text)):
+        adyton.load("prog.py")
 
 
 # -- help --------------------------------------------------------------------------------------------------------------

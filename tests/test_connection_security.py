@@ -162,6 +162,8 @@ def test_run_gives_its_driver_one_of_the_two_names(tmp_path, folder):
         "ADYTON_PLATFORM auto",
         "ADYTON_SECURITY_TYPE ssl",
     ]
+    shown = adyton("run", "show", "--platform", "sim", cwd=tmp_path, ADYTON_CONFIG="sgx")
+    assert shown.stdout.splitlines() == ["ADYTON_PLATFORM sim"], shown.stderr
 
 
 @pytest.mark.parametrize("on", [f"grpc://{NETWORK}:1", "grpc://tee.example:1"])

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import PLATFORMS, PLATFORMS_HERE
+from adyton.attestation.identity import CONFIGS, PLATFORMS, PLATFORMS_HERE
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Policy
@@ -149,7 +149,7 @@ def open_image(source: ImageSource) -> Image | str:
 def load_enclave(image: Image | str, provision: RemoteProvision, arguments: LoadArguments) -> EnclaveClient:
     """Load through a proxy server got as `provision` says; it ends when the enclave's client closes, or when this raises."""
     image = open_image(image)
-    platform = arguments.platform or os.environ.get("ADYTON_PLATFORM") or "auto"
+    platform = arguments.platform or _platform_of_environment()
     if platform not in ("auto", *PLATFORMS):
         raise UsageError(f"there is no platform {platform!r}: it is auto or one of {', '.join(PLATFORMS)}")
     timeout = checked_timeout(arguments.timeout) if arguments.timeout is not None else _timeout_of_environment()
@@ -291,6 +291,20 @@ def _platforms(*, simulated: bool) -> Sequence[str]:
 
 def _flag(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+def _platform_of_environment() -> str:
+    platform = os.environ.get("ADYTON_PLATFORM") or "auto"
+    config = os.environ.get("ADYTON_CONFIG")
+    if not config:
+        return platform
+    if config not in CONFIGS:
+        raise UsageError(f"ADYTON_CONFIG={config}: it is {' or '.join(CONFIGS)}")
+    if platform not in ("auto", CONFIGS[config]):
+        raise UsageError(
+            f"ADYTON_CONFIG={config} means the platform {CONFIGS[config]}, and ADYTON_PLATFORM={platform} another: leave one out"
+        )
+    return CONFIGS[config]
 
 
 def _timeout_of_environment() -> float | None:

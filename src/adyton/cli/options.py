@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from adyton.attestation.identity import PLATFORMS
+from adyton.attestation.identity import CONFIGS, PLATFORMS
 from adyton.cli.values import SECONDS, OneOf
 from adyton.errors import UsageError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _C = TypeVar("_C", bound=Callable[..., Any])
 PLATFORM_NAMES = ("auto", *PLATFORMS)
 _SECURITY_TYPES = OneOf(["ssl", "local"], case_sensitive=False)
-_CONFIGS = {"sgx": "sgx", "sgx-sim": "sim"}
 
 
 def variable(option: str) -> str:
@@ -57,7 +56,7 @@ class LoadOptions:
     stats: str | None
 
     def environment(self) -> dict[str, str]:
-        """The same as environment variables, for a driver that `run` starts: instead of those that begin with ADYTON_SSL_."""
+        """The same as environment variables, for a driver that `run` starts: instead of those that `run` leaves out."""
         values: dict[str, str | None] = {
             "on": self.on,
             "platform": self.platform,
@@ -85,15 +84,9 @@ def load_options(command: _C) -> _C:
 
     @wraps(command)
     def wrapped(**given: Any) -> Any:
-        config = given.pop("config")
-        platform = given.pop("platform")
-        if config and platform not in ("auto", _CONFIGS[config]):
-            raise UsageError(
-                f"--config {config} means --platform {_CONFIGS[config]}, not {platform}: give one of the two"
-            )
         given["load"] = LoadOptions(
             on=given.pop("on"),
-            platform=_CONFIGS[config] if config else platform,
+            platform=_platform(given.pop("platform"), given.pop("config")),
             policy=given.pop("policy"),
             allow={right: given.pop(f"allow_{right}") for right in ("read", "write", "net", "listen", "env", "call")},
             allow_sim=given.pop("allow_sim"),
@@ -117,7 +110,7 @@ def load_options(command: _C) -> _C:
         option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="Where the enclave must run."),
         option(
             "--config",
-            type=OneOf(list(_CONFIGS)),
+            type=OneOf(list(CONFIGS)),
             help="As the original has it: sgx, or sgx-sim for --platform sim.",
         ),
         option("--policy", metavar="FILE", help="What evidence must say, and what the enclave may do here."),
@@ -163,6 +156,17 @@ def load_options(command: _C) -> _C:
     for decorate in reversed(decorators):
         result = decorate(result)
     return result  # type: ignore[no-any-return]
+
+
+def _platform(platform: str, config: str | None) -> str:
+    """What --platform and --config say together; a command line's beats that of the environment, and two must mean the same."""
+    context = click.get_current_context()
+    typed = [context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ("platform", "config")]
+    if config is None or typed == [True, False]:
+        return platform
+    if platform not in ("auto", CONFIGS[config]) and typed != [False, True]:
+        raise UsageError(f"--config {config} means --platform {CONFIGS[config]}, not {platform}: give one of the two")
+    return CONFIGS[config]
 
 
 def _either(given: dict[str, Any], ours: str, original: str) -> str | None:

@@ -14,6 +14,9 @@ import click
 from adyton.cli.command import Command
 from adyton.cli.options import LoadOptions, json_option, load_options
 
+# Variables that mean the same as others, which we give to the driver: what was typed is in those.
+_OTHER_NAMES = ("ADYTON_CONFIG", "ADYTON_SSL_CERT", "ADYTON_SSL_KEY")
+
 
 @click.command(cls=Command, short_help="Build what a target needs, and run its driver.")
 @click.argument("target")
@@ -29,7 +32,7 @@ def command(target: str, args: tuple[str, ...], load: LoadOptions, as_json: bool
     from adyton.image.project import build_loader
 
     loader = build_loader(".", target)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ADYTON_SSL_")}
+    environment = {name: value for name, value in os.environ.items() if name not in _OTHER_NAMES}
     environment.update(load.environment())
     search = [loader.build_directory, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(search)
