@@ -90,6 +90,8 @@ def test_a_supervisor_that_has_ended(family):
     reporter._started -= 1  # as if its number had been given to another process meanwhile
     supervisor = by_kind(reporter.report())["supervisor"]
     assert (supervisor.error, supervisor.HasField("stat")) == ("it has ended", False)
+    guest = by_kind(reporter.report())["guest"]  # nor is that one's child our guest
+    assert (guest.error, guest.HasField("stat")) == ("it has ended", False)
     reporter.attach(os.getpid() + (1 << 23), SESSION)  # beyond what Linux numbers
     reports = by_kind(reporter.report())
     assert not reports["supervisor"].HasField("stat")
@@ -164,6 +166,23 @@ def test_only_who_shows_the_sessions_token_is_told(served):
             ask(channel, "host", ((SESSION_METADATA, token),), 30)
     assert set(ask(channel, "host", SHOWN, 30)) == {"proxy", "supervisor", "guest"}
     assert set(ask(channel, "host", SHOWN, 30)) == {"proxy", "supervisor", "guest"}
+
+
+def test_who_asks_and_sends_no_request_keeps_no_thread(served):
+    """The server has two, and does not know these callers."""
+    channel, attach = served
+    attach()
+    end = threading.Event()
+
+    def nothing():
+        end.wait()
+        yield b""
+
+    calls = [channel.stream_unary(METHOD).future(nothing()) for _ in range(4)]
+    for call in calls:
+        assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert set(ask(channel, "host", SHOWN, 30)) == {"proxy", "supervisor", "guest"}
+    end.set()
 
 
 def test_a_closed_connection(served):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -46,7 +46,8 @@ class ProcessReporter:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
-        method = grpc.unary_unary_rpc_method_handler(
+        # On the wire the same as unary. But gRPC would keep a thread for whoever sends no request, before we know who that is.
+        method = grpc.stream_unary_rpc_method_handler(
             self._answer,
             request_deserializer=ProcessesRequest.FromString,
             response_serializer=ProcessesReply.SerializeToString,
@@ -54,7 +55,7 @@ class ProcessReporter:
         handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler("adyton.Processes", {"Report": method})
         return handler
 
-    def _answer(self, _: ProcessesRequest, context: Any) -> ProcessesReply:
+    def _answer(self, _: Iterator[ProcessesRequest], context: Any) -> ProcessesReply:
         shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
         with self._lock:
             known = bool(self._session) and hmac.compare_digest(shown, self._session)
@@ -70,17 +71,19 @@ class ProcessReporter:
         if supervisor:
             processes += [
                 self._process(ProcessReport.SUPERVISOR, supervisor, lambda stat: stat.starttime == started),
-                self._guest(supervisor),
+                self._guest(supervisor, started),
             ]
         return ProcessesReply(processes=processes)
 
-    def _guest(self, supervisor: int) -> ProcessReport:
+    def _guest(self, supervisor: int, started: int | None) -> ProcessReport:
         """The supervisor's only child. (The orphans of the guest's own children are the guest's, which is init to them.)"""
         try:
             tasks = os.listdir(f"{self._proc}/{supervisor}/task")
             children = [
                 pid for task in tasks for pid in parse_children(self._read(f"{supervisor}/task/{task}/children"))
             ]
+            if parse_stat(self._read(f"{supervisor}/stat")).starttime != started:
+                children = []  # of another process, which has its number now
         except (OSError, ValueError) as error:
             return ProcessReport(
                 kind=ProcessReport.GUEST, error=f"the supervisor's children cannot be read: {_why(error)}"
