@@ -13,6 +13,7 @@ import pytest
 
 from adyton.errors import AdytonError, ConnectionLostError, DeadlineError
 from adyton.processes_pb2 import ProcessesReply, ProcessReport
+from adyton.remote.connection import SESSION_METADATA
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack, DialBackTransport
 from adyton.remote.dialling import Dialler
@@ -76,6 +77,29 @@ def test_a_late_answer_ends_nothing(pair):
             pair.ask(0.1)
     release.set()
     assert [pair.ask() for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_answers_that_nobody_asked_for_end_the_reports(pair):
+    """They would be kept until there is no memory left."""
+    method = pair.dialler._channel.stream_stream("/adyton.DialBack/Report", ProcessesReply.SerializeToString)
+    flood = threading.Event()
+
+    def replies() -> Iterator[ProcessesReply]:
+        yield reply()
+        flood.wait(WAIT)
+        for _ in range(10_000):
+            yield reply("late")
+
+    metadata = ((SESSION_METADATA, pair.listener.offer().session),)
+    call = method(replies(), metadata=metadata)
+    assert pair.ask() == "so"
+    flood.set()
+    with pytest.raises(grpc.RpcError) as ended:
+        list(call)  # gRPC tells of the end after what came before it
+    assert ended.value.code() is grpc.StatusCode.CANCELLED
+    with pytest.raises(ConnectionLostError):
+        pair.ask()
+    assert pair.transport._questions._replies.qsize() <= 2
 
 
 @pytest.mark.parametrize("who", ["client", "proxy"])

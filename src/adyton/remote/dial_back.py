@@ -48,6 +48,7 @@ from adyton.remote.process_query import reports_of
 from adyton.remote.unix_socket import check_free, remove_socket
 
 SERVICE = "adyton.DialBack"
+CONNECTIONS = 64  # at once: the application, whose descriptors they take, needs one
 ACCEPTED = "adyton-accepted"  # initial metadata of a stream whose secret was right
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -123,7 +124,9 @@ class DialBack:
             else:
                 credentials = server_credentials(tls)
         check_free(str(listen))
-        self._server, port = open_server([self._handler()], listen.target, credentials, _DaemonThreads())
+        self._server, port = open_server(
+            [self._handler()], listen.target, credentials, _DaemonThreads(), connections=CONNECTIONS
+        )
         self.address = listen.at(port)
         self._server.start()
 
@@ -259,6 +262,7 @@ class _Questions:
         self._asked: queue.SimpleQueue[ProcessesRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._owed = False  # the reply to a question whose asker waits no more
+        self._open = threading.Semaphore(0)  # questions that no reply has come to
 
     def ask(self, timeout: float) -> bytes:
         """The reply. ClosedError, ConnectionLostError, DeadlineError, PlatformError (it answers nothing of the kind)."""
@@ -277,8 +281,9 @@ class _Questions:
             if self._owed:
                 self._reply(until, timeout)  # is that of an earlier question
                 self._owed = False
-            self._asked.put(ProcessesRequest())
             self._owed = True
+            self._open.release()
+            self._asked.put(ProcessesRequest())
             reply = self._reply(until, timeout)
             self._owed = False
             return reply
@@ -296,6 +301,9 @@ class _Questions:
     def _read(self, stream: Stream[ProcessesRequest, bytes]) -> None:
         try:
             for reply in stream.run(iter(self._asked.get, None)):
+                if not self._open.acquire(blocking=False):  # what nobody asked for would be kept for ever
+                    stream.cancel()
+                    break
                 self._replies.put(reply)
         except ConnectionLostError:
             pass  # said below
