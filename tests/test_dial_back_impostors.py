@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -41,12 +44,31 @@ from adyton.provision.store import BlobStore
 from adyton.provision_pb2 import DialBackTo, Missing, ProvisionRequest, ProvisionResponse, Ready
 from adyton.remote.connection import error_from, open_pinned_channel, open_server, packed
 from adyton.remote.dial_address import ListenAddress
-from adyton.remote.dial_back import ACCEPTED, DialBack
+from adyton.remote.dial_back import ACCEPTED, CONNECTIONS, DialBack
 from adyton.remote.dialling import Dialler
 from adyton.remote.proxy_client import ProxyClient
 from adyton.runtime.launch import launch_in_process
 
 TOKEN = "the secret of the launch"
+
+
+def test_who_connects_again_and_again_takes_few_of_the_applications_descriptors(listener):
+    """They are closed at once; and when they have gone, the proxy server gets in."""
+    before = len(os.listdir("/proc/self/fd"))
+    host, _, port = listener.address.here.rpartition(":")
+    with ExitStack() as closing:
+        many = [closing.enter_context(socket.create_connection((host, int(port)))) for _ in range(CONNECTIONS + 200)]
+        closed = select.poll()
+        for each in many:
+            closed.register(each, select.POLLIN)
+        gone: set[int] = set()
+        while len(gone) < 200:
+            for descriptor, _ in closed.poll(30_000) or pytest.fail("they are not closed"):
+                closed.unregister(descriptor)
+                gone.add(descriptor)
+        assert len(os.listdir("/proc/self/fd")) - before - len(many) < CONNECTIONS + 30
+    with Caller(listener, "Provision", metadata=bearer(TOKEN)) as caller:
+        assert caller.accepted
 
 
 @pytest.fixture

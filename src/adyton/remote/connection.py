@@ -59,6 +59,8 @@ _SERVER_OPTIONS = [
 ]
 UPLOAD_WINDOW = 128 << 10  # bytes
 SESSION_WINDOW = 1 << 20
+# With 256 uploads, a file for each, below the 1024 descriptors that a process usually may have.
+CONNECTIONS = 512
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,18 @@ def open_server(
     tls: TLS | grpc.ServerCredentials | None,
     threads: int | Executor,
     window: int = SESSION_WINDOW,
+    connections: int = CONNECTIONS,
 ) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
 
     `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
+    `connections`: at once, of whoever; those beyond are closed.
     """
-    options = [*_SERVER_OPTIONS, ("grpc.http2.lookahead_bytes", window)]
+    options = [
+        *_SERVER_OPTIONS,
+        ("grpc.http2.lookahead_bytes", window),
+        ("grpc.max_allowed_incoming_connections", connections),
+    ]
     executor = threads if isinstance(threads, Executor) else ThreadPoolExecutor(threads, "adyton-rpc")
     server = grpc.server(executor, options=options)
     server.add_generic_rpc_handlers(handlers)
