@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import adyton as run
@@ -22,10 +23,11 @@ from adyton.errors import DeadlineError, ResourceLimitError, UnreachableError, U
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.provision import service, spawner
+from adyton.provision import store as store_module
 from adyton.provision.service import ProvisionService
 from adyton.provision.store import BlobStore, Incoming
 from adyton.provision.upload import Reception, chunks_of, offer_of
-from adyton.provision_pb2 import ProvisionRequest
+from adyton.provision_pb2 import Chunk, ProvisionRequest
 
 
 @pytest.fixture
@@ -58,6 +60,64 @@ def test_blobs_in_use_stay_and_what_does_not_fit_is_refused(directory):
     assert len(blobs(directory)) == 1
     with pytest.raises(ResourceLimitError):
         store.make_room(3001)
+
+
+def test_uploads_at_the_same_time_do_not_outgrow_the_store(directory, monkeypatch):
+    """Each alone would fit. What nobody has sent yet takes no room: announcing must not keep others out."""
+    monkeypatch.setattr(store_module, "STEP", 100)
+    store = BlobStore(str(directory), limit=3000)
+    data = [bytes([number]) * 2000 for number in range(2)]
+    first, second = (Incoming(store, digest_of(each), 2000) for each in data)
+
+    def write(incoming, number):
+        incoming.write(incoming._offset, data[number][incoming._offset : incoming._offset + 100])
+
+    with first:
+        with second:
+            for _ in range(10):
+                write(first, 0)
+                write(second, 1)
+            write(first, 0)
+            with pytest.raises(ResourceLimitError, match="no room"):
+                write(second, 1)
+        while first._offset < 2000:
+            write(first, 0)
+        first.finish()
+    assert blobs(directory) == {digest_of(data[0])[7:]}
+
+
+def test_the_number_of_blobs_is_bounded(directory, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_BLOBS", 3)
+    store = BlobStore(str(directory))
+    held = store.add(b"held")
+    with store.hold([held]):
+        for number in range(10):
+            store.add(bytes([number]))
+        assert len(blobs(directory)) == 3
+        assert store.has(held)
+        with store.hold(["sha256:" + name for name in blobs(directory)]), pytest.raises(ResourceLimitError):
+            store.add(b"one more")
+
+
+@pytest.mark.parametrize("how", ["writable", "owned", "link"])
+def test_a_folder_in_which_others_could_exchange_ours_is_refused(directory, tmp_path, how, monkeypatch):
+    directory.mkdir()
+    if how == "writable":
+        directory.chmod(0o777)
+    elif how == "owned":
+        monkeypatch.setattr(store_module.os, "geteuid", lambda: 12345)
+        if os.getuid() == 0:
+            os.chown(directory, 54321, -1)
+    else:
+        (tmp_path / "link").symlink_to(directory)
+        directory.chmod(0o777)
+        directory = tmp_path / "link"
+    with pytest.raises(UsageError, match="give another --temporary_directory"):
+        BlobStore(str(directory))
+    assert os.listdir(directory) == []
+    directory.chmod(0o1777)  # as /tmp is: nobody can rename what is another's
+    if how != "owned":
+        BlobStore(str(directory))
 
 
 def test_a_full_disk_drops_what_nobody_uses(directory, monkeypatch):
@@ -158,6 +218,47 @@ def test_an_upload_that_drips_is_ended(directory, image, monkeypatch):
     with pytest.raises(DeadlineError, match="in a second"):
         list(provision.serve(drip(), Context(), "unix:"))
     assert os.listdir(directory / "incoming") == []
+
+
+def test_who_uploaded_fast_may_not_be_slow_for_long(directory, monkeypatch):
+    """An upload holds room in the store and a thread of the server's: a gigabyte sent at once must not buy days of that."""
+    now = 1000.0
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(service.Patience, "_watch", lambda _: None)
+    received = []
+
+    def requests():
+        nonlocal now
+        for _ in range(1000):
+            yield ProvisionRequest(chunk=Chunk(data=b"x" * (1 << 20)))
+        while True:
+            now += 20
+            yield ProvisionRequest(chunk=Chunk(data=b"x"))
+
+    reception = SimpleNamespace(complete=False, receive=received.append)
+    provision = ProvisionService(BlobStore(str(directory)), lambda _: pytest.fail("started"))
+    with pytest.raises(DeadlineError, match="in a second"):
+        provision._receive(reception, requests(), Context())
+    assert len(received) == 1002
+
+
+def test_who_is_steadily_just_fast_enough_is_served(directory, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(service.Patience, "_watch", lambda _: None)
+    reception = SimpleNamespace(complete=False, receive=lambda _: None)
+
+    def requests():
+        nonlocal now
+        for _ in range(1000):
+            now += 15.9
+            yield ProvisionRequest(chunk=Chunk(data=b"x" * (1 << 16)))
+        reception.complete = True
+        yield ProvisionRequest(chunk=Chunk(data=b"x"))
+
+    ProvisionService(BlobStore(str(directory)), lambda _: pytest.fail("started"))._receive(
+        reception, requests(), Context()
+    )
 
 
 def test_a_reception_holds_its_blobs_until_its_end(directory, image):

@@ -34,7 +34,7 @@ from adyton.remote.dial_address import target_for
 
 OFFER_PATIENCE = 10.0  # seconds for the offer; who is being served takes one of a bounded number of threads
 UPLOAD_PATIENCE = 30.0  # seconds for the next part of an upload
-SLOWEST_UPLOAD = 4096  # bytes in a second, on the whole
+SLOWEST_UPLOAD = 4096  # bytes in a second; who is slower may be so for UPLOAD_PATIENCE
 MAX_CERTIFICATE = 1 << 13  # bytes of PEM
 
 
@@ -135,7 +135,7 @@ class ProvisionService:
             reception.close()
 
     def _receive(self, reception: Reception, requests: Iterator[ProvisionRequest], context: Any) -> None:
-        begun, received = time.monotonic(), 0
+        until = time.monotonic() + UPLOAD_PATIENCE
         with Patience(UPLOAD_PATIENCE, context.cancel) as patience:
             while not reception.complete:
                 request = next(requests, None)
@@ -145,8 +145,10 @@ class ProvisionService:
                     raise RemoteProtocolError("after the offer, chunks are expected, with something in them")
                 reception.receive(request.chunk)
                 patience.renew()
-                received += len(request.chunk.data)
-                if time.monotonic() - begun > UPLOAD_PATIENCE + received / SLOWEST_UPLOAD:
+                now = time.monotonic()
+                # Who was fast does not earn the right to hold what was uploaded for long.
+                until = min(until + len(request.chunk.data) / SLOWEST_UPLOAD, now + UPLOAD_PATIENCE)
+                if now > until:
                     raise DeadlineError(
                         f"the upload brings fewer than {SLOWEST_UPLOAD} bytes in a second: it was ended"
                     )

@@ -21,6 +21,8 @@ from adyton.errors import ImageError, ResourceLimitError, UsageError
 
 MAX_BLOB = 8 << 30  # bytes
 MAX_STORE = 16 << 30  # bytes of all blobs together
+MAX_BLOBS = 1 << 16  # in a store
+STEP = 4 << 20  # bytes of an upload until it is looked again whether there is room for its rest
 
 
 class BlobStore:
@@ -34,6 +36,8 @@ class BlobStore:
         self._incoming = os.path.join(directory, "incoming")
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}  # digest → how many loads use it
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        _check_above(directory)
         for path in (os.path.dirname(self._blobs), self._blobs, self._incoming):
             with contextlib.suppress(FileExistsError):
                 os.makedirs(path, mode=0o755)
@@ -76,14 +80,16 @@ class BlobStore:
             used += sum(each.st_size for each in _files(self._incoming).values())
             system = os.statvfs(self._blobs)
             excess = max(used + size - self._limit, size - system.f_bavail * system.f_frsize)
+            surplus = len(blobs) - MAX_BLOBS + 1
             for name in sorted(blobs, key=lambda name: blobs[name].st_mtime_ns):
-                if excess <= 0:
+                if excess <= 0 and surplus <= 0:
                     return
                 if "sha256:" + name not in self._held:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(self._blobs, name))
                     excess -= blobs[name].st_size
-        if excess > 0:
+                    surplus -= 1
+        if excess > 0 or surplus > 0:
             raise ResourceLimitError(
                 f"the server has no room for a blob of {size} bytes: its disk or its store of images is full. "
                 "Try again when fewer images are being loaded, or give it a larger --temporary_directory"
@@ -159,7 +165,8 @@ class Incoming:
         self._target = store.path(digest)
         self._digest, self._size = digest, size
         self._hash = hashlib.sha256()
-        self._offset = 0
+        self._offset = self._checked = 0
+        self._store = store
         store.make_room(size)
         self._temporary = os.path.join(store._incoming, secrets.token_hex(16))  # noqa: SLF001 - one unit
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -173,7 +180,7 @@ class Incoming:
         self.close()
 
     def write(self, offset: int, data: bytes) -> None:
-        """The next bytes; ImageError if they are not the next ones, or too many."""
+        """The next bytes; ImageError if they are not the next ones, or too many. ResourceLimitError: others have taken the room."""
         if offset != self._offset:
             raise ImageError(f"upload of {self._digest}: chunk at offset {offset}, expected {self._offset}")
         if offset + len(data) > self._size:
@@ -183,6 +190,9 @@ class Incoming:
         while view:
             view = view[os.write(self._descriptor, view) :]
         self._offset += len(data)
+        if self._offset - self._checked >= STEP:  # what is only announced takes no room, so others may have it by now
+            self._checked = self._offset
+            self._store.make_room(self._size - self._offset)
 
     def finish(self) -> None:
         """All has been written: verify, and let it appear."""
@@ -213,6 +223,17 @@ def _files(directory: str) -> dict[str, os.stat_result]:
             with contextlib.suppress(FileNotFoundError):
                 found[entry.name] = entry.stat(follow_symlinks=False)
     return found
+
+
+def _check_above(path: str) -> None:
+    """UsageError if others could put a folder of theirs in the place of one of ours below `path`."""
+    for found in (os.lstat(path), os.stat(path)):
+        others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+        if found.st_uid not in (0, os.geteuid()) or (others and not stat.S_ISLNK(found.st_mode)):
+            raise UsageError(
+                f"images cannot be kept in {path}: it is another user's, or others may change what is there. "
+                "Run chmod go-w, or give another --temporary_directory"
+            )
 
 
 def _check_own(path: str) -> None:
