@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import certificates
 import grpc
@@ -19,7 +20,7 @@ from adyton import errors
 from adyton.cli.root import run
 from adyton.provision.service import ProvisionService
 from adyton.provision.store import BlobStore
-from adyton.remote import connection
+from adyton.remote import connection, probe
 from adyton.remote.address import TLS, Address
 from adyton.remote.certificates import Shown
 from adyton.remote.connection import open_server
@@ -383,6 +384,24 @@ def test_a_look_shows_nothing_of_ours_and_ends(folder, monkeypatch):
         assert look(Address.parse(f"grpcs://127.0.0.1:{port}"), 0.3) == Seen(connected=True)
     assert look(Address.parse("grpcs://127.0.0.1:1")) == Seen()
     assert look(Address.parse("grpcs://nobody.invalid")) == Seen()
+
+
+def test_a_look_at_a_name_of_many_addresses_ends_in_time(monkeypatch):
+    now, waited = 0.0, []
+
+    def silent(address, timeout):
+        nonlocal now
+        now += timeout
+        waited.append(address)
+        raise TimeoutError
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{number}", 1)) for number in range(99)]
+    monkeypatch.setattr(probe.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(probe.socket, "create_connection", silent)
+    monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: now))
+    assert look(Address.parse("grpcs://many.example")) == Seen()
+    assert now <= probe.SECONDS
+    assert len(waited) > 1
 
 
 @pytest.mark.parametrize("wanted", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED])

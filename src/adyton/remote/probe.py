@@ -16,6 +16,7 @@ from adyton.remote.certificates import Shown
 
 SECONDS = 4.0  # for all of it
 BRIEF_SECONDS = 0.6  # where gRPC has waited already for a peer that says nothing
+_ADDRESSES = 4  # of a name that are tried
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def look(address: Address, seconds: float = SECONDS) -> Seen:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        plain = socket.create_connection((name, int(port)), seconds)
+        plain = _connected(name, int(port), until)
     except (OSError, ValueError):  # a ValueError: a name that cannot be one
         return Seen()
     with contextlib.closing(plain):
@@ -54,6 +55,16 @@ def look(address: Address, seconds: float = SECONDS) -> Seen:
                 )
         except (OSError, ValueError):  # a ValueError: it was gone before the handshake
             return Seen(connected=True)
+
+
+def _connected(name: str, port: int, until: float) -> socket.socket:
+    """To the first of the name's addresses that takes it; a name may have any number of them. OSError, ValueError."""
+    addresses = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[:_ADDRESSES]
+    for number, (*_, (host, *_)) in enumerate(addresses):
+        left = (until - time.monotonic()) / (len(addresses) - number)
+        with contextlib.suppress(OSError):
+            return socket.create_connection((str(host), port), max(0.1, left))
+    raise OSError("none of its addresses takes a connection")
 
 
 def _hung_up(secured: ssl.SSLSocket) -> bool:
