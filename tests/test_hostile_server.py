@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -427,3 +428,12 @@ def test_control_characters_in_what_failed_do_not_reach_the_terminal(capsys, mon
     shown = capsys.readouterr().err
     assert "Traceback:\n\tline\\x1b]0;title" in shown
     assert all(character.isprintable() or character in "\n\t" for character in shown)
+
+
+def test_a_peer_that_sends_much_and_takes_nothing_fills_no_queue(connect):
+    client, _ = connect()
+    close = client._transport._socket.close
+    client._transport = SimpleNamespace(run=lambda _: (b"" for _ in range(10_000)), close=close)
+    client._reader.start()
+    client._reader.join(30)
+    assert client._wake.qsize() < 10

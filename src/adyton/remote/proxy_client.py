@@ -384,7 +384,8 @@ class ProxyClient:
                     for event in events:
                         self._dispatch(event)
                     self._dispatching = False
-                    self._wake.put(None)
+                    if self._wake.empty():  # a peer that sends much and takes nothing must not fill it
+                        self._wake.put(None)
             error = ConnectionLostError(
                 self._reason
                 or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
