@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import importlib.util
 import os
 import re
@@ -16,7 +17,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,11 @@ def test_the_pages_and_their_addresses(server):
             status, text = get(f"{url}/start{query}")
             assert status == 400
             assert text.startswith("INVALID_ARGUMENT: /start wants width and height in pixels")
+        with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
+            connection.putrequest("GET", "http://[/", skip_host=True)  # no address at all
+            connection.endheaders()
+            answer = connection.getresponse()
+            assert (answer.status, answer.read().partition(b":")[0]) == (400, b"INVALID_ARGUMENT")
         assert get(f"{url}/start?width=500&height=500") == (
             400,
             "FAILED_PRECONDITION: a field of 500 by 500 is not wider than it is high\n",

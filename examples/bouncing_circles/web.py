@@ -52,7 +52,7 @@ class Field:
 
 def xml_of(shapes: Sequence[Mapping[str, Any]]) -> str:
     circles = "".join(
-        f"<CIRCLE><X>{each['x']}</X><Y>{each['y']}</Y><RADIUS>{each['radius']}</RADIUS>"
+        f"<CIRCLE><X>{each['x']:d}</X><Y>{each['y']:d}</Y><RADIUS>{each['radius']:d}</RADIUS>"
         f"<FILL>{escape(each['fill'])}</FILL></CIRCLE>"
         for each in shapes
     )
@@ -67,10 +67,11 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    timeout = 60  # seconds for a browser's next words
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
         try:
+            url = urlsplit(self.path)
             match url.path:
                 case "/":
                     self._answer(200, "text/html", PARKING)
