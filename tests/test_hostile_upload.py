@@ -254,10 +254,10 @@ def test_no_secret_shows_to_other_users_of_the_machine(image):
     transport = provision.provision(image, "auto")
     try:
         session = dict(transport._metadata)["adyton-session-bin"]
-        directory = provision._directory
+        directory = provision._proxy._directory
         assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
         assert stat.S_IMODE(os.stat(os.path.join(directory, "proxy.sock")).st_mode) & 0o077 == 0
-        proxy = provision._process.pid
+        proxy = provision._proxy._process.pid
         secret = Path(f"/proc/{proxy}/environ").read_bytes().split(b"ADYTON_LAUNCH_SECRET=")[1].split(b"\0")[0]
         started = children(proxy)
         assert started
