@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, FileServer
-from adyton.runtime.process.supervisor.fuse_abi import FORMS, Form, MalformedRequestError, Opcode
+from adyton.runtime.process.supervisor.fuse_abi import FORMS, Form, MalformedRequestError, Opcode, Read, Write
 
 # Sizes of the structs of include/uapi/linux/fuse.h, 7.38.
 SIZES = {
@@ -80,8 +80,17 @@ def bodies(form: Form) -> st.SearchStrategy[Any]:
     return plain.map(lambda parts: form.make(*parts))
 
 
+def lies_in_a_file(body: Any) -> bool:
+    return not isinstance(body, Read | Write) or body.offset + body.size <= fuse_abi.LARGEST
+
+
 requests = st.sampled_from(sorted(FORMS)).flatmap(
-    lambda opcode: st.tuples(st.just(opcode), st.integers(1, (1 << 64) - 1), st.integers(0, 20), bodies(FORMS[opcode]))
+    lambda opcode: st.tuples(
+        st.just(opcode),
+        st.integers(1, (1 << 64) - 1),
+        st.integers(0, 20),
+        bodies(FORMS[opcode]).filter(lies_in_a_file),
+    )
 )
 
 
@@ -99,6 +108,14 @@ def test_every_request_is_read_as_it_was_written(request_: tuple[int, int, int, 
     )
     assert got == body
     assert type(got) is type(body)
+
+
+@pytest.mark.parametrize("size", [1, (1 << 32) - 1])
+def test_bytes_where_no_file_can_have_any_are_malformed(size: int) -> None:
+    last = fuse_abi.encode(Opcode.READ, 1, 0, Read(0, fuse_abi.LARGEST - size, size), pid=7)
+    assert fuse_abi.decode(last)[1] == Read(0, fuse_abi.LARGEST - size, size)
+    with pytest.raises(MalformedRequestError, match="where no file can have any"):
+        fuse_abi.decode(fuse_abi.encode(Opcode.READ, 1, 0, Read(0, fuse_abi.LARGEST - size + 1, size), pid=7))
 
 
 @given(requests, st.integers(0, 80), st.binary(max_size=3))
