@@ -51,7 +51,7 @@ fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
-# make chaos COUNT=100 SEED=1 LANES=4: kill -9 and SIGSTOP of each party at so many moments; about 10 s for each of them on two cores.
+# make chaos COUNT=100 SEED=1 LANES=4: kill -9 and SIGSTOP of each party at so many moments; 1000 of them take about 20 minutes.
 chaos: setup
 	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED) --lanes $(LANES)
 

@@ -18,6 +18,8 @@ from adyton import (
     EnclaveManagerOptions,
     EnclaveOutput,
     FakeEnclaveLoader,
+    RemoteProvision,
+    RemoteProxyClientConfig,
     remote_load_config,
     trusted,
     user_message,
@@ -99,12 +101,23 @@ def test_every_error_has_a_code_and_an_exit_code():
         ({"allow_read": "file.txt"}, UsageError, "must be a list"),
         ({"allow_read": ["/usr/share"]}, UsageError, "/usr is the enclave's own"),
         ({"allow_env": ["PYTHONPATH"]}, UsageError, "PYTHONPATH"),
+        ({"name": 5}, UsageError, "name=5: give a text"),
+        ({"token": b"secret"}, UsageError, "give a text"),
+        ({"platform": 5}, UsageError, "platform=5: give a text"),
+        ({"remote_proxy": ["adyton", "proxy"]}, UsageError, "give a text"),
+        ({"on": 4321}, UsageError, "4321 is no address"),
+        ({"functions": len}, UsageError, r"functions=\[len\]"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_anything_starts(program, arguments, kind, text, capfd):
     with pytest.raises(kind, match=text):
         adyton.load(program, **arguments)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_address_to_wait_at_is_a_text():
+    with pytest.raises(UsageError, match="dial_back=5 is no address"):
+        RemoteProxyClientConfig.create(RemoteProvision.instantiate(), dial_back=5)
 
 
 class Reader(trusted.TrustedApplication):

@@ -98,6 +98,9 @@ def load(
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
     """
+    for argument, given in (("name", name), ("platform", platform), ("token", token), ("remote_proxy", remote_proxy)):
+        if given is not None and not isinstance(given, str):
+            raise UsageError(f"{argument}={given!r}: give a text")
     settings = Policy.read(policy if policy is not None else os.environ.get("ADYTON_POLICY") or None)
     settings = settings.extended(
         expect=expect,

@@ -74,6 +74,8 @@ class Address:
 
         `security_type` ssl: TLS or an error; local: no TLS, and an error for what is not on this machine.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"{text!r} is no address: a server is a text such as grpcs://HOST:PORT")
         if text.startswith("unix:"):
             if not text[5:]:
                 raise UsageError("unix: needs a path, such as unix:/run/adyton.sock")

@@ -31,6 +31,8 @@ class ListenAddress:
     @classmethod
     def parse(cls, text: str) -> ListenAddress:
         """From IP:PORT, localhost:PORT or unix:PATH; UsageError otherwise."""
+        if not isinstance(text, str):
+            raise UsageError(f"dial_back={text!r} is no address to wait at: {_FORM}")
         if text.startswith("unix:"):
             path = text[5:]
             if not path or "\0" in path or len(os.fsencode(path)) > SOCKET_PATH:

@@ -34,6 +34,9 @@ class HostFunctions:
         UsageError for what has no usable name or is `async def`, NameInUseError for two of one name, EnclaveTypeError for annotations
         that cannot be carried.
         """
+        if callable(functions):
+            name = getattr(functions, "__name__", "lookup")
+            raise UsageError(f"functions={name}: give a list of functions: functions=[{name}]")
         named = functions.items() if isinstance(functions, Mapping) else [(_name(each), each) for each in functions]
         self._functions: dict[str, tuple[Callable[..., Any], Signature]] = {}
         for name, function in named:
