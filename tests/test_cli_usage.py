@@ -329,3 +329,14 @@ def test_an_interrupted_call_is_130_and_leaves_nothing(tmp_path):
     assert (process.returncode, out) == (130, "")
     assert err.strip() == "adyton: interrupted"
     assert list(temporary.iterdir()) == []
+
+
+def test_both_spellings_of_help_hold_whoever_looked_at_the_command_before(capsys):
+    from adyton.cli.root import root, run
+
+    root.get_command(None, "syscalls").make_context("syscalls", [])  # keeps the help option that it made
+    for spelling in ("-h", "--help"):
+        with pytest.raises(SystemExit) as ended:
+            run(["syscalls", spelling])
+        assert ended.value.code == 0
+        assert "Usage: adyton syscalls" in capsys.readouterr().out

@@ -29,6 +29,10 @@ class Command(click.Command):
         """A whole command line that works."""
         return inspect.cleandoc(self.help or "").partition("\n\n")[0]
 
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The same for each command, whoever asks first: click keeps the option that it makes of them."""
+        return ["-h", "--help"]
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The example, then what click writes."""
         formatter.write(f"{self.example}\n\n")

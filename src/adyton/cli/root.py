@@ -67,10 +67,7 @@ class Root(Command, click.Group):
 
 @click.group(
     cls=Root,
-    context_settings={
-        "token_normalize_func": lambda token: token.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
-    },
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
 @click.version_option(__version__, prog_name="adyton")
 def root() -> None:

@@ -7,6 +7,7 @@ When a blob would not fit, those go that were not used for longest and that no l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -36,7 +37,10 @@ class BlobStore:
         self._incoming = os.path.join(directory, "incoming")
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}  # digest → how many loads use it
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+        try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory) from error
         _check_above(directory)
         for path in (os.path.dirname(self._blobs), self._blobs, self._incoming):
             with contextlib.suppress(FileExistsError):
