@@ -69,7 +69,9 @@ def test_who_connects_again_and_again_takes_few_of_the_applications_descriptors(
                 gone.add(descriptor)
         assert len(os.listdir("/proc/self/fd")) - before - len(many) < CONNECTIONS + 30
     until, accepted = time.monotonic() + 30, False
-    while not accepted and time.monotonic() < until:  # as a proxy server does, until gRPC has noticed that they have gone
+    while (
+        not accepted and time.monotonic() < until
+    ):  # as a proxy server does, until gRPC has noticed that they have gone
         with Caller(listener, "Provision", metadata=bearer(TOKEN)) as caller:
             accepted = caller.accepted
     assert accepted
