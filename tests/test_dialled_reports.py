@@ -82,9 +82,10 @@ def test_a_late_answer_ends_nothing(pair):
 def test_answers_that_nobody_asked_for_end_the_reports(pair):
     """They would be kept until there is no memory left."""
     method = pair.dialler._channel.stream_stream("/adyton.DialBack/Report", ProcessesReply.SerializeToString)
-    flood = threading.Event()
+    asked, flood = threading.Event(), threading.Event()
 
     def replies() -> Iterator[ProcessesReply]:
+        asked.wait(WAIT)
         yield reply()
         flood.wait(WAIT)
         for _ in range(10_000):
@@ -92,7 +93,11 @@ def test_answers_that_nobody_asked_for_end_the_reports(pair):
 
     metadata = ((SESSION_METADATA, pair.listener.offer().session),)
     call = method(replies(), metadata=metadata)
-    assert pair.ask() == "so"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(pair.ask)
+        next(call)  # the question
+        asked.set()
+        assert answer.result(WAIT) == "so"
     flood.set()
     with pytest.raises(grpc.RpcError) as ended:
         list(call)  # gRPC tells of the end after what came before it
