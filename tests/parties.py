@@ -46,6 +46,15 @@ def descendants(root: int) -> dict[int, str]:
         below |= more
 
 
+def executes(pid: int, argument: str) -> bool:
+    """Whether the process has come as far as to execute a command with this argument: before that it holds up who starts it."""
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return argument in file.read().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def party(found: dict[int, str], name: str) -> int:
     return next(pid for pid, each in found.items() if each == name)
 

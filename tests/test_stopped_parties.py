@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import start
-from parties import descendants, gone, litter, party, processes
+from parties import descendants, executes, gone, litter, party, processes
 
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
@@ -240,7 +240,7 @@ def test_a_local_proxy_server_that_is_stopped_while_it_starts(program):
     before = set(descendants(os.getpid()))
     thread = threading.Thread(target=load)
     thread.start()
-    while not (new := set(descendants(os.getpid())) - before):
+    while not (new := {pid for pid in set(descendants(os.getpid())) - before if executes(pid, "proxy")}):
         threading.Event().wait(0.005)
     os.kill(min(new), signal.SIGSTOP)
     thread.join(30)
