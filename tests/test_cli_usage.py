@@ -297,6 +297,17 @@ def test_what_is_meant_for_servers_does_not_reach_a_local_proxy(cli, monkeypatch
 
 
 @pytest.mark.sandbox
+def test_an_empty_option_beats_the_environment_too(cli, monkeypatch):
+    monkeypatch.setenv("ADYTON_ON", "grpc://127.0.0.1:1")
+    assert cli("call", "prog.py", "double", "3")[0] == 10
+    assert cli("call", "prog.py", "double", "3", "--on", "")[:2] == (0, "6\n")
+    Path("pyproject.toml").write_text("[tool.adyton.loader.show]\ndriver = 'show.py'\n")
+    Path("show.py").write_text("import adyton\nwith adyton.load('prog.py') as here: print(here.call('double', 4))\n")
+    shown = adyton("run", "show", "--on", "", ADYTON_ON="grpc://127.0.0.1:1")
+    assert (shown.returncode, shown.stdout) == (0, "8\n"), shown.stderr
+
+
+@pytest.mark.sandbox
 def test_temporary_files_may_be_deep_down(workplace):
     deep = workplace / ("x" * 60) / ("y" * 60)
     deep.mkdir(parents=True)

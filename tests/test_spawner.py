@@ -40,7 +40,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def spawner(store):
-    spawner = Spawner(store[0], temporary=False)
+    spawner = Spawner(store[0])
     yield spawner
     spawner.close()
 
@@ -138,14 +138,7 @@ def test_a_store_that_enclaves_cannot_read_is_refused_at_the_start(store):
         pytest.skip("only root gives enclaves user ids of their own")
     os.chmod(f"{store[0]}/blobs", 0o700)
     with pytest.raises(PlatformError, match=r"chmod o\+rx"):
-        Spawner(store[0], temporary=False)
-
-
-def test_a_temporary_store_is_gone_at_the_end(store):
-    spawner = Spawner(store[0], temporary=True)
-    assert os.path.isdir(store[0])
-    spawner.close()
-    assert not os.path.exists(store[0])
+        Spawner(store[0])
 
 
 def test_a_killed_spawner_takes_all_along_and_its_server_is_told(spawner, store):
@@ -185,7 +178,7 @@ def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
     with other:
         number = str(other.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], "temporary"],
+            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0]],
             pass_fds=(other.fileno(),),
         )
     with ours:
@@ -193,4 +186,3 @@ def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
         ours.send(msgspec.msgpack.encode(Spawn(1, NOBODY, [], "sim", *ANY_PORT, [])))
         assert select.select([ours], [], [], 60)[0]  # the refusal, which nobody reads
     assert process.wait(60) == 0
-    assert not os.path.exists(store[0])

@@ -322,7 +322,7 @@ def test_a_server_takes_a_bounded_number_of_enclaves(directory, image, monkeypat
     order = (image.measurement, signatures, "sim")
     monkeypatch.setattr(spawner, "MAX_ENCLAVES", 1)
     ended = threading.Event()
-    server = spawner.Spawner(str(directory), temporary=False, on_end=ended.set)
+    server = spawner.Spawner(str(directory), on_end=ended.set)
     try:
         server.spawn(*order, "127.0.0.1", (0, 0), [])
         with pytest.raises(ResourceLimitError, match="takes no more"):

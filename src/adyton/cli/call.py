@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from adyton.cli.command import Command
 from adyton.cli.nearest import nearest
@@ -68,6 +69,7 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
     from adyton.remote.address import TLS
     from adyton.remote.bearer import read_token
 
+    _check_that_they_serve(load.on)
     tls = TLS(load.ca, load.cert, load.key)
     lists = {f"allow_{right}": given for right, given in load.allow.items()}
     return {
@@ -78,6 +80,15 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,
     }
+
+
+def _check_that_they_serve(on: str | None) -> None:
+    """UsageError for what is typed for a connection to a server, and no server is named. Variables are for other commands, too."""
+    context = click.get_current_context()
+    for name in ("ca", "cert", "key", "ssl_cert", "ssl_key", "token_file"):
+        if not on and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            typed = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{typed} is for a server, and none is named: give --on, or leave out {typed}")
 
 
 def find(entries: list[Entry], name: str, image: str) -> Entry:

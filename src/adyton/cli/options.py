@@ -75,7 +75,7 @@ class LoadOptions:
             separator = os.pathsep if right in ("read", "write") else " "
             paths = [os.path.abspath(path) for path in given] if right in ("read", "write") else given
             values[f"allow-{right}"] = separator.join(paths) or None
-        return {variable(name): value for name, value in values.items() if value}
+        return {variable(name): value for name, value in values.items() if value is not None}
 
 
 def load_options(command: _C) -> _C:

@@ -59,13 +59,13 @@ class RemoteProvision(abc.ABC):
         token: str | None = None,
         security_type: str | None = None,
     ) -> RemoteProvision:
-        """For `server` (or ADYTON_ON) the remote one; for neither the local one, with the command `remote_proxy`, else
+        """For `server` (None: ADYTON_ON) the remote one; for none, or "", the local one, with the command `remote_proxy`, else
         ADYTON_REMOTE_PROXY, else this Python's own `adyton proxy`. `tls`, `token`, `security_type` ("ssl", "local"): for the server;
         else ADYTON_CA and the like, ADYTON_TOKEN_FILE, ADYTON_SECURITY_TYPE. With dial-back and a `token` but no server, nothing is
         started: a proxy server that was started by hand is waited for, see `dialled_back`. UsageError."""
-        server = server or os.environ.get("ADYTON_ON") or None
+        server = os.environ.get("ADYTON_ON") if server is None else server
         kind = security_type_of(security_type or os.environ.get("ADYTON_SECURITY_TYPE"))
-        if server is not None:
+        if server:
             address = Address.parse(server, kind)
             if token is None:
                 token = read_token(os.environ.get("ADYTON_TOKEN_FILE") or None) or None

@@ -12,7 +12,6 @@ import secrets
 import select
 import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from adyton.errors import AdytonError, ConnectionLostError, RemoteProtocolError, ResourceLimitError, UsageError
 from adyton.provision.lifetime import Stop
+from adyton.provision.temporary_folder import TemporaryFolder
 from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS, Address
 from adyton.remote.unix_socket import check_free, remove_socket
@@ -67,8 +67,12 @@ class _Place:
         """PlatformError: no sandbox here."""
         from adyton.runtime.launch import Zygote
 
-        self._launched = launched
-        self._directory = launched.directory if launched else tempfile.mkdtemp(prefix="adyton-proxy-")
+        self._folder: TemporaryFolder | None = None
+        if launched is not None:
+            self._directory = launched.directory
+        else:
+            self._folder = TemporaryFolder("adyton-proxy-")
+            self._directory = self._folder.path
         self.store = os.path.join(self._directory, "store")
         self._vacant = threading.Semaphore()
         self._enclaves: list[_Enclave] = []
@@ -94,8 +98,10 @@ class _Place:
             self._vacant.release()
             raise
         self._enclaves.append(enclave)
-        done = self.store if self._launched else self._directory  # the supervisor has read it all
-        shutil.rmtree(done, ignore_errors=True)
+        if self._folder is not None:  # the supervisor has read it all
+            self._folder.close()
+        else:
+            shutil.rmtree(self.store, ignore_errors=True)
         return enclave
 
     def close(self) -> None:
@@ -103,7 +109,10 @@ class _Place:
             enclave.close()
         if self._zygote is not None:
             self._zygote.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.close()
+        else:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def serve_alone(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
 from adyton.provision.spawner import Dial, Spawner
+from adyton.provision.temporary_folder import TemporaryFolder
 from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS
 from adyton.remote.certificates import of_server
@@ -48,19 +47,13 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
 
         directory = options.temporary_directory
         if directory is None:
-            # kill -9 between here and the spawner's start, some milliseconds, is what leaves this folder, empty.
-            directory = tempfile.mkdtemp(prefix="adyton-serve-")
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            directory = stack.enter_context(TemporaryFolder("adyton-serve-")).path
             os.chmod(directory, 0o755)  # noqa: S103 - enclaves have uids of their own, and see the blobs only
         try:
             store = BlobStore(directory)
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
-        spawner = stack.enter_context(
-            contextlib.closing(
-                Spawner(directory, temporary=options.temporary_directory is None, on_end=lambda: stop.set(b"e"))
-            )
-        )
+        spawner = stack.enter_context(contextlib.closing(Spawner(directory, on_end=lambda: stop.set(b"e"))))
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server

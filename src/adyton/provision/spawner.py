@@ -1,7 +1,7 @@
 """The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
 
 Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
-`python -m adyton.provision.spawner DESCRIPTOR STORE [temporary]`
+`python -m adyton.provision.spawner DESCRIPTOR STORE`
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 import os
 import queue
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -98,8 +97,8 @@ _ENDED = "the server's process that starts enclaves has ended: start the server 
 class Spawner:
     """The provision server's end: owns the spawner process. Thread-safe."""
 
-    def __init__(self, store: str, *, temporary: bool, on_end: Callable[[], None] = lambda: None) -> None:
-        """`temporary`: the spawner removes the store at its end, however the server's came. PlatformError: no sandbox here.
+    def __init__(self, store: str, *, on_end: Callable[[], None] = lambda: None) -> None:
+        """PlatformError: no sandbox here.
 
         `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
         """
@@ -108,15 +107,7 @@ class Spawner:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "adyton.provision.spawner",
-                    str(other.fileno()),
-                    store,
-                    *(["temporary"] if temporary else []),
-                ],
+                [sys.executable, "-P", "-m", "adyton.provision.spawner", str(other.fileno()), store],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
@@ -226,16 +217,8 @@ class Spawner:
         self._socket.close()
 
 
-def main(descriptor: int, store: str, *, temporary: bool) -> None:
+def main(descriptor: int, store: str) -> None:
     """The spawner process."""
-    try:
-        _serve(descriptor, store)
-    finally:
-        if temporary:
-            shutil.rmtree(store, ignore_errors=True)
-
-
-def _serve(descriptor: int, store: str) -> None:
     from adyton.runtime.launch import Zygote
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -438,4 +421,4 @@ def _end_relay(relay: subprocess.Popen[str], relays: set[subprocess.Popen[str]])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], temporary=sys.argv[3:] == ["temporary"])
+    main(int(sys.argv[1]), sys.argv[2])

@@ -43,7 +43,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # no connection of an earlier channel, whose server may stand still by now
 ]
 # Somebody waits for each answer: known within 5 s.
-_IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 3_500)]
+_IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 3_000)]
 # A session has pings of its own while somebody waits, so this is for idle ones.
 _PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 30_000), ("grpc.http2.ping_timeout_ms", 30_000)]
 _SERVER_OPTIONS = [
