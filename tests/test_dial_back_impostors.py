@@ -20,7 +20,7 @@ from adyton import trusted
 from adyton.attestation.expectation import Expectation
 from adyton.communicator.messages import LoadRequest
 from adyton.communicator_pb2 import Envelope
-from adyton.crypto.launch_certificate import launch_certificate
+from adyton.crypto.self_signed import launch_certificate
 from adyton.errors import (
     AdytonError,
     ClosedError,

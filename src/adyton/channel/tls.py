@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL
 
 from adyton.channel.binding import EXPORTER_LABEL, EXPORTER_SIZE
+from adyton.crypto.self_signed import self_signed
 from adyton.errors import RemoteProtocolError
 
 _RECORD = 1 << 14  # bytes of plaintext in a TLS record, RFC 8446 section 5.1
 _TAKE = 1 << 18  # bytes read at once from the memory that TLS writes to
-# RFC 5280 section 4.1.2.5: "no well-defined expiration date". The key lives as long as its connection, and no clock is asked.
-_NOT_BEFORE = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-_NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 
 
 def _context() -> SSL.Context:
@@ -57,18 +53,7 @@ class Tls:
     @classmethod
     def server(cls) -> Tls:
         """The server's end, with a P-256 key of its own that no other connection ever has."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "adyton enclave")])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(_NOT_BEFORE)
-            .not_valid_after(_NOT_AFTER)
-            .sign(key, hashes.SHA256())
-        )
+        key, certificate = self_signed("adyton enclave")
         context = _context()
         context.use_certificate(certificate)
         context.use_privatekey(key)

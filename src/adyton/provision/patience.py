@@ -20,7 +20,8 @@ class Patience:
 
     def __enter__(self) -> Self:
         self.renew()
-        threading.Thread(target=self._watch, name="adyton-patience", daemon=True).start()
+        if self._seconds < threading.TIMEOUT_MAX:  # else it is never at its end
+            threading.Thread(target=self._watch, name="adyton-patience", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

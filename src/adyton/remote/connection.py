@@ -14,7 +14,7 @@ import grpc
 import msgspec
 
 from adyton import errors
-from adyton.crypto.launch_certificate import NAME
+from adyton.crypto.self_signed import NAME
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
 from adyton.remote import certificates
 from adyton.remote.address import TLS, Address, is_loopback

@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from adyton.communicator_pb2 import Envelope
-from adyton.crypto.launch_certificate import launch_certificate
+from adyton.crypto.self_signed import launch_certificate
 from adyton.errors import (
     ClosedError,
     ConnectionLostError,
