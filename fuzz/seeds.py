@@ -19,7 +19,9 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from targets import HASH, MANIFEST, TARGETS, signed_image
+from target_images import MANIFEST, signed_image
+from target_sessions import HASH
+from targets import TARGETS
 
 from adyton.attestation import sim
 from adyton.attestation.identity import EnclaveIdentity
@@ -114,7 +116,7 @@ def _upload() -> list[bytes]:
 
 
 def _parts(head: bytes = b"") -> list[bytes]:
-    """By what is replaced: see targets._parts."""
+    """By what is replaced: see target_images._parts."""
     image = signed_image()
     config = image.blobs[image.config_digest].read()
     payload = msgspec.json.encode(Payload(image.measurement, 0, 0, debug=True))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from targets import RESULTS, TARGETS
+from target_enclave_files import RESULTS
+from targets import TARGETS
 
 from adyton.hostcall import abi
 

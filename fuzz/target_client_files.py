@@ -1,0 +1,102 @@
+"""Fuzz target of files on the client: the host calls that an enclave asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from draw import Draw, packed
+
+from adyton.errors import AdytonError
+from adyton.hostcall import abi
+from adyton.hostcall.client.executor import Executor, FunctionRaised
+from adyton.hostcall.client.policy import HostCallPolicy
+
+
+def host_call(data: bytes) -> None:
+    """Any requests: under an empty policy, and under one that allows a folder with links out of it."""
+    draw = Draw(data)
+    with tempfile.TemporaryDirectory(prefix="adyton-fuzz-") as home:
+        allowed, secret = f"{home}/allowed", f"{home}/secret"
+        for folder in (allowed, secret, f"{allowed}/d"):
+            os.mkdir(folder)
+        for path in (f"{allowed}/f", f"{secret}/f"):
+            with open(path, "wb") as file:
+                file.write(b"content")
+        os.symlink("../secret", f"{allowed}/out")
+        os.symlink("d", f"{allowed}/in")
+        os.symlink("loop", f"{allowed}/loop")
+        os.mkfifo(f"{allowed}/pipe")
+        write = [allowed] if draw.often() else []
+        policy = HostCallPolicy.create(base=home, read=[], write=write, net=[], listen=[], env=[], call=["twice"])
+        names = (
+            "f",
+            "d",
+            "out",
+            "in",
+            "loop",
+            "pipe",
+            "new",
+            "out/f",
+            "d/g",
+            "in/g",
+            "../secret/f",
+            ".",
+            "..",
+            "é",
+            "\0",
+        )
+        words = [
+            home,
+            secret,
+            f"{secret}/f",
+            "/",
+            allowed,
+            "twice",
+            "/etc/passwd",
+            *(f"{allowed}/{name}" for name in names),
+        ]
+        before = _state(secret)
+        with Executor(policy, [_twice], denied=lambda _line: None, output=lambda _output: None) as executor:
+            for request in _requests(draw, words):
+                try:
+                    result = executor.execute(request)
+                except FunctionRaised as raised:
+                    assert isinstance(raised.error, AdytonError | LookupError)  # noqa: PT017
+                    continue
+                assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result
+                if not write and not isinstance(request, abi.Call):
+                    assert isinstance(result, abi.Failed) or leads(request, home), "an empty policy allowed something"
+                if isinstance(result, abi.Failed):
+                    assert result.errno in abi.ERRNO_NAMES
+        assert _state(secret) == before, "a folder that was not allowed was changed"
+
+
+def leads(request: Any, home: str) -> bool:
+    """Whether it is about the working directory or a folder above it, which may be looked at."""
+    return isinstance(request, abi.Stat) and (home + "/").startswith(request.path.rstrip("/") + "/")
+
+
+def _twice(number: int) -> int:
+    return number * 2
+
+
+def _requests(draw: Draw, words: Sequence[str]) -> Iterator[Any]:
+    named = Draw(draw.rest(), words)
+    while named:
+        drawn = named.spoilt(packed(named.struct(abi.Request))) if named.below(16) else named.blob()
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            yield msgspec.msgpack.decode(drawn, type=abi.Request)
+
+
+def _state(folder: str) -> list[tuple[str, int, int, bytes]]:
+    found = []
+    for name in sorted(os.listdir(folder)):
+        status = os.lstat(f"{folder}/{name}")
+        with open(f"{folder}/{name}", "rb") as file:
+            found.append((name, status.st_mode, status.st_mtime_ns, file.read(64)))
+    return found

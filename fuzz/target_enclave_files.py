@@ -1,0 +1,255 @@
+"""Fuzz targets of files in the enclave: the file server between kernel and client, and the results of host calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from draw import Draw, packed
+
+from adyton.communicator import messages
+from adyton.hostcall import abi
+from adyton.hostcall.check import check
+from adyton.hostcall.own_paths import own_path
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
+from adyton.runtime.process.supervisor.fuse_abi import FORMS, Opcode
+from adyton.runtime.process.supervisor.layout import Layout
+
+PATHS = (
+    *(
+        "/work",
+        "/work/in",
+        "/work/out",
+        "/work/out/d",
+        "/tmp",
+        "/tmp/d",
+        "/tmp/shared",
+        "/",
+        "/etc",
+        "/usr/lib",
+        "/opt",
+    ),
+    *(
+        "/opt/adyton",
+        "/home/ann/.netrc",
+        "a",
+        "d",
+        "..",
+        ".",
+        "../../etc",
+        "/work/../etc",
+        "/work//out",
+        "é",
+        "\0",
+        "x" * 300,
+    ),
+)
+NAMES = (*(os.fsencode(path.rpartition("/")[2]) for path in PATHS), b"in", b"work", b"\xff", b"lib")
+FEW = (b"d", b"e", b"f")
+READ, WRITE = messages.Grant("/work/in", "read"), messages.Grant("/work/out", "write")
+LAYOUTS = (
+    Layout([READ, WRITE, messages.Grant("/tmp/shared/deep", "write")], "/work"),
+    Layout([READ, WRITE], "/"),
+    Layout([messages.Grant("/", "write")], "/work"),
+)
+OPCODES = (
+    *FORMS,
+    *[Opcode.OPEN, Opcode.CREATE, Opcode.READ, Opcode.WRITE, Opcode.SETATTR] * 2,
+    Opcode.GETATTR,
+    Opcode.READLINK,
+    Opcode.STATFS,
+    Opcode.DESTROY,
+)
+RESULTS: Mapping[type, Any] = {
+    abi.Access: abi.Done,
+    abi.Stat: abi.Attributes,
+    abi.ReadLink: abi.Target,
+    abi.List: abi.Entries,
+    abi.Open: abi.Attributes,
+    abi.Read: abi.Data,
+    abi.Write: abi.Written,
+    abi.SetAttributes: abi.Attributes,
+    abi.Sync: abi.Done,
+    abi.SyncDirectory: abi.Done,
+    abi.Close: abi.Done,
+    abi.MakeDirectory: abi.Attributes,
+    abi.Remove: abi.Done,
+    abi.Rename: abi.Done,
+    abi.ReadInput: abi.Data,
+    abi.Call: abi.Value,
+}
+ERRORS = ("ENOENT", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
+
+FLAGS = (*(0, 0, 1, 2, 2, 3), os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_EXCL | os.O_CREAT, -1)
+SEEN = (("/", b"work"), ("/work", b"in"), ("/work", b"out"), ("/work/out", b"d"), ("/work/out", b"f"), ("/", b"tmp"))
+_ENTRIES = {Opcode.LOOKUP, Opcode.MKDIR, Opcode.SYMLINK, Opcode.CREATE}
+_OPENS = {Opcode.OPEN, Opcode.OPENDIR, Opcode.CREATE}
+
+
+@dataclass
+class _Mount:
+    """A file server with a kernel and a client that do anything. `nodes`, `handles`: what the kernel was told of."""
+
+    draw: Draw
+    server: FileServer
+    sent: dict[int, int] = field(default_factory=dict)  # operations by their unique
+    answered: set[int] = field(default_factory=set)
+    nodes: list[int] = field(default_factory=lambda: [fuse_abi.ROOT_ID])
+    handles: list[int] = field(default_factory=lambda: [0, 1])  # 0: the standard input's
+    asks: list[Ask] = field(default_factory=list)
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Answer):
+                self._answered(effect.data)
+                continue
+            request = effect.request
+            assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
+            for name in ("path", "source", "target"):
+                path = getattr(request, name, "/")
+                assert path in ("", "/") or own_path(path) is None, "the client was asked about the enclave's own"
+            if isinstance(effect, Ask):
+                self.asks.append(effect)
+
+    def _answered(self, data: bytes) -> None:
+        length, error, unique = struct.unpack_from("<IiQ", data)
+        assert length == len(data)
+        assert -4096 < error <= 0
+        assert unique not in self.answered, "answered twice"
+        self.answered.add(unique)
+        operation = 0 if error else self.sent.get(unique, 0)
+        if operation in _ENTRIES:
+            self.nodes.append(struct.unpack_from("<Q", data, fuse_answers.ANSWER_SIZE)[0])
+        if operation in _OPENS:
+            self.handles.append(struct.unpack_from("<Q", data, length - 16)[0])  # an OpenAnswer comes last
+
+    def look_around(self) -> None:
+        """The kernel learns of some names, all of directories but "f", and makes two in /tmp."""
+        found = {"/": fuse_abi.ROOT_ID}
+        for number, (above, name) in enumerate(SEEN, 1):
+            path = above.rstrip("/") + "/" + name.decode()
+            self._send(Opcode.LOOKUP, found[above], name + b"\0")
+            self._find("file" if name == b"f" else "directory", number)
+            found[path] = self.nodes[-1]
+        self._send(Opcode.MKDIR, found["/tmp"], struct.pack("<II", 0o755, 0) + b"d\0")
+        self._find("directory", len(SEEN) + 1)
+        self._send(Opcode.CREATE, found["/tmp"], struct.pack("<III4x", os.O_RDWR, 0o644, 0) + b"f\0")
+        self._find("file", len(SEEN) + 2)
+
+    def _find(self, kind: abi.Kind, identity: int) -> None:
+        while self.asks:
+            ask = self.asks.pop()
+            self.carry_out(self.server.resume(ask.ticket, abi.Attributes(kind, identity, 1, 0o755, 1, 0, 0, 0)))
+
+    def request(self) -> None:
+        """A message from the kernel: its fields drawn one by one, or as raw bytes."""
+        draw = self.draw
+        opcode = draw.pick(OPCODES)
+        form = FORMS.get(opcode)
+        raw = form is None or draw.below(16) == 0
+        body = draw.take(draw.below(128)) if raw else self._body(form)
+        self._send(opcode, self._node(), body)
+
+    def _node(self) -> int:
+        draw = self.draw
+        return draw.pick(self.nodes[-64:]) if draw.often() else draw.below(32)
+
+    def _send(self, opcode: int, node: int, body: bytes) -> None:
+        unique = 2 * len(self.sent) + 2
+        self.sent[unique] = opcode
+        length = fuse_abi.HEADER_SIZE + len(body)
+        header = struct.pack("<IIQQIII4x", length, int(opcode), unique, node, 1000, 1000, 1)
+        self.carry_out(self.server.receive(header + body))
+
+    def _body(self, form: fuse_abi.Form) -> bytes:
+        draw, data = self.draw, b""
+        values = [self._field(name) for name in getattr(form.make, "_fields", ())]
+        values = values[: len(form.fixed.unpack(bytes(form.fixed.size)))]
+        if form.tail in ("name", "names"):
+            count = 2 if form.tail == "names" else 1
+            data = b"".join(draw.pick(FEW if draw.often() else NAMES) + b"\0" for _ in range(count))
+        elif form.tail == "data":
+            data = draw.blob()
+            values[2] = len(data)
+        elif form.tail == "nodes":
+            values = [draw.below(4)]
+            data = b"".join(struct.pack("<QQ", self._node(), draw.below(4)) for _ in range(values[0]))
+        with contextlib.suppress(struct.error):
+            return form.fixed.pack(*values) + data
+        return form.fixed.pack(*[value & 0xFF for value in values]) + data
+
+    def _field(self, name: str) -> int:
+        draw = self.draw
+        match name:
+            case "handle":
+                return draw.pick(self.handles[-64:]) if draw.often() else draw.number()
+            case "directory" | "node":
+                return self._node()
+            case "unique":
+                return draw.pick(list(self.sent)[-64:] or [0])
+            case "flags":
+                return draw.pick(FLAGS) & 0xFFFFFFFF
+            case "valid":
+                return draw.below(256) | draw.below(2) << 8
+            case "accessed_nanoseconds" | "modified_nanoseconds":
+                return draw.number() % fuse_abi.SECOND
+        return draw.number()
+
+    def answer(self) -> None:
+        """What the client says to one of the host calls that wait for it."""
+        draw = self.draw
+        ask = self.asks.pop(draw.below(len(self.asks)))
+        self.carry_out(self.server.resume(ask.ticket, check(ask.request, result_of(draw, ask.request))))
+
+
+def result_of(draw: Draw, request: Any) -> bytes:
+    """A client's answer: mostly one that fits the request."""
+    kind = draw.below(16)
+    if kind == 0:
+        return draw.blob()
+    if kind == 1:
+        return packed(draw.struct(abi.Result))
+    if kind < 4:
+        return packed(abi.Failed(draw.pick(ERRORS)))
+    result = draw.struct(RESULTS[type(request)])
+    if isinstance(request, abi.Write) and draw.often():
+        result = abi.Written(len(request.data))
+    if isinstance(request, abi.Open) and draw.often():
+        result = msgspec.structs.replace(result, kind="file")
+    return draw.spoilt(packed(result))
+
+
+def file_server(data: bytes) -> None:
+    """Requests of the kernel, and the client's answers in any order."""
+    draw = Draw(data, PATHS)
+    mount = _Mount(draw, FileServer(wanted=lambda _thread, _path: None, now=lambda: 1, capacity=1 << 20))
+    if draw.below(16) == 0:
+        mount.carry_out(mount.server.receive(draw.rest()))
+        return
+    if draw.below(8):
+        mount.server.set_layout(draw.pick(LAYOUTS))
+        if draw.below(2):
+            mount.server.open_standard_input()
+        mount.look_around()
+    while draw:
+        mount.request()
+        while draw and mount.asks and draw.often():
+            mount.answer()
+    mount.carry_out(mount.server.abort())
+    while mount.asks:
+        mount.answer()
+
+
+def host_call_result(data: bytes) -> None:
+    """What a client answers to a host call of each kind."""
+    draw = Draw(data, (*PATHS, *ERRORS))
+    request = draw.struct(draw.pick(tuple(RESULTS)))
+    result = check(request, draw.rest() if draw.below(4) == 0 else result_of(draw, request))
+    assert isinstance(result, RESULTS[type(request)] | abi.Failed)
+    assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result

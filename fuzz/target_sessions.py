@@ -1,0 +1,199 @@
+"""Fuzz targets of what a connection carries: sessions and their messages, channels, evidence, the link to the guest."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+from draw import Draw, framed, packed
+from target_enclave_files import PATHS
+
+from adyton.attestation import sim
+from adyton.attestation.evidence import seal
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.verify import validate, verify
+from adyton.channel.client import ClientChannel, EvidenceReceived
+from adyton.channel.messages import Accept, AttestRequest, Evidence
+from adyton.channel.messages import encode as encode_channel_message
+from adyton.channel.server import EvidenceRequested, ServerChannel
+from adyton.channel.tls import Tls
+from adyton.communicator import frames, messages
+from adyton.communicator.session import Called, Limits, Session, Side
+from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
+from adyton.runtime.process.guest import link
+from adyton.runtime.process.supervisor.layout import Layout, is_normal
+
+# -- communicator: sessions, and the bodies of calls ------------------------------------------------------------------
+
+SMALL = Limits(message=3 << 14, notification=2 << 14, buffered=5 << 14, pairs=4, nesting=4, in_flight=8)
+METHODS = ("load", "enter", "run", "finalize", "host", "output", "ended", "")
+FRAMES = (*[frames.CallFrame] * 3, *[frames.ReplyFrame] * 2, frames.NotifyFrame, *[frames.MoreFrame] * 3)
+RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.PingFrame, frames.PongFrame)
+
+
+def session(side: Side, data: bytes) -> None:
+    """The peer's bytes, between calls and replies of this end's own."""
+    draw, ours = Draw(data, METHODS), Session(side, SMALL)
+    raw, waiting, next_call, next_notification = draw.below(8) == 0, [], 1, 1
+    while draw:
+        piece = draw.blob() if raw else b""
+        if not raw:
+            frame = draw.struct(draw.pick((*FRAMES, *RARE_FRAMES)))
+            if isinstance(frame, frames.CallFrame) and draw.often():
+                frame = msgspec.structs.replace(frame, call=next_call, size=_size_of(draw, frame.chunk))
+                next_call += 1
+            elif isinstance(frame, frames.NotifyFrame) and draw.often():
+                frame = msgspec.structs.replace(frame, notification=next_notification, size=_size_of(draw, frame.chunk))
+                next_notification += 1
+            elif isinstance(frame, frames.MoreFrame) and draw.often():
+                frame = msgspec.structs.replace(frame, chunk=bytes(frames.CHUNK))
+            elif isinstance(frame, frames.ReplyFrame) and draw.often():
+                frame = msgspec.structs.replace(frame, size=_size_of(draw, frame.chunk))
+            piece = draw.spoilt(frames.encode(frame))
+        try:
+            events = ours.receive(piece)
+        except (RemoteProtocolError, ResourceLimitError) as error:
+            ours.data_to_send()
+            with contextlib.suppress(type(error)):
+                ours.receive(b"more")
+                raise AssertionError("a session that has failed takes more bytes") from error
+            raise
+        waiting += [event.call for event in events if isinstance(event, Called)]
+        with contextlib.suppress(AdytonError):  # of this end's own doing
+            _act(draw, ours, waiting)
+        assert ours._arrived <= SMALL.buffered  # noqa: SLF001
+
+
+def _size_of(draw: Draw, chunk: bytes) -> int:
+    return len(chunk) if draw.often() else draw.below(256) << 10
+
+
+def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
+    action = draw.below(8)
+    if action == 0:
+        ours.call(draw.below(4), "host", draw.blob())
+    elif action == 1 and waiting:
+        ours.reply(waiting.pop(), ok=True, body=draw.blob())
+    elif action == 2:
+        ours.cancel(draw.below(4))
+    elif action == 3:
+        ours.data_to_send(draw.below(256) << 6)
+    elif action == 4:
+        ours.notify("output", draw.blob())
+
+
+def message(data: bytes) -> None:
+    """Each type of body; a load's grants go on into the layout of the guest's files."""
+    draw = Draw(data, (*PATHS, "UTC", "TZ"))
+    kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised)
+    kind: Any = draw.pick(kinds)
+    body = draw.spoilt(packed(draw.struct(kind))) if draw.often() else draw.rest()
+    decoded = messages.decode(body, kind)
+    assert messages.decode(messages.encode(decoded), kind) == decoded
+    if isinstance(decoded, messages.LoadRequest):
+        layout = Layout(decoded.grants, decoded.working_directory)
+        for path in (*filter(is_normal, PATHS), layout.working_directory):
+            layout.classify(path)
+
+
+# -- channel ----------------------------------------------------------------------------------------------------------
+
+
+def client_channel(data: bytes) -> None:
+    """A server that makes its own TLS properly, or not."""
+    _channel(data, ClientChannel(nonce=bytes(range(32))), Tls.server())
+
+
+def server_channel(data: bytes) -> None:
+    """A client that makes its own TLS properly, or not."""
+    _channel(data, ServerChannel(bytes(32)), Tls.client())
+
+
+def _channel(data: bytes, ours: ClientChannel | ServerChannel, peer: Tls) -> None:
+    draw = Draw(data)
+    kind = draw.below(4)
+    if kind == 0:
+        while draw:
+            _received(draw, ours, draw.blob())
+        return
+    for _ in range(3):
+        _received(draw, ours, _spoilt(draw, peer.data_to_send(), kind == 1))
+        with contextlib.suppress(RemoteProtocolError):
+            peer.receive(ours.data_to_send())
+    closing = False
+    while draw and peer.finished and not closing:
+        text = draw.blob()
+        if draw.often():
+            text = encode_channel_message(draw.struct(draw.pick((AttestRequest, Evidence, Accept))))
+        if kind == 2 and not ours.established and draw.often():
+            right = Evidence(b"evidence") if isinstance(ours, ClientChannel) else AttestRequest(1, bytes(32))
+            text = encode_channel_message(Accept() if ours._state == "acceptance" else right)  # noqa: SLF001
+        peer.send(text)
+        if closing := draw.below(16) == 15:
+            peer.close()
+        _received(draw, ours, _spoilt(draw, peer.data_to_send(), spoil=kind == 3 and draw.below(8) == 0))
+
+
+def _received(draw: Draw, ours: ClientChannel | ServerChannel, data: bytes) -> None:
+    half = len(data) // 2 if draw.below(2) else 0
+    for piece in (data[:half], data[half:]):
+        for event in ours.receive(piece):
+            if isinstance(event, EvidenceReceived) and isinstance(ours, ClientChannel):
+                ours.report_data(bytes(32))
+                ours.accept()
+            elif isinstance(event, EvidenceRequested) and isinstance(ours, ServerChannel):
+                ours.provide(b"evidence")
+
+
+def _spoilt(draw: Draw, flight: bytes, spoil: bool) -> bytes:
+    """The flight with some of its bytes changed."""
+    if not spoil:
+        return flight
+    changed = bytearray(flight)
+    for _ in range(draw.below(4)):
+        at, change = int.from_bytes(draw.take(2), "little"), draw.below(256)
+        if changed:
+            changed[at % len(changed)] ^= change
+    return bytes(changed)
+
+
+# -- attestation ------------------------------------------------------------------------------------------------------
+
+HASH = "sha256:" + "1f" * 32
+WORDS_OF_EVIDENCE = (HASH, "", "sim", "tdx")
+EXPECTED = Expectation(platforms=("sim",), measurement=(HASH,))
+
+
+def evidence(data: bytes) -> None:
+    """Raw evidence; or claims that are signed, which anybody can do for a simulated enclave."""
+    draw = Draw(data, WORDS_OF_EVIDENCE)
+    kind = draw.below(3)
+    if kind == 0:
+        shown = draw.rest()
+    else:
+        drawn = draw.struct(EnclaveIdentity)
+        claims = msgspec.json.encode(sim.SimulatedClaims(drawn, bytes(64))) if kind == 1 else draw.rest()
+        signature = sim.simulation_key().sign(sim._signed(claims))  # noqa: SLF001
+        shown = seal("sim", sim.SimulatedBody(claims, signature))
+    verified = verify(shown)
+    assert len(verified.identity.digest()) == 32
+    validate(verified, EXPECTED, bytes(64))
+
+
+# -- the guest's end --------------------------------------------------------------------------------------------------
+
+
+def guest_link(data: bytes) -> None:
+    """What a guest sends to its supervisor, cut anywhere."""
+    draw = Draw(data, ("lookup",))
+    reader = link.Reader(link.ToSupervisor)
+    while draw:
+        piece = draw.blob()
+        if draw.often():
+            piece = framed(draw.spoilt(packed(draw.struct(link.ToSupervisor))) if draw.often() else piece)
+        cut = draw.below(256)
+        for part in (piece[:cut], piece[cut:]):
+            for received in reader.receive(part):
+                assert isinstance(received, link.ToSupervisor)
