@@ -168,6 +168,13 @@ def _mounts(pid: int) -> list[str]:
         return []
 
 
+def _mount_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
 def _descriptors(pid: int) -> Counter[str]:
     """How many it has of each kind: a socket, a pipe, a memfd, a path."""
     found: Counter[str] = Counter()
@@ -217,11 +224,12 @@ class Server:
         children = below(self.process.pid)
         pids = sorted({self.process.pid, *children})
         threads = {pid: _count(f"/proc/{pid}/task") for pid in children}
+        here = _mount_namespace(os.getpid())  # in which others mount what they like, network namespaces for instance
         files = sorted(str(path) for path in Path(self.directory).rglob("*") if "blobs" not in path.parts)
         return {
             "processes": sorted(children),
             "namespaces": sorted({each for pid in pids for each in _namespaces(pid)}),
-            "mounts": {pid: sorted(_mounts(pid)) for pid in children},
+            "mounts": {pid: sorted(_mounts(pid)) for pid in children if _mount_namespace(pid) != here},
             "our mounts": [line for line in _mounts(os.getpid()) if self.directory in line],
             "descriptors": {pid: _descriptors(pid) for pid in pids},
             "threads": threads,

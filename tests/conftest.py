@@ -85,7 +85,7 @@ def server() -> Iterator[str]:
     assert line.startswith("adyton provision server listening on "), line
     yield "grpc://" + line.rpartition(" ")[2].strip()
     process.terminate()
-    assert process.wait(40) == 0
+    assert process.wait(80) == 0  # of which enclaves may have 30, when a test has left them
     process.stdout.close()
 
 

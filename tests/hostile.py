@@ -75,7 +75,7 @@ class Client:
 
     def receive(self, seconds=PATIENCE):
         """One piece of what arrives. False: the enclave closed the connection."""
-        with suppress(BrokenPipeError):  # what it said before it closed is still to be read
+        with suppress(ConnectionError):  # what it said before it closed is still to be read
             self.send()
         self.socket.settimeout(seconds)
         try:
@@ -91,7 +91,7 @@ class Client:
                 case Data(plaintext):
                     for inner in self.session.receive(plaintext):
                         self._take(inner)
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             self.send()
         return True
 

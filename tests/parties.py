@@ -25,7 +25,7 @@ def processes() -> dict[int, tuple[int, str]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                with open(f"/proc/{entry}/stat") as file:
+                with open(f"/proc/{entry}/stat", errors="replace") as file:  # a name is any bytes
                     text = file.read()
             except (FileNotFoundError, ProcessLookupError):
                 continue
