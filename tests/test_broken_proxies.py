@@ -62,7 +62,11 @@ elif stage in ("handshake", "initialize"):
     plain = relay.Relay._communicate
     def communicate(self, requests, context):
         if stage == "initialize":
-            threading.Timer(1.0, die).start()
+            def wait():
+                while not os.path.exists("initializing"):
+                    time.sleep(0.02)
+                die()
+            threading.Thread(target=wait, daemon=True).start()
         for answer in plain(self, requests, context):
             yield answer
             if stage == "handshake":
@@ -72,6 +76,12 @@ from adyton.cli import main
 sys.argv = ["adyton", "proxy", *arguments]
 main()
 """
+
+INITIALIZES = """
+open("initializing", "w").close()
+time.sleep(60)
+"""
+LATE = 40.0  # seconds: what takes one or two on a machine that is not loaded, and 60 where nobody notices
 
 DIES = {
     "before it is ready": (UnreachableError, "ended with status 9. no idea what to do"),
@@ -95,7 +105,7 @@ def load(stage, program="", **options):
     with pytest.raises(adyton.AdytonError) as caught:
         adyton.load("program.py", remote_proxy=command, **options)
     seconds = time.monotonic() - started
-    assert gone(set(descendants(os.getpid())) - before, 10) == set()
+    assert gone(set(descendants(os.getpid())) - before) == set()
     assert litter() == set()
     return caught.value, seconds
 
@@ -103,17 +113,20 @@ def load(stage, program="", **options):
 @pytest.mark.parametrize("stage", DIES)
 def test_one_that_dies(workplace, stage):
     kind, text = DIES[stage]
-    error, seconds = load(stage, PROGRAM + ("time.sleep(60)\n" if stage == "initialize" else ""))
+    if stage == "initialize":
+        error, seconds = load(stage, PROGRAM + INITIALIZES, allow_write=["."])
+    else:
+        error, seconds = load(stage)
     assert isinstance(error, kind), error
     assert error.exit_code == 10
     assert text in str(error)
-    assert seconds < 15  # a second or two on a machine that is not loaded
+    assert seconds < LATE
 
 
 def test_one_that_accepts_and_never_answers(workplace):
     error, seconds = load("never answers")
     assert isinstance(error, UnreachableError), error
-    assert seconds < 10
+    assert seconds < LATE
 
 
 def test_one_that_says_nothing(workplace, monkeypatch):
@@ -121,4 +134,4 @@ def test_one_that_says_nothing(workplace, monkeypatch):
     error, seconds = load("says nothing")
     assert isinstance(error, (UnreachableError, DeadlineError)), error
     assert "did not say within 1 s where it listens" in str(error)
-    assert seconds < 15
+    assert seconds < LATE

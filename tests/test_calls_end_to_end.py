@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -194,12 +195,12 @@ def test_64_threads_of_256_calls_beside_one_call_of_15_seconds(calls):
     assert settled(lambda: calls.call("threads"), one_more) == one_more
 
 
-def settled(find, wanted, rounds: int = 20_000):
+def settled(find, wanted):
     """What `find` gives, once it is as wanted: the end of a thread travels behind the calls that come after it."""
-    for _ in range(rounds):
-        if find() == wanted:
-            break
-    return find()
+    until = time.monotonic() + 30
+    while (found := find()) != wanted and time.monotonic() < until:
+        pass
+    return found
 
 
 @at_length
@@ -251,10 +252,7 @@ def test_an_enclave_thread_stays_with_its_caller_and_ends_with_it(calls):
     thread.start()
     thread.join()
     assert counts == [[1, 2]]
-    for _ in range(1000):  # the disposal travels behind the calls that come after it
-        if calls.call("threads") == before:
-            break
-    assert calls.call("threads") == before
+    assert settled(lambda: calls.call("threads"), before) == before
 
 
 def test_threads_of_the_enclaves_own_and_async_entries_call_back(calls):
