@@ -48,7 +48,7 @@ def started(command: list[str], **environment: str) -> Iterator[tuple[subprocess
         try:
             yield process, process.stdout.readline()
             process.send_signal(signal.SIGTERM)
-            process.wait(40)
+            process.wait(80)
         finally:
             process.kill()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from command import adyton, start
+from command import ROOT, adyton, start
 
 from adyton.cli.root import run
 
@@ -213,7 +214,7 @@ def test_a_servers_tls_files_that_are_none_are_named(certificates, workplace):
 
 
 @pytest.mark.sandbox
-def test_a_server_on_the_network_knows_its_clients(cli, certificates, monkeypatch):
+def test_a_server_on_the_network_knows_its_clients(cli, certificates, monkeypatch, tmp_path):
     def path(name: str) -> str:
         return str(certificates / name)
 
@@ -260,7 +261,8 @@ def test_a_server_on_the_network_knows_its_clients(cli, certificates, monkeypatc
 
         for name, file in good.items():  # the same for the original's interface, by its driver
             monkeypatch.setenv("ADYTON_" + name.upper().replace("-", "_"), path(file))
-        driver = Path(__file__).parent.parent / "examples" / "quickstart"
+        driver = tmp_path / "quickstart"  # a copy: other tests build in that folder meanwhile
+        shutil.copytree(ROOT / "examples" / "quickstart", driver, ignore=shutil.ignore_patterns("build"))
         quickstart = adyton("run", "quickstart", "--on", url, "--allow-sim", "--", "--message", "hi", cwd=driver)
         assert quickstart.returncode == 0, quickstart.stderr
     finally:
