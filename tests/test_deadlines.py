@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -26,6 +27,7 @@ from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.loader import LoadArguments, load_enclave, load_in_process
 from adyton.proto.enclave import EnclaveConfig, EnclaveFinal
+from adyton.provision import budget as budgets
 from adyton.provision import service
 from adyton.provision.budget import Budget
 from adyton.provision.client import RemoteProvision
@@ -34,7 +36,8 @@ from adyton.provision.store import BlobStore
 from adyton.provision_pb2 import Ready
 from adyton.remote.connection import open_server
 
-LIMIT = 30.0  # seconds until a test gives up on something that takes milliseconds
+LIMIT = 40.0  # seconds until a test gives up on something that takes milliseconds
+LATE = 25.0  # seconds: more than any timeout here by what a loaded machine takes; what hangs does so for longer
 
 PROGRAM = """
 import threading
@@ -96,9 +99,9 @@ def timed(function, *arguments, **keywords):
 
 
 def ours():
-    """Threads that a client started; the server's rest in its pool."""
-    names = [each.name for each in threading.enumerate()]
-    return [name for name in names if name.startswith("adyton") and not name.startswith("adyton-rpc")]
+    """Threads that clients started; the server's rest in its pool."""
+    found = {each for each in threading.enumerate() if each.name.startswith("adyton")}
+    return {each for each in found if not each.name.startswith("adyton-rpc")}
 
 
 # -- a load: each stage at a server that hangs there -------------------------------------------------------------------
@@ -153,26 +156,28 @@ def serving(stage, directory, over):
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
-        ("upload", "had not started the enclave when the load's 1 s were over"),
-        ("starting", "had not started the enclave when the load's 1 s were over"),
+        ("upload", "had not started the enclave when the load's 4 s were over"),
+        ("starting", "had not started the enclave when the load's 4 s were over"),
         ("handshake", "showed no evidence within"),
     ],
 )
 def test_a_load_ends_in_time_at_a_server_that_hangs(tmp_path, image, over, monkeypatch, stage, text):
     monkeypatch.setattr(service, "UPLOAD_PATIENCE", LIMIT)
+    others = ours()
     with serving(stage, tmp_path / "store", over) as url:
         if stage == "starting":
-            monkeypatch.setenv("ADYTON_TIMEOUT", "1")
-        timeout = None if stage == "starting" else 1
+            monkeypatch.setenv("ADYTON_TIMEOUT", "4")
+        # The stages before take some milliseconds, or on a loaded machine more; silence of 2.5 s is another error.
+        timeout = {"upload": 4, "starting": None, "handshake": 1.5}[stage]
         message, seconds = timed(adyton.load, image, on=url, allow_sim=True, timeout=timeout)
         assert text in message
-        assert seconds < 8  # 1 on a machine that is not loaded
+        assert seconds < LATE
         over.set()
     until = time.monotonic() + LIMIT
-    while (left := ours()) and time.monotonic() < until:
+    incoming = tmp_path / "store" / "incoming"
+    while (left := [*(ours() - others), *os.listdir(incoming)]) and time.monotonic() < until:
         threading.Event().wait(0.02)
     assert left == []
-    assert os.listdir(tmp_path / "store" / "incoming") == []
 
 
 class Application(trusted.TrustedApplication):
@@ -195,14 +200,14 @@ class Application(trusted.TrustedApplication):
 
 
 def test_an_initialize_that_hangs_has_only_what_is_left_of_the_loads_time(over):
-    message, seconds = timed(load_in_process, Application(over, "initialize"), LoadArguments(timeout=0.3))
+    message, seconds = timed(load_in_process, Application(over, "initialize"), LoadArguments(timeout=2))
     assert "no answer from the program's initialize" in message
-    assert seconds < 8
+    assert seconds < LATE
 
 
 def test_the_parts_of_a_load_share_its_time(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(budgets, "time", SimpleNamespace(monotonic=lambda: now[0]))  # not that of other threads
     budget = Budget(10)
     now[0] += 7
     assert (budget.left(), budget.left(2), budget.left(5)) == (3, 2, 3)
@@ -216,15 +221,16 @@ def test_the_parts_of_a_load_share_its_time(monkeypatch):
 
 @pytest.mark.parametrize("how", ["close", "with", "destroy"])
 def test_a_finalize_that_hangs_ends_with_the_enclave(over, how):
-    client = load_in_process(Application(over, "finalize"), LoadArguments(timeout=0.3))
+    client = load_in_process(Application(over, "finalize"), LoadArguments())
+    impatient = client.options(timeout=0.3)
     if how == "close":
-        message, seconds = timed(client.close)
+        message, seconds = timed(impatient.close)
     elif how == "with":
-        message, seconds = timed(client.__exit__, None, None, None)
+        message, seconds = timed(impatient.__exit__, None, None, None)
     else:
-        message, seconds = timed(client.finalize, EnclaveFinal(), wait=False)
+        message, seconds = timed(impatient.finalize, EnclaveFinal(), wait=False)
     assert "no answer from the program's finalize within 0.3 s" in message
-    assert seconds < 8
+    assert seconds < LATE
     client.close()  # is done
     with pytest.raises(ClosedError):
         client.call("go")
@@ -240,7 +246,7 @@ def test_submitted_calls_that_hang_do_not_hold_up_a_close(over):
     pending = [client.submit("wait") for _ in range(3)]
     message, seconds = timed(client.options(timeout=0.3).close)
     assert "3 submitted calls had no outcome within 0.3 s" in message
-    assert seconds < 8
+    assert seconds < LATE
     for each in pending:
         with pytest.raises(ClosedError):
             each.result(LIMIT)
@@ -292,7 +298,7 @@ def served(own_temporary_directory):
     url = "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
     yield process, url
     process.terminate()
-    assert process.wait(40) == 0
+    assert process.wait(80) == 0
     process.stdout.close()
 
 
@@ -328,14 +334,14 @@ def test_calls_and_the_close_of_an_enclave_end_in_time_and_leave_nothing(program
     with ThreadPoolExecutor(len(entries)) as threads:
         for each, (message, seconds) in zip(entries, threads.map(partial(timed, impatient.call), entries), strict=True):
             assert "no answer from the entry within" in message or "from inside a host function" in message, each
-            assert seconds < 10, each  # 1 on a machine that is not loaded
+            assert seconds < LATE, each
     steady.set()
     beside.join(LIMIT)
     assert set(outcomes) == {1}
     message, seconds = timed(impatient.close)
     assert "finalize" in message
-    assert seconds < 15
-    assert gone(found, 15) == set()
+    assert seconds < LATE
+    assert gone(found) == set()
     os.close(reading)
     os.close(writing)
     if where == "local":
@@ -350,15 +356,15 @@ def test_a_load_whose_initialize_hangs_leaves_nothing_on_the_server(program, ser
     config.environment_variables.add(name="HANG", value="1")
     arguments = LoadArguments(config=config, allow_sim=True, timeout=6)
     message, seconds = timed(load_enclave, program, RemoteProvision.instantiate(url), arguments)
-    assert "initialize" in message or "had not started" in message
-    assert seconds < 15
-    assert gone(set(descendants(process.pid)) - others, 15) == set()
+    assert any(stage in message for stage in ("initialize", "had not started", "no evidence")), message
+    assert seconds < LATE
+    assert gone(set(descendants(process.pid)) - others) == set()
 
 
 @pytest.mark.sandbox
 def test_a_command_ends_in_time_and_says_what_it_waited_for(program):
-    ended = run("call", program, "quick", "--timeout", "8")  # which the load takes some of, however busy the machine is
+    ended = run("call", program, "quick", "--timeout", "15")  # which the load takes some of, however busy the machine is
     assert ended.returncode == 1, ended.stderr
-    assert "no answer from the program's finalize within 8 s" in ended.stderr
+    assert "no answer from the program's finalize within 15 s" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert litter() == set()
