@@ -363,7 +363,9 @@ def test_a_load_whose_initialize_hangs_leaves_nothing_on_the_server(program, ser
 
 @pytest.mark.sandbox
 def test_a_command_ends_in_time_and_says_what_it_waited_for(program):
-    ended = run("call", program, "quick", "--timeout", "15")  # which the load takes some of, however busy the machine is
+    ended = run(
+        "call", program, "quick", "--timeout", "15"
+    )  # which the load takes some of, however busy the machine is
     assert ended.returncode == 1, ended.stderr
     assert "no answer from the program's finalize within 15 s" in ended.stderr
     assert "Traceback" not in ended.stderr

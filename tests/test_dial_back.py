@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,7 @@ def quick() -> int:
     return 1
 """
 TOKEN = "a token for tests"
+LATE = 30.0  # seconds: what is to come within 5 on a machine that is not loaded, and after 60 if nobody notices
 
 
 def shout(text: str) -> str:
@@ -86,6 +89,7 @@ def short(server, monkeypatch) -> Iterator[str]:
         monkeypatch.setenv("TMPDIR", directory)
         monkeypatch.setattr(tempfile, "tempdir", directory)
         yield directory
+        _wait_until_empty(directory)
         assert os.listdir(directory) == []
 
 
@@ -137,10 +141,13 @@ def test_one_config_serves_several_enclaves_at_once(server):
 
 
 def free_port(family: str = "ipv4") -> int:
-    with socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET) as sock:
-        sock.bind(("::1" if family == "ipv6" else "127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Below those that the kernel hands out: of those any process may get one between this look and its use."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = lowest // 2 + secrets.randbelow(lowest // 2)
+        with socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET) as sock, suppress(OSError):
+            sock.bind(("::1" if family == "ipv6" else "127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -161,7 +168,8 @@ def awaited(address: str, tls: TLS | None = None) -> RemoteProvision:
 
 
 def by_hand(address: str) -> str:
-    return address.replace(":0", f":{free_port()}") if not address.startswith("unix:") else address
+    family = "ipv6" if address.startswith("[") else "ipv4"
+    return address.replace(":0", f":{free_port(family)}") if not address.startswith("unix:") else address
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6", "unix"])
@@ -171,7 +179,7 @@ def test_a_proxy_server_started_by_hand(family, short):
         with load(awaited(address)) as client:
             assert client.call("quick") == 1
             assert process.stdout.readline() == f"adyton proxy connected to {address}\n"
-        assert process.wait(20) == 0, process.stderr.read()
+        assert process.wait(80) == 0, process.stderr.read()
         assert process.stderr.read() == ""
 
 
@@ -201,7 +209,7 @@ def test_by_hand_with_certificates(authority, mutual):
     with proxy(address, *options) as process, load(awaited(address, tls)) as client:
         assert client.call("quick") == 1
         client.close()
-        assert process.wait(20) == 0
+        assert process.wait(80) == 0
 
 
 @pytest.mark.parametrize("wrong", ["ca", "name", "none", "no-certificate-of-its-own"])
@@ -233,18 +241,18 @@ def test_only_the_token_lets_one_in(short):
     waiting = threading.Thread(target=lambda: loaded.append(load(awaited(address))))
     waiting.start()
     with proxy(address, token="wrong") as process:
-        assert process.wait(30) == 10
+        assert process.wait(80) == 10
         assert "secret" in process.stderr.read()
         assert process.stdout.read() == ""
     assert waiting.is_alive()
     with proxy(address) as process:
-        waiting.join(30)
+        waiting.join(80)
         with proxy(address) as second:
-            assert second.wait(30) == 2
+            assert second.wait(80) == 2
             assert "has its proxy server already" in second.stderr.read()
         assert loaded[0].call("quick") == 1
         loaded[0].close()
-        assert process.wait(20) == 0
+        assert process.wait(80) == 0
 
 
 @pytest.mark.parametrize(
@@ -298,15 +306,19 @@ def test_a_token_and_a_proxy_to_start_do_not_go_together():
 # -- what does not come, or fails --------------------------------------------------------------------------------------
 
 
+SLEEPS = "sleep 60; true"
+
+
 def test_a_proxy_server_that_never_comes(monkeypatch, short):
-    monkeypatch.setattr(local_proxy, "START_TIMEOUT", 0.5)
     monkeypatch.setattr(local_proxy, "STOP_TIMEOUT", 0.1)
+    in_time = local_proxy.START_TIMEOUT
     for command, expected in (
-        ("sleep 60; true", "within 0.5 s that it has reached 127.0.0.1:"),
+        (SLEEPS, "within 0.5 s that it has reached 127.0.0.1:"),
         ("/nonexistent/proxy", "cannot be started"),
         ("false", "ended with status 1"),
         ("echo adyton proxy connected to x", "no proxy server came to 127.0.0.1:"),
     ):
+        monkeypatch.setattr(local_proxy, "START_TIMEOUT", 0.5 if command == SLEEPS else in_time)
         monkeypatch.setattr(provision_client, "JOIN_TIMEOUT", 0.5)
         with pytest.raises(UnreachableError) as caught:
             load(RemoteProvision.instantiate(remote_proxy=f"sh -c '{command}'").dialled_back("127.0.0.1:0"))
@@ -328,9 +340,12 @@ def test_a_loads_timeout_bounds_provisioning(way, short, monkeypatch):
         provision = provision.dialled_back("127.0.0.1:0")
     monkeypatch.setattr(local_proxy, "STOP_TIMEOUT", 0.1)
     started = time.monotonic()
-    with pytest.raises(AdytonError, match=r"within 0\.5 s"):
+    with pytest.raises(AdytonError, match=r"did not say within [\d.]+ s") as caught:
         load(provision, timeout=0.5)
-    assert time.monotonic() - started < 8
+    within = re.search(r"within ([\d.]+) s", str(caught.value))
+    assert within is not None
+    assert float(within[1]) <= 0.5  # what was left of it when the proxy server was there
+    assert time.monotonic() - started < LATE
 
 
 def test_a_silent_server_is_given_up_at_the_loads_timeout():
@@ -367,7 +382,7 @@ def test_a_proxy_server_that_waits_itself_says_so(short):
             load(RemoteProvision.instantiate(f"unix:{short}/p").dialled_back("127.0.0.1:0"))
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(80) == 0
         process.stdout.close()
 
 
@@ -386,7 +401,7 @@ def test_a_program_that_closes_nothing_can_end(short):
 
 
 def _wait_until_empty(directory: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while os.listdir(directory) and time.monotonic() < deadline:
         threading.Event().wait(0.02)
 
@@ -401,8 +416,8 @@ def test_a_killed_party_of_a_local_enclave(victim, short):
     assert client.call("quick") == 1
     started = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    error = waiting.exception(10)
-    assert time.monotonic() - started < 5
+    error = waiting.exception(LATE)
+    assert time.monotonic() - started < LATE
     assert isinstance(error, ConnectionLostError)
     if victim == "enclave":
         assert "SIGKILL" in str(error)
@@ -469,13 +484,13 @@ def test_a_killed_party_of_an_enclave_on_a_server(victim, short):
         os.kill(pid, signal.SIGKILL)
         if victim != "client":
             assert client.stdout.readline() == "ConnectionLostError\n"
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < LATE
         assert gone(set(found)) == set()
     if victim != "server":
         with load(RemoteProvision.instantiate(url).dialled_back("[::]:0")) as again:
             assert again.call("quick") == 1
         server.terminate()
-    assert server.wait(40) == (-signal.SIGKILL if victim == "server" else 0)
+    assert server.wait(80) == (-signal.SIGKILL if victim == "server" else 0)
     server.stdout.close()
     assert gone(set(idle)) == set()
     _wait_until_empty(short)
@@ -488,7 +503,7 @@ def test_sigterm_lets_the_session_of_one_started_by_hand_go_on(short):
         process.send_signal(signal.SIGTERM)
         assert client.call("quick") == 1
         client.close()
-        assert process.wait(20) == 0
+        assert process.wait(80) == 0
 
 
 # -- between machines --------------------------------------------------------------------------------------------------
@@ -545,6 +560,7 @@ def once(on: list[str], url: str, address: str, token: str = "", tls: str = "") 
 
 
 @pytest.mark.netns
+@pytest.mark.timeout(300)
 def test_a_provision_server_on_another_machine_dials_back(hosts):
     on_server, on_client = hosts
     command = [*on_server, sys.executable, "-m", "adyton.cli", "serve", "--host", "::", "--port", "4321", "--insecure"]
@@ -561,7 +577,7 @@ def test_a_provision_server_on_another_machine_dials_back(hosts):
         assert "give [::] instead" in once(on_client, "grpc://[fd78::1]", "0.0.0.0:0")
     finally:
         server.terminate()
-        assert server.wait(40) == 0
+        assert server.wait(80) == 0
         server.stdout.close()
 
 
@@ -588,7 +604,7 @@ def test_one_started_by_hand_on_another_machine_dials_back(hosts, authority, hos
     assert process.stdout is not None
     try:
         assert once(on_client, "", "[::]:7000", TOKEN, mine) == "1\n"
-        assert process.wait(30) == 0
+        assert process.wait(80) == 0
         assert process.stdout.read() == f"adyton proxy connected to {there}\n"
     finally:
         process.kill()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import select
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 
 import grpc
 import pytest
@@ -51,6 +52,7 @@ from adyton.remote.proxy_client import ProxyClient
 from adyton.runtime.launch import launch_in_process
 
 TOKEN = "the secret of the launch"
+WAIT = 60  # seconds until a test gives up on something that takes milliseconds
 
 
 def test_who_connects_again_and_again_takes_few_of_the_applications_descriptors(listener):
@@ -64,11 +66,11 @@ def test_who_connects_again_and_again_takes_few_of_the_applications_descriptors(
             closed.register(each, select.POLLIN)
         gone: set[int] = set()
         while len(gone) < 200:
-            for descriptor, _ in closed.poll(30_000) or pytest.fail("they are not closed"):
+            for descriptor, _ in closed.poll(WAIT * 1000) or pytest.fail("they are not closed"):
                 closed.unregister(descriptor)
                 gone.add(descriptor)
         assert len(os.listdir("/proc/self/fd")) - before - len(many) < CONNECTIONS + 30
-    until, accepted = time.monotonic() + 30, False
+    until, accepted = time.monotonic() + WAIT, False
     while (
         not accepted and time.monotonic() < until
     ):  # as a proxy server does, until gRPC has noticed that they have gone
@@ -135,7 +137,7 @@ def proxy_server(listener: DialBack, application=None) -> threading.Thread:
     supervisor = launch_in_process(application or Echo())
 
     def run() -> None:
-        dialler.communicate(listener.offer().session, supervisor, 30, lambda: None)
+        dialler.communicate(listener.offer().session, supervisor, WAIT, lambda: None)
         dialler.close()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -146,8 +148,8 @@ def proxy_server(listener: DialBack, application=None) -> threading.Thread:
 def connected(listener: DialBack) -> ProxyClient:
     executor = Executor(HostCallPolicy.create(base="/"), [], denied=print, output=print)
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
-    client = ProxyClient(listener.transport(30), executor, expectation)
-    client.connect(LoadRequest(b"", [], "/", "", {}), 30)
+    client = ProxyClient(listener.transport(WAIT), executor, expectation)
+    client.connect(LoadRequest(b"", [], "/", "", {}), WAIT)
     return client
 
 
@@ -173,7 +175,7 @@ def test_an_impostor_who_comes_first_is_turned_away_and_disturbs_nothing(listene
     relay = proxy_server(listener)
     client = connected(listener)
     client.close()
-    relay.join(10)
+    relay.join(WAIT)
     assert not relay.is_alive()
 
 
@@ -184,9 +186,9 @@ def test_an_impostor_who_comes_later_is_turned_away_and_disturbs_nothing(listene
         assert isinstance(caller.error(), UnauthenticatedError)
     with Caller(listener, "Communicate", metadata=of_session(listener)) as caller:
         assert isinstance(caller.error(), ClosedError)
-    assert client.call("finalize", b"", 30) == b""
+    assert client.call("finalize", b"", WAIT) == b""
     client.close()
-    relay.join(10)
+    relay.join(WAIT)
     assert not relay.is_alive()
 
 
@@ -214,7 +216,7 @@ def test_many_impostors_at_once_hold_nobody_up(listener):
     callers = [Caller(listener, "Communicate", hang=True) for _ in range(40)]
     relay = proxy_server(listener)
     connected(listener).close()
-    relay.join(10)
+    relay.join(WAIT)
     for caller in callers:
         with caller:
             assert isinstance(caller.error(), UnauthenticatedError)
@@ -226,7 +228,7 @@ def test_who_connects_and_says_nothing_holds_nobody_up(listener):
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(1000))
     relay = proxy_server(listener)
     connected(listener).close()
-    relay.join(10)
+    relay.join(WAIT)
     for sock in sockets:
         sock.close()
 
@@ -246,7 +248,7 @@ def test_a_client_with_another_certificate_is_told_no_secret(listener):
     dialler = Dialler(open_pinned_channel(listener.address.here, other), listener.address.here)
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(UnreachableError, match="cannot trust the client"):
-        dialler.communicate(listener.offer().session, ours, 30, lambda: None)
+        dialler.communicate(listener.offer().session, ours, WAIT, lambda: None)
     dialler.close()
     assert listener._turned_away == 0
 
@@ -265,9 +267,10 @@ def test_a_client_that_is_none_is_given_up(listening):
         if listening == "garbage":
 
             def answer() -> None:
-                near, _ = sock.accept()
-                near.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                near.close()
+                with suppress(OSError):  # the dialler has given up
+                    near, _ = sock.accept()
+                    with near:
+                        near.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
             threading.Thread(target=answer, daemon=True).start()
         target = f"127.0.0.1:{port}"
@@ -283,17 +286,15 @@ def test_a_client_that_is_none_is_given_up(listening):
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6", "any", "unix"])
-def test_the_streams_over_each_family(family, tmp_path):
-    listener = DialBack(
-        ListenAddress.parse(waiting_address(family, "/tmp").replace("client", tmp_path.name[:30])), None
-    )
-    try:
+def test_the_streams_over_each_family(family):
+    with (
+        tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory,  # short: a socket lies there
+        closing(DialBack(ListenAddress.parse(waiting_address(family, directory)), None)) as listener,
+    ):
         relay = proxy_server(listener)
         connected(listener).close()
-        relay.join(10)
+        relay.join(WAIT)
         assert not relay.is_alive()
-    finally:
-        listener.close()
 
 
 # -- a proxy server that shows the right secret, and then lies --------------------------------------------------------
@@ -330,7 +331,7 @@ def test_a_proxy_server_that_lies_about_provisioning(listener, image, messages, 
         Caller(listener, "Provision", *messages, metadata=bearer(TOKEN), hang=False),
         pytest.raises(error),
     ):
-        _upload(listener.provisioning(30), "the proxy server", image, "sim", Budget(30))
+        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(WAIT))
 
 
 def test_a_proxy_server_that_hangs_while_provisioning(listener, image):
@@ -338,19 +339,21 @@ def test_a_proxy_server_that_hangs_while_provisioning(listener, image):
         Caller(listener, "Provision", response(missing=Missing()), metadata=bearer(TOKEN)),
         pytest.raises(TimeoutError),
     ):
-        _upload(listener.provisioning(30), "the proxy server", image, "sim", Budget(0.3))
+        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(0.3))
 
 
 @settings(max_examples=25)
 @given(data=st.lists(st.binary(min_size=1, max_size=200), max_size=5), end=st.booleans())
 def test_a_proxy_server_that_says_garbage_in_the_enclaves_place(data, end):
-    listener = DialBack(ListenAddress.parse("127.0.0.1:0"), None)
     messages = [Envelope(data=each).SerializeToString() for each in data] + [b"\xff\xff"] * end
-    with Caller(listener, "Communicate", *messages, metadata=of_session(listener), hang=False):
+    with (
+        closing(DialBack(ListenAddress.parse("127.0.0.1:0"), None)) as listener,
+        Caller(listener, "Communicate", *messages, metadata=of_session(listener), hang=False),
+    ):
         executor = Executor(HostCallPolicy.create(base="/"), [], denied=print, output=print)
-        client = ProxyClient(listener.transport(30), executor, Expectation(platforms=["sim"], debug=True))
+        client = ProxyClient(listener.transport(WAIT), executor, Expectation(platforms=["sim"], debug=True))
         with pytest.raises(AdytonError) as caught:
-            client.connect(LoadRequest(b"secret", [], "/", "", {}), 30)
+            client.connect(LoadRequest(b"secret", [], "/", "", {}), WAIT)
         assert caught.value.exit_code in (10, 11)
 
 
@@ -389,7 +392,7 @@ def test_a_server_starts_nothing_for_a_client_that_sends_it_elsewhere(tmp_path, 
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             link = _DialledLink(channel, "the server", None)
             with pytest.raises(AdytonError, match=hint) as caught:
-                _upload(link, "the server", image, "sim", Budget(30), offered)
+                _upload(link, "the server", image, "sim", Budget(WAIT), offered)
             assert caught.value.code == "INVALID_ARGUMENT"
     finally:
         server.stop(None)
@@ -401,18 +404,18 @@ def test_a_server_starts_nothing_for_a_client_that_sends_it_elsewhere(tmp_path, 
 
 def test_questions_are_answered_one_by_one_and_end_with_the_connection(listener):
     relay = proxy_server(listener)
-    transport = listener.transport(30)
+    transport = listener.transport(WAIT)
     dialler = Dialler(channel_to(listener), listener.address.here)
     dialler.report(listener.offer().session, lambda: ProcessesReply(processes=[ProcessReport(kind=1, error="x")]))
-    assert [transport.processes(30)["proxy"].error for _ in range(3)] == ["x"] * 3
+    assert [transport.processes(WAIT)["proxy"].error for _ in range(3)] == ["x"] * 3
     dialler.close()
     for _ in range(2):
         with pytest.raises(ConnectionLostError):
-            transport.processes(30)
+            transport.processes(WAIT)
     transport.close()
-    relay.join(10)
+    relay.join(WAIT)
     with pytest.raises(ClosedError):
-        transport.processes(30)
+        transport.processes(WAIT)
 
 
 @pytest.mark.parametrize(
@@ -420,23 +423,23 @@ def test_questions_are_answered_one_by_one_and_end_with_the_connection(listener)
 )
 def test_a_malformed_report_is_an_error_and_no_more(listener, garbage):
     relay = proxy_server(listener)
-    transport = listener.transport(30)
+    transport = listener.transport(WAIT)
     with Caller(listener, "Report", garbage, metadata=of_session(listener)):
         with pytest.raises(RemoteProtocolError):
-            transport.processes(30)
+            transport.processes(WAIT)
         with pytest.raises(DeadlineError):
             transport.processes(0.2)
     transport.close()
-    relay.join(10)
+    relay.join(WAIT)
 
 
 def test_a_proxy_server_that_reports_nothing(listener):
     relay = proxy_server(listener)
-    transport = listener.transport(30)
+    transport = listener.transport(WAIT)
     with pytest.raises(PlatformError):
         transport.processes(0.1)
     transport.close()
-    relay.join(10)
+    relay.join(WAIT)
 
 
 def test_nothing_is_sent_to_a_server_that_was_not_asked_for(listener):
@@ -445,7 +448,7 @@ def test_nothing_is_sent_to_a_server_that_was_not_asked_for(listener):
     theirs.sendall(b"first bytes")
     dialler = Dialler(channel_to(listener), listener.address.here)
     with pytest.raises(UnauthenticatedError):
-        dialler.provision("wrong", lambda _requests: iter([ProvisionResponse()]), 30)
+        dialler.provision("wrong", lambda _requests: iter([ProvisionResponse()]), WAIT)
     ours.setblocking(False)
     assert ours.recv(100) == b"first bytes"
     dialler.close()
@@ -463,12 +466,12 @@ def test_requests_of_provisioning_reach_the_proxy_server(listener, image):
         yield ProvisionResponse(ready=Ready(enclave_id="7"))
 
     call: list[object] = []
-    thread = threading.Thread(target=lambda: call.append(dialler.provision(TOKEN, answers, 30)), daemon=True)
+    thread = threading.Thread(target=lambda: call.append(dialler.provision(TOKEN, answers, WAIT)), daemon=True)
     thread.start()
     ready = _upload(
-        listener.provisioning(30), "x", image, "sim", Budget(30), DialBackTo(session=listener.offer().session)
+        listener.provisioning(WAIT), "x", image, "sim", Budget(WAIT), DialBackTo(session=listener.offer().session)
     )
-    thread.join(10)
+    thread.join(WAIT)
     assert ready.enclave_id == "7"
     assert offers[0].offer.dial_back == DialBackTo(session=listener.offer().session)
     assert call[0].code() is grpc.StatusCode.OK
