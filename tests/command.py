@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def adyton(
-    *arguments: str, cwd: Path | str | None = None, timeout: float = 60, **environment: str
+    *arguments: str, cwd: Path | str | None = None, timeout: float = 100, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`adyton ARGUMENTS`, with more environment."""
     return subprocess.run(

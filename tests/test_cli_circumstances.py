@@ -35,7 +35,7 @@ def shell(script: str, **attributes: object) -> subprocess.CompletedProcess[str]
         ["/bin/bash", "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         **attributes,  # type: ignore[call-overload]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import signal
@@ -17,7 +16,10 @@ from command import ROOT, adyton, start
 
 from adyton.cli.root import run
 
-PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE = 24, 10  # <linux/prctl.h>, <linux/capability.h>
+# Executes its arguments without CAP_NET_BIND_SERVICE: PR_CAPBSET_DROP, which is refused to an ordinary user, who has it not.
+WITHOUT_NET_BIND_SERVICE = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 10); os.execv(sys.argv[1], sys.argv[1:])"
+)
 PROGRAM = """
 def double(number: int) -> int:
     return 2 * number
@@ -108,18 +110,12 @@ def test_an_address_that_cannot_be_listened_at_is_one_line(workplace):
 def test_a_port_that_only_root_may_listen_at_is_told_from_one_in_use(workplace, command):
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
         pytest.skip("every user may listen at every port here")
-    libc = ctypes.CDLL(None)
-
-    def without_net_bind_service() -> None:
-        libc.prctl(PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE)  # refused to an ordinary user, who has it not
-
     refused = subprocess.run(
-        [sys.executable, "-m", "adyton.cli", *command],
+        [sys.executable, "-c", WITHOUT_NET_BIND_SERVICE, sys.executable, "-m", "adyton.cli", *command],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        preexec_fn=without_net_bind_service,
     )
     assert (refused.returncode, refused.stdout) == (2, "")
     assert ":1: so low a port is for root; take one above 1023" in refused.stderr

@@ -229,7 +229,7 @@ def test_a_proxy_server_on_a_network_is_for_those_it_knows(cli, folder, monkeypa
             assert (status, out) == (10, ""), err
         status, out, err = cli(*call, *client)
         assert (status, out) == (0, "1\n"), err
-        assert proxy.wait(30) == 0
+        assert proxy.wait(80) == 0
     finally:
         proxy.kill()
         proxy.wait()
