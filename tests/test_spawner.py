@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
+from parties import descendants, party
 from sandbox import alive, children, wait_until_ended
 
 from adyton.errors import ImageError, PlatformError, UnreachableError
@@ -95,14 +96,9 @@ def test_no_free_port_is_said_and_leaves_no_enclave(spawner, store):
         port = taken.getsockname()[1]
         with pytest.raises(UnreachableError, match=f"at 127.0.0.1, ports {port} to {port}: are they in use"):
             spawner.spawn(*store[1], "127.0.0.1", (port, port), [])
-    (zygote,) = {pid for pid in children(spawner._process.pid) if _parent(pid) == spawner._process.pid}
+    zygote = party(descendants(spawner._process.pid), "adyton-zygote")
     assert wait_until_ended(children(zygote)) == set()
     assert spawner.spawn(*store[1], *ANY_PORT, []).port
-
-
-def _parent(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def test_an_image_that_is_not_there_is_its_own_error(spawner, store):
