@@ -24,7 +24,7 @@ import pytest
 from command import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from sandbox import wait_until_ended
+from sandbox import children, wait_until_ended
 
 from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.errors import EnclaveError, EnclaveTypeError
@@ -184,18 +184,19 @@ def test_the_pages_and_their_addresses(server):
         )
 
 
-def _processes_of(parent: int) -> list[int]:
-    """Its children, and theirs."""
-    children = [int(each) for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    return children + [each for child in children for each in _processes_of(child)]
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended meanwhile
 
 
 @pytest.mark.sandbox
 @pytest.mark.parametrize(("end", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["term", "int"])
 def test_its_own_provision_server_ends_with_it(end, status):
     with web(end=end, status=status) as (_, process):
-        started = _processes_of(process.pid)
-        assert any(b"\0serve\0" in Path(f"/proc/{each}/cmdline").read_bytes() for each in started)
+        started = children(process.pid)
+        assert any(b"\0serve\0" in _command(each) for each in started)
     assert wait_until_ended(started) == set()
 
 
