@@ -413,6 +413,17 @@ class TestChanges:
             assert client(abi.Remove(client.path("result.txt"), directory=False)) == abi.Done()
 
 
+def held_below(folder: Path) -> int:
+    """How many of this process's descriptors are of something there; those of other threads come and go."""
+    held = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            held += os.readlink(f"/proc/self/fd/{name}").startswith(f"{folder}/")
+        except FileNotFoundError:
+            continue
+    return held
+
+
 class TestHandles:
     def test_one_that_is_in_use_is_not_given_again(self, client):
         client.open("read/file")
@@ -437,13 +448,13 @@ class TestHandles:
         assert client.open("read/file", 3).size == 10
 
     def test_all_are_closed_at_the_end(self, home):
-        before = set(os.listdir("/proc/self/fd"))
         client = Client(home)
         for handle in range(20):
             client.open("read/file", handle)
+        assert held_below(home) >= 20
         client.executor.close()
         client.executor.close()
-        assert set(os.listdir("/proc/self/fd")) <= before
+        assert held_below(home) == 0
         assert client(abi.Read(1, 0, 1)) == client.stat("read/file") == abi.Failed("EIO")
 
     def test_a_file_that_is_closed_during_a_read_is_not_mistaken_for_another(self, client, monkeypatch):
@@ -622,7 +633,8 @@ def requests(home: str):
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# In place of the profile's list, so that a loaded machine is no failure here either.
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), walk=st.booleans())
 def test_no_sequence_of_requests_reaches_the_secret(tmp_path_factory, data, walk):
     home = furnished(tmp_path_factory.mktemp("hostile"))

@@ -13,7 +13,26 @@ SCOPES = 1 | 2  # abstract unix sockets, signals
 
 
 @pytest.fixture
-def kernel(monkeypatch):
+def ruleset(tmp_path):
+    """A file whose descriptors stand for those of rulesets."""
+    path = tmp_path / "ruleset"
+    path.touch()
+    return str(path)
+
+
+def held(path):
+    """How many descriptors of that file are open; those of other threads come and go."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{name}") == path
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.fixture
+def kernel(monkeypatch, ruleset):
     """kernel(ABI or errno) → the calls that were made, after the question for the ABI."""
 
     def kernel(answer):
@@ -25,7 +44,7 @@ def kernel(monkeypatch):
                     raise answer
                 return answer
             calls.append((name, *arguments))
-            return os.open("/dev/null", os.O_RDONLY) if name == "landlock_create_ruleset" else 0
+            return os.open(ruleset, os.O_RDONLY) if name == "landlock_create_ruleset" else 0
 
         monkeypatch.setattr(landlock, "system_call", system_call)
         return calls
@@ -61,28 +80,27 @@ def test_a_kernel_whose_domains_know_no_network(kernel, abi):
     [(4, (0, NET)), (5, (0, NET)), (6, (0, NET, SCOPES)), (7, (0, NET, SCOPES))],
     ids=str,
 )
-def test_the_domain_asks_for_all_that_the_kernel_knows_and_for_no_more(kernel, abi, attributes):
-    before = len(os.listdir("/proc/self/fd"))
+def test_the_domain_asks_for_all_that_the_kernel_knows_and_for_no_more(kernel, ruleset, abi, attributes):
     calls = kernel(abi)
     assert landlock.enter_domain() is True
     (create, given, size, flags), (restrict, _, _) = calls
     assert (create, restrict) == ("landlock_create_ruleset", "landlock_restrict_self")
     assert (size, flags) == (len(given), 0)
     assert struct.unpack(f"<{size // 8}Q", given) == attributes
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert held(ruleset) == 0
 
 
-def test_a_ruleset_that_cannot_be_entered_is_closed(kernel, monkeypatch):
+def test_a_ruleset_that_cannot_be_entered_is_closed(kernel, ruleset, monkeypatch):
     kernel(6)
     made = landlock.system_call
 
     def system_call(name, *arguments):
         if name == "landlock_restrict_self":
+            assert held(ruleset) == 1
             raise PermissionError(errno.EPERM, "no_new_privs is not set")
         return made(name, *arguments)
 
     monkeypatch.setattr(landlock, "system_call", system_call)
-    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(PermissionError):
         landlock.enter_domain()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert held(ruleset) == 0
