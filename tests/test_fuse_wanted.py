@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,12 +139,9 @@ def test_a_real_thread_in_a_real_call(tmp_path: Path) -> None:
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     with waiting_in_an_open(path) as thread:
-        threads = GuestThreads(os.getpid())
+        guest = GuestThreads(os.getpid())
         number = int(Path(f"/proc/self/task/{thread}/status").read_text().split("NSpid:")[1].split("\n")[0].split()[-1])
-        got = None
-        for _ in range(10000):
-            got = threads.wanted(number, str(tmp_path))
-            if got is not None:
-                break
-            os.sched_yield()
+        deadline = time.monotonic() + 60
+        while (got := guest.wanted(number, str(tmp_path))) is None and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
         assert got == Wanted(path, "read")
