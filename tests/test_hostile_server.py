@@ -41,6 +41,7 @@ from adyton.remote.transport import SocketTransport
 MEASUREMENT = "sha256:" + "1" * 64
 IDENTITY = EnclaveIdentity("sim", MEASUREMENT, "", 0, 0, False, MEASUREMENT, "")
 EXPECTATION = Expectation(platforms=["sim"], measurement=[MEASUREMENT])
+PATIENCE = 60.0  # seconds until a test gives up on something that takes milliseconds
 LOAD = LoadRequest(b"secret configuration", [], "/", "", {})
 
 
@@ -172,7 +173,7 @@ def identified(**fields):
 def test_nothing_is_told_to_an_enclave_whose_evidence_is_not_right(connect, evidence, error):
     client, enclave = connect(evidence=evidence)
     with pytest.raises(error):
-        client.connect(LOAD, 10)
+        client.connect(LOAD, PATIENCE)
     assert enclave.told == b""
     assert enclave.events == []
 
@@ -183,7 +184,7 @@ def test_true_evidence_of_another_enclave_is_not_what_was_expected(connect, monk
     client, enclave = connect(evidence=lambda data: attest(other, data))
     enclave.channel = ServerChannel(other.digest())
     with pytest.raises(ExpectationError):
-        client.connect(LOAD, 10)
+        client.connect(LOAD, PATIENCE)
     assert enclave.told == b""
 
 
@@ -231,11 +232,11 @@ HOSTILE_FRAMES = [
 @pytest.mark.parametrize("data", HOSTILE_FRAMES, ids=repr)
 def test_an_enclave_that_breaks_the_protocol_is_an_error_at_the_waiting_caller(connect, data):
     client, _ = connect(script=lambda enclave, _event: enclave.raw(data))
-    client.connect(LOAD, 10)
+    client.connect(LOAD, PATIENCE)
     with pytest.raises((RemoteProtocolError, ConnectionLostError, AdytonError)):
-        client.call("enter", b"", 10)
+        client.call("enter", b"", PATIENCE)
     with pytest.raises(AdytonError):
-        client.call("enter", b"", 10)
+        client.call("enter", b"", PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +254,9 @@ def test_an_enclave_that_breaks_the_protocol_is_an_error_at_the_waiting_caller(c
 )
 def test_a_malformed_host_call_ends_the_connection(connect, body):
     client, _ = connect(script=lambda enclave, _event: enclave.session.call(0, "host", body))
-    client.connect(LOAD, 10)
+    client.connect(LOAD, PATIENCE)
     with pytest.raises(RemoteProtocolError):
-        client.call("enter", b"", 10)
+        client.call("enter", b"", PATIENCE)
 
 
 PATHS = st.one_of(
@@ -364,8 +365,8 @@ def test_handles_that_were_never_opened_and_paths_that_climb(connect, tmp_path):
         enclave.session.call(0, "host", msgspec.msgpack.encode(asked[0]))
 
     client, _ = connect(script=script)
-    client.connect(LOAD, 10)
-    assert client.call("enter", b"", 10) == b"done"
+    client.connect(LOAD, PATIENCE)
+    assert client.call("enter", b"", PATIENCE) == b"done"
     errnos = [result.errno if isinstance(result, abi.Failed) else type(result).__name__ for result in results]
     assert errnos == ["EBADF", "EBADF", "EBADF", "EINVAL", "EINVAL", "EACCES", "Attributes", "EINVAL", "EBADF", "Data"]
     assert results[-1].data == b"content"
@@ -378,8 +379,8 @@ def test_control_characters_of_an_enclave_do_not_reach_the_terminal(connect, lin
         enclave.said = lambda _event: enclave.session.reply(event.call, True, b"")
 
     client, _ = connect(script=script)
-    client.connect(LOAD, 10)
-    client.call("enter", b"", 10)
+    client.connect(LOAD, PATIENCE)
+    client.call("enter", b"", PATIENCE)
     assert len(lines) == 1
     assert lines[0].isprintable()
 
@@ -393,16 +394,16 @@ def test_a_flood_of_output_and_host_calls_is_taken_as_it_comes(connect):
         enclave.session.reply(event.call, True, b"done")
 
     client, _ = connect(script=script)
-    client.connect(LOAD, 10)
-    assert client.call("enter", b"", 20) == b"done"
+    client.connect(LOAD, PATIENCE)
+    assert client.call("enter", b"", PATIENCE) == b"done"
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", encode(Raised("raised", "x", "y"))[:-1], b"\x97" * 1000], ids=repr)
 def test_an_answer_that_cannot_be_read_is_an_error(connect, body):
     client, _ = connect(script=lambda enclave, event: enclave.session.reply(event.call, False, body))
-    client.connect(LOAD, 10)
+    client.connect(LOAD, PATIENCE)
     with pytest.raises(RemoteProtocolError):
-        client.call("enter", b"", 10)
+        client.call("enter", b"", PATIENCE)
 
 
 @pytest.mark.parametrize(

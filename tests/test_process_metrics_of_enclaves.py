@@ -100,7 +100,7 @@ def read(provider) -> Metrics:
 
 def eventually(provider, holds: Callable[[Metrics], bool]) -> Metrics:
     """The first metrics of which it holds."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not holds(found := read(provider)):
         assert time.monotonic() < deadline, found
         time.sleep(0.02)
