@@ -139,9 +139,19 @@ def test_names_that_this_kernel_has_for_a_thread(name):
     assert stat.pgrp == os.getpgid(0)
 
 
+def of_one_moment():
+    """This process's two files, while no thread of an earlier test ended between them."""
+    while True:
+        texts = [Path("/proc/self", name).read_bytes() for name in ("stat", "status", "stat")]
+        stat, status, again = (
+            parse(text) for parse, text in zip((parse_stat, parse_status, parse_stat), texts, strict=True)
+        )
+        if stat.num_threads == again.num_threads:
+            return stat, status
+
+
 def test_this_process_as_the_system_calls_have_it():
-    stat = parse_stat(Path("/proc/self/stat").read_bytes())
-    status = parse_status(Path("/proc/self/status").read_bytes())
+    stat, status = of_one_moment()
     assert (stat.pid, stat.ppid, stat.pgrp, stat.session) == (os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0))
     assert (status.pid, status.tgid, status.ppid) == (os.getpid(), os.getpid(), os.getppid())
     ids = (status.uid.real, status.uid.effective, status.uid.saved)
