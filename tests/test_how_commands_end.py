@@ -90,7 +90,7 @@ def run_driver(code: str) -> subprocess.Popen[str]:
     """`adyton run app` with a driver that does that, and says "here" first."""
     Path("pyproject.toml").write_text(PROJECT)
     Path("one.py").write_text(ONE)
-    Path("driver.py").write_text(f"import os, signal, sys\n{code}")
+    Path("driver.py").write_text(f"import os, signal, sys, time\n{code}")
     process = subprocess.Popen(
         [*COMMAND, "run", "app"],
         stdout=subprocess.PIPE,
@@ -124,7 +124,8 @@ def test_an_interrupt_at_the_terminal_is_the_drivers(workplace):
     code = f"""
 try:
     {HERE}
-    signal.pause()
+    while True:  # pause() would wait for ever, were it begun just after the signal
+        time.sleep(0.1)
 except KeyboardInterrupt:
     print("ends in order")
     sys.exit(5)
