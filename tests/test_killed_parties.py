@@ -17,6 +17,9 @@ from parties import PROGRAM, descendants, gone, litter, party, relay_of
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError
 
+# An error comes within 5 seconds unless the machine is loaded; the calls that it ends would take 60.
+SECONDS = 30
+
 pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
 
@@ -48,7 +51,7 @@ def test_a_killed_party_of_a_local_enclave(program, victim):
     os.kill(pid, signal.SIGKILL)
     for caller in callers:
         caller.join(60)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SECONDS
     assert [type(error) for error in errors] == [ConnectionLostError] * 3
     if victim == "enclave":
         assert "SIGKILL" in str(errors[0])
@@ -99,7 +102,7 @@ def test_the_provision_server_outlives_what_it_started(program, victim, workplac
         started = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         assert client.stdout.readline() == "ConnectionLostError\n"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < SECONDS
     client.wait(60)
     client.stdout.close()
     assert gone(set(found)) == set()
@@ -147,4 +150,4 @@ def test_a_server_that_is_not_there(program):
     with pytest.raises(AdytonError) as caught:
         adyton.load(program, on="grpc://127.0.0.1:1")
     assert caught.value.exit_code == 10
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SECONDS

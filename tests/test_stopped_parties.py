@@ -19,7 +19,11 @@ import adyton
 from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
 from adyton.loader import LoadArguments, load_in_process
 from adyton.remote import proxy_client
+from adyton.stopped import STOPPED_SECONDS
 from adyton.trusted import TrustedApplication, entry
+
+# An error comes within 5 seconds unless the machine is loaded. One that came for another reason would have another text, or come never.
+SECONDS = 30
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
@@ -112,26 +116,35 @@ def test_who_waits_for_a_stopped_party_gets_an_error_within_seconds(program, whe
         for victim, (outcome, seconds) in attempt_all(chosen, *call).items():
             assert isinstance(outcome, ConnectionLostError), (victim, outcome)
             assert "signal stopped" in str(outcome) or victim != "enclave"
-            assert seconds < 10, victim  # 4 on a machine that is not loaded
+            assert seconds < SECONDS, victim
         assert other.call("quick") == 1
         close_all(chosen)
         for victim, (_, _, found) in chosen.items():
-            assert gone(found, 10) == set(), victim
+            assert gone(found) == set(), victim
         assert other.call("quick") == 1
     if where == "local":
         assert litter() == set()
 
 
 def test_a_party_that_goes_on_in_time_is_no_loss(program):
-    chosen = victims(os.getpid(), program)
-    for _, pid, _ in chosen.values():
-        os.kill(pid, signal.SIGSTOP)
-    waiting = {victim: client.submit("quick") for victim, (client, _, _) in chosen.items()}
-    assert not any(each.done() for each in wait(waiting.values(), 1).done)
-    for _, pid, _ in chosen.values():
-        os.kill(pid, signal.SIGCONT)
-    assert [each.result(30) for each in waiting.values()] == [1, 1, 1]
-    close_all(chosen)
+    in_time = False
+    for _ in range(5):
+        chosen = victims(os.getpid(), program)
+        stopped = time.monotonic()
+        for _, pid, _ in chosen.values():
+            os.kill(pid, signal.SIGSTOP)
+        waiting = [client.submit("quick") for client, _, _ in chosen.values()]
+        done = wait(waiting, 1).done
+        for _, pid, _ in chosen.values():
+            os.kill(pid, signal.SIGCONT)
+        in_time = time.monotonic() - stopped < STOPPED_SECONDS - 0.5
+        outcomes = [each.exception(60) or each.result() for each in waiting]
+        close_all(chosen)
+        if in_time:  # a loaded machine may have held this process up
+            break
+    assert in_time
+    assert not done
+    assert outcomes == [1, 1, 1]
 
 
 def test_a_stopped_provision_server_is_out_of_reach_and_its_enclaves_go_on(program, serving):
@@ -140,7 +153,7 @@ def test_a_stopped_provision_server_is_out_of_reach_and_its_enclaves_go_on(progr
         os.kill(server.pid, signal.SIGSTOP)
         outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
         assert isinstance(outcome, UnreachableError), outcome
-        assert seconds < 10  # 4 on a machine that is not loaded
+        assert seconds < SECONDS
         assert client.call("quick") == 1
         os.kill(server.pid, signal.SIGCONT)
         with adyton.load(program, on=url, allow_sim=True) as again:
@@ -161,7 +174,7 @@ def test_a_stopped_part_of_the_provision_server_fails_a_load_within_seconds(prog
         os.kill(pid, signal.SIGCONT)
         assert isinstance(outcome, UnreachableError), outcome
         assert "stopped by a signal" in str(outcome) or "a signal stopped" in str(outcome)
-        assert seconds < 8
+        assert seconds < SECONDS
         with adyton.load(program, on=url, allow_sim=True) as client:
             assert client.call("quick") == 1
 
@@ -191,7 +204,7 @@ except adyton.AdytonError as error:
 def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
     server, url = serving
     started = {}
-    for ending in ("goes on at once", "is given up", "is killed"):
+    for ending in ("is given up", "is killed", "goes on at once"):
         idle = set(descendants(server.pid))
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -205,14 +218,14 @@ def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
         client, found = started[ending]
         client.send_signal(signal.SIGCONT)
         assert client.communicate("call\n")[0] == expected
-        assert gone(found, 10) == set()
+        assert gone(found) == set()
 
     goes_on("goes on at once", "1\n")
     client, found = started["is killed"]
     client.kill()
     client.communicate()
-    assert gone(found, 10) == set()
-    assert gone(started["is given up"][1], 30) == set()
+    assert gone(found) == set()
+    assert gone(started["is given up"][1]) == set()
     goes_on("is given up", "ConnectionLostError\n")
 
 
@@ -243,10 +256,10 @@ def test_a_local_proxy_server_that_is_stopped_while_it_starts(program):
     while not (new := {pid for pid in set(descendants(os.getpid())) - before if executes(pid, "proxy")}):
         threading.Event().wait(0.005)
     os.kill(min(new), signal.SIGSTOP)
-    thread.join(30)
+    thread.join(60)
     error, seconds = outcome[0]  # type: ignore[misc]
     assert isinstance(error, UnreachableError), error
     assert "stopped by a signal" in str(error)
-    assert seconds < 8
+    assert seconds < SECONDS
     assert gone(new) == set()
     assert litter() == set()
