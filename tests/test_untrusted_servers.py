@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import functools
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ from adyton.remote.diagnosis import REASONS, Case, explain, has_waited
 from adyton.remote.probe import BRIEF_SECONDS, Seen, look
 
 REACHED = "this server starts nothing"
+PATIENCE = 30.0  # seconds for what a machine that is not loaded does in a few milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,8 @@ def folder(tmp_path_factory) -> Path:
 def cli(capfd, folder, monkeypatch):
     """`adyton call … OPTIONS` in the folder of certificates: exit code and standard error; nothing is printed."""
     monkeypatch.chdir(folder)
+    wait_for_connections(monkeypatch, PATIENCE)
+    monkeypatch.setattr(connection, "look", patient_look)
 
     def call(*options: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:
@@ -51,6 +53,17 @@ def cli(capfd, folder, monkeypatch):
         return ended.value.code, err.removeprefix("adyton: ")
 
     return call
+
+
+def wait_for_connections(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have gRPC give up what is silent for so long, that a loaded server is not taken for a silent one."""
+    names = ("grpc.min_reconnect_backoff_ms", "grpc.http2.ping_timeout_ms")
+    options = dict(connection._IMPATIENT) | dict.fromkeys(names, round(seconds * 1000))
+    monkeypatch.setattr(connection, "_IMPATIENT", list(options.items()))
+
+
+def patient_look(address: Address, seconds: float = PATIENCE) -> Seen:
+    return look(address, max(seconds, PATIENCE))
 
 
 @contextlib.contextmanager
@@ -68,7 +81,7 @@ def serving(folder: Path, tls: TLS | None = None, token: str = "") -> Iterator[i
     try:
         yield port
     finally:
-        server.stop(None).wait(10)
+        server.stop(None).wait(PATIENCE)
 
 
 @contextlib.contextmanager
@@ -240,9 +253,8 @@ def test_a_port_where_something_else_answers(cli, answer, hold, plain, secure):
 
 
 def test_a_port_where_nothing_is_said(cli, monkeypatch):
-    options = [*connection._OPTIONS, ("grpc.min_reconnect_backoff_ms", 1000)]
-    monkeypatch.setattr(connection, "_OPTIONS", options)
-    monkeypatch.setattr(connection, "look", functools.partial(look, seconds=0.3))
+    wait_for_connections(monkeypatch, 1)
+    monkeypatch.setattr(connection, "look", look)
     with answering(None, hold=True) as port:
         for url in (f"grpc://127.0.0.1:{port}", f"grpcs://127.0.0.1:{port}"):
             status, err = cli("--on", url)
@@ -268,14 +280,14 @@ def test_an_https_server_is_no_adyton_server(cli, folder):
         status, err = cli("--on", f"grpcs://127.0.0.1:{port}", "--ca", "ca.pem")
         assert status == 10
         assert "what answers there is no adyton server" in err
-        assert look(Address.parse(f"grpcs://127.0.0.1:{port}")).http2 is False
+        assert patient_look(Address.parse(f"grpcs://127.0.0.1:{port}")).http2 is False
 
 
 def test_a_grpc_server_of_another_kind(cli, folder):
     server, port = open_server([], "127.0.0.1:0", None, 1)
     server.start()
     status, err = cli("--on", f"127.0.0.1:{port}")
-    server.stop(None).wait(10)
+    server.stop(None).wait(PATIENCE)
     assert (status, err.startswith(f"127.0.0.1:{port} is no adyton server")) == (11, True)
 
 
@@ -325,7 +337,7 @@ def test_nobody_there(cli):
 
 def explained(port: int, tls: TLS, details: str) -> errors.AdytonError:
     address = Address.parse(f"grpcs://127.0.0.1:{port}")
-    return explain(Case(address, tls, details, lambda: look(address), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)))
+    return explain(Case(address, tls, details, lambda: patient_look(address), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)))
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "grpcs"])
@@ -426,7 +438,9 @@ def test_a_look_shows_no_certificate(folder, wanted):
 
     thread = threading.Thread(target=accept)
     thread.start()
-    seen = look(Address.parse(f"grpcs://127.0.0.1:{listener.getsockname()[1]}"), 0.5)
+    # A server that lets it says nothing, so the look takes all of its time.
+    seconds = PATIENCE if wanted is ssl.CERT_REQUIRED else 3
+    seen = look(Address.parse(f"grpcs://127.0.0.1:{listener.getsockname()[1]}"), seconds)
     thread.join()
     listener.close()
     assert (seen.tls, seen.http2, seen.hung_up) == (True, True, wanted is ssl.CERT_REQUIRED)
