@@ -93,16 +93,24 @@ def channel_to(listener: DialBack) -> grpc.Channel:
 class Caller:
     """Any gRPC client: one stream, whose messages are bytes."""
 
-    def __init__(self, listener: DialBack, method: str, *messages: bytes, metadata=(), hang: bool = True) -> None:
+    def __init__(
+        self, listener: DialBack, method: str, *messages: bytes, metadata=(), hang: bool = True, asked: bool = False
+    ) -> None:
+        """`asked`: the messages follow the first that comes, and do not come before it."""
+        made = threading.Event()
         self.channel = channel_to(listener)
         self._end = threading.Event()
 
         def requests() -> Iterator[bytes]:
+            if asked:
+                made.wait()
+                next(self.call)
             yield from messages
             if hang:
                 self._end.wait()
 
         self.call = self.channel.stream_stream(f"/adyton.DialBack/{method}")(requests(), metadata=metadata)
+        made.set()
         self.accepted = any(key == ACCEPTED for key, _ in self.call.initial_metadata())
 
     def error(self) -> AdytonError:
@@ -339,7 +347,7 @@ def test_a_proxy_server_that_hangs_while_provisioning(listener, image):
         Caller(listener, "Provision", response(missing=Missing()), metadata=bearer(TOKEN)),
         pytest.raises(TimeoutError),
     ):
-        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(0.3))
+        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(3))
 
 
 @settings(max_examples=25)
@@ -424,7 +432,7 @@ def test_questions_are_answered_one_by_one_and_end_with_the_connection(listener)
 def test_a_malformed_report_is_an_error_and_no_more(listener, garbage):
     relay = proxy_server(listener)
     transport = listener.transport(WAIT)
-    with Caller(listener, "Report", garbage, metadata=of_session(listener)):
+    with Caller(listener, "Report", garbage, metadata=of_session(listener), asked=True):
         with pytest.raises(RemoteProtocolError):
             transport.processes(WAIT)
         with pytest.raises(DeadlineError):
