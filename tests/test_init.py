@@ -58,7 +58,7 @@ def test_the_projects_own_test_passes_without_a_sandbox(workplace):
     adyton("init")
     environment = {**os.environ, "PATH": "/nowhere"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tested = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    tested = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert tested.returncode == 0, tested.stdout
     assert "4 passed" in tested.stdout
 
