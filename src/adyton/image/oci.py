@@ -10,11 +10,9 @@ there is one measurement for one content. Nothing is taken from a file, a store 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, BinaryIO
 
@@ -23,6 +21,7 @@ import msgspec
 from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, UsageError
 from adyton.image import archive
+from adyton.image.atomic_file import replacing
 from adyton.image.manifest import MAX_CONFIG, Manifest, canonical_json, decode_manifest, encode_manifest
 from adyton.image.signature import Signature, read_signature
 
@@ -192,7 +191,7 @@ class Image:
         """Write the image file, which appears whole or not at all; UsageError if it cannot be written."""
         name = os.fspath(path)
         try:
-            with _replacing(name) as file:
+            with replacing(name) as file:
                 for member, size, read in self._files():
                     file.write(archive.header(member, size))
                     file.write(read())
@@ -222,20 +221,6 @@ class Image:
 
 def _constant(data: bytes) -> Callable[[], bytes]:
     return lambda: data
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when all went well."""
-    temporary = os.path.join(os.path.dirname(path), f".adyton-{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def named_blobs(oci_manifest: bytes) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from adyton.crypto.keys import SigningKey, debug_key
 from adyton.errors import PlatformError, UsageError
+from adyton.image.atomic_file import replacing
 from adyton.image.build import make_image
 from adyton.image.dependencies import check_dependencies
 from adyton.image.entries import read_entries
@@ -152,7 +153,7 @@ def _signer(project: Project, table: EnclaveTable) -> SigningKey | None:
 def _write(path: str, content: bytes) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
+        with replacing(path) as file:  # another build, or a driver, may be reading it
             file.write(content)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error

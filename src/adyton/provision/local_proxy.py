@@ -103,8 +103,9 @@ class LocalProxy:
 
     def _keep(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            self._said = [*self._said[-19:], line.rstrip()]
+        with process.stderr:
+            for line in process.stderr:
+                self._said = [*self._said[-19:], line.rstrip()]
 
     def _first_line(self, begin: str, what: str, budget: Budget) -> str:
         """What follows `begin` in its first line."""
@@ -114,8 +115,9 @@ class LocalProxy:
 
         def read(process: subprocess.Popen[str]) -> None:
             assert process.stdout is not None
-            for line in process.stdout:
-                lines.put(line)
+            with process.stdout:
+                for line in process.stdout:
+                    lines.put(line)
             lines.put("")
 
         self._read("adyton-proxy-ready", read)
@@ -149,7 +151,7 @@ class LocalProxy:
         )
 
     def _join(self) -> None:
-        """Until all that it said, which has ended, has been read."""
+        """Until all that it said, which has ended, has been read; but a process that it left behind may go on."""
         for thread in self._readers:
             thread.join(timeout=1)
 
@@ -167,10 +169,6 @@ class LocalProxy:
             except subprocess.TimeoutExpired:
                 _kill(process)
             self._join()
-            for stream in (process.stdout, process.stderr):
-                assert stream is not None
-                if not any(reader.is_alive() for reader in self._readers):  # a process that it left behind may have it
-                    stream.close()
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
         return "\n".join(self._said)
