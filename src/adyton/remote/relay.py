@@ -7,6 +7,7 @@ held is what the kernel's socket buffers and HTTP/2's window hold.
 from __future__ import annotations
 
 import hmac
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -69,7 +70,13 @@ class Relay:
         sock = self._join(context)
         if not context.add_callback(lambda: _end(sock)):  # wakes both threads, whatever the supervisor does
             _end(sock)
-        pump = threading.Thread(target=_pump, args=(requests, sock), name="adyton-relay", daemon=True)
+        ends = itertools.count(1)
+
+        def leave() -> None:
+            if next(ends) == 2:  # of both threads: what one closes, the other must not be using
+                sock.close()
+
+        pump = threading.Thread(target=_pump, args=(requests, sock, leave), name="adyton-relay", daemon=True)
         pump.start()
         try:
             while data := sock.recv(READ_SIZE):
@@ -78,17 +85,19 @@ class Relay:
             return  # the supervisor is gone; the client sees the stream end
         finally:
             _end(sock)
-            sock.close()
+            leave()
             self._finished()
 
 
-def _pump(requests: Iterator[Envelope], sock: socket.socket) -> None:
+def _pump(requests: Iterator[Envelope], sock: socket.socket, leave: Callable[[], None]) -> None:
     try:
         for request in requests:
             sock.sendall(request.data)
         sock.shutdown(socket.SHUT_WR)
     except Exception:  # noqa: BLE001 - gRPC raises plain Exception when the client is gone
         _end(sock)  # wakes the handler, and tells the supervisor
+    finally:
+        leave()
 
 
 def _end(sock: socket.socket) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import platform
 import posixpath
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -24,6 +25,7 @@ from adyton.runtime.process.supervisor.layout import is_normal
 AT_FDCWD = -100
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _ACCESS_WRITE = 2  # W_OK
+_LOOKS, _LOOK_SECONDS = 20, 0.0005
 MAX_THREADS = 4096  # looked at to find one
 
 Way = Literal["read", "write", "flags", "how", "mode"]
@@ -128,9 +130,8 @@ class GuestThreads:
             return None
 
     def _wanted(self, directory: str, denied: str) -> Wanted | None:
-        with open(f"{directory}/syscall", "rb") as file:
-            words = file.read(512).split()
-        if len(words) < 7:  # "running", or blocked outside of a system call
+        words = _syscall(directory)
+        if len(words) < 7:  # still running, or blocked outside of a system call
             return None
         call = self._calls.get(int(words[0]))
         if call is None:
@@ -187,6 +188,17 @@ class GuestThreads:
 def is_below(path: str, denied: str) -> bool:
     """Whether a hint may stand for what was denied: normalised, and equal to it or below it."""
     return is_normal(path) and (path == denied or path.startswith(denied.rstrip("/") + "/"))
+
+
+def _syscall(directory: str) -> list[bytes]:
+    """Number, arguments, stack pointer and program counter of the call in which the thread waits, or what else there is. proc_pid_syscall(5)."""
+    for _ in range(_LOOKS):
+        with open(f"{directory}/syscall", "rb") as file:
+            words = file.read(512).split()
+        if words != [b"running"]:
+            break
+        time.sleep(_LOOK_SECONDS)  # it has queued its request, and was interrupted on its way to sleep
+    return words
 
 
 def _number_inside(directory: str) -> int | None:
