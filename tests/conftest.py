@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import certificates
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -87,6 +88,32 @@ def server() -> Iterator[str]:
     process.terminate()
     assert process.wait(80) == 0  # of which enclaves may have 30, when a test has left them
     process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of `certificates.write`, and a program."""
+    folder = tmp_path_factory.mktemp("certificates")
+    certificates.write(folder)
+    (folder / "prog.py").write_text("def f() -> int:\n    return 1\n")
+    return folder
+
+
+@pytest.fixture
+def tls_cli(
+    capfd: pytest.CaptureFixture[str], pems: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """`adyton ARGUMENTS` in this process, in the folder of certificates: exit code, standard output, standard error."""
+    monkeypatch.chdir(pems)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        from adyton.cli.root import run
+
+        with pytest.raises(SystemExit) as ended:
+            run(list(arguments))
+        return (int(str(ended.value.code)), *capfd.readouterr())
+
+    return call
 
 
 def waiting_address(kind: str, directory: str) -> str:

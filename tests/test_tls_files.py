@@ -8,10 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import certificates
 import pytest
 
-from adyton.cli.root import run
 from adyton.errors import UsageError
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
@@ -20,27 +18,6 @@ from adyton.remote.certificates import Shown, of_client, of_server
 
 PUBLIC = "/etc/ssl/certs/ca-certificates.crt"  # Debian's
 NOWHERE = "grpcs://127.0.0.1:1"  # nothing may be sent there: the exit code would be 10
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("certificates")
-    certificates.write(path)
-    return path
-
-
-@pytest.fixture
-def cli(capfd, folder, monkeypatch):
-    """`adyton ARGUMENTS` in this process, in the folder of certificates: exit code, standard output, standard error."""
-    monkeypatch.chdir(folder)
-    (folder / "prog.py").write_text("def f() -> int:\n    return 1\n")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            run(list(arguments))
-        return (ended.value.code, *capfd.readouterr())
-
-    return call
 
 
 AUTHORITY = [
@@ -84,26 +61,26 @@ def one_line(result: tuple[int, str, str], text: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "text"), AUTHORITY, ids=[file.rpartition("/")[2] or "-" for file, _ in AUTHORITY])
-def test_a_ca_that_is_none(cli, file, text):
-    one_line(cli("call", "prog.py", "f", "--on", NOWHERE, "--ca", file), text.format("CA certificate"))
+def test_a_ca_that_is_none(tls_cli, file, text):
+    one_line(tls_cli("call", "prog.py", "f", "--on", NOWHERE, "--ca", file), text.format("CA certificate"))
     served = "--ssl_cert", "server.pem", "--ssl_key", "server.key", "--client-ca", file
     for command in (("serve", "--port", "0"), ("proxy",)):
-        one_line(cli(*command, *served), text.format("client CA"))
+        one_line(tls_cli(*command, *served), text.format("client CA"))
 
 
 @pytest.mark.parametrize(("cert", "key", "text"), PAIR, ids=range(len(PAIR)))
-def test_a_certificate_and_a_key_that_do_not_serve(cli, cert, key, text):
+def test_a_certificate_and_a_key_that_do_not_serve(tls_cli, cert, key, text):
     for command, options in (
         (("call", "prog.py", "f", "--on", NOWHERE), ("--cert", "--key")),
         (("serve", "--port", "0"), ("--ssl_cert", "--ssl_key")),
         (("proxy", "--listen", "127.0.0.1:0"), ("--ssl_cert", "--ssl_key")),
     ):
         files = [part for option, file in zip(options, (cert, key), strict=True) if file for part in (option, file)]
-        one_line(cli(*command, *files), text.replace("OURS", options[0]).replace("KEY", options[1]))
+        one_line(tls_cli(*command, *files), text.replace("OURS", options[0]).replace("KEY", options[1]))
 
 
-def test_a_file_that_may_not_be_read(folder, tmp_path):
-    shutil.copy(folder / "client.key", tmp_path / "secret.key")
+def test_a_file_that_may_not_be_read(pems, tmp_path):
+    shutil.copy(pems / "client.key", tmp_path / "secret.key")
     os.chmod(tmp_path / "secret.key", 0)
     root = os.geteuid() == 0
     if root:
@@ -116,32 +93,32 @@ def test_a_file_that_may_not_be_read(folder, tmp_path):
             os.seteuid(0)
 
 
-def test_of_several_cas_one_that_holds_is_enough(folder, tmp_path):
+def test_of_several_cas_one_that_holds_is_enough(pems, tmp_path):
     bundle = tmp_path / "bundle.pem"
-    bundle.write_bytes((folder / "ca-expired.pem").read_bytes() + (folder / "ca.pem").read_bytes())
+    bundle.write_bytes((pems / "ca-expired.pem").read_bytes() + (pems / "ca.pem").read_bytes())
     assert of_client(TLS(ca=str(bundle))).authorities == bundle.read_bytes()
 
-    bundle.write_bytes("# Tanúsítvány\n".encode() + (folder / "ca.pem").read_bytes())
+    bundle.write_bytes("# Tanúsítvány\n".encode() + (pems / "ca.pem").read_bytes())
     assert of_client(TLS(ca=str(bundle))).authorities == bundle.read_bytes()
-    bundle.write_bytes((folder / "ca.pem").read_bytes() + (folder / "damaged.pem").read_bytes())
+    bundle.write_bytes((pems / "ca.pem").read_bytes() + (pems / "damaged.pem").read_bytes())
     with pytest.raises(UsageError, match="is damaged"):
         of_client(TLS(ca=str(bundle)))
-    bundle.write_bytes((folder / "ca.pem").read_bytes()[:300])
+    bundle.write_bytes((pems / "ca.pem").read_bytes()[:300])
     with pytest.raises(UsageError, match="is damaged"):
         of_client(TLS(ca=str(bundle)))
 
 
 @pytest.mark.skipif(not Path(PUBLIC).exists(), reason=f"NO PUBLIC CAS HERE ({PUBLIC})")
-def test_the_public_cas_as_a_file(cli):
+def test_the_public_cas_as_a_file(tls_cli):
     """Some of them break rules that a stricter parser knows, and no word of that is for the user."""
-    status, _, err = cli("call", "prog.py", "f", "--on", NOWHERE, "--ca", PUBLIC)
+    status, _, err = tls_cli("call", "prog.py", "f", "--on", NOWHERE, "--ca", PUBLIC)
     assert (status, len(err.splitlines())) == (10, 1), err
 
 
-def test_dates_are_judged_by_the_moment(folder):
-    tls = TLS(cert=str(folder / "client-expired.pem"), key=str(folder / "client-expired.key"))
+def test_dates_are_judged_by_the_moment(pems):
+    tls = TLS(cert=str(pems / "client-expired.pem"), key=str(pems / "client-expired.key"))
     files = of_client(tls, dt.datetime(2023, 6, 1, tzinfo=dt.UTC))
-    assert files.chain == (folder / "client-expired.pem").read_bytes()
+    assert files.chain == (pems / "client-expired.pem").read_bytes()
     with pytest.raises(UsageError, match="is not valid before 2023-01-01"):
         of_server(tls, dt.datetime(2022, 6, 1, tzinfo=dt.UTC))
 
@@ -152,8 +129,8 @@ def test_what_no_option_can_say_but_a_program():
     assert Shown.read(b"nothing of the kind") is None
 
 
-def test_a_client_ca_alone_is_no_tls(cli):
-    one_line(cli("serve", "--client-ca", "ca.pem"), "TLS needs both --ssl_cert and --ssl_key")
+def test_a_client_ca_alone_is_no_tls(tls_cli):
+    one_line(tls_cli("serve", "--client-ca", "ca.pem"), "TLS needs both --ssl_cert and --ssl_key")
     assert of_server(None) is None
     assert of_server(TLS()) is None
 
@@ -172,12 +149,12 @@ def test_a_client_ca_alone_is_no_tls(cli):
     ],
     ids=["none", "empty", "blank", "bytes", "lines", "umlaut", "tab", "long"],
 )
-def test_a_token_file_that_holds_none(cli, folder, monkeypatch, content, text):
-    (folder / "t").unlink(missing_ok=True)
+def test_a_token_file_that_holds_none(tls_cli, pems, monkeypatch, content, text):
+    (pems / "t").unlink(missing_ok=True)
     if content is not None:
-        (folder / "t").write_bytes(content)
+        (pems / "t").write_bytes(content)
     for command in (("call", "prog.py", "f", "--on", NOWHERE), ("serve", "--port", "0"), ("proxy",)):
-        result = cli(*command, "--token-file", "t")
+        result = tls_cli(*command, "--token-file", "t")
         one_line(result, text)
         assert "schlüssel" not in result[2]
     monkeypatch.setenv("ADYTON_TOKEN_FILE", "t")
