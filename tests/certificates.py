@@ -18,7 +18,8 @@ CLIENT = "client@example.org"
 def write(folder: Path, server: str = "127.0.0.1") -> None:
     """ca.pem and other.pem, two CAs; NAME.pem and NAME.key of certificates for the server's address and for clients.
 
-    By the first CA: server, server-expired, server-early, server-elsewhere (for tee.example), client, client-expired, client-early;
+    By the first CA: server, server-expired, server-early, server-elsewhere (for tee.example), server-nameless
+    (no subjectAltName), client, client-expired, client-early;
     by the other: server-other, client-other. `self`: signed by itself; `ed25519`: so, of a kind that gRPC does not take. Then what
     is none: empty.pem, damaged.pem, text.pem, client.der, client-encrypted.key, and the folder `directory`; ca-expired.pem.
     """
@@ -31,13 +32,14 @@ def write(folder: Path, server: str = "127.0.0.1") -> None:
         ("server-expired", ca, server, expired),
         ("server-early", ca, server, early),
         ("server-elsewhere", ca, "tee.example", {}),
+        ("server-nameless", ca, None, {}),
         ("server-other", other, server, {}),
         ("client", ca, CLIENT, {}),
         ("client-expired", ca, CLIENT, expired),
         ("client-early", ca, CLIENT, early),
         ("client-other", other, CLIENT, {}),
     ):
-        issued = authority.issue_cert(identity, **dates)
+        issued = authority.issue_cert(*filter(None, [identity]), common_name=identity or server, **dates)
         issued.private_key_pem.write_to_path(folder / f"{name}.key")
         issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
     for name, key, dates in (

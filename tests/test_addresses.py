@@ -38,6 +38,8 @@ def test_a_servers_address(text, target, secure):
         "grpc://",
         "grpc://h:port",
         "grpc://h:99999",
+        "grpc://h:0",
+        "grpcs://unix:/s",
         "grpc://h/path",
         "grpc://u@h",
         "unix:",
@@ -52,6 +54,11 @@ def test_no_address(text):
 def test_tls_files_must_fit_together(tmp_path):
     with pytest.raises(UsageError, match="without TLS"):
         open_channel(Address.parse("grpc://h"), TLS(ca="x"))
+    with pytest.raises(UsageError, match="leave them out"):
+        open_channel(Address.parse("unix:/s"), TLS(ca="x"))
+    with pytest.raises(UsageError, match=r"TLS\(ca=3\): give the path of a file"):
+        TLS(ca=3)
+    assert TLS(ca=tmp_path).ca == str(tmp_path)
     with pytest.raises(UsageError, match="both"):
         open_channel(Address.parse("grpcs://h"), TLS(cert="x"))
     with pytest.raises(UsageError, match="cannot read"):

@@ -52,9 +52,24 @@ def test_a_reader_that_has_seen_enough_is_no_news(command):
     assert shown.stderr == ""
 
 
-def test_a_full_disk_is_one_line():
+def test_a_full_disk_is_one_line(workplace):
     shown = shell(f"{ADYTON} syscalls >/dev/full")
-    assert (shown.returncode, shown.stderr) == (1, "adyton: No space left on device\n")
+    assert (shown.returncode, shown.stderr) == (
+        1,
+        "adyton: standard output cannot be written: No space left on device\n",
+    )
+    Path("prog.py").write_text("def half(number: int) -> float:\n    return number / 2\n")
+    shown = shell(f"{ADYTON} inspect prog.py --json >/dev/full")
+    assert (shown.returncode, shown.stderr) == (
+        1,
+        "adyton: standard output cannot be written: No space left on device\n",
+    )
+
+
+def test_an_argument_that_is_no_text_is_one_line(workplace):
+    Path("prog.py").write_text("def echo(text: str) -> str:\n    return text\n")
+    shown = shell(f"{ADYTON} call prog.py echo $(printf '\\377a')")
+    assert (shown.returncode, shown.stderr) == (2, "adyton: '\\udcffa' is no text: it holds bytes that are not UTF-8\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 import socket
@@ -34,6 +33,7 @@ from adyton.client import EnclaveClient
 from adyton.errors import (
     AdytonError,
     ConnectionLostError,
+    DeadlineError,
     HostCallDeniedError,
     ImageError,
     PlatformError,
@@ -337,11 +337,10 @@ def test_a_loads_timeout_bounds_provisioning(way, short, monkeypatch):
         provision = provision.dialled_back("127.0.0.1:0")
     monkeypatch.setattr(local_proxy, "STOP_TIMEOUT", 0.1)
     started = time.monotonic()
-    with pytest.raises(AdytonError, match=r"did not say within [\d.]+ s") as caught:
+    with pytest.raises(
+        DeadlineError, match=r"had not said .* when the load's 0\.5 s were over: give it a longer timeout"
+    ):
         load(provision, timeout=0.5)
-    within = re.search(r"within ([\d.]+) s", str(caught.value))
-    assert within is not None
-    assert float(within[1]) <= 0.5  # what was left of it when the proxy server was there
     assert time.monotonic() - started < LATE
 
 

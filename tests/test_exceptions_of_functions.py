@@ -20,7 +20,7 @@ from adyton.runtime.process.guest.run import exception_of
         (Raised("raised", "KeyboardInterrupt", "", "KeyboardInterrupt"), RuntimeError, "KeyboardInterrupt: "),
         (Raised("raised", "app.Odd", "odd", "no_such_name"), RuntimeError, "app.Odd: odd"),
         (Raised("raised", "app.Odd", "odd", "print"), RuntimeError, "app.Odd: odd"),
-        (Raised("raised", "UnicodeDecodeError", "bad", "UnicodeDecodeError"), RuntimeError, "UnicodeDecodeError: bad"),
+        (Raised("raised", "UnicodeDecodeError", "bad", "UnicodeDecodeError"), UnicodeError, "UnicodeDecodeError: bad"),
         (Raised("raised", "OSError", "no number", "OSError"), OSError, "no number"),
     ],
     ids=["builtin", "derived", "type", "plain", "exit", "interrupt", "unknown", "function", "arguments", "os"],

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import adyton
-from adyton import EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
+from adyton import EnclaveLoader, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.errors import (
     ClosedError,
     DeadlineError,
@@ -312,6 +312,30 @@ def test_names_are_taken_once_and_freed(manager):
         manager.destroy_enclave(client, EnclaveFinal())
     with pytest.raises(UsageError):
         manager.load_enclave(EnclaveLoadConfig())
+
+
+class Careless(EnclaveLoader):
+    def load(self, order):
+        return 5
+
+
+def test_what_is_no_loader_or_final_or_application_is_said_at_once(manager):
+    client = manager.load_enclave(EnclaveLoadConfig(name="one"))
+    for final in (None, "x", EnclaveInput()):
+        with pytest.raises(UsageError, match="takes an EnclaveFinal"):
+            manager.destroy_enclave(client, final)
+    assert client.call("add", 1) == 2
+    manager.destroy_enclave(client, EnclaveFinal())
+    for wrong in (5, Careless, "loader"):
+        with pytest.raises(UsageError, match="give an EnclaveLoader"):
+            EnclaveManagerOptions(loader=wrong)
+    with pytest.raises(UsageError, match="5 is no application"):
+        FakeEnclaveLoader(5)
+    EnclaveManager.configure(EnclaveManagerOptions(loader=Careless()))
+    for _ in range(2):  # the name is free again
+        with pytest.raises(UsageError, match=r"Careless\.load returned 5: it must return an EnclaveClient"):
+            manager.load_enclave(EnclaveLoadConfig(name="one"))
+    assert manager.get_client("one") is None
 
 
 class Demo(TrustedApplication):

@@ -15,7 +15,7 @@ from command import start
 from parties import PROGRAM, descendants, gone, litter, party, relay_of
 
 import adyton
-from adyton.errors import AdytonError, ConnectionLostError
+from adyton.errors import AdytonError, ConnectionLostError, DeadlineError
 
 # An error comes within 5 seconds unless the machine is loaded; the calls that it ends would take 60.
 SECONDS = 30
@@ -61,6 +61,22 @@ def test_a_killed_party_of_a_local_enclave(program, victim):
         client.close()
     assert gone(set(found)) == set()
     assert litter() == set()
+
+
+def test_of_a_guest_that_was_killed_before_it_had_read_all_the_signal_is_said(program):
+    """Its sockets are reset then, not just closed."""
+    others = set(descendants(os.getpid()))
+    client = adyton.load(program)
+    found = {pid: name for pid, name in descendants(os.getpid()).items() if pid not in others}
+    os.kill(party(found, "enclave"), signal.SIGSTOP)
+    with pytest.raises(DeadlineError):
+        client.options(timeout=0.3).call("quick")
+    os.kill(party(found, "enclave"), signal.SIGKILL)
+    with pytest.raises(ConnectionLostError, match="SIGKILL"):
+        client.call("quick")
+    with pytest.raises(AdytonError):
+        client.close()
+    assert gone(set(found)) == set()
 
 
 def test_a_killed_client_leaves_nothing(program):

@@ -146,6 +146,11 @@ def test_a_server_that_is_trusted(cli, folder):
         ("self", "ca.pem", "its certificate is signed by itself, not signed by the CA of --ca (ca.pem)"),
         ("self", None, "its certificate is signed by itself, not signed by a public CA"),
         (
+            "server-nameless",
+            "ca.pem",
+            "its certificate names no host (subjectAltName), and so not 127.0.0.1. Have it replaced",
+        ),
+        (
             "server-elsewhere",
             "ca.pem",
             "its certificate is for tee.example, not for 127.0.0.1. Write the server's name",

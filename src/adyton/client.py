@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import contextlib
 import math
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +22,7 @@ from adyton.errors import (
     RemoteProtocolError,
     UnknownEntryError,
     UsageError,
+    enclave_error,
 )
 from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
 from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
@@ -261,9 +260,6 @@ def opened(name: str, proxy: ProxyClient, provision: RemoteProvision | None, tim
     return EnclaveClient(_Core(name, proxy, provision), timeout)
 
 
-_classes: dict[tuple[type[EnclaveError], type[Exception]], type[EnclaveError]] = {}
-
-
 def error_of(failed: CallFailed) -> AdytonError:
     """The public error for a call that the enclave answered with Raised."""
     raised = failed.raised
@@ -287,22 +283,5 @@ def _of_status(status: StatusProto) -> EnclaveError:
 
 
 def _raised(raised: Raised, *, denied: bool) -> EnclaveError:
-    kind = getattr(builtins, raised.builtin, None)
-    base: type[EnclaveError] = EnclaveError
-    if denied and kind is PermissionError:
-        base = HostCallDeniedError
-    error: EnclaveError
-    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
-        cls = _classes.get((base, kind))
-        try:
-            if cls is None:
-                cls = _classes[base, kind] = type(base.__name__, (base, kind), {"__module__": base.__module__})
-            error = cls(raised.type, raised.message, raised.traceback)
-        except TypeError:  # such as UnicodeDecodeError, which is made from five arguments
-            error = base(raised.type, raised.message, raised.traceback)
-    else:
-        error = base(raised.type, raised.message, raised.traceback)
-    if isinstance(error, OSError):  # OSError.__new__ took our arguments for its own
-        error.errno, error.filename = raised.errno or None, None
-        error.strerror = os.strerror(raised.errno) if raised.errno else None
-    return error
+    base = HostCallDeniedError if denied and raised.builtin == "PermissionError" else EnclaveError
+    return enclave_error(base, raised.builtin, raised.type, raised.message, raised.traceback, raised.errno)

@@ -35,6 +35,9 @@ canonical status code.
 
 from __future__ import annotations
 
+import builtins
+import os
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 # The canonical codes by number, as StatusProto carries them (google/rpc/code.proto).
@@ -230,19 +233,30 @@ class SignatureError(ImageError):
 
 
 class EnclaveError(AdytonError):
-    """The enclave's code raised. `type`: the exception's name there; `traceback`: its text, in debug only, else "".
+    """The enclave's code raised. `type`, `message`: the exception's name and text there; `traceback`: in debug only, else "".
 
-    An EnclaveOutput whose status is not OK is raised as one too: `type` and `code` are then the name of the status' code.
+    If it was a built-in exception, the object is an instance of that, too (see `enclave_error`). An EnclaveOutput whose status is not OK is raised as one too: `type` and `code` are then the name of the status' code.
     """
 
     code = "UNKNOWN"
     exit_code = 50
 
     def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002
-        super().__init__(f"{type}: {message}" if message else type)
         self.type = type
-        self.enclave_message = message
+        self.message = message
         self.traceback = traceback
+        self.failures = ()
+        Exception.__init__(self, str(self))  # not the built-in's own, which may want other arguments
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+        """For copies and pools of processes: the class may have been made for this one error."""
+        base = HostCallDeniedError if isinstance(self, HostCallDeniedError) else EnclaveError
+        builtin = next((each.__name__ for each in type(self).__mro__ if each.__module__ == "builtins"), "")
+        number = self.errno if isinstance(self, OSError) else None
+        return enclave_error, (base, builtin, self.type, self.message, self.traceback, number), self.__dict__
 
 
 class HostCallDeniedError(EnclaveError):
@@ -250,3 +264,37 @@ class HostCallDeniedError(EnclaveError):
 
     code = "PERMISSION_DENIED"
     exit_code = 30
+
+
+def enclave_error(
+    base: type[EnclaveError], builtin: str, name: str, message: str, traceback: str, errno: int | None
+) -> EnclaveError:
+    """The error for what the enclave's code raised: a `base`, and an instance of the built-in exception of that name, if it is one."""
+    error = _class_of(base, builtin)(name, message, traceback)
+    if isinstance(error, OSError):  # OSError.__new__ took our arguments for its own
+        error.errno, error.filename = errno or None, None
+        error.strerror = os.strerror(errno) if errno else None
+    return error
+
+
+_classes: dict[tuple[type, str], type[EnclaveError]] = {}
+
+
+def _class_of(base: type[EnclaveError], builtin: str) -> type[EnclaveError]:
+    kind = getattr(builtins, builtin, None)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return base
+    if (base, builtin) not in _classes:
+        _classes[base, builtin] = next(_made(base, kind), base)
+    return _classes[base, builtin]
+
+
+def _made(base: type[EnclaveError], kind: type[Exception]) -> Iterator[type[EnclaveError]]:
+    """Classes that are both; of what wants other arguments (a group of exceptions), what it is besides."""
+    for each in kind.__mro__[: kind.__mro__.index(Exception)]:
+        try:
+            made = type(base.__name__, (base, each), {"__module__": base.__module__})
+            made("", "")
+        except (TypeError, ValueError):
+            continue
+        yield made

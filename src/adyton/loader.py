@@ -98,9 +98,19 @@ def load(
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
     """
-    for argument, given in (("name", name), ("platform", platform), ("token", token), ("remote_proxy", remote_proxy)):
+    for argument, given in (("name", name), ("platform", platform), ("token", token)):
         if given is not None and not isinstance(given, str):
             raise UsageError(f"{argument}={given!r}: give a text")
+    if not isinstance(allow_sim, bool):
+        raise UsageError(f"allow_sim={allow_sim!r}: give True or False")
+    if not isinstance(policy, str | os.PathLike | Policy | None):
+        raise UsageError(
+            f"policy={policy!r}: give the path of a policy file; expect= and allow_…= are for what you have in Python"
+        )
+    if not (os.environ.get("ADYTON_ON") if on is None else on):
+        for argument, secret in (("tls", tls), ("token", token)):
+            if secret is not None:
+                raise UsageError(f"{argument}= is for a server, and none is named: give on=, or leave {argument} out")
     settings = Policy.read(policy if policy is not None else os.environ.get("ADYTON_POLICY") or None)
     settings = settings.extended(
         expect=expect,
@@ -139,7 +149,9 @@ def open_image(source: ImageSource) -> Image | str:
                 f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file"
             )
         return Image.open(build_file(source.source, source.name))
-    path = os.fspath(source)
+    if not isinstance(source, str | os.PathLike):
+        raise UsageError(f"{source!r} is no image: give the path of a .enclave or .py file, or a trusted.Enclave")
+    path = os.fsdecode(source)
     if path.startswith("sha256:"):
         return path
     if not os.path.exists(path):
@@ -292,8 +304,14 @@ def _platforms(*, simulated: bool) -> Sequence[str]:
     return [each for each in PLATFORMS if simulated or each != "sim"]
 
 
+_YES, _NO = ("1", "t", "true", "y", "yes", "on"), ("0", "f", "false", "n", "no", "off")  # as click has them
+
+
 def _flag(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+    text = os.environ.get(variable, "").lower()
+    if text not in ("", *_YES, *_NO):
+        raise UsageError(f"{variable}={text}: it is 1 or 0")
+    return text in _YES
 
 
 def _platform_of_environment() -> str:

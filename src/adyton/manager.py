@@ -42,6 +42,8 @@ class RemoteProxyClientConfig:
         cls, provision: RemoteProvision, *, tls: TLS | None = None, dial_back: str | None = None
     ) -> RemoteProxyClientConfig:
         """With TLS files of its own. `dial_back`: wait there for the proxy server to dial, as RemoteProvision.dialled_back says. UsageError."""
+        if not isinstance(provision, RemoteProvision) or not isinstance(tls, TLS | None):
+            raise UsageError(f"create takes a RemoteProvision and an adyton.TLS, not {provision!r} and {tls!r}")
         return cls(provision if dial_back is None else provision.dialled_back(dial_back), tls)
 
     def enable_opentelemetry_metrics(
@@ -133,6 +135,8 @@ class FakeEnclaveLoader(EnclaveLoader):
 
     def __init__(self, application: TrustedApplication | Callable[[], TrustedApplication]) -> None:
         """`application`: the same for all loads; or a class, or what else makes one, called for each load."""
+        if not (isinstance(application, TrustedApplication) or callable(application)):
+            raise UsageError(f"{application!r} is no application: give a TrustedApplication, or its class")
         self._application = application
 
     def load(self, order: LoadOrder) -> EnclaveClient:
@@ -155,6 +159,11 @@ class EnclaveManagerOptions:
     """`loader`: what load_enclave goes through; a FakeEnclaveLoader in tests."""
 
     loader: EnclaveLoader | None = None
+
+    def __post_init__(self) -> None:
+        """UsageError."""
+        if not isinstance(self.loader, EnclaveLoader | None):
+            raise UsageError(f"loader={self.loader!r}: give an EnclaveLoader")
 
 
 class EnclaveManager:
@@ -214,6 +223,8 @@ class EnclaveManager:
             loader = self._options.loader or RemoteEnclaveLoader()
         try:
             client = loader.load(LoadOrder(name, load_config, remote_proxy_config, policy, functions))
+            if not isinstance(client, EnclaveClient):
+                raise UsageError(f"{type(loader).__name__}.load returned {client!r}: it must return an EnclaveClient")
         except BaseException:
             self._forget(name)
             raise
@@ -246,6 +257,10 @@ class EnclaveManager:
         Calls that are under way are not waited for: they raise ClosedError. None is no enclave, and nothing to do. ClosedError if it is
         destroyed already, or by another thread at this moment.
         """
+        if not isinstance(final, EnclaveFinal):
+            raise UsageError(
+                f"destroy_enclave takes an EnclaveFinal, not {type(final).__name__}: nothing was destroyed"
+            )
         if client is None:
             return
         if not self.get_name(client) or not client.finalize(final, skip=skip_finalize, wait=False):

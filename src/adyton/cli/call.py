@@ -74,8 +74,8 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
     lists = {f"allow_{right}": given for right, given in load.allow.items()}
     return {
         **lists,
-        "tls": None if tls == TLS() else tls,
-        "token": read_token(load.token_file) or None,
+        "tls": tls if load.on and tls != TLS() else None,
+        "token": (load.on and read_token(load.token_file)) or None,
         "security_type": load.security_type,
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,
@@ -97,7 +97,12 @@ def find(entries: list[Entry], name: str, image: str) -> Entry:
         if entry.name == name:
             return entry
     close = nearest(name, [entry.name for entry in entries])
-    raise UnknownEntryError(f"{os.path.basename(image)} has no entry {name!r}.{close} {listed(entries)}")
+    which = (
+        " Of a .py file, public functions whose parameters are annotated are entries."
+        if image.endswith(".py") and not close
+        else ""
+    )
+    raise UnknownEntryError(f"{os.path.basename(image)} has no entry {name!r}.{close}{which} {listed(entries)}")
 
 
 def listed(entries: list[Entry]) -> str:

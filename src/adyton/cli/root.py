@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -28,7 +29,7 @@ class _Failed(Exception):  # noqa: N818 - a carrier
     """Takes an error of ours past click, which has ideas of its own about EOFError and OSError; ours can be those, too."""
 
     def __init__(self, error: AdytonError) -> None:
-        super().__init__(error.message)
+        super().__init__(str(error))
         self.error = error
 
 
@@ -91,15 +92,18 @@ def run(arguments: list[str] | None = None) -> None:
     except _Failed as failed:
         ours = failed.error
         failures = [msgspec.to_builtins(failure) for failure in ours.failures]
-        status = _fail(as_json, ours.exit_code, type(ours).__name__, ours.message, failures, _traceback(ours))
+        status = _fail(as_json, ours.exit_code, type(ours).__name__, str(ours), failures, _traceback(ours))
     except (KeyboardInterrupt, click.Abort):
         status = _fail(as_json, INTERRUPTED, "Interrupted", "interrupted")
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads what we print
         status = 1
     except OSError as error:  # a full disk, and the like
-        text = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        place = "standard output cannot be written" if error.errno == errno.ENOSPC else None
+        text = ": ".join(str(part) for part in (error.filename or place, error.strerror or error) if part)
         status = _fail(as_json, 2 if _nowhere() else 1, type(error).__name__, text)
+    except UnicodeEncodeError as error:  # bytes of the command line, as Python keeps them
+        status = _fail(as_json, 2, "UsageError", f"{error.object!a} is no text: it holds bytes that are not UTF-8")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -141,7 +145,10 @@ def _fail(
         message += ". The working directory was deleted: change to one that is there"
     if as_json:
         error = {"exit_code": exit_code, "type": kind, "message": message, "failures": failures or []}
-        click.echo(msgspec.json.encode({"error": error}))
+        try:
+            click.echo(msgspec.json.encode({"error": error}))
+        except OSError:
+            click.echo(f"adyton: {_printable(message)}", err=True)
     elif click_error is not None:
         click_error.show()
     else:

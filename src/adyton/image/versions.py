@@ -85,7 +85,7 @@ class VersionRange:
         return all(version in clause for clause in self.clauses)
 
 
-_OLDEST, _NEWEST = 11, 99  # minor versions of Python 3 that are considered
+_OLDEST, _NEWEST = 11, 1000  # minor versions of Python 3 that are considered
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class RemoteProvision(abc.ABC):
         else ADYTON_CA and the like, ADYTON_TOKEN_FILE, ADYTON_SECURITY_TYPE. With dial-back and a `token` but no server, nothing is
         started: a proxy server that was started by hand is waited for, see `dialled_back`. UsageError."""
         server = os.environ.get("ADYTON_ON") if server is None else server
+        if not isinstance(tls, TLS | None):
+            raise UsageError(f"tls={tls!r}: give adyton.TLS(ca=, cert=, key=)")
+        if not isinstance(remote_proxy, str | None):
+            raise UsageError(f"remote_proxy={remote_proxy!r}: give a command, as a shell takes it")
         kind = security_type_of(security_type or os.environ.get("ADYTON_SECURITY_TYPE"))
         if server:
             address = Address.parse(server, kind)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from adyton.errors import AdytonError, PlatformError, UnreachableError, UsageError
+from adyton.errors import AdytonError, DeadlineError, PlatformError, UnreachableError, UsageError
 from adyton.provision.budget import Budget
 from adyton.provision.first_line import CONNECTED, LISTENING
 from adyton.remote.address import SOCKET_PATH
@@ -121,23 +121,27 @@ class LocalProxy:
             lines.put("")
 
         self._read("adyton-proxy-ready", read)
-        line = self._await(lines, process, what, budget.left(START_TIMEOUT))
+        line = self._await(lines, process, what, budget)
         if not line.startswith(begin):
             status = _kill(process)
             self._join()
             raise self._start_error(line, status)
         return line.removeprefix(begin).strip()
 
-    def _await(self, lines: queue.SimpleQueue[str], process: subprocess.Popen[str], what: str, seconds: float) -> str:
-        until, still = time.monotonic() + seconds, 0.0
+    def _await(self, lines: queue.SimpleQueue[str], process: subprocess.Popen[str], what: str, budget: Budget) -> str:
+        until, still = time.monotonic() + budget.left(START_TIMEOUT), 0.0
         while True:
             try:
                 return lines.get(timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
             except queue.Empty:
                 still = still + LOOK_SECONDS if stopped(process.pid) else 0.0
             if still >= STOPPED_SECONDS or time.monotonic() >= until:
-                why = "was stopped by a signal" if still else f"did not say within {round(seconds, 1):g} s {what}"
-                raise UnreachableError(f"the proxy server ({shlex.join(self._command)}) {why}")
+                why = "was stopped by a signal" if still else f"did not say within {START_TIMEOUT:g} s {what}"
+                if not still and budget.left() <= 0:
+                    raise DeadlineError(
+                        f"the proxy server had not said {what} when the load's {budget} were over: give it a longer timeout"
+                    )
+                raise UnreachableError(f"the proxy server ({shlex.join(self._command)}) {why}. Check --remote_proxy")
 
     def _start_error(self, line: str, status: int) -> AdytonError:
         """What its own error was, if its exit status says that it had one."""

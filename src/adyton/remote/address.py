@@ -23,6 +23,15 @@ class TLS:
     cert: str | None = None
     key: str | None = None
 
+    def __post_init__(self) -> None:
+        """UsageError for what is no path."""
+        for name in ("ca", "cert", "key"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif not isinstance(value, str | None):
+                raise UsageError(f"TLS({name}={value!r}): give the path of a file")
+
     @classmethod
     def from_environment(cls) -> TLS | None:
         """What ADYTON_CA, ADYTON_CERT and ADYTON_KEY name; None if there is none of them. UsageError for two different ones.
@@ -87,15 +96,19 @@ class Address:
         scheme, separator, rest = text.partition("://")
         if not separator:
             scheme, rest = "", text
+        if scheme and rest.startswith("unix:"):
+            raise UsageError(f"{text}: a unix socket is written {rest}, and is without TLS")
         if scheme not in ("", "grpc", "grpcs"):
             raise UsageError(
                 f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH, not {scheme}://"
             )
         try:
             split = urlsplit(f"//{rest}")
-            host, port = split.hostname or "", split.port or DEFAULT_PORT
+            host, port = split.hostname or "", DEFAULT_PORT if split.port is None else split.port
         except ValueError as error:
             raise UsageError(f"{text}: {error}; write HOST:PORT, an IPv6 address in brackets") from None
+        if port == 0:
+            raise UsageError(f"{text}: no server has port 0: write the one that it says it listens at")
         if not host or split.path not in ("", "/") or split.query or split.username:
             raise UsageError(f"{text}: a server is grpc://HOST[:PORT], grpcs://HOST[:PORT] or unix:PATH")
         host = f"[{host}]" if ":" in host else host

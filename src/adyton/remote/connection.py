@@ -18,7 +18,7 @@ from adyton.crypto.self_signed import NAME
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError, UnreachableError, UsageError
 from adyton.remote import certificates
 from adyton.remote.address import TLS, Address, is_loopback
-from adyton.remote.diagnosis import Case, explain, has_waited
+from adyton.remote.diagnosis import NO_SUCH_NAME, Case, explain, has_waited
 from adyton.remote.probe import BRIEF_SECONDS, SECONDS, look
 
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
@@ -82,9 +82,12 @@ def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) 
         options = [*options, ("grpc.enable_http_proxy", 0)]
     if not address.secure:
         if tls is not None and tls != TLS():
-            raise UsageError(
-                f"{address.target} is reached without TLS, but TLS files were given: write grpcs://{address.target}"
+            instead = (
+                f"write grpcs://{address.target}"
+                if address.host
+                else "leave them out, a unix socket is this machine's own"
             )
+            raise UsageError(f"{address.target} is reached without TLS, but TLS files were given: {instead}")
         return grpc.insecure_channel(address.target, options=options)
     files = certificates.of_client(tls or TLS())
     credentials = grpc.ssl_channel_credentials(files.authorities, files.key, files.chain)
@@ -197,7 +200,8 @@ def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> Ad
         if key == ERROR_METADATA and (error := unpacked(value)) is not None:
             return error
     status, details = call.code(), call.details() or "no details"
-    if status is grpc.StatusCode.UNAUTHENTICATED:
+    unnamed = status is grpc.StatusCode.UNAUTHENTICATED and NO_SUCH_NAME in details
+    if status is grpc.StatusCode.UNAUTHENTICATED and not unnamed:
         return UnauthenticatedError(f"{target} does not accept our credentials: {details}")
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return errors.RemoteProtocolError(f"{target} is no adyton server: {details}")
@@ -205,7 +209,11 @@ def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> Ad
         return ConnectionLostError(
             f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown"
         )
-    if isinstance(target, Peer) and target.address.host and status is grpc.StatusCode.UNAVAILABLE:
+    if isinstance(target, Peer) and status is grpc.StatusCode.UNAVAILABLE and not target.address.host:
+        return UnreachableError(
+            f"cannot reach {target}: nothing listens there. Is a server running, and is this its path?"
+        )
+    if isinstance(target, Peer) and (unnamed or status is grpc.StatusCode.UNAVAILABLE):
         now = dt.datetime.now(dt.UTC)
         seconds = BRIEF_SECONDS if has_waited(details, secure=target.address.secure) else SECONDS
         seen = functools.partial(look, target.address, seconds=seconds)

@@ -16,6 +16,8 @@ from adyton.errors import AdytonError, UnauthenticatedError, UnreachableError
 from adyton.remote.address import TLS, Address
 from adyton.remote.probe import Seen
 
+NO_SUCH_NAME = "does not match SSL server name"  # the certificate holds, but is not for this server
+
 
 @dataclass(frozen=True)
 class Case:
@@ -142,8 +144,11 @@ def _not_yet_valid(case: Case) -> AdytonError:
 
 def _other_name(case: Case) -> AdytonError:
     names = case.seen.certificate.names if case.seen.certificate else ""
+    host = case.address.host.strip("[]")
+    if case.seen.certificate and not names:
+        return case.untrusted(f"its certificate names no host (subjectAltName), and so not {host}. Have it replaced")
     return case.untrusted(
-        f"its certificate is {f'for {names}' if names else 'for another name'}, not for {case.address.host.strip('[]')}. "
+        f"its certificate is {f'for {names}' if names else 'for another name'}, not for {host}. "
         "Write the server's name as its certificate has it"
     )
 
@@ -213,6 +218,7 @@ REASONS = (
     Reason("certificate has expired", True, _expired),
     Reason("certificate is not yet valid", True, _not_yet_valid),
     Reason("Hostname Verification Check failed", True, _other_name),
+    Reason(NO_SUCH_NAME, True, _other_name),
     Reason("self signed certificate", True, _self_signed),
     Reason("unable to get", True, _other_authority),  # … local issuer certificate, … issuer certificate
     Reason("certificate signature failure", True, _other_authority),  # another CA of the same name

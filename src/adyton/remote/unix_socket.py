@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 
 from adyton.errors import UsageError
 from adyton.remote.address import SOCKET_PATH
@@ -16,6 +17,9 @@ def check_free(listen: str) -> None:
         return
     if len(os.fsencode(listen[5:])) > SOCKET_PATH:
         raise UsageError(f"cannot listen at {listen}: a unix socket's path has at most {SOCKET_PATH} bytes")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISSOCK(os.lstat(listen[5:]).st_mode):
+            raise UsageError(f"cannot listen at {listen}: there is something of that name, and it is no socket")
     with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
         sock.connect(listen[5:])
         raise UsageError(f"cannot listen at {listen}: a process listens there already")

@@ -71,6 +71,8 @@ def quoted(text: str) -> str:
 
 def absolute(path: str | os.PathLike[str], base: str, where: str) -> str:
     """A policy's path made absolute: below `base` if it is relative. UsageError, beginning with `where`, if it is no path at all."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise UsageError(f"{where}: {path!r} is no path")
     spelt = os.fspath(path)
     if not isinstance(spelt, str):
         raise UsageError(f"{where}: {spelt!r} is no text; write the path as a string")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -175,11 +176,10 @@ def exception_of(raised: Raised) -> Exception:
         return RuntimeError(f"{raised.type}: {raised.message}")
     if issubclass(kind, OSError) and raised.errno:
         return kind(raised.errno, raised.message)
-    arguments: Sequence[Any] = (raised.message,)
-    try:
-        return kind(*arguments)
-    except TypeError:  # such as UnicodeDecodeError, which takes five arguments
-        return RuntimeError(f"{raised.type}: {raised.message}")
+    for each in kind.__mro__:  # UnicodeDecodeError, which takes five arguments, is a UnicodeError besides
+        with contextlib.suppress(TypeError):
+            return each(raised.message if each is kind else f"{raised.type}: {raised.message}")  # type: ignore[no-any-return]
+    raise AssertionError("Exception takes any text")
 
 
 def find(entry: str) -> Any:
