@@ -156,7 +156,8 @@ serve --proxy-ports 9-5                             | the wrong way round       
 serve --config f                                    | a later option              | 2  | --config is not in this version: all clients that are let in may do the same
 serve --data sales=/srv/sales                       | a later option              | 2  | --data is not in this version: enclaves get no data of the server's
 serve --data-for sha256:00                          | a later option              | 2  | --data-for is not in this version
-serve --remote_proxy x                              | a later option              | 2  | is not in this version: it starts adyton's own proxy server for each enclave
+serve --remote_proxy nothing                        | no such program             | 2  | --remote_proxy nothing: there is no program nothing
+serve --remote_proxy "'"                            | half a quotation            | 2  | --remote_proxy
 serve --temporary_directory prog.py                 | a file                      | 2  | images cannot be kept in prog.py: Not a directory; give another folder
 serve --token-file missing                          | no token                    | 2  | cannot read the token file missing
 proxy x                                             | an argument                 | 2  | Got unexpected extra argument (x)

@@ -61,13 +61,13 @@ def test_all_ports_of_a_machine_may_be_given(spawner, store):
 def test_ports_of_running_enclaves_are_not_tried_again(monkeypatch):
     tried = []
 
-    def start_relay(enclave, arguments, told, relays):
+    def start_relay(enclave, command, arguments, told, relays):
         tried.append(arguments[1])
         return None, f"{module.LISTENING}{arguments[1]}"
 
     monkeypatch.setattr(module, "_start_relay", start_relay)
     spawn = module.Spawn(1, NOBODY, [], "sim", "127.0.0.1", (5000, 5009), [])
-    assert module._listening_relay(None, spawn, b"", set(), {5000, 5001, 5003}) == (None, 5002)
+    assert module._listening_relay(None, spawn, [], b"", set(), {5000, 5001, 5003}) == (None, 5002)
     assert tried == ["127.0.0.1:5002"]
 
 
@@ -174,7 +174,7 @@ def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
     with other:
         number = str(other.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0]],
+            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], ""],
             pass_fds=(other.fileno(),),
         )
     with ours:

@@ -17,7 +17,6 @@ _LATER = {
     ("serve", "--config"): "all clients that are let in may do the same",
     ("serve", "--data"): "enclaves get no data of the server's",
     ("serve", "--data-for"): "enclaves get no data of the server's",
-    ("serve", "--remote-proxy"): "it starts adyton's own proxy server for each enclave",
 }
 
 

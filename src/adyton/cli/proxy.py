@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,10 +59,16 @@ def command(
         SECRET_VARIABLE,
     )
     from adyton.provision.proxy import Client, Launched, dial_alone, serve_alone
+    from adyton.provision.spawner import RELAY_VARIABLE
     from adyton.remote.bearer import read_token
     from adyton.remote.certificates import of_server
     from adyton.remote.dial_address import host_address as parsed
 
+    if relay := os.environ.pop(RELAY_VARIABLE, ""):
+        from adyton.provision.relay_process import main
+
+        main(shlex.split(relay))
+        return
     if host_address is not None and listen is not None:
         typed = [
             context.get_parameter_source(each) is ParameterSource.COMMANDLINE for each in ("listen", "host_address")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+
 import click
 
 from adyton.attestation.identity import PLATFORMS_HERE
@@ -20,12 +23,29 @@ def _ports(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
+def _command(text: str) -> str:
+    """The command as it is; UsageError if it cannot be started."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--remote_proxy {text}: {error}") from None
+    if words and shutil.which(words[0]) is None:
+        raise UsageError(f"--remote_proxy {text}: there is no program {words[0]}")
+    return text
+
+
 @click.command(cls=Command, short_help="A provision server.")
 @option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
 @option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
+@option(
+    "--remote-proxy",
+    default="",
+    metavar="COMMAND",
+    help="What is started for each enclave: a command that ends up in `adyton proxy`, such as `nice adyton proxy`.",
+)
 @server_options
 @json_option()
 def command(
@@ -34,6 +54,7 @@ def command(
     platform: str,
     proxy_ports: str | None,
     temporary_directory: str | None,
+    remote_proxy: str,
     ssl_cert: str | None,
     ssl_key: str | None,
     client_ca: str | None,
@@ -65,6 +86,7 @@ def command(
             tls=tls,
             token=read_token(token_file),
             insecure=insecure,
+            remote_proxy=_command(remote_proxy),
         ),
         announce,
     )

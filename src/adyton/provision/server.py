@@ -32,6 +32,7 @@ class ServerOptions:
     tls: TLS | None = None
     token: str = ""
     insecure: bool = False
+    remote_proxy: str = ""
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -53,7 +54,9 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             store = BlobStore(directory)
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
-        spawner = stack.enter_context(contextlib.closing(Spawner(directory, on_end=lambda: stop.set(b"e"))))
+        spawner = stack.enter_context(
+            contextlib.closing(Spawner(directory, remote_proxy=options.remote_proxy, on_end=lambda: stop.set(b"e")))
+        )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server

@@ -1,7 +1,7 @@
 """The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
 
 Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
-`python -m adyton.provision.spawner DESCRIPTOR STORE`
+`python -m adyton.provision.spawner DESCRIPTOR STORE PROXY-COMMAND`
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -35,6 +36,7 @@ LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 MAX_ENCLAVES = 256  # at once
 START_SECONDS = 20.0  # until a proxy server must have said where it listens, or that its client has it
 END_SECONDS = 5.0  # for the spawner
+RELAY_VARIABLE = "ADYTON_RELAY"  # arguments of relay_process, for an `adyton proxy` that is to be one
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -97,8 +99,8 @@ _ENDED = "the server's process that starts enclaves has ended: start the server 
 class Spawner:
     """The provision server's end: owns the spawner process. Thread-safe."""
 
-    def __init__(self, store: str, *, on_end: Callable[[], None] = lambda: None) -> None:
-        """PlatformError: no sandbox here.
+    def __init__(self, store: str, *, remote_proxy: str = "", on_end: Callable[[], None] = lambda: None) -> None:
+        """`remote_proxy`: the command, as a shell takes it, that ends up in `adyton proxy`; "" for ours. PlatformError: no sandbox here.
 
         `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
         """
@@ -107,7 +109,7 @@ class Spawner:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "adyton.provision.spawner", str(other.fileno()), store],
+                [sys.executable, "-P", "-m", "adyton.provision.spawner", str(other.fileno()), store, remote_proxy],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
@@ -217,8 +219,9 @@ class Spawner:
         self._socket.close()
 
 
-def main(descriptor: int, store: str) -> None:
+def main(descriptor: int, store: str, remote_proxy: str) -> None:
     """The spawner process."""
+    command = shlex.split(remote_proxy)
     from adyton.runtime.launch import Zygote
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -250,7 +253,7 @@ def main(descriptor: int, store: str) -> None:
 
     def serve(spawn: Spawn, order: _Order) -> None:
         try:
-            _start(zygote, spawn, relays, ports, say, order.started)
+            _start(zygote, spawn, command, relays, ports, say, order.started)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
@@ -323,6 +326,7 @@ def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
 def _start(
     zygote: Any,
     spawn: Spawn,
+    command: list[str],
     relays: set[subprocess.Popen[str]],
     ports: set[int],
     say: Callable[[msgspec.Struct], None],
@@ -337,10 +341,10 @@ def _start(
     port = 0
     try:
         if spawn.dial is None:
-            relay, port = _listening_relay(enclave, spawn, session, relays, ports)
+            relay, port = _listening_relay(enclave, spawn, command, session, relays, ports)
             ports.add(port)
         else:
-            relay = _dialling_relay(enclave, spawn.dial, relays)
+            relay = _dialling_relay(enclave, spawn.dial, command, relays)
     except BaseException:
         enclave.close()
         raise
@@ -358,7 +362,12 @@ def _start(
 
 
 def _listening_relay(
-    enclave: Enclave, spawn: Spawn, session: bytes, relays: set[subprocess.Popen[str]], ports: set[int]
+    enclave: Enclave,
+    spawn: Spawn,
+    command: list[str],
+    session: bytes,
+    relays: set[subprocess.Popen[str]],
+    ports: set[int],
 ) -> tuple[subprocess.Popen[str], int]:
     """`ports`: those that are in use as far as we know; each other one costs the start of a process to find that out."""
     low, high = spawn.ports
@@ -366,34 +375,42 @@ def _listening_relay(
         if port in ports:
             continue
         listen = f"{spawn.host}:{port}"
-        relay, line = _start_relay(enclave, ["listen", listen, *spawn.options], [session], relays)
+        relay, line = _start_relay(enclave, command, ["listen", listen, *spawn.options], [session], relays)
         if line.startswith(LISTENING):
             return relay, int(line.rpartition(":")[2])
         _end_relay(relay, relays)
     raise UnreachableError(
-        f"the server cannot start a proxy server at {spawn.host}, ports {low} to {high}: are they in use?"
+        f"the server cannot start a proxy server at {spawn.host}, ports {low} to {high}: are they in use?{_what_else(command)}"
     )
 
 
-def _dialling_relay(enclave: Enclave, dial: Dial, relays: set[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    relay, line = _start_relay(enclave, ["dial", dial.target], [dial.session, dial.certificate], relays)
+def _what_else(command: list[str]) -> str:
+    return f" Or does its --remote_proxy not end up in adyton proxy: {shlex.join(command)}" if command else ""
+
+
+def _dialling_relay(
+    enclave: Enclave, dial: Dial, command: list[str], relays: set[subprocess.Popen[str]]
+) -> subprocess.Popen[str]:
+    relay, line = _start_relay(enclave, command, ["dial", dial.target], [dial.session, dial.certificate], relays)
     if line.startswith(CONNECTED):
         return relay
     _end_relay(relay, relays)
-    why = line.strip().removeprefix(FAILED) or f"no answer within {START_SECONDS:g} s"
+    why = line.strip().removeprefix(FAILED) or f"no answer within {START_SECONDS:g} s.{_what_else(command)}"
     raise UnreachableError(f"the server's proxy server did not reach its client (dial_back): {why}")
 
 
 def _start_relay(
-    enclave: Enclave, arguments: list[str], told: list[bytes], relays: set[subprocess.Popen[str]]
+    enclave: Enclave, command: list[str], arguments: list[str], told: list[bytes], relays: set[subprocess.Popen[str]]
 ) -> tuple[subprocess.Popen[str], str]:
     """A relay and its first line. `told`: what it is to know by standard input, since anyone can read a command line."""
     descriptor = enclave.socket.fileno()
+    arguments = [str(descriptor), str(enclave.pid), *arguments]
     relay = subprocess.Popen(
-        [sys.executable, "-P", "-m", "adyton.provision.relay_process", str(descriptor), str(enclave.pid), *arguments],
+        command or [sys.executable, "-P", "-m", "adyton.provision.relay_process", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(descriptor,),
+        env={**os.environ, RELAY_VARIABLE: shlex.join(arguments)} if command else None,
         text=True,
     )
     relays.add(relay)
@@ -421,4 +438,4 @@ def _end_relay(relay: subprocess.Popen[str], relays: set[subprocess.Popen[str]])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
