@@ -314,6 +314,24 @@ def test_names_are_taken_once_and_freed(manager):
         manager.load_enclave(EnclaveLoadConfig())
 
 
+def test_what_ends_a_block_is_not_hidden_by_what_finalize_says(manager):
+    class Odd(TrustedApplication):
+        def finalize(self, final):
+            raise RuntimeError("finalize")
+
+    EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(Odd)))
+    with pytest.raises(KeyError, match="block"), manager.load_enclave(EnclaveLoadConfig(name="one")):
+        raise KeyError("block")
+    with pytest.raises(RuntimeError, match="finalize"), manager.load_enclave(EnclaveLoadConfig(name="one")):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", 3, None])
+def test_an_enclave_has_a_name(name):
+    with pytest.raises(UsageError, match="give it a name"):
+        Enclave(name)
+
+
 class Careless(EnclaveLoader):
     def load(self, order):
         return 5

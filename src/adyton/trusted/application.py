@@ -47,6 +47,8 @@ class Enclave(TrustedApplication):
     """A confidential program made of functions. `source`: the file that it was created in, which is what is loaded."""
 
     def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"Enclave({name!r}): give it a name")
         self.name = name
         self.source: str | None = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - the caller's module is meant
         self._entries: dict[str, Callable[..., Any]] = {}
