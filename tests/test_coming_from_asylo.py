@@ -176,7 +176,8 @@ def forked() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, f"a forked process ended with {status}"
 
 def pooled() -> None:
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -189,7 +190,12 @@ def database(path: str) -> None:
 
 def signalled_itself() -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert signalled.wait(30)
+    assert signalled.wait(30), "no handler has run"
+
+def signalled_a_thread() -> None:
+    signalled.clear()
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # handlers run in the main thread, which sleeps
+    assert signalled.wait(30), "no handler has run"
 
 @enclave.entry
 def outcomes(folder: str) -> dict[str, str]:
@@ -219,6 +225,7 @@ def outcomes(folder: str) -> dict[str, str]:
         "multiprocessing": pooled,
         "execve": lambda: subprocess.run(["/bin/true"]),
         "signal": signalled_itself,
+        "signal of a thread": signalled_a_thread,
         "getpwuid": lambda: pwd.getpwuid(os.getuid()),
         "msgget": lambda: by_libc("msgget", 0, 0o1600),
         "random": lambda: open("/dev/random", "rb").read(8),

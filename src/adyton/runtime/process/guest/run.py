@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -58,9 +59,14 @@ class Guest:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(main_link, select.POLLIN)
+        woken = _woken_by_signals()
+        if woken is not None:
+            poller.register(woken, select.POLLIN)
         while True:
             for descriptor, _ in poller.poll():
-                if descriptor == main_link.fileno():
+                if descriptor == woken:
+                    os.read(woken, 4096)  # the program's handlers run now
+                elif descriptor == main_link.fileno():
                     message = main_link.receive()
                     if message is None:
                         return
@@ -160,9 +166,20 @@ class Guest:
         """A forked child must not speak on its parent's links."""
         host_functions.connect(None, whole_process=True)
         host_functions.connect(None, whole_process=False)
+        signal.set_wakeup_fd(-1)
         self._control.close()
         for link in list(self._links):
             link.close()
+
+
+def _woken_by_signals() -> int | None:
+    """A descriptor that is readable after a signal, whichever thread the kernel gave it to: Python's handlers run in the main thread, and
+    only if that does not sleep. None: this is another thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    return woken
 
 
 def exception_of(raised: Raised) -> Exception:
