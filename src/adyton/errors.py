@@ -235,7 +235,8 @@ class SignatureError(ImageError):
 class EnclaveError(AdytonError):
     """The enclave's code raised. `type`, `message`: the exception's name and text there; `traceback`: in debug only, else "".
 
-    If it was a built-in exception, the object is an instance of that, too (see `enclave_error`). An EnclaveOutput whose status is not OK is raised as one too: `type` and `code` are then the name of the status' code.
+    If it was a built-in exception, the object is an instance of that, too (see `enclave_error`). An EnclaveOutput whose status is not OK
+    is raised as one, with the name of the status' code as `type` and `code`.
     """
 
     code = "UNKNOWN"
