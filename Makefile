@@ -31,7 +31,7 @@ example-%: setup
 	@$(BIN)/python examples/$*/run.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests once more, slower, with the lines and branches that all processes ran, enclaves' too. Details: .coverage-data/html
 coverage: setup

@@ -13,13 +13,14 @@ import msgspec
 
 from adyton.cli.command import Command
 from adyton.cli.options import json_option
+from adyton.cli.values import PATH
 from adyton.errors import UsageError
 
 FILES = ("pyproject.toml", "demo_enclave.py", "demo_driver.py", "test_demo.py", "policy.toml")
 
 
 @click.command(cls=Command, short_help="Write a project that runs and is tested.")
-@click.argument("directory", metavar="[DIR]", default=".", type=click.Path())
+@click.argument("directory", metavar="[DIR]", default=".", type=PATH)
 @json_option("What was written, and failures, as JSON.")
 def command(directory: str, as_json: bool) -> None:
     """adyton init demo

@@ -9,10 +9,11 @@ import msgspec
 
 from adyton.cli.command import Command
 from adyton.cli.options import json_option
+from adyton.cli.values import PATH
 
 
 @click.command(cls=Command, short_help="What is in an image.")
-@click.argument("image", type=click.Path())
+@click.argument("image", type=PATH)
 @json_option("As JSON.")
 def command(image: str, as_json: bool) -> None:
     """adyton inspect build/demo_enclave.enclave

@@ -7,10 +7,11 @@ import msgspec
 
 from adyton.cli.command import Command
 from adyton.cli.options import json_option
+from adyton.cli.values import PATH
 
 
 @click.command(cls=Command, short_help="Make a signing key.")
-@click.argument("key", type=click.Path())
+@click.argument("key", type=PATH)
 @json_option("The signer, and failures, as JSON.")
 def command(key: str, as_json: bool) -> None:
     """adyton keygen release.key

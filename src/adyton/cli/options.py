@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from adyton.attestation.identity import CONFIGS, PLATFORMS
-from adyton.cli.values import SECONDS, OneOf
+from adyton.cli.values import PATH, SECONDS, OneOf
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,13 +117,11 @@ def load_options(command: _C) -> _C:
         option(
             "--allow-read",
             multiple=True,
-            type=click.Path(),
+            type=PATH,
             metavar="PATH",
             help="The enclave may read it, and what is under it.",
         ),
-        option(
-            "--allow-write", multiple=True, type=click.Path(), metavar="PATH", help="… and write, create and delete."
-        ),
+        option("--allow-write", multiple=True, type=PATH, metavar="PATH", help="… and write, create and delete."),
         option("--allow-net", multiple=True, metavar="HOST[:PORT]", help="The enclave may connect to it."),
         option("--allow-listen", multiple=True, metavar="HOST:PORT", help="The enclave may listen there."),
         option("--allow-env", multiple=True, metavar="NAME", help="The enclave gets this variable."),

@@ -99,8 +99,11 @@ def run(arguments: list[str] | None = None) -> None:
         sys.stderr.close()  # nobody reads what we print
         status = 1
     except OSError as error:  # a full disk, and the like
-        place = "standard output cannot be written" if error.errno == errno.ENOSPC else None
-        text = ": ".join(str(part) for part in (error.filename or place, error.strerror or error) if part)
+        place = error.filename
+        if place is None and error.errno == errno.ENOSPC:
+            place, as_json = "standard output cannot be written", False
+            sys.stdout = None  # what it still holds would be tried again at the end
+        text = ": ".join(str(part) for part in (place, error.strerror or error) if part)
         status = _fail(as_json, 2 if _nowhere() else 1, type(error).__name__, text)
     except UnicodeEncodeError as error:  # bytes of the command line, as Python keeps them
         status = _fail(as_json, 2, "UsageError", f"{error.object!a} is no text: it holds bytes that are not UTF-8")
@@ -145,10 +148,7 @@ def _fail(
         message += ". The working directory was deleted: change to one that is there"
     if as_json:
         error = {"exit_code": exit_code, "type": kind, "message": message, "failures": failures or []}
-        try:
-            click.echo(msgspec.json.encode({"error": error}))
-        except OSError:
-            click.echo(f"adyton: {_printable(message)}", err=True)
+        click.echo(msgspec.json.encode({"error": error}))
     elif click_error is not None:
         click_error.show()
     else:

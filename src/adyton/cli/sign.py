@@ -7,11 +7,12 @@ import msgspec
 
 from adyton.cli.command import Command
 from adyton.cli.options import json_option, option
+from adyton.cli.values import PATH
 from adyton.errors import UsageError
 
 
 @click.command(cls=Command, short_help="Sign an image.")
-@click.argument("image", type=click.Path())
+@click.argument("image", type=PATH)
 @option(
     "--debug", is_flag=True, help="Sign with the debug key, which everybody has: such an image is refused by default."
 )

@@ -43,3 +43,6 @@ class _Port(click.ParamType[int]):
 
 SECONDS = _Seconds()
 PORT = _Port()
+
+
+PATH = click.Path(readable=False)  # what is wrong with a file is said by who reads it

@@ -129,7 +129,8 @@ class LocalProxy:
         return line.removeprefix(begin).strip()
 
     def _await(self, lines: queue.SimpleQueue[str], process: subprocess.Popen[str], what: str, budget: Budget) -> str:
-        until, still = time.monotonic() + budget.left(START_TIMEOUT), 0.0
+        seconds, still = budget.left(START_TIMEOUT), 0.0
+        until = time.monotonic() + seconds
         while True:
             try:
                 return lines.get(timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
@@ -137,7 +138,7 @@ class LocalProxy:
                 still = still + LOOK_SECONDS if stopped(process.pid) else 0.0
             if still >= STOPPED_SECONDS or time.monotonic() >= until:
                 why = "was stopped by a signal" if still else f"did not say within {START_TIMEOUT:g} s {what}"
-                if not still and budget.left() <= 0:
+                if not still and seconds < START_TIMEOUT:
                     raise DeadlineError(
                         f"the proxy server had not said {what} when the load's {budget} were over: give it a longer timeout"
                     )
