@@ -114,7 +114,8 @@ def prepare(plan: str, descriptor: int) -> NoReturn:
     try:
         _execute(root.from_json(plan), descriptor)
     except (OSError, AdytonError, LookupError) as error:
-        control.send(failure(error))
+        with contextlib.suppress(OSError):  # the launcher was killed meanwhile
+            control.send(failure(error))
         os._exit(1)
 
 
@@ -219,7 +220,8 @@ class _Zygote:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._woken, select.POLLIN)
-        self._control.send(READY)
+        with contextlib.suppress(OSError):  # the launcher was killed meanwhile, which is seen below
+            self._control.send(READY)
         while True:
             for descriptor, _ in poller.poll():
                 if descriptor == self._woken:
