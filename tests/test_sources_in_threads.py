@@ -1,5 +1,7 @@
 """Sources are read in many threads at once: CPython's parser is used by one of them at a time."""
 
+import ast
+import contextlib
 import gc
 import sys
 import threading
@@ -53,6 +55,23 @@ def test_four_threads_parse_at_once():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.usefixtures("_restless")
+def test_who_asks_nobody_parses_too():
+    """The module traceback does, in any thread; here it comes in the middle of ours, as often as it takes."""
+    disturbances = iter(range(200))
+
+    def disturb(*_):
+        if next(disturbances, None) is not None:
+            with contextlib.suppress(SystemError):
+                ast.parse("a + b")
+
+    gc.callbacks.append(disturb)
+    try:
+        assert len(parse_module(SOURCE, "some.py").body) == 60
+    finally:
+        gc.callbacks.remove(disturb)
 
 
 def test_what_the_parser_warns_of_is_not_the_users_matter(tmp_path):
