@@ -10,7 +10,7 @@ LANES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart quickstart-remote test coverage lint bench fuzz chaos clean
+.PHONY: setup quickstart quickstart-remote test repeat coverage lint bench fuzz chaos clean
 
 setup: $(VENV)/ready
 
@@ -32,6 +32,10 @@ example-%: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# make repeat COUNT=20: all tests so often, each time in another random order.
+repeat: setup
+	$(BIN)/python measure/repeat.py --count $(COUNT)
 
 # The tests once more, slower, with the lines and branches that all processes ran, enclaves' too. Details: .coverage-data/html
 coverage: setup
