@@ -138,6 +138,7 @@ call prog.py double 1 --remote_proxy false          | a program that is none    
 call prog.py double 1 --token-file missing --on h   | no token                    | 2  | cannot read the token file missing: No such file or directory
 call prog.py double 1 --token-file empty.py --on h  | an empty token              | 2  | the token file empty.py is empty: write a secret of your choice into it
 call prog.py double 1 --on unix:nobody             | nobody at a unix socket     | 10 | cannot reach unix:nobody: nothing listens there. Is a server running, and is this its path?
+proxy --listen unix:loop/s                          | no way to its folder        | 2  | cannot listen at unix:loop/s: is its folder there, and may you write it?
 proxy --listen unix:prog.py                         | a file is no socket         | 2  | cannot listen at unix:prog.py: there is something of that name, and it is no socket
 call prog.py frob 1                                 | a later word                | 2  | Of a .py file, public functions whose parameters are annotated are entries. Its entries are:
 call prog.py double 1 --ca prog.py                  | no server for a CA          | 2  | --ca is for a server, and none is named: give --on, or leave out --ca

@@ -70,10 +70,11 @@ class EnclaveClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with (
-            contextlib.nullcontext() if kind is None else contextlib.suppress(AdytonError)
-        ):  # what ended the block says more
-            self.finalize(EnclaveFinal(), wait=kind is None)
+        if kind is None:
+            self.finalize(EnclaveFinal())
+            return
+        with contextlib.suppress(AdytonError):  # what ended the block says more
+            self.finalize(EnclaveFinal(), wait=False)
 
     @property
     def name(self) -> str:
