@@ -25,6 +25,7 @@ from adyton.provision.local_proxy import LocalProxy
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
 from adyton.provision_pb2 import DialBackTo, Offer, ProvisionRequest, ProvisionResponse, Ready
+from adyton.remote import rpc_threads
 from adyton.remote.address import TLS, Address, is_loopback, security_type_of
 from adyton.remote.bearer import check_token, read_token
 from adyton.remote.connection import Peer, error_from, open_channel, unpacked
@@ -137,7 +138,7 @@ class _DialledLink:
         )
         connected = False
         try:
-            self._call = stub(outgoing, metadata=self._metadata)
+            self._call = rpc_threads.begin(stub, outgoing, self._metadata)
             if self._cancelled:
                 self._call.cancel()
             for response in self._call:

@@ -16,6 +16,7 @@ from adyton.communicator_pb2 import Envelope
 from adyton.errors import AdytonError, UnreachableError
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
+from adyton.remote import rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.dial_back import ACCEPTED, SERVICE
 from adyton.remote.relay import READ_SIZE
@@ -99,7 +100,7 @@ class Dialler:
         until = time.monotonic() + seconds
         while True:
             accepted: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            call = stub(_after(accepted, answers), metadata=metadata)
+            call = rpc_threads.begin(stub, _after(accepted, answers), metadata)
             patience = threading.Timer(max(0.0, until - time.monotonic()), call.cancel)
             patience.daemon = True
             patience.start()

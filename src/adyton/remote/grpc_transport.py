@@ -9,6 +9,7 @@ import grpc
 
 from adyton.communicator_pb2 import Envelope
 from adyton.processes_pb2 import ProcessReport
+from adyton.remote import rpc_threads
 from adyton.remote.connection import SESSION_METADATA, Peer, error_from
 from adyton.remote.process_query import ask
 
@@ -33,7 +34,7 @@ class GrpcTransport:
         )
         connected = False
         try:
-            self._call = stub((Envelope(data=data) for data in outgoing), metadata=self._metadata)
+            self._call = rpc_threads.begin(stub, (Envelope(data=data) for data in outgoing), self._metadata)
             for envelope in self._call:
                 connected = True
                 yield envelope.data
