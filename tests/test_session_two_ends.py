@@ -63,7 +63,9 @@ class TwoEnds(RuleBasedStateMachine):
     @rule(end=ends, ok=st.booleans(), size=sizes, data=st.data())
     def reply(self, end, ok, size, data):
         candidates = [
-            call for call, pair in self.to_answer[end].items() if not pair or self.stacks[pair][-1] == (1 - end, call)
+            call
+            for call, pair in self.to_answer[end].items()
+            if not pair or (self.turn[pair] == end and self.stacks[pair][-1] == (1 - end, call))
         ]
         if not candidates:
             return
