@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 
 PROGRAM = """
 import time
@@ -57,6 +60,24 @@ def executes(pid: int, argument: str) -> bool:
 
 def party(found: dict[int, str], name: str) -> int:
     return next(pid for pid, each in found.items() if each == name)
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it has reached each thread: on a busy machine one may go on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while set(_thread_states(pid)) - {"T", "Z"}:
+        assert time.monotonic() < deadline, pid
+        threading.Event().wait(0.001)
+
+
+def _thread_states(pid: int) -> Iterator[str]:
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with (
+            suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/task/{thread}/stat", errors="replace") as file,
+        ):
+            yield file.read().rpartition(") ")[2][0]
 
 
 def gone(pids: set[int], seconds: float = 60) -> set[int]:

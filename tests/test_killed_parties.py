@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import start
-from parties import PROGRAM, descendants, gone, litter, party, relay_of
+from parties import PROGRAM, descendants, gone, litter, party, relay_of, stop
 
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError, DeadlineError
@@ -68,7 +68,7 @@ def test_of_a_guest_that_was_killed_before_it_had_read_all_the_signal_is_said(pr
     others = set(descendants(os.getpid()))
     client = adyton.load(program)
     found = {pid: name for pid, name in descendants(os.getpid()).items() if pid not in others}
-    os.kill(party(found, "enclave"), signal.SIGSTOP)
+    stop(party(found, "enclave"))
     with pytest.raises(DeadlineError):
         client.options(timeout=0.3).call("quick")
     os.kill(party(found, "enclave"), signal.SIGKILL)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 
 import pytest
+from parties import stop
 from sandbox import PATIENCE, PROBE, alive, children, enclave, start_zygote, wait_until_ended
 
 from adyton.errors import ClosedError, ImageError, PlatformError, SignatureError
@@ -62,7 +63,7 @@ def test_a_killed_supervisor_takes_its_guest_along(zygote):
 def test_a_supervisor_killed_while_its_guest_waits_for_a_file_takes_it_along(zygote):
     with enclave(zygote) as probe:
         processes = processes_of(probe)
-        os.kill(probe.pid, signal.SIGSTOP)  # so that nobody answers
+        stop(probe.pid)  # so that nobody answers
         code = b'{"where": "guest", "code": "import os; os.listdir(\'/client\')"}\n'
         probe.enclave.socket.sendall(code)
         os.kill(probe.pid, signal.SIGKILL)
@@ -113,7 +114,7 @@ def test_a_killed_zygote_takes_all_along(tmp_path):
 
 def test_a_zygote_that_hangs_is_given_up_and_what_it_starts_later_ends(tmp_path, monkeypatch):
     with start_zygote(tmp_path) as zygote:
-        os.kill(zygote._process.pid, signal.SIGSTOP)
+        stop(zygote._process.pid)
         with monkeypatch.context() as patience:
             patience.setattr(launch, "START_SECONDS", 0.05)
             with pytest.raises(PlatformError, match="could be started within 0 s: is the server overloaded"):
@@ -129,7 +130,7 @@ def test_a_zygote_that_hangs_is_killed_at_the_end(tmp_path, monkeypatch):
     zygote = start_zygote(tmp_path)
     with enclave(zygote) as probe:
         processes = processes_of(probe)
-        os.kill(zygote._process.pid, signal.SIGSTOP)
+        stop(zygote._process.pid)
         monkeypatch.setattr(launch, "END_SECONDS", 0.05)
         zygote.close()
         assert zygote._process.returncode == -signal.SIGKILL

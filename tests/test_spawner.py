@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
-from parties import descendants, party
+from parties import descendants, party, stop
 from sandbox import alive, children, wait_until_ended
 
 from adyton.errors import ImageError, PlatformError, UnreachableError
@@ -149,7 +149,7 @@ def test_a_killed_spawner_takes_all_along_and_its_server_is_told(spawner, store)
 
 
 def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
-    os.kill(spawner._process.pid, signal.SIGSTOP)  # so that it reads no more
+    stop(spawner._process.pid)  # so that it reads no more
     with ThreadPoolExecutor(4) as threads:
         waiting = [threads.submit(spawner.spawn, *store[1], *ANY_PORT, []) for _ in range(4)]
         os.kill(spawner._process.pid, signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_closing_ends_what_hangs(spawner, store, monkeypatch):
     monkeypatch.setattr(module, "END_SECONDS", 0.05)
     spawner.spawn(*store[1], *ANY_PORT, [])
     processes = {spawner._process.pid, *children(spawner._process.pid)}
-    os.kill(spawner._process.pid, signal.SIGSTOP)
+    stop(spawner._process.pid)
     spawner.close()
     assert alive({spawner._process.pid}) == set()
     assert wait_until_ended(processes) == set()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import start
-from parties import descendants, executes, gone, litter, party, processes
+from parties import descendants, executes, gone, litter, party, processes, stop
 
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
@@ -112,7 +112,7 @@ def test_who_waits_for_a_stopped_party_gets_an_error_within_seconds(program, whe
     with adyton.load(program, on=url, allow_sim=True) as other:
         chosen = victims(above, program, url)
         for _, pid, _ in chosen.values():
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
         for victim, (outcome, seconds) in attempt_all(chosen, *call).items():
             assert isinstance(outcome, ConnectionLostError), (victim, outcome)
             assert "signal stopped" in str(outcome) or victim != "enclave"
@@ -132,7 +132,7 @@ def test_a_party_that_goes_on_in_time_is_no_loss(program):
         chosen = victims(os.getpid(), program)
         stopped = time.monotonic()
         for _, pid, _ in chosen.values():
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
         waiting = [client.submit("quick") for client, _, _ in chosen.values()]
         done = wait(waiting, 1).done
         for _, pid, _ in chosen.values():
@@ -150,7 +150,7 @@ def test_a_party_that_goes_on_in_time_is_no_loss(program):
 def test_a_stopped_provision_server_is_out_of_reach_and_its_enclaves_go_on(program, serving):
     server, url = serving
     with adyton.load(program, on=url, allow_sim=True) as client:
-        os.kill(server.pid, signal.SIGSTOP)
+        stop(server.pid)
         outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
         assert isinstance(outcome, UnreachableError), outcome
         assert seconds < SECONDS
@@ -169,7 +169,7 @@ def test_a_stopped_part_of_the_provision_server_fails_a_load_within_seconds(prog
         url = "grpc://" + server.stdout.readline().rpartition(" ")[2].strip()
         zygote = party(descendants(server.pid), "adyton-zygote")
         pid = zygote if victim == "adyton-zygote" else processes()[zygote][0]
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         outcome, seconds = attempt(lambda: adyton.load(program, on=url, allow_sim=True))
         os.kill(pid, signal.SIGCONT)
         assert isinstance(outcome, UnreachableError), outcome
@@ -212,7 +212,7 @@ def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
         assert client.stdout is not None
         assert client.stdout.readline() == "loaded\n"
         started[ending] = client, set(descendants(server.pid)) - idle
-        client.send_signal(signal.SIGSTOP)
+        stop(client.pid)
 
     def goes_on(ending, expected):
         client, found = started[ending]
@@ -255,7 +255,7 @@ def test_a_local_proxy_server_that_is_stopped_while_it_starts(program):
     thread.start()
     while not (new := {pid for pid in set(descendants(os.getpid())) - before if executes(pid, "proxy")}):
         threading.Event().wait(0.005)
-    os.kill(min(new), signal.SIGSTOP)
+    stop(min(new))
     thread.join(60)
     error, seconds = outcome[0]  # type: ignore[misc]
     assert isinstance(error, UnreachableError), error
