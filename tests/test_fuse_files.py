@@ -245,6 +245,23 @@ def test_a_file_that_another_program_replaced_is_another_node(kernel: FakeKernel
     assert client.handles == {}
 
 
+def test_a_file_that_another_program_removed_lives_on_where_it_is_open(kernel: FakeKernel, client: FakeClient) -> None:
+    opened = kernel.open("/work/in/x.txt")
+    client.file("/work/in/y.txt", b"")
+    closed = kernel.lookup("/work/in/y.txt").node
+    del client.things["/work/in/x.txt"], client.things["/work/in/y.txt"]
+    attr = kernel.getattr(opened[0])
+    assert (attr.size, attr.links) == (9, 0)
+    assert kernel.pread(opened, 99, 0) == b"line one\n"
+    for _ in range(2):
+        with raises(errno.ENOENT):
+            kernel.lookup("/work/in/x.txt")
+    with raises(errno.ENOENT):
+        kernel.getattr(closed)
+    kernel.close(opened)
+    assert client.handles == {}
+
+
 def test_an_open_file_outlives_its_directory(kernel: FakeKernel, client: FakeClient) -> None:
     kernel.mkdir("/work/out/d")
     opened = kernel.open("/work/out/d/f", os.O_RDWR | os.O_CREAT)

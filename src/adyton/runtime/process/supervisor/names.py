@@ -70,14 +70,21 @@ class NameOperations:
 
     def _refresh(self, node: Node) -> Steps:
         """Learn a client's file's attributes anew. A file of which only the open handles are left shows what was last known."""
-        attributes = yield from ask(abi.Stat(sendable(self._tree.path(node))), abi.Attributes)
-        if is_same(node, attributes):
-            learn(node, attributes)
-            return b""
+        number = errno.ESTALE  # another is there: the kernel looks the name up again
+        try:
+            attributes = yield from ask(abi.Stat(sendable(self._tree.path(node))), abi.Attributes)
+        except FileError as error:
+            if error.number not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            number = error.number
+        else:
+            if is_same(node, attributes):
+                learn(node, attributes)
+                return b""
         if node.parent is not None:
             self._tree.detach(node)
         if not self._handles.any_of(node):
-            raise FileError(errno.ESTALE)  # the kernel looks the name up again
+            raise FileError(number)
         return b""
 
     def readlink(self, header: Header, _body: object) -> Steps:
