@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 
 from adyton.communicator.messages import Grant
 from adyton.hostcall import abi
@@ -23,6 +24,10 @@ from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileSer
 from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.wanted import Wanted
+
+
+def raises(number: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, check=lambda error: error.errno == number)
 
 
 @dataclass

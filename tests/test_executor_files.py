@@ -9,64 +9,14 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from executing import DENIED, Client, furnished
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import executor as executor_module
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.openat import has_openat2
 from adyton.hostcall.client.policy import HostCallPolicy
-
-DENIED = abi.Failed("EACCES")
-
-
-class Client:
-    """An executor with what it says, and a home: read/ and write/ are allowed, secret/ is not."""
-
-    def __init__(self, home: Path, *, walk: bool | None = None, **lists):
-        self.home = home
-        self.lines: list[str] = []
-        self.printed: list[abi.Output] = []
-        lists = lists or {"read": ["read"], "write": ["write"]}
-        policy = HostCallPolicy.create(base=str(home), **lists)
-        self.executor = Executor(policy, [], denied=self.lines.append, output=self.printed.append, walk=walk)
-
-    def path(self, name: str) -> str:
-        return f"{self.home}/{name}".rstrip("/")
-
-    def __call__(self, request):
-        result = self.executor.execute(request)
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=abi.Result) == result
-        return result
-
-    def open(self, name: str, handle: int = 1, access: abi.OpenMode = "read", **options):
-        return self(abi.Open(self.path(name), handle, access, **options))
-
-    def stat(self, name: str):
-        return self(abi.Stat(self.path(name)))
-
-    def list(self, name: str) -> dict[str, abi.Attributes]:
-        cookie, found = 0, {}
-        while True:
-            entries = self(abi.List(self.path(name), cookie))
-            assert isinstance(entries, abi.Entries), entries
-            found |= {entry.name: entry.attributes for entry in entries.entries}
-            cookie = entries.next
-            if not cookie:
-                return found
-
-
-def furnished(place) -> Path:
-    home = Path(os.path.realpath(place)) / "home"
-    for folder in ("read/sub", "write", "secret"):
-        (home / folder).mkdir(parents=True)
-    (home / "read/file").write_bytes(b"0123456789")
-    (home / "read/sub/deep").write_bytes(b"deep")
-    (home / "secret/file").write_bytes(b"secret")
-    return home
 
 
 @pytest.fixture
@@ -592,65 +542,6 @@ def test_calls_are_counted_by_name(client):
     client.open("read/file")
     client(abi.Close(1))
     assert client.executor.counts == {"stat": 2, "open": 1, "close": 1}
-
-
-NAMES = st.sampled_from(["read", "write", "secret", "file", "sub", "deep", "link", "out", "new", "none", "..", ".", ""])
-TAILS = st.lists(NAMES, max_size=4)
-HANDLES = st.integers(0, 3)
-SIZES = st.integers(0, 1 << 63)
-
-
-def requests(home: str):
-    path = TAILS.map(lambda names: "/".join([home, *names]))
-    return st.one_of(
-        st.builds(abi.Access, path, st.sampled_from(["read", "write"])),
-        st.builds(abi.Stat, path),
-        st.builds(abi.ReadLink, path),
-        st.builds(abi.List, path, st.integers(0, 3)),
-        st.builds(
-            abi.Open,
-            path,
-            HANDLES,
-            st.sampled_from(["read", "write", "read-write"]),
-            st.booleans(),
-            st.booleans(),
-            st.booleans(),
-        ),
-        st.builds(abi.Read, HANDLES, st.integers(0, 100), st.integers(0, 100)),
-        st.builds(abi.Write, HANDLES, st.integers(0, 100), st.binary(max_size=10)),
-        st.builds(
-            abi.SetAttributes,
-            path,
-            st.none() | HANDLES,
-            st.none() | st.integers(0, 1000),
-            st.none() | st.integers(0, 0o7777),
-        ),
-        st.builds(abi.Sync, HANDLES, st.booleans()),
-        st.builds(abi.Close, HANDLES),
-        st.builds(abi.MakeDirectory, path, st.integers(0, 0o7777)),
-        st.builds(abi.Remove, path, st.booleans()),
-        st.builds(abi.Rename, path, path, st.booleans()),
-    )
-
-
-# In place of the profile's list, so that a loaded machine is no failure here either.
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-@given(data=st.data(), walk=st.booleans())
-def test_no_sequence_of_requests_reaches_the_secret(tmp_path_factory, data, walk):
-    home = furnished(tmp_path_factory.mktemp("hostile"))
-    (home / "read/link").symlink_to("../secret")
-    (home / "write/link").symlink_to("../secret/file")
-    (home / "write/out").symlink_to("../secret")
-    client = Client(home, walk=walk)
-    with client.executor:
-        for request in data.draw(st.lists(requests(str(home)), max_size=25)):
-            result = client(request)
-            assert not isinstance(result, abi.Data) or b"secret" not in result.data
-            assert not isinstance(result, abi.Failed) or result.errno in abi.ERRNO_NAMES
-    assert {path.name: path.read_bytes() for path in (home / "secret").iterdir()} == {"file": b"secret"}
-    assert (home / "read/file").read_bytes() == b"0123456789"
-    assert sorted(os.listdir(home / "read")) == ["file", "link", "sub"]
-    assert stat.S_IMODE((home / "secret/file").stat().st_mode) & 0o133 == 0
 
 
 def test_without_a_standard_input_there_is_nothing_to_read(client):
