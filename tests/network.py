@@ -1,8 +1,9 @@
-"""A network of a test's own: a client behind NAT, a router, and a server that has no way back to the client's network.
+"""Networks of a test's own: a client behind NAT, a router, and a server that has no way back to the client's network; or two hosts.
 
     client 192.168.77.2 ── 192.168.77.1 router 203.0.113.1 ── 203.0.113.2 server
+    server 10.78.0.1, fd78::1 ── 10.78.0.2, fd78::2 client
 
-Each is a network namespace, with nothing but its loopback and its cables. Needs root, `ip` and `nft`; everything is gone at the end.
+Each is a network namespace, with nothing but its loopback and its cables. Needs root, `ip` and, for NAT, `nft`; everything is gone at the end.
 """
 
 from __future__ import annotations
@@ -78,10 +79,9 @@ class Network:
 
 @contextmanager
 def behind_nat() -> Iterator[Network]:
-    """The network of this module's head, and its end."""
-    unique = f"adyton-{os.getpid()}-{secrets.token_hex(3)}"
+    """The first network of this module's head, and its end."""
     with ExitStack() as stack:
-        network = Network(*(stack.enter_context(_host(f"{unique}-{role}")) for role in ("client", "router", "server")))
+        network = Network(*(stack.enter_context(_host(role)) for role in ("client", "router", "server")))
         _cable(network.client, "eth0", CLIENT, network.router, "inside", INSIDE)
         _cable(network.router, "outside", OUTSIDE, network.server, "eth0", SERVER)
         network.client.ip("route", "add", "default", "via", INSIDE)
@@ -91,9 +91,19 @@ def behind_nat() -> Iterator[Network]:
 
 
 @contextmanager
-def _host(name: str) -> Iterator[Host]:
-    host = Host(name)
-    _run("ip", "netns", "add", name)
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """The second, (server, client), and its end."""
+    with _host("server") as server, _host("client") as client:
+        _cable(server, "eth0", "10.78.0.1", client, "eth0", "10.78.0.2")
+        for number, host in enumerate((server, client), 1):
+            host.ip("address", "add", f"fd78::{number}/64", "dev", "eth0", "nodad")
+        yield server, client
+
+
+@contextmanager
+def _host(role: str) -> Iterator[Host]:
+    host = Host(f"adyton-{os.getpid()}-{secrets.token_hex(3)}-{role}")
+    _run("ip", "netns", "add", host.name)
     try:
         host.ip("link", "set", "lo", "up")
         yield host
@@ -101,7 +111,7 @@ def _host(name: str) -> Iterator[Host]:
         for pid in host.processes():  # a test that failed has left them; a process would keep its namespace
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        _run("ip", "netns", "delete", name)
+        _run("ip", "netns", "delete", host.name)
 
 
 def _cable(one: Host, end: str, address: str, other: Host, other_end: str, other_address: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 import trustme
 from command import adyton, start
 from conftest import waiting_address
+from network import Host, two_hosts
 from test_killed_parties import descendants, gone, party, relay_of
 
 from adyton import (
@@ -506,27 +507,9 @@ def test_sigterm_lets_the_session_of_one_started_by_hand_go_on(short):
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[list[str], list[str]]]:
-    """Command prefixes of two network namespaces with a cable between them: 10.78.0.1 and .2, fd78::1 and ::2."""
-    names = [f"adyton-d{side}{os.getpid()}" for side in "sc"]
-    cable = [f"add{side}{os.getpid() % 100000}" for side in "sc"]
-
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True)
-
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", cable[0], "netns", names[0], "type", "veth", "peer", "name", cable[1], "netns", names[1])
-        for number, (name, end) in enumerate(zip(names, cable, strict=True), 1):
-            ip("-n", name, "address", "add", f"10.78.0.{number}/24", "dev", end)
-            ip("-n", name, "address", "add", f"fd78::{number}/64", "dev", end, "nodad")
-            ip("-n", name, "link", "set", end, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield ["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
+def hosts() -> Iterator[tuple[Host, Host]]:
+    with two_hosts() as both:
+        yield both
 
 
 ONCE = """
@@ -544,9 +527,9 @@ except adyton.AdytonError as error:
 """
 
 
-def once(on: list[str], url: str, address: str, token: str = "", tls: str = "") -> str:
+def once(on: Host, url: str, address: str, token: str = "", tls: str = "") -> str:
     run = subprocess.run(
-        [*on, sys.executable, "-c", ONCE, url, address, token, tls],
+        on.python("-c", ONCE, url, address, token, tls),
         capture_output=True,
         text=True,
         timeout=100,
@@ -559,7 +542,7 @@ def once(on: list[str], url: str, address: str, token: str = "", tls: str = "") 
 @pytest.mark.timeout(300)
 def test_a_provision_server_on_another_machine_dials_back(hosts):
     on_server, on_client = hosts
-    command = [*on_server, sys.executable, "-m", "adyton.cli", "serve", "--host", "::", "--port", "4321", "--insecure"]
+    command = on_server.python("-m", "adyton.cli", "serve", "--host", "::", "--port", "4321", "--insecure")
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
@@ -582,7 +565,7 @@ def test_a_provision_server_on_another_machine_dials_back(hosts):
 def test_one_started_by_the_client_on_another_machine_dials_back(hosts, address, monkeypatch):
     """… by a command such as ssh, which hands the environment on."""
     on_server, on_client = hosts
-    monkeypatch.setenv("ADYTON_REMOTE_PROXY", " ".join([*on_server, sys.executable, "-m", "adyton.cli", "proxy"]))
+    monkeypatch.setenv("ADYTON_REMOTE_PROXY", " ".join(on_server.python("-m", "adyton.cli", "proxy")))
     assert once(on_client, "", address) == "1\n"
 
 
@@ -594,9 +577,7 @@ def test_one_started_by_hand_on_another_machine_dials_back(hosts, authority, hos
     mine = issue("fd78::2", "10.78.0.2")
     there = f"[{host}]:7000" if ":" in host else f"{host}:7000"
     command = ["proxy", "--host_address", there, "--token-file", "token", "--client-ca", ca]
-    process = subprocess.Popen(
-        [*on_server, sys.executable, "-m", "adyton.cli", *command], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(on_server.python("-m", "adyton.cli", *command), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert once(on_client, "", "[::]:7000", TOKEN, mine) == "1\n"
