@@ -20,7 +20,7 @@ import trustme
 from command import adyton, start
 from conftest import waiting_address
 from network import Host, two_hosts
-from test_killed_parties import descendants, gone, party, relay_of
+from parties import descendants, gone, party, relay_of
 
 from adyton import (
     EnclaveFinal,

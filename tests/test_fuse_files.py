@@ -452,7 +452,7 @@ def test_other_links_are_followed_by_the_kernel_which_asks_for_each_name(
     assert kernel.readlink("/work/in/l") == target
 
 
-# -- start ------------------------------------------------------------------------------------------------------------
+# -- start, and the bounds of requests --------------------------------------------------------------------------------
 
 
 def test_the_kernel_and_the_server_agree_on_large_requests() -> None:
