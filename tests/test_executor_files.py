@@ -417,7 +417,7 @@ class TestHandles:
             assert go_on.wait(60)
             return pread(*arguments)
 
-        monkeypatch.setattr(executor_module.os, "pread", slow)
+        monkeypatch.setattr(os, "pread", slow)
         results = []
         reader = threading.Thread(target=lambda: results.append(client(abi.Read(1, 0, 10))))
         reader.start()
@@ -438,7 +438,7 @@ class TestHandles:
             assert go_on.wait(60)
             return link(*arguments, **options)
 
-        monkeypatch.setattr(executor_module.os, "readlink", slow)
+        monkeypatch.setattr(os, "readlink", slow)
         results = []
         caller = threading.Thread(target=lambda: results.append(client(abi.ReadLink(client.path("read/link")))))
         caller.start()
