@@ -52,6 +52,7 @@ PATHS = (
 )
 NAMES = (*(os.fsencode(path.rpartition("/")[2]) for path in PATHS), b"in", b"work", b"\xff", b"lib")
 FEW = (b"d", b"e", b"f")
+EXTENDED = (b"user.x", b"user.y", b"user.", b"security.capability", b"system.posix_acl_access", b"user.\xff")
 READ, WRITE = messages.Grant("/work/in", "read"), messages.Grant("/work/out", "write")
 LAYOUTS = (
     Layout([READ, WRITE, messages.Grant("/tmp/shared/deep", "write")], "/work"),
@@ -60,7 +61,7 @@ LAYOUTS = (
 )
 OPCODES = (
     *FORMS,
-    *[Opcode.OPEN, Opcode.CREATE, Opcode.READ, Opcode.WRITE, Opcode.SETATTR] * 2,
+    *[Opcode.OPEN, Opcode.CREATE, Opcode.READ, Opcode.WRITE, Opcode.SETATTR, Opcode.SETLK, Opcode.SETLKW] * 2,
     Opcode.GETATTR,
     Opcode.READLINK,
     Opcode.STATFS,
@@ -81,10 +82,25 @@ RESULTS: Mapping[type, Any] = {
     abi.MakeDirectory: abi.Attributes,
     abi.Remove: abi.Done,
     abi.Rename: abi.Done,
+    abi.Link: abi.Attributes,
+    abi.SymbolicLink: abi.Attributes,
+    abi.StatFileSystem: abi.FileSystem,
+    abi.OpenUnnamed: abi.Attributes,
+    abi.Seek: abi.Position,
+    abi.Allocate: abi.Done,
+    abi.Copy: abi.Copied,
+    abi.GetExtended: abi.Data,
+    abi.ListExtended: abi.Names,
+    abi.SetExtended: abi.Done,
+    abi.RemoveExtended: abi.Done,
+    abi.Lock: abi.Done,
+    abi.GetLock: abi.Conflict,
+    abi.Flock: abi.Done,
+    abi.StopWaiting: abi.Done,
     abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }
-ERRORS = ("ENOENT", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
+ERRORS = ("ENOENT", "EAGAIN", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
 
 FLAGS = (*(0, 0, 1, 2, 2, 3), os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_EXCL | os.O_CREAT, -1)
 SEEN = (("/", b"work"), ("/work", b"in"), ("/work", b"out"), ("/work/out", b"d"), ("/work/out", b"f"), ("/", b"tmp"))
@@ -113,6 +129,8 @@ class _Mount:
             assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
             for name in ("path", "source", "target"):
                 path = getattr(request, name, "/")
+                if isinstance(request, abi.Copy | abi.SymbolicLink) and name != "path":
+                    continue  # handles; and where a link leads is the guest's own choice
                 assert path in ("", "/") or own_path(path) is None, "the client was asked about the enclave's own"
             if isinstance(effect, Ask):
                 self.asks.append(effect)
@@ -173,10 +191,15 @@ class _Mount:
         values = values[: len(form.fixed.unpack(bytes(form.fixed.size)))]
         if form.tail in ("name", "names"):
             count = 2 if form.tail == "names" else 1
-            data = b"".join(draw.pick(FEW if draw.often() else NAMES) + b"\0" for _ in range(count))
+            choices = EXTENDED if form.make in (fuse_abi.GetXattr, fuse_abi.Name) and draw.below(2) else FEW
+            data = b"".join(draw.pick(choices if draw.often() else NAMES) + b"\0" for _ in range(count))
         elif form.tail == "data":
             data = draw.blob()
             values[2] = len(data)
+        elif form.tail == "name and data":
+            value = draw.blob()
+            values[0] = len(value)
+            data = draw.pick(EXTENDED) + b"\0" + value
         elif form.tail == "nodes":
             values = [draw.below(4)]
             data = b"".join(struct.pack("<QQ", self._node(), draw.below(4)) for _ in range(values[0]))
@@ -187,8 +210,12 @@ class _Mount:
     def _field(self, name: str) -> int:
         draw = self.draw
         match name:
-            case "handle":
+            case "handle" | "target":
                 return draw.pick(self.handles[-64:]) if draw.often() else draw.number()
+            case "owner" | "type":
+                return draw.below(4)
+            case "end":
+                return fuse_abi.LARGEST if draw.below(2) else draw.number()
             case "directory" | "node":
                 return self._node()
             case "unique":

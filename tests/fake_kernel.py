@@ -19,6 +19,7 @@ import pytest
 from adyton.communicator.messages import Grant
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
+from adyton.hostcall.lock_ranges import LAST, LockRanges
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
@@ -40,6 +41,7 @@ class Thing:
     data: bytearray = field(default_factory=bytearray)
     target: str = ""
     modified: int = 0
+    extended: dict[str, bytes] = field(default_factory=dict)
 
 
 class FakeClient:
@@ -50,7 +52,9 @@ class FakeClient:
         self.cwd = cwd
         self.identities = itertools.count(1)
         self.things: dict[str, Thing] = {}
-        self.handles: dict[int, tuple[Thing, abi.Open]] = {}
+        self.handles: dict[int, tuple[Thing, abi.Open | abi.OpenUnnamed]] = {}
+        self.locks = LockRanges()  # of all files together: enough for one
+        self.flocks = LockRanges()
         self.log: list[abi.Request] = []
         self.denied: list[tuple[str, str]] = []
         self.synced: list[int] = []
@@ -105,20 +109,23 @@ class FakeClient:
     def _below(self, path: str) -> list[str]:
         return [each for each in self.things if each != path and each.startswith(path.rstrip("/") + "/")]
 
-    @staticmethod
-    def attributes(thing: Thing) -> abi.Attributes:
+    def attributes(self, thing: Thing, *, birth: bool = False) -> abi.Attributes:
         size = len(thing.data) or len(thing.target)
-        return abi.Attributes(thing.kind, thing.identity, size, thing.mode, 1, 0, thing.modified, 0)
+        links = sum(each is thing for each in self.things.values())
+        born = 77 if birth else None
+        return abi.Attributes(thing.kind, thing.identity, size, thing.mode, links, 0, thing.modified, 0, born=born)
 
     def _access(self, request: abi.Access) -> abi.Result:
         self._allow(request.path, request.right)
         return abi.Done()
 
     def _stat(self, request: abi.Stat) -> abi.Result:
+        if request.handle is not None:
+            return self.attributes(self._handle(request.handle)[0], birth=request.birth)
         leads = any(path.startswith(request.path.rstrip("/") + "/") for path in [*self.allowed, self.cwd + "/"])
         if not leads:
             self._allow(request.path, "read")
-        return self.attributes(self._get(request.path))
+        return self.attributes(self._get(request.path), birth=request.birth)
 
     def _readlink(self, request: abi.ReadLink) -> abi.Result:
         thing = self._get(request.path)
@@ -156,6 +163,14 @@ class FakeClient:
         self.handles[request.handle] = (thing, request)
         return self.attributes(thing)
 
+    def _openunnamed(self, request: abi.OpenUnnamed) -> abi.Result:
+        self._allow(request.path, "write")
+        assert self._get(request.path).kind == "directory"
+        assert request.handle not in self.handles
+        thing = Thing("file", next(self.identities), request.mode)
+        self.handles[request.handle] = (thing, request)
+        return self.attributes(thing)
+
     def _read(self, request: abi.Read) -> abi.Result:
         thing, opened = self._handle(request.handle)
         assert opened.access != "write"
@@ -171,7 +186,7 @@ class FakeClient:
         thing.modified += 1
         return abi.Written(len(request.data))
 
-    def _handle(self, handle: int) -> tuple[Thing, abi.Open]:
+    def _handle(self, handle: int) -> tuple[Thing, abi.Open | abi.OpenUnnamed]:
         if handle not in self.handles:
             raise OSError(errno.EBADF, "handle")
         return self.handles[handle]
@@ -233,6 +248,15 @@ class FakeClient:
         existing = self.things.get(request.target)
         if existing is source:
             return abi.Done()
+        if request.exchange:
+            self._get(request.target)
+            moved = {
+                new + path[len(old) :]: self.things.pop(path)
+                for old, new in ((request.source, request.target), (request.target, request.source))
+                for path in [old, *self._below(old)]
+            }
+            self.things.update(moved)
+            return abi.Done()
         if existing is not None:
             if not request.replace:
                 raise OSError(errno.EEXIST, request.target)
@@ -244,6 +268,106 @@ class FakeClient:
                 raise OSError(errno.ENOTEMPTY, request.target)
         for path in [request.source, *self._below(request.source)]:
             self.things[request.target + path[len(request.source) :]] = self.things.pop(path)
+        return abi.Done()
+
+    def _link(self, request: abi.Link) -> abi.Result:
+        self._allow(request.target, "write")
+        if request.handle is None:
+            self._allow(request.source, "write")
+        thing = self._get(request.source) if request.handle is None else self._handle(request.handle)[0]
+        self._parent(request.target)
+        if thing.kind == "directory":
+            raise OSError(errno.EPERM, request.source)
+        if request.target in self.things:
+            raise OSError(errno.EEXIST, request.target)
+        self.things[request.target] = thing
+        return self.attributes(thing)
+
+    def _symboliclink(self, request: abi.SymbolicLink) -> abi.Result:
+        self._allow(request.path, "write")
+        self._parent(request.path)
+        if request.path in self.things:
+            raise OSError(errno.EEXIST, request.path)
+        self.link(request.path, request.target)
+        return self.attributes(self.things[request.path])
+
+    def _statfilesystem(self, request: abi.StatFileSystem) -> abi.Result:
+        self._allow(request.path, "read")
+        return abi.FileSystem(512, 1000, 600, 500, 90, 80)
+
+    def _seek(self, request: abi.Seek) -> abi.Result:
+        data = self._handle(request.handle)[0].data
+        if request.offset >= len(data):
+            raise OSError(errno.ENXIO, "beyond")
+        return abi.Position(request.offset if request.what == "data" else len(data))
+
+    def _allocate(self, request: abi.Allocate) -> abi.Result:
+        data = self._handle(request.handle)[0].data
+        if request.way == "extend":
+            data.extend(bytes(max(0, request.offset + request.size - len(data))))
+        elif request.way == "punch-hole":
+            end = min(request.offset + request.size, len(data))
+            data[request.offset : end] = bytes(max(0, end - request.offset))
+        else:
+            raise OSError(errno.EOPNOTSUPP, request.way)
+        return abi.Done()
+
+    def _copy(self, request: abi.Copy) -> abi.Result:
+        source, target = self._handle(request.source)[0], self._handle(request.target)[0]
+        data = source.data[request.source_offset : request.source_offset + request.size]
+        target.data.extend(bytes(max(0, request.target_offset - len(target.data))))
+        target.data[request.target_offset : request.target_offset + len(data)] = data
+        return abi.Copied(len(data))
+
+    def _extended(self, request: abi.Request, right: str) -> dict[str, bytes]:
+        if request.handle is not None:  # type: ignore[union-attr]
+            return self._handle(request.handle)[0].extended  # type: ignore[union-attr]
+        self._allow(request.path, right)  # type: ignore[union-attr]
+        return self._get(request.path).extended  # type: ignore[union-attr]
+
+    def _getextended(self, request: abi.GetExtended) -> abi.Result:
+        found = self._extended(request, "read")
+        if request.name not in found:
+            raise OSError(errno.ENODATA, request.name)
+        return abi.Data(found[request.name])
+
+    def _listextended(self, request: abi.ListExtended) -> abi.Result:
+        return abi.Names(list(self._extended(request, "read")))
+
+    def _setextended(self, request: abi.SetExtended) -> abi.Result:
+        found = self._extended(request, "write")
+        if request.how == "create" and request.name in found:
+            raise OSError(errno.EEXIST, request.name)
+        if request.how == "replace" and request.name not in found:
+            raise OSError(errno.ENODATA, request.name)
+        found[request.name] = request.value
+        return abi.Done()
+
+    def _removeextended(self, request: abi.RemoveExtended) -> abi.Result:
+        if self._extended(request, "write").pop(request.name, None) is None:
+            raise OSError(errno.ENODATA, request.name)
+        return abi.Done()
+
+    def _lock(self, request: abi.Lock) -> abi.Result:
+        return self._take(self.locks, request, request.start, LAST if request.end is None else request.end)
+
+    def _flock(self, request: abi.Flock) -> abi.Result:
+        return self._take(self.flocks, request, 0, LAST)
+
+    def _take(self, locks: LockRanges, request: abi.Lock | abi.Flock, start: int, end: int) -> abi.Result:
+        self._handle(request.handle)
+        if request.kind != "none" and any(locks.in_the_way(request.owner, request.kind, start, end)):
+            raise OSError(errno.EINTR if request.wait is not None else errno.EAGAIN, "locked")
+        locks.set(request.owner, request.kind, start, end)
+        return abi.Done()
+
+    def _getlock(self, request: abi.GetLock) -> abi.Result:
+        end = LAST if request.end is None else request.end
+        for held in self.locks.in_the_way(request.owner, request.kind, request.start, end):
+            return abi.Conflict(held.kind, held.start, held.end)
+        return abi.Conflict("none")
+
+    def _stopwaiting(self, _request: abi.StopWaiting) -> abi.Result:
         return abi.Done()
 
 
@@ -433,3 +557,24 @@ class FakeKernel:
 
     def truncate(self, path: str, size: int) -> None:
         self.setattr(self.lookup(path).node, valid=fuse_abi.SetFlag.SIZE, size=size)
+
+    def link(self, source: str, target: str) -> None:
+        node = self.lookup(source).node
+        parent, name = self.parent(target)
+        self.entry(self.request(Opcode.LINK, parent, fuse_abi.Link(node, name)))
+
+    def getxattr(self, path: str, name: str) -> bytes:
+        node, encoded = self.lookup(path).node, name.encode()
+        size = fuse_answers.unpack_xattr_size(self.request(Opcode.GETXATTR, node, fuse_abi.GetXattr(0, encoded)))
+        return self.request(Opcode.GETXATTR, node, fuse_abi.GetXattr(size, encoded)) if size else b""
+
+    def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
+        body = fuse_abi.SetXattr(len(value), flags, name.encode(), value)
+        self.request(Opcode.SETXATTR, self.lookup(path).node, body)
+
+    def listxattr(self, path: str) -> list[str]:
+        body = self.request(Opcode.LISTXATTR, self.lookup(path).node, fuse_abi.ListXattr(1 << 16))
+        return [name.decode() for name in body.split(b"\0")[:-1]]
+
+    def removexattr(self, path: str, name: str) -> None:
+        self.request(Opcode.REMOVEXATTR, self.lookup(path).node, fuse_abi.Name(name.encode()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, FileServer
-from adyton.runtime.process.supervisor.fuse_abi import FORMS, Form, MalformedRequestError, Opcode, Read, Write
+from adyton.runtime.process.supervisor.fuse_abi import FORMS, Form, InitFlag, MalformedRequestError, Opcode, Read, Write
 
 # Sizes of the structs of include/uapi/linux/fuse.h, 7.38.
 SIZES = {
@@ -31,6 +31,16 @@ SIZES = {
     Opcode.ACCESS: 8,
     Opcode.INTERRUPT: 8,
     Opcode.BATCH_FORGET: 8,
+    Opcode.SETXATTR: 8,
+    Opcode.GETXATTR: 8,
+    Opcode.FLUSH: 24,
+    Opcode.GETLK: 48,
+    Opcode.SETLKW: 48,
+    Opcode.FALLOCATE: 32,
+    Opcode.LSEEK: 24,
+    Opcode.COPY_FILE_RANGE: 56,
+    Opcode.TMPFILE: 16,
+    Opcode.STATX: 24,
 }
 
 
@@ -47,7 +57,11 @@ def test_answers_lie_in_memory_as_the_kernel_lays_them() -> None:
     assert len(fuse_answers.pack_entry(fuse_answers.EntryAnswer(1, 0, 0, attr))) == 128
     assert len(fuse_answers.pack_open(fuse_answers.OpenAnswer(1, 0))) == 16
     assert len(fuse_answers.pack_written(1)) == 8
-    assert len(fuse_answers.pack_statfs(blocks=1, free=1, files=1, files_free=1, name_length=255)) == 80
+    assert len(fuse_answers.pack_statfs(fuse_answers.FileSystem(512, 1, 2, 3, 4, 5))) == 80
+    assert len(fuse_answers.pack_lock(0, 1, 2, 3)) == 24
+    assert len(fuse_answers.pack_xattr(b"four", 0)) == 8
+    assert len(fuse_answers.pack_offset(1)) == 8
+    assert len(fuse_answers.pack_statx(0, attr, None)) == 288
     assert len(fuse_answers.pack_init(fuse_answers.InitAnswer(31, 0, 0, 0, 0, 0))) == 64
 
 
@@ -73,6 +87,16 @@ def bodies(form: Form) -> st.SearchStrategy[Any]:
         case "data":
             return st.tuples(plain, st.binary(max_size=20)).map(
                 lambda parts: form.make(*parts[0][:2], len(parts[1]), *parts[0][3:], parts[1])
+            )
+        case "name and data":
+            return st.tuples(plain, name, st.binary(max_size=20)).map(
+                lambda parts: form.make(len(parts[2]), *parts[0][1:], *parts[1:])
+            )
+        case "more flags":
+            return st.tuples(plain, st.integers(0, (1 << 32) - 1)).map(
+                lambda parts: form.make(
+                    *parts[0][:3], parts[0][3] | (parts[1] << 32 if parts[0][3] & InitFlag.INIT_EXT else 0)
+                )
             )
         case "nodes":
             numbers = st.integers(0, (1 << 64) - 1)
@@ -145,6 +169,22 @@ def test_no_message_gets_more_than_one_answer_or_an_exception(
             assert isinstance(effect, Answer)
             answer = fuse_answers.decode_answer(effect.data)
             assert 0 <= answer.errno < 512
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.integers(0, 2), st.integers(0, 1 << 20))
+def test_other_answers_are_written_as_they_are_read(start: int, end: int, kind: int, process: int) -> None:
+    assert fuse_answers.unpack_lock(fuse_answers.pack_lock(start, end, kind, process)) == (start, end, kind, process)
+    assert fuse_answers.unpack_offset(fuse_answers.pack_offset(start)) == start
+    system = fuse_answers.FileSystem(kind + 1, start, end, process, start, end)
+    assert fuse_answers.unpack_statfs(fuse_answers.pack_statfs(system)) == system
+    assert fuse_answers.pack_xattr(b"value", 5) == b"value"
+    assert fuse_answers.unpack_xattr_size(fuse_answers.pack_xattr(b"value", 0)) == 5
+
+
+@given(st.none() | st.integers(-(1 << 62), 1 << 62))
+def test_when_a_file_was_made_is_said_where_it_is_known(born: int | None) -> None:
+    mask, time = fuse_answers.unpack_statx(fuse_answers.pack_statx(0, fuse_answers.Attr(*range(10)), born))
+    assert (mask, time) == ((0x7FF, 0) if born is None else (0xFFF, born))
 
 
 times = st.integers(-(1 << 62), 1 << 62)

@@ -6,19 +6,34 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
 
     request            result            what the client does
     Access             Done              say whether the policy allows `right` on `path` (and report a denial)
-    Stat               Attributes        lstat
+    Stat               Attributes        lstat; fstat of an open handle
     ReadLink           Target            readlink, if what the link finally leads to is allowed
     List               Entries           names, kinds and attributes, from `cookie` on
+    StatFileSystem     FileSystem        statfs: how much room there is
     Open               Attributes        open or create a regular file, as `handle`
+    OpenUnnamed        Attributes        the same for a new file without a name, in the file system of a directory (O_TMPFILE)
     Read               Data              at most `size` bytes at `offset`; fewer only at the end of the file
     Write              Written           at `offset`, or at the end with append
     SetAttributes      Attributes        of an open handle, or of a path
+    Seek               Position          where the next data, or the next hole, begins
+    Allocate           Done              fallocate: room, zeros or holes, as far as the client's file system knows how
+    Copy               Copied            from one open file to another, or within one; fewer bytes than asked only at the end of the file
     Sync               Done              fsync / fdatasync: durable on the client when answered
     SyncDirectory      Done              fsync of a directory: so are its names
     Close              Done
     MakeDirectory      Attributes
     Remove             Done              a file or link, or an empty directory
     Rename             Done              both names below allowed paths
+    Link               Attributes        one more name for a file that has one, or that is open
+    SymbolicLink       Attributes        which leads to a path that the enclave may write
+    GetExtended        Data              an extended attribute's value; names begin with "user."
+    ListExtended       Names
+    SetExtended        Done
+    RemoveExtended     Done
+    Lock               Done              fcntl lock of a range, of an owner among this enclave's; "none": unlock
+    GetLock            Conflict          a lock in the way of one, if there is any
+    Flock              Done              flock of a file
+    StopWaiting        Done              the Lock or Flock with that `wait` fails with EINTR, unless it is over
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
@@ -36,6 +51,10 @@ MAX_ENTRIES = 512  # of one List
 MAX_PATH = 4096
 MAX_NAME = 255
 HANDLE_LIMIT = 1 << 16  # open handles of one enclave
+MAX_COPY = 1 << 26  # bytes of one Copy
+MAX_EXTENDED = 1 << 16  # bytes of an extended attribute's value, or of all names: linux/limits.h
+EXTENDED_PREFIX = "user."  # of the extended attributes that there are; others belong to the machine: xattr(7)
+MAX_LOCK_WAITS = 256  # of one enclave at a time (ENOLCK)
 
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
@@ -46,14 +65,20 @@ Time = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Right = Literal["read", "write", "net", "listen", "env", "call"]
 Kind = Literal["file", "directory", "symlink", "other"]
 OpenMode = Literal["read", "write", "read-write"]
+LockKind = Literal["read", "write", "none"]
+Allocation = Literal["extend", "keep-size", "punch-hole", "zero", "zero-keep-size", "collapse", "insert", "unshare"]
+ExtendedName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Owner = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # of locks, as the enclave numbers them
 
 # What an answer may say went wrong, by name; anything else from the client becomes EIO in the enclave.
 ERRNO_NAMES = frozenset(
     [
+        "E2BIG",
         "EACCES",
         "EAGAIN",
         "EBADF",
         "EBUSY",
+        "EDEADLK",
         "EDQUOT",
         "EEXIST",
         "EFBIG",
@@ -66,8 +91,10 @@ ERRNO_NAMES = frozenset(
         "EMLINK",
         "ENAMETOOLONG",
         "ENFILE",
+        "ENODATA",
         "ENODEV",
         "ENOENT",
+        "ENOLCK",
         "ENOMEM",
         "ENOSPC",
         "ENOSYS",
@@ -77,6 +104,7 @@ ERRNO_NAMES = frozenset(
         "EOPNOTSUPP",
         "EOVERFLOW",
         "EPERM",
+        "ERANGE",
         "EROFS",
         "ESTALE",
         "ETXTBSY",
@@ -95,6 +123,14 @@ class Access(_Struct, frozen=True):
 
 
 class Stat(_Struct, frozen=True):
+    """`handle` (if not None) is used rather than `path`. `birth`: say when it was made, too."""
+
+    path: Path
+    handle: Handle | None = None
+    birth: bool = False
+
+
+class StatFileSystem(_Struct, frozen=True):
     path: Path
 
 
@@ -118,6 +154,15 @@ class Open(_Struct, frozen=True):
     mode: Mode = 0o644  # of a file that is created; the client's umask holds too
 
 
+class OpenUnnamed(_Struct, frozen=True):
+    path: Path  # of the directory
+    handle: Handle
+    access: Literal["write", "read-write"]
+    append: bool = False
+    linkable: bool = True  # it may get a name later (no O_EXCL)
+    mode: Mode = 0o600
+
+
 class Read(_Struct, frozen=True):
     handle: Handle
     offset: Unsigned
@@ -128,6 +173,29 @@ class Write(_Struct, frozen=True):
     handle: Handle
     offset: Unsigned
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK)]
+
+
+class Seek(_Struct, frozen=True):
+    handle: Handle
+    offset: Unsigned
+    what: Literal["data", "hole"]
+
+
+class Allocate(_Struct, frozen=True):
+    """`way`: the mode of fallocate(2); "extend" is its mode 0, "zero" makes the file longer where it ends before."""
+
+    handle: Handle
+    way: Allocation
+    offset: Unsigned
+    size: Unsigned
+
+
+class Copy(_Struct, frozen=True):
+    source: Handle
+    source_offset: Unsigned
+    target: Handle
+    target_offset: Unsigned
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_COPY)]
 
 
 class SetAttributes(_Struct, frozen=True):
@@ -168,6 +236,82 @@ class Rename(_Struct, frozen=True):
     source: Path
     target: Path
     replace: bool = True  # False: EEXIST if the target is there
+    exchange: bool = False  # both must be there, and change places
+
+
+class Link(_Struct, frozen=True):
+    """`handle` (if not None) is the file that gets the name `target`, rather than what is at `source`."""
+
+    source: Path
+    target: Path
+    handle: Handle | None = None
+
+
+class SymbolicLink(_Struct, frozen=True):
+    path: Path
+    target: Path  # what it will hold: absolute or relative
+
+
+class GetExtended(_Struct, frozen=True):
+    """Here and in the others: `handle` (if not None) is used rather than `path`."""
+
+    path: Path
+    name: ExtendedName
+    handle: Handle | None = None
+
+
+class ListExtended(_Struct, frozen=True):
+    path: Path
+    handle: Handle | None = None
+
+
+class SetExtended(_Struct, frozen=True):
+    path: Path
+    name: ExtendedName
+    value: Annotated[bytes, msgspec.Meta(max_length=MAX_EXTENDED)]
+    how: Literal["set", "create", "replace"] = "set"  # create: EEXIST if it is there; replace: ENODATA if it is not
+    handle: Handle | None = None
+
+
+class RemoveExtended(_Struct, frozen=True):
+    path: Path
+    name: ExtendedName
+    handle: Handle | None = None
+
+
+class Lock(_Struct, frozen=True):
+    """Bytes `start` to `end`, both included; None: without an end. An owner's locks go when a handle that it locked by is closed.
+
+    `wait`: how StopWaiting names it while it waits; None: EAGAIN rather than a wait.
+    """
+
+    handle: Handle
+    owner: Owner
+    kind: LockKind
+    start: Unsigned = 0
+    end: Unsigned | None = None
+    wait: Unsigned | None = None
+
+
+class GetLock(_Struct, frozen=True):
+    handle: Handle
+    owner: Owner
+    kind: Literal["read", "write"]
+    start: Unsigned = 0
+    end: Unsigned | None = None
+
+
+class Flock(_Struct, frozen=True):
+    """Another kind of lock than Lock's: neither is in the other's way."""
+
+    handle: Handle
+    owner: Owner
+    kind: LockKind
+    wait: Unsigned | None = None
+
+
+class StopWaiting(_Struct, frozen=True):
+    wait: Unsigned
 
 
 class ReadInput(_Struct, frozen=True):
@@ -198,6 +342,21 @@ Request = (
     | MakeDirectory
     | Remove
     | Rename
+    | Link
+    | SymbolicLink
+    | StatFileSystem
+    | OpenUnnamed
+    | Seek
+    | Allocate
+    | Copy
+    | GetExtended
+    | ListExtended
+    | SetExtended
+    | RemoveExtended
+    | Lock
+    | GetLock
+    | Flock
+    | StopWaiting
     | ReadInput
     | Call
 )
@@ -223,6 +382,7 @@ class Attributes(_Struct, frozen=True):
     modified: Time
     changed: Time
     blocks: Unsigned = 0  # of 512 bytes
+    born: Time | None = None  # None: not asked for, or not known there
 
 
 class Target(_Struct, frozen=True):
@@ -247,11 +407,56 @@ class Written(_Struct, frozen=True):
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK)]
 
 
+class FileSystem(_Struct, frozen=True):
+    """Blocks of `block_size` bytes; `available`: free for others than root."""
+
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    blocks: Unsigned
+    free: Unsigned
+    available: Unsigned
+    files: Unsigned
+    files_free: Unsigned
+
+
+class Position(_Struct, frozen=True):
+    offset: Unsigned
+
+
+class Copied(_Struct, frozen=True):
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_COPY)]
+
+
+class Names(_Struct, frozen=True):
+    names: Annotated[list[ExtendedName], msgspec.Meta(max_length=MAX_EXTENDED // 6)]  # of at least "user.", a letter
+
+
+class Conflict(_Struct, frozen=True):
+    """The lock in the way; `kind` "none": there is none, and the rest means nothing."""
+
+    kind: LockKind
+    start: Unsigned = 0
+    end: Unsigned | None = None
+
+
 class Value(_Struct, frozen=True):
     result: bytes  # as adyton.proto.values encodes it
 
 
-Result = Done | Failed | Attributes | Target | Entries | Data | Written | Value
+Result = (
+    Done
+    | Failed
+    | Attributes
+    | Target
+    | Entries
+    | Data
+    | Written
+    | FileSystem
+    | Position
+    | Copied
+    | Names
+    | Conflict
+    | Value
+)
 
 
 class Output(_Struct, frozen=True):

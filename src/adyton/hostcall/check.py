@@ -51,6 +51,19 @@ def _directory(_request: object, attributes: abi.Attributes) -> bool:
     return attributes.kind == "directory"
 
 
+def _symlink(_request: object, attributes: abi.Attributes) -> bool:
+    return attributes.kind == "symlink"
+
+
+def _open_or_any(request: abi.Stat, attributes: abi.Attributes) -> bool:
+    return request.handle is None or attributes.kind == "file"
+
+
+def _linked(request: abi.Link, attributes: abi.Attributes) -> bool:
+    """No directory has two names, and only a regular file is ever open."""
+    return attributes.kind == "file" or (request.handle is None and attributes.kind != "directory")
+
+
 def _same_object(request: abi.SetAttributes, attributes: abi.Attributes) -> bool:
     """Only a regular file is ever open or has a size that can be set."""
     return attributes.kind == "file" or (request.size is None and request.handle is None)
@@ -83,21 +96,77 @@ def _written(request: abi.Write, written: abi.Written) -> bool:
     return min(1, len(request.data)) <= written.size <= len(request.data)
 
 
+def _ahead(request: abi.Seek, position: abi.Position) -> bool:
+    return position.offset >= request.offset
+
+
+def _copied(request: abi.Copy, copied: abi.Copied) -> bool:
+    return copied.size <= request.size
+
+
+def _value(_request: object, value: abi.Data) -> bool:
+    return len(value.data) <= abi.MAX_EXTENDED
+
+
+def extended_name(name: str) -> bool:
+    """Whether a client's file may have an extended attribute of that name."""
+    return (
+        name.startswith(abi.EXTENDED_PREFIX)
+        and len(name) > len(abi.EXTENDED_PREFIX)
+        and "\0" not in name
+        and len(name.encode()) <= _NAME_BYTES
+    )
+
+
+def _extended_names(_request: object, names: abi.Names) -> bool:
+    return (
+        all(map(extended_name, names.names))
+        and len(set(names.names)) == len(names.names)
+        and sum(len(name.encode()) + 1 for name in names.names) <= abi.MAX_EXTENDED
+    )
+
+
+def _in_the_way(request: abi.GetLock, found: abi.Conflict) -> bool:
+    """A lock that bars the one that was asked about."""
+    if found.kind == "none":
+        return True
+    return (
+        "write" in (found.kind, request.kind)
+        and (found.end is None or found.end >= max(found.start, request.start))
+        and (request.end is None or found.start <= request.end)
+    )
+
+
 _RULES: dict[type[Any], _Rule] = {
     abi.Access: _rule(abi.Done, _always),
-    abi.Stat: _rule(abi.Attributes, _always),
+    abi.Stat: _rule(abi.Attributes, _open_or_any),
+    abi.StatFileSystem: _rule(abi.FileSystem, _always),
     abi.ReadLink: _rule(abi.Target, _target),
     abi.List: _rule(abi.Entries, _entries),
     abi.Open: _rule(abi.Attributes, _regular),
+    abi.OpenUnnamed: _rule(abi.Attributes, _regular),
     abi.Read: _rule(abi.Data, _data),
     abi.Write: _rule(abi.Written, _written),
     abi.SetAttributes: _rule(abi.Attributes, _same_object),
+    abi.Seek: _rule(abi.Position, _ahead),
+    abi.Allocate: _rule(abi.Done, _always),
+    abi.Copy: _rule(abi.Copied, _copied),
     abi.Sync: _rule(abi.Done, _always),
     abi.SyncDirectory: _rule(abi.Done, _always),
     abi.Close: _rule(abi.Done, _always),
     abi.MakeDirectory: _rule(abi.Attributes, _directory),
     abi.Remove: _rule(abi.Done, _always),
     abi.Rename: _rule(abi.Done, _always),
+    abi.Link: _rule(abi.Attributes, _linked),
+    abi.SymbolicLink: _rule(abi.Attributes, _symlink),
+    abi.GetExtended: _rule(abi.Data, _value),
+    abi.ListExtended: _rule(abi.Names, _extended_names),
+    abi.SetExtended: _rule(abi.Done, _always),
+    abi.RemoveExtended: _rule(abi.Done, _always),
+    abi.Lock: _rule(abi.Done, _always),
+    abi.GetLock: _rule(abi.Conflict, _in_the_way),
+    abi.Flock: _rule(abi.Done, _always),
+    abi.StopWaiting: _rule(abi.Done, _always),
     abi.ReadInput: _rule(abi.Data, _data),
     abi.Call: _rule(abi.Value, _always),
 }

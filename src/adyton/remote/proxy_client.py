@@ -317,25 +317,36 @@ class ProxyClient:
 
     def _serve(self, called: communicator.Called) -> None:
         """Execute one host call and reply."""
-        ok, body = True, b""
         if called.method != "host":
-            ok, body = False, encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
+            body = encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
+            self._answer(called, ok=False, body=body)
+            return
+        try:
+            request = _REQUEST.decode(called.body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
+            self._transport.close()
+            return
+        if isinstance(request, abi.Lock | abi.Flock) and request.wait is not None:
+            # Not on a thread of the pool, nor on a caller's: it may wait for long. The executor bounds how many do.
+            threading.Thread(target=self._execute, args=(called, request), name="adyton-lock", daemon=True).start()
         else:
-            try:
-                request = _REQUEST.decode(called.body)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
-                self._transport.close()
-                return
-            try:
-                body = msgspec.msgpack.encode(self._executor.execute(request))
-            except FunctionRaised as raised:
-                ok, body = False, encode(_raised_by_function(raised))
-            except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
-                self._reply(called.call, ok=False, body=_NOBODY_WAITS)
-                raise
-            if not isinstance(request, abi.Close):
-                self._counted["round_trips"] += 1
+            self._execute(called, request)
+
+    def _execute(self, called: communicator.Called, request: abi.Request) -> None:
+        ok = True
+        try:
+            body = msgspec.msgpack.encode(self._executor.execute(request))
+        except FunctionRaised as raised:
+            ok, body = False, encode(_raised_by_function(raised))
+        except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
+            self._reply(called.call, ok=False, body=_NOBODY_WAITS)
+            raise
+        if not isinstance(request, abi.Close | abi.StopWaiting):
+            self._counted["round_trips"] += 1
+        self._answer(called, ok=ok, body=body)
+
+    def _answer(self, called: communicator.Called, *, ok: bool, body: bytes) -> None:
         with self._lock:
             pair = self._pairs.get(called.pair)
             if pair is not None and pair.abandoned:

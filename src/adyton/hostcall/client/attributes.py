@@ -12,8 +12,8 @@ _KINDS: dict[int, abi.Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", 
 _LARGEST = (1 << 63) - 1
 
 
-def attributes_of(status: os.stat_result) -> abi.Attributes:
-    """The attributes of what was stat'ed."""
+def attributes_of(status: os.stat_result, born: int | None = None) -> abi.Attributes:
+    """The attributes of what was stat'ed. `born`: when it was made, in nanoseconds."""
     identity = blake2b(b"%d:%d" % (status.st_dev, status.st_ino), digest_size=8).digest()
     return abi.Attributes(
         kind=_KINDS.get(stat.S_IFMT(status.st_mode), "other"),
@@ -25,6 +25,7 @@ def attributes_of(status: os.stat_result) -> abi.Attributes:
         modified=_time(status.st_mtime_ns),
         changed=_time(status.st_ctime_ns),
         blocks=status.st_blocks,
+        born=None if born is None else _time(born),
     )
 
 

@@ -2,7 +2,7 @@
 
     request ──► policy (may it?) ──► ConfinedTree (where is it, without links) ──► the operating system ──► result
 
-The calls themselves are in `name_calls`, `attribute_calls` and `file_calls`; here they are chosen by the type of request, counted,
+The calls themselves are in `name_calls`, `attribute_calls`, `file_calls` and `lock_calls`; here they are chosen by the type of request, counted,
 and their failures become answers. An error of the operating system is answered with its name; nothing is raised, but by registered
 functions.
 """
@@ -24,6 +24,7 @@ from adyton.hostcall.client.exit_log import ExitLog
 from adyton.hostcall.client.file_calls import FileCalls
 from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.handlers import Handlers
+from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.name_calls import NameCalls
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.openat import ConfinedTree
@@ -66,11 +67,13 @@ class Executor:
         self._log = log
         self._tree = ConfinedTree(walk=walk)
         self._files = OpenFiles()
+        self._locks = LockCalls(self._files)
         places = Places(policy, self._tree)
         self._handlers: Handlers = {
-            **NameCalls(places).handlers,
+            **NameCalls(places, self._files).handlers,
             **AttributeCalls(places, self._files).handlers,
-            **FileCalls(places, self._files).handlers,
+            **FileCalls(places, self._files, self._locks).handlers,
+            **self._locks.handlers,
             abi.ReadInput: ("input", self._read_input),
             abi.Call: ("call", self._call),
         }
@@ -98,6 +101,7 @@ class Executor:
         with self._lock:
             self._closed = True
             idle = self._active == 0
+        self._locks.stop()
         if self._input is not None:
             self._input.interrupt()
         if idle:
@@ -105,6 +109,7 @@ class Executor:
 
     def _release(self) -> None:
         """Closed, and no call is under way any more: no descriptor is in use."""
+        self._locks.close()
         self._files.close_all()
         if self._input is not None:
             self._input.close()

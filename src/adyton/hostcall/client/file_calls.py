@@ -7,29 +7,35 @@ import os
 import stat
 
 from adyton.hostcall import abi
+from adyton.hostcall.client import openat
 from adyton.hostcall.client.attributes import attributes_of
 from adyton.hostcall.client.handlers import Handlers
+from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
 from adyton.hostcall.client.places import Places
 
 ACCESS_FLAGS = {"read": os.O_RDONLY, "write": os.O_WRONLY, "read-write": os.O_RDWR}
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class FileCalls:
     """What an open file may be used for is decided when it is opened."""
 
-    def __init__(self, places: Places, files: OpenFiles) -> None:
+    def __init__(self, places: Places, files: OpenFiles, locks: LockCalls) -> None:
         self._places = places
         self._tree = places.tree
         self._files = files
+        self._locks = locks
 
     @property
     def handlers(self) -> Handlers:
         return {
             abi.Open: ("open", self._open),
+            abi.OpenUnnamed: ("open", self._open_unnamed),
             abi.Read: ("read", self._read),
             abi.Write: ("write", self._write),
+            abi.Seek: ("lseek", self._seek),
+            abi.Allocate: ("fallocate", self._allocate),
+            abi.Copy: ("copy_file_range", self._copy),
             abi.Sync: ("fsync", self._sync),
             abi.Close: ("close", self._close),
         }
@@ -38,19 +44,31 @@ class FileCalls:
         writes = request.access != "read" or request.create or request.truncate
         path = self._places.followed(request.path, "write" if writes else "read")
         self._files.require_free(request.handle)
-        if request.create and request.mode & _SET_ID:
-            raise PermissionError(errno.EPERM, "an enclave makes no set-user-id or set-group-id files")
+        if request.create:
+            openat.check_set_id(stat.S_IFREG, request.mode)
         flags = ACCESS_FLAGS[request.access]
         flags |= os.O_CREAT if request.create else 0
         flags |= os.O_EXCL if request.create and request.exclusive else 0
         flags |= os.O_TRUNC if request.truncate else 0
         flags |= os.O_APPEND if request.append else 0
-        return self._opened(request.handle, request.path, self._tree.open_file(path, flags, request.mode))
+        return self._opened(request, self._tree.open_file(path, flags, request.mode))
 
-    def _opened(self, handle: int, path: str, descriptor: int) -> abi.Attributes:
+    def _open_unnamed(self, request: abi.OpenUnnamed) -> abi.Result:
+        path = self._places.followed(request.path, "write")
+        self._files.require_free(request.handle)
+        openat.check_set_id(stat.S_IFREG, request.mode)
+        flags = ACCESS_FLAGS[request.access]
+        flags |= 0 if request.linkable else os.O_EXCL
+        flags |= os.O_APPEND if request.append else 0
+        return self._opened(request, self._tree.open_unnamed(path, flags, request.mode))
+
+    def _opened(self, request: abi.Open | abi.OpenUnnamed, descriptor: int) -> abi.Attributes:
         try:
             attributes = attributes_of(os.fstat(descriptor))
-            self._files.add(handle, OpenFile(descriptor, path, self._places.writable(path)))
+            writable = self._places.writable(request.path)
+            self._files.add(
+                request.handle, OpenFile(descriptor, request.path, request.access, writable, request.append)
+            )
         except OSError:
             os.close(descriptor)
             raise
@@ -76,9 +94,28 @@ class FileCalls:
                     if not written:
                         raise
                     break
-                if written == len(data):
-                    break
+                if written == len(data) or file.append:
+                    break  # what is left would be appended behind what others wrote meanwhile
         return abi.Written(written)
+
+    def _seek(self, request: abi.Seek) -> abi.Result:
+        with self._files.using(request.handle) as file:
+            whence = os.SEEK_DATA if request.what == "data" else os.SEEK_HOLE
+            return abi.Position(os.lseek(file.descriptor, request.offset, whence))  # reads and writes have places
+
+    def _allocate(self, request: abi.Allocate) -> abi.Result:
+        with self._files.using(request.handle) as file:
+            openat.allocate(file.descriptor, request.way, request.offset, request.size)
+        return abi.Done()
+
+    def _copy(self, request: abi.Copy) -> abi.Result:
+        with self._files.using(request.source) as source, self._files.using(request.target) as target:
+            if target.append:
+                raise OSError(errno.EBADF, "the place of a copy is not the end")
+            copied = os.copy_file_range(
+                source.descriptor, target.descriptor, request.size, request.source_offset, request.target_offset
+            )
+        return abi.Copied(copied)
 
     def _sync(self, request: abi.Sync) -> abi.Result:
         with self._files.using(request.handle) as file:
@@ -86,5 +123,5 @@ class FileCalls:
         return abi.Done()
 
     def _close(self, request: abi.Close) -> abi.Result:
-        self._files.close(request.handle)
+        self._locks.forget(self._files.close(request.handle))
         return abi.Done()

@@ -15,7 +15,10 @@ from adyton.hostcall import abi
 from adyton.hostcall.client import openat, paths
 from adyton.hostcall.client.attributes import attributes_of
 from adyton.hostcall.client.handlers import Handlers
-from adyton.hostcall.client.places import Places
+from adyton.hostcall.client.link_targets import LinkTargets
+from adyton.hostcall.client.open_files import OpenFiles
+from adyton.hostcall.client.places import Places, Refused
+from adyton.hostcall.client.policy import Denied
 from adyton.hostcall.own_paths import leads_to_own, own_path
 
 KEPT_LISTINGS = 16  # directories whose names are kept while they are read in parts
@@ -25,9 +28,12 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 class NameCalls:
     """See the module."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, files: OpenFiles) -> None:
         self._places = places
         self._tree = places.tree
+        self._files = files
+        self._targets = LinkTargets(places)
+        self._moving = threading.Lock()  # between a look at where links lead, and the move of what was looked at
         self._lock = threading.Lock()
         self._listings: OrderedDict[str, list[str]] = OrderedDict()
 
@@ -35,13 +41,14 @@ class NameCalls:
     def handlers(self) -> Handlers:
         return {
             abi.Access: ("access", self._access),
-            abi.Stat: ("stat", self._stat),
             abi.ReadLink: ("readlink", self._read_link),
             abi.List: ("list", self._list),
             abi.SyncDirectory: ("fsync", self._sync_directory),
             abi.MakeDirectory: ("mkdir", self._make_directory),
             abi.Remove: ("remove", self._remove),
             abi.Rename: ("rename", self._rename),
+            abi.Link: ("link", self._link),
+            abi.SymbolicLink: ("symlink", self._symbolic_link),
         }
 
     # -- looking ------------------------------------------------------------------------------------------------------
@@ -49,10 +56,6 @@ class NameCalls:
     def _access(self, request: abi.Access) -> abi.Result:
         self._places.allowed(request.path, request.right)
         return abi.Done()
-
-    def _stat(self, request: abi.Stat) -> abi.Result:
-        with self._tree.parent(self._places.enterable(request.path)) as (directory, name):
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
 
     def _read_link(self, request: abi.ReadLink) -> abi.Result:
         path = self._places.enterable(request.path)
@@ -129,6 +132,32 @@ class NameCalls:
     def _rename(self, request: abi.Rename) -> abi.Result:
         source = self._places.allowed(request.source, "write")
         target = self._places.allowed(request.target, "write")
-        with self._tree.parent(source) as old, self._tree.parent(target) as new:
-            openat.rename(old, new, replace=request.replace)
+        with self._moving:
+            self._targets.check_move(source, target)
+            if request.exchange:
+                self._targets.check_move(target, source)
+            with self._tree.parent(source) as old, self._tree.parent(target) as new:
+                openat.rename(old, new, replace=request.replace, exchange=request.exchange)
         return abi.Done()
+
+    def _link(self, request: abi.Link) -> abi.Result:
+        target = self._places.allowed(request.target, "write")
+        with self._tree.parent(target) as (directory, name):
+            if request.handle is not None:
+                with self._files.using(request.handle) as file:
+                    if not file.writable:
+                        raise Refused(Denied("write", file.path))
+                    os.link(openat.by_descriptor(file.descriptor), name, dst_dir_fd=directory, follow_symlinks=True)
+            else:
+                source = self._places.allowed(request.source, "write")
+                with self._moving, self._tree.parent(source) as (above, old):
+                    self._targets.check_move(source, target)
+                    os.link(old, name, src_dir_fd=above, dst_dir_fd=directory, follow_symlinks=False)
+            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+    def _symbolic_link(self, request: abi.SymbolicLink) -> abi.Result:
+        path = self._places.allowed(request.path, "write")
+        with self._moving, self._tree.parent(path) as (directory, name):
+            self._targets.check(path, request.target)
+            os.symlink(request.target, name, dir_fd=directory)
+            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))

@@ -7,18 +7,24 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adyton.hostcall import abi
 
 
 @dataclass
 class OpenFile:
-    """`writable`: the policy lets its content and attributes be changed; `users`: threads at work on it."""
+    """`writable`: the policy lets its content and attributes be changed; `users`: threads at work on it.
+
+    `locks`: what `lock_calls` knows the locks by that were taken through it.
+    """
 
     descriptor: int
     path: str
+    access: abi.OpenMode
     writable: bool
+    append: bool = False
+    locks: set[tuple[int, int, int]] = field(default_factory=set)
     users: int = 0
     closed: bool = False
 
@@ -64,7 +70,7 @@ class OpenFiles:
             if last:
                 os.close(file.descriptor)
 
-    def close(self, handle: int) -> None:
+    def close(self, handle: int) -> OpenFile:
         """Give the handle back; what the operating system says of the file, unless somebody is still at work on it. EBADF."""
         with self._lock:
             file = self._files.pop(handle, None)
@@ -72,8 +78,9 @@ class OpenFiles:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             file.closed = True
             if file.users:
-                return  # the last of them closes it
+                return file  # the last of them closes it
         os.close(file.descriptor)
+        return file
 
     def close_all(self) -> None:
         """At the end, when nobody is at work on any."""

@@ -6,7 +6,8 @@ walked with O_NOFOLLOW, one descriptor per directory. Either way a directory tha
 or in the middle of one, leads nowhere: EACCES. All further work goes through the descriptor that was got, never through the path
 again.
 
-Sources: openat2(2), renameat2(2), utimensat(2), statfs(2), linux/openat2.h, linux/magic.h.
+Sources: openat2(2), renameat2(2), utimensat(2), statx(2), fallocate(2), statfs(2), linux/openat2.h, linux/magic.h, linux/falloc.h,
+linux/stat.h.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from adyton.hostcall import abi
 from adyton.hostcall.client.paths import split
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE = 0x02 | 0x04 | 0x08  # NO_MAGICLINKS | NO_SYMLINKS | BENEATH
 _RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -133,6 +137,24 @@ class ConfinedTree:
             raise
         return descriptor
 
+    def open_unnamed(self, directory: str, flags: int, mode: int) -> int:
+        """A descriptor of a new file without a name, in the file system of a directory; EOPNOTSUPP where that has none."""
+        above = self._open(directory, _DIRECTORY)
+        try:
+            return os.open(".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=above)
+        finally:
+            os.close(above)
+
+    @contextmanager
+    def found(self, path: str) -> Iterator[int]:
+        """A descriptor (of O_PATH) of what is at `path`, itself if that is a symbolic link."""
+        with self.parent(path) as (directory, name):
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def _open(self, path: str, flags: int) -> int:
         if self._walk:
             return self._open_walking([name for name in path.split("/") if name], flags)
@@ -190,9 +212,9 @@ def is_procfs(descriptor: int) -> bool:
     return int(buffer[0]) == _PROC_SUPER_MAGIC
 
 
-def rename(source: tuple[int, str], target: tuple[int, str], *, replace: bool) -> None:
-    """renameat2 of (directory's descriptor, name) pairs; not `replace`: EEXIST if the target is there."""
-    if replace:
+def rename(source: tuple[int, str], target: tuple[int, str], *, replace: bool = True, exchange: bool = False) -> None:
+    """renameat2 of (directory's descriptor, name) pairs; not `replace`: EEXIST if the target is there; `exchange`: ENOENT if not."""
+    if replace and not exchange:
         os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
         return
     if not hasattr(_libc, "renameat2"):
@@ -203,7 +225,7 @@ def rename(source: tuple[int, str], target: tuple[int, str], *, replace: bool) -
             ctypes.c_char_p(os.fsencode(source[1])),
             ctypes.c_int(target[0]),
             ctypes.c_char_p(os.fsencode(target[1])),
-            ctypes.c_uint(_RENAME_NOREPLACE),
+            ctypes.c_uint(_RENAME_EXCHANGE * exchange | _RENAME_NOREPLACE * (not replace)),
         )
     )
 
@@ -246,3 +268,49 @@ def check_set_id(kind: int, mode: int) -> None:
     """EPERM for a file that would run as its owner or group: what an enclave writes must not gain the client's rights."""
     if not stat.S_ISDIR(kind) and mode & (stat.S_ISUID | stat.S_ISGID):
         raise PermissionError(errno.EPERM, "an enclave makes no set-user-id or set-group-id files")
+
+
+def by_descriptor(descriptor: int) -> str:
+    """A path of what is open, for calls that take no descriptor, or none of O_PATH. proc_pid_fd(5)."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+_WAYS: dict[abi.Allocation, int] = {  # FALLOC_FL_…
+    "extend": 0,
+    "keep-size": 0x01,
+    "punch-hole": 0x02 | 0x01,
+    "collapse": 0x08,
+    "zero": 0x10,
+    "zero-keep-size": 0x10 | 0x01,
+    "insert": 0x20,
+    "unshare": 0x40,
+}
+
+
+def allocate(descriptor: int, way: abi.Allocation, offset: int, size: int) -> None:
+    """fallocate of an open file."""
+    _check(
+        _libc.fallocate(
+            ctypes.c_int(descriptor), ctypes.c_int(_WAYS[way]), ctypes.c_int64(offset), ctypes.c_int64(size)
+        )
+    )
+
+
+_STATX_BTIME = 0x800
+_AT_EMPTY_PATH = 0x1000
+_BORN = 80  # where struct statx holds stx_btime: seconds, nanoseconds
+
+
+def born(descriptor: int) -> int | None:
+    """When what is open was made, in nanoseconds; None if its file system, or this C library, does not know."""
+    if not hasattr(_libc, "statx"):
+        return None
+    buffer = ctypes.create_string_buffer(256)
+    flags = ctypes.c_int(_AT_EMPTY_PATH)
+    if _libc.statx(ctypes.c_int(descriptor), ctypes.c_char_p(b""), flags, ctypes.c_uint(_STATX_BTIME), buffer):
+        return None
+    (mask,) = struct.unpack_from("<I", buffer.raw)
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("<qI", buffer.raw, _BORN)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)

@@ -4,7 +4,7 @@
 an Answer is written to /dev/fuse; an Ask goes to the client, whose checked result comes back by `resume`; a Tell goes to the client
 and its result is of no interest. Requests are served side by side: one that waits for the client does not hold up another.
 
-What each operation does is in `names` and `opened`; `HANDLED`, `REFUSED` and `SILENT` are the whole truth about which there are.
+What each operation does is in `names`, `attributes`, `opened`, `directories` and `locks`; `HANDLED`, `REFUSED` and `SILENT` are the whole truth about which there are.
 """
 
 from __future__ import annotations
@@ -19,33 +19,47 @@ from typing import Any
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.attributes import AttributeOperations
+from adyton.runtime.process.supervisor.directories import DirectoryOperations
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
 from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
-from adyton.runtime.process.supervisor.view import Steps, View, errno_of
+from adyton.runtime.process.supervisor.view import Park, Steps, View, errno_of
 from adyton.runtime.process.supervisor.wanted import Wanted
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
 MAX_BACKGROUND = 64  # of the kernel's read-ahead and mapped-page requests at a time
 _CAPABILITIES = (
-    InitFlag.ASYNC_READ | InitFlag.ATOMIC_O_TRUNC | InitFlag.BIG_WRITES | InitFlag.PARALLEL_DIROPS | InitFlag.MAX_PAGES
+    InitFlag.ASYNC_READ
+    | InitFlag.POSIX_LOCKS
+    | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.BIG_WRITES
+    | InitFlag.FLOCK_LOCKS
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.MAX_PAGES
+    | InitFlag.HANDLE_KILLPRIV_V2  # else each write asks for the attribute security.capability
+    | InitFlag.INIT_EXT
+    | InitFlag.DIRECT_IO_ALLOW_MMAP  # of files opened to append
 )
 
-# The method of NameOperations or OpenOperations that serves an operation; INIT and DESTROY are served here.
+# The method of one of the groups of operations that serves an operation; INIT and DESTROY are served here.
 HANDLED: Mapping[Opcode, str] = {
     Opcode.LOOKUP: "lookup",
     Opcode.GETATTR: "getattr",
     Opcode.SETATTR: "setattr",
     Opcode.READLINK: "readlink",
     Opcode.SYMLINK: "symlink",
+    Opcode.MKNOD: "mknod",
     Opcode.MKDIR: "mkdir",
     Opcode.UNLINK: "unlink",
     Opcode.RMDIR: "rmdir",
     Opcode.RENAME: "rename",
     Opcode.RENAME2: "rename2",
+    Opcode.LINK: "link",
     Opcode.OPEN: "open",
     Opcode.CREATE: "create",
     Opcode.READ: "read",
@@ -53,37 +67,36 @@ HANDLED: Mapping[Opcode, str] = {
     Opcode.STATFS: "statfs",
     Opcode.RELEASE: "release",
     Opcode.FSYNC: "fsync",
+    Opcode.SETXATTR: "setxattr",
+    Opcode.GETXATTR: "getxattr",
+    Opcode.LISTXATTR: "listxattr",
+    Opcode.REMOVEXATTR: "removexattr",
+    Opcode.FLUSH: "flush",
     Opcode.OPENDIR: "opendir",
     Opcode.READDIR: "readdir",
     Opcode.RELEASEDIR: "releasedir",
     Opcode.FSYNCDIR: "fsyncdir",
+    Opcode.GETLK: "getlk",
+    Opcode.SETLK: "setlk",
+    Opcode.SETLKW: "setlkw",
     Opcode.ACCESS: "access",
+    Opcode.FALLOCATE: "fallocate",
+    Opcode.LSEEK: "lseek",
+    Opcode.COPY_FILE_RANGE: "copy_file_range",
+    Opcode.TMPFILE: "tmpfile",
+    Opcode.STATX: "statx",
+    Opcode.COPY_FILE_RANGE_64: "copy_file_range_64",
 }
 
 # ENOSYS is an answer that the kernel remembers: it does without the operation from then on, in the way said here.
 REFUSED: Mapping[Opcode, int] = {
-    Opcode.MKNOD: errno.EPERM,  # no pipes, devices or sockets in a file tree that is shared with another machine
-    Opcode.LINK: errno.EPERM,  # no hard links, as link(2) says it
-    Opcode.SETXATTR: errno.ENOSYS,  # EOPNOTSUPP for the program
-    Opcode.GETXATTR: errno.ENOSYS,
-    Opcode.LISTXATTR: errno.ENOSYS,
-    Opcode.REMOVEXATTR: errno.ENOSYS,
-    Opcode.FLUSH: errno.ENOSYS,  # files are written through: a close has nothing to send
-    Opcode.GETLK: errno.ENOSYS,  # locks hold among the enclave's processes, by the guest's kernel
-    Opcode.SETLK: errno.ENOSYS,
-    Opcode.SETLKW: errno.ENOSYS,
     Opcode.BMAP: errno.ENOSYS,
     Opcode.IOCTL: errno.ENOTTY,
     Opcode.POLL: errno.ENOSYS,  # files are always ready
-    Opcode.FALLOCATE: errno.ENOSYS,  # EOPNOTSUPP; the C library then writes zeros
     Opcode.READDIRPLUS: errno.ENOSYS,
-    Opcode.LSEEK: errno.ENOSYS,  # the kernel's own answer: all data, no holes
-    Opcode.COPY_FILE_RANGE: errno.ENOSYS,  # the kernel copies by reading and writing
     Opcode.SETUPMAPPING: errno.ENOSYS,
     Opcode.REMOVEMAPPING: errno.ENOSYS,
-    Opcode.SYNCFS: errno.ENOSYS,
-    Opcode.TMPFILE: errno.ENOSYS,  # EOPNOTSUPP; programs then make one and unlink it
-    Opcode.STATX: errno.ENOSYS,  # GETATTR in its stead
+    Opcode.SYNCFS: errno.ENOSYS,  # the kernel never asks: it writes out what it has, which the client then has
 }
 
 SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
@@ -152,7 +165,14 @@ class FileServer:
     ) -> None:
         self._view = View(uid, gid, wanted, now, capacity)
         self._handles = Handles()
-        groups = (NameOperations(self._view, self._handles), OpenOperations(self._view, self._handles))
+        locks = LockOperations(self._view, self._handles)
+        groups = (
+            NameOperations(self._view, self._handles),
+            AttributeOperations(self._view, self._handles),
+            OpenOperations(self._view, self._handles, locks),
+            DirectoryOperations(self._view, self._handles),
+            locks,
+        )
         self._operations: dict[int, Callable[[Header, Any], Steps | bytes]] = {
             opcode: next(getattr(group, name) for group in groups if hasattr(group, name))
             for opcode, name in HANDLED.items()
@@ -161,6 +181,7 @@ class FileServer:
         self._operations[Opcode.DESTROY] = lambda _header, _body: b""
         self._tasks: dict[int, _Task] = {}  # by ticket
         self._waiting: dict[int, _Task] = {}  # by the request's unique
+        self._parked: dict[int, _Task] = {}  # of those that wait, what waits for locks to be given back
         self._tickets = STANDARD_INPUT_TICKET
         self._input = StandardInput()
 
@@ -193,11 +214,10 @@ class FileServer:
         except FileError as error:
             return [Answer(fuse_answers.failure(header.unique, error.number))]
         if isinstance(steps, bytes):
-            return [*self._tells(), Answer(fuse_answers.success(header.unique, steps))]
+            return [*self._tells(), Answer(fuse_answers.success(header.unique, steps)), *self._unpark()]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
-        return self._go_on(
-            _Task(header.unique, header.opcode, steps, header.opcode in INTERRUPTIBLE and not appends), None
-        )
+        task = _Task(header.unique, header.opcode, steps, header.opcode in INTERRUPTIBLE and not appends)
+        return [*self._go_on(task, None), *self._unpark()]
 
     def resume(self, ticket: int, result: abi.Result) -> list[Effect]:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
@@ -206,9 +226,8 @@ class FileServer:
         task = self._tasks.pop(ticket, None)
         if task is None:
             return []
-        if not task.answered:
-            return self._go_on(task, result)
-        return self._undo(task, result)
+        effects = self._undo(task, result) if task.answered else self._go_on(task, result)
+        return [*effects, *self._unpark()]
 
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""
@@ -236,6 +255,9 @@ class FileServer:
         except FileError as error:
             answer = fuse_answers.failure(task.unique, error.number)
         else:
+            if isinstance(request, Park):
+                self._parked[task.unique] = self._waiting[task.unique] = task
+                return self._tells()
             self._tickets += 1
             task.ticket, task.request = self._tickets, request
             self._tasks[task.ticket] = self._waiting[task.unique] = task
@@ -243,17 +265,30 @@ class FileServer:
         self._waiting.pop(task.unique, None)
         return [*self._tells(), Answer(answer)]
 
+    def _unpark(self) -> list[Effect]:
+        """Locks were given back: those that wait for some look again."""
+        effects: list[Effect] = []
+        while self._view.freed:
+            self._view.freed = False
+            parked = list(self._parked.values())
+            self._parked.clear()
+            for task in parked:
+                effects += self._go_on(task, None)
+        return effects
+
     def _give_up(self, task: _Task, number: int) -> Answer:
         """Answer a task now; its result will be undone when it comes."""
         del self._waiting[task.unique]
         task.answered = True
+        if self._parked.pop(task.unique, None) is not None:
+            task.steps.close()
         return Answer(fuse_answers.failure(task.unique, number))
 
     def _undo(self, task: _Task, result: abi.Result) -> list[Effect]:
         """The client did what nobody waits for any more: what it opened is closed."""
         task.steps.close()
         tells: list[Effect] = self._tells()
-        if isinstance(task.request, abi.Open) and isinstance(result, abi.Attributes):
+        if isinstance(task.request, abi.Open | abi.OpenUnnamed) and isinstance(result, abi.Attributes):
             tells.append(Tell(abi.Close(task.request.handle)))
         return tells
 
@@ -274,8 +309,14 @@ class FileServer:
                     self._view.tree.forget(node, lookups)
             case fuse_abi.Interrupt(unique):
                 task = self._waiting.get(unique)
-                if task is not None and task.interruptible:
-                    return [self._give_up(task, errno.EINTR)]
+                if task is not None and (task.interruptible or unique in self._parked):
+                    return [self._give_up(task, errno.EINTR), *self._unpark()]
+                if (
+                    task is not None
+                    and isinstance(task.request, abi.Lock | abi.Flock)
+                    and task.request.wait is not None
+                ):
+                    return [Tell(abi.StopWaiting(task.request.wait))]  # what becomes of the lock is the client's answer
                 return self._read_input(self._input.interrupt(unique))
             case _:
                 pass

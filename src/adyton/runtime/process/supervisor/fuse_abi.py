@@ -1,7 +1,7 @@
 """The requests of the kernel's FUSE protocol, bytes ↔ fields and nothing else. Source: include/uapi/linux/fuse.h, protocol 7.31 and later.
 
-Every message that is read from /dev/fuse is a header and a body: fixed fields, then a name, two names, the data of a write, or a
-list of forgotten nodes. `FORMS` has a row per operation that carries a body of interest; all others are decoded as `Nothing`.
+Every message that is read from /dev/fuse is a header and a body: fixed fields, then a name, two names, the data of a write, a name and
+a value, or a list of forgotten nodes. `FORMS` has a row per operation that carries a body of interest; all others are decoded as `Nothing`.
 Times are nanoseconds, names are bytes. Answers are in `fuse_answers`.
 
 x86-64 and arm64 are little-endian, so are the layouts.
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 MAJOR = 7
 MINOR_AT_LEAST = 31  # Linux 5.4
-MINOR_SPOKEN = 38  # the newest whose changes are accounted for here
+MINOR_SPOKEN = 39  # the newest whose changes are accounted for here
 ROOT_ID = 1
 FOREVER = (1 << 31) - 1  # seconds; the longest lifetime that no kernel's arithmetic overflows
 SECOND = 10**9  # nanoseconds
@@ -90,16 +90,22 @@ class Opcode(IntEnum):
     SYNCFS = 50
     TMPFILE = 51
     STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 class InitFlag(IntFlag):
-    """Capabilities agreed on by INIT (the first 32 of them)."""
+    """Capabilities agreed on by INIT; from the 33rd on with INIT_EXT only."""
 
     ASYNC_READ = 1 << 0
+    POSIX_LOCKS = 1 << 1
     ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
+    FLOCK_LOCKS = 1 << 10
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
 
 
 class SetFlag(IntFlag):
@@ -129,7 +135,10 @@ class OpenFlag(IntFlag):
 
 WRITE_CACHE = 1 << 0  # a WRITE of the page cache's, such as of a mapped file: nobody's file position is in it
 FSYNC_DATA_ONLY = 1 << 0
+WRITE_KILL_SUIDGID = 1 << 2  # the file must not stay one that runs as its owner
+LOCK_FLOCK = 1 << 0  # of a lock request: flock, not fcntl
 RENAME_NOREPLACE = 1 << 0  # linux/fs.h
+RENAME_EXCHANGE = 1 << 1
 
 # -- requests ---------------------------------------------------------------------------------------------------------
 
@@ -151,7 +160,7 @@ class Nothing(NamedTuple):
 
 
 class Name(NamedTuple):
-    """LOOKUP, UNLINK, RMDIR."""
+    """LOOKUP, UNLINK, RMDIR, REMOVEXATTR."""
 
     name: bytes
 
@@ -235,6 +244,8 @@ class Open(NamedTuple):
 
 
 class Create(NamedTuple):
+    """CREATE; TMPFILE, whose name means nothing."""
+
     flags: int
     mode: int
     umask: int
@@ -264,6 +275,80 @@ class Release(NamedTuple):
     handle: int
 
 
+class Flush(NamedTuple):
+    """A descriptor of an open file was closed. `owner`: of locks, of the process that closed it."""
+
+    handle: int
+    owner: int
+
+
+class Lock(NamedTuple):
+    """GETLK, SETLK, SETLKW. `end` is the last byte; `type`: of linux/fcntl.h; `flags`: LOCK_…"""
+
+    handle: int
+    owner: int
+    start: int
+    end: int
+    type: int
+    process: int
+    flags: int
+
+
+class GetXattr(NamedTuple):
+    """`size`: of the caller's buffer; 0: only the length is wanted."""
+
+    size: int
+    name: bytes
+
+
+class ListXattr(NamedTuple):
+    size: int
+
+
+class SetXattr(NamedTuple):
+    """`flags`: XATTR_CREATE, XATTR_REPLACE."""
+
+    size: int
+    flags: int
+    name: bytes
+    value: bytes
+
+
+class Allocate(NamedTuple):
+    """`mode`: FALLOC_FL_…"""
+
+    handle: int
+    offset: int
+    size: int
+    mode: int
+
+
+class Seek(NamedTuple):
+    """`whence`: SEEK_DATA or SEEK_HOLE."""
+
+    handle: int
+    offset: int
+    whence: int
+
+
+class Copy(NamedTuple):
+    """From the request's node to `node`."""
+
+    handle: int
+    offset: int
+    node: int
+    target: int
+    target_offset: int
+    size: int
+    flags: int
+
+
+class Statx(NamedTuple):
+    """`mask`: STATX_…"""
+
+    mask: int
+
+
 class Sync(NamedTuple):
     """FSYNC, FSYNCDIR."""
 
@@ -280,6 +365,8 @@ class Interrupt(NamedTuple):
 
 
 class Init(NamedTuple):
+    """`flags`: all that the kernel said, with INIT_EXT those of both words."""
+
     major: int
     minor: int
     max_readahead: int
@@ -303,6 +390,15 @@ Body = (
     | Read
     | Write
     | Release
+    | Flush
+    | Lock
+    | GetXattr
+    | ListXattr
+    | SetXattr
+    | Allocate
+    | Seek
+    | Copy
+    | Statx
     | Sync
     | Access
     | Interrupt
@@ -315,15 +411,18 @@ class Request(NamedTuple):
     body: Any  # of the class that FORMS gives for the opcode
 
 
+Tail = Literal["", "name", "names", "data", "name and data", "nodes", "more flags"]
+
+
 class Form(NamedTuple):
     """How a body lies in memory: `fixed` fields, in the order of `make`'s, then a tail."""
 
     make: Callable[..., Body]
     fixed: struct.Struct
-    tail: Literal["", "name", "names", "data", "nodes"] = ""
+    tail: Tail = ""
 
 
-def _form(make: Callable[..., Body], fixed: str, tail: Literal["", "name", "names", "data", "nodes"] = "") -> Form:
+def _form(make: Callable[..., Body], fixed: str, tail: Tail = "") -> Form:
     return Form(make, struct.Struct("<" + fixed), tail)
 
 
@@ -332,6 +431,9 @@ _OPEN = _form(Open, "I4x")
 _READ = _form(Read, "QQI4x8x4x4x")
 _RELEASE = _form(Release, "Q4x4x8x")
 _SYNC = _form(Sync, "QI4x")
+_LOCK = _form(Lock, "QqQQIII4x")
+_CREATE = _form(Create, "III4x", "name")
+_COPY = _form(Copy, "QQQQQQQ")
 
 FORMS: Mapping[int, Form] = {
     Opcode.LOOKUP: _form(Name, "", "name"),
@@ -349,20 +451,35 @@ FORMS: Mapping[int, Form] = {
     Opcode.WRITE: _form(Write, "QQII8xI4x", "data"),
     Opcode.RELEASE: _RELEASE,
     Opcode.FSYNC: _SYNC,
-    Opcode.INIT: _form(Init, "IIII"),
+    Opcode.SETXATTR: _form(SetXattr, "II", "name and data"),
+    Opcode.GETXATTR: _form(GetXattr, "I4x", "name"),
+    Opcode.LISTXATTR: _form(ListXattr, "I4x"),
+    Opcode.REMOVEXATTR: _form(Name, "", "name"),
+    Opcode.FLUSH: _form(Flush, "Q4x4xq"),
+    Opcode.INIT: _form(Init, "IIII", "more flags"),
     Opcode.OPENDIR: _OPEN,
     Opcode.READDIR: _READ,
     Opcode.RELEASEDIR: _RELEASE,
     Opcode.FSYNCDIR: _SYNC,
+    Opcode.GETLK: _LOCK,
+    Opcode.SETLK: _LOCK,
+    Opcode.SETLKW: _LOCK,
     Opcode.ACCESS: _form(Access, "I4x"),
-    Opcode.CREATE: _form(Create, "III4x", "name"),
+    Opcode.CREATE: _CREATE,
     Opcode.INTERRUPT: _form(Interrupt, "Q"),
     Opcode.BATCH_FORGET: _form(BatchForget, "I4x", "nodes"),
+    Opcode.FALLOCATE: _form(Allocate, "QQQI4x"),
     Opcode.RENAME2: _form(Rename, "QI4x", "names"),
+    Opcode.LSEEK: _form(Seek, "QQI4x"),
+    Opcode.COPY_FILE_RANGE: _COPY,
+    Opcode.TMPFILE: _CREATE,
+    Opcode.STATX: _form(Statx, "4x4x8x4xI"),
+    Opcode.COPY_FILE_RANGE_64: _COPY,
 }
 
 _NAMES = {"name": 1, "names": 2}
 _HEADER = struct.Struct("<IIQQIII4x")
+_MORE_FLAGS = struct.Struct("<I44x")  # of an INIT with INIT_EXT
 _FORGET_ONE = struct.Struct("<QQ")
 HEADER_SIZE = _HEADER.size
 
@@ -390,6 +507,15 @@ def decode(message: bytes) -> Request:
         if len(tail) != fields[0] * _FORGET_ONE.size:
             raise MalformedRequestError(header.unique, f"{fields[0]} forgotten nodes in {len(tail)} bytes")
         return Request(header, form.make(list(_FORGET_ONE.iter_unpack(tail))))
+    if form.tail == "more flags":
+        if fields[3] & InitFlag.INIT_EXT and len(tail) >= _MORE_FLAGS.size:
+            fields = (*fields[:3], fields[3] | _MORE_FLAGS.unpack_from(tail)[0] << 32)
+        return Request(header, form.make(*fields))
+    if form.tail == "name and data":
+        name, _, value = tail.partition(b"\0")
+        if not name or len(value) != fields[0]:
+            raise MalformedRequestError(header.unique, f"{fields[0]} bytes for a name with {len(value)}")
+        return Request(header, form.make(*fields, name, value))
     expected = _NAMES[form.tail]
     names = tail.split(b"\0")
     if len(names) <= expected or not all(names[:expected]):
@@ -404,6 +530,12 @@ def encode(opcode: int, unique: int, node: int, body: Body, *, pid: int = 1, uid
         packed = form.fixed.pack(len(body.nodes)) + b"".join(_FORGET_ONE.pack(*each) for each in body.nodes)
     elif isinstance(body, Write):
         packed = form.fixed.pack(*body[:-1]) + body.data
+    elif isinstance(body, SetXattr):
+        packed = form.fixed.pack(*body[:2]) + body.name + b"\0" + body.value
+    elif isinstance(body, Init):
+        packed = form.fixed.pack(*body[:3], body.flags & 0xFFFFFFFF)
+        if body.flags & InitFlag.INIT_EXT:
+            packed += _MORE_FLAGS.pack(body.flags >> 32)
     else:
         fields: tuple[Any, ...] = body
         split = len(fields) - _NAMES.get(form.tail, 0)

@@ -28,7 +28,7 @@ class Attr(NamedTuple):
 
 
 class EntryAnswer(NamedTuple):
-    """To LOOKUP, MKDIR, SYMLINK. Lifetimes in seconds, of the name and of the attributes."""
+    """To LOOKUP, MKDIR, MKNOD, SYMLINK, LINK. Lifetimes in seconds, of the name and of the attributes."""
 
     node: int
     name_lifetime: int
@@ -50,6 +50,17 @@ class InitAnswer(NamedTuple):
     max_pages: int
 
 
+class FileSystem(NamedTuple):
+    """Blocks of `block_size` bytes; `available`: free for others than root."""
+
+    block_size: int
+    blocks: int
+    free: int
+    available: int
+    files: int
+    files_free: int
+
+
 class DirectoryEntry(NamedTuple):
     """`offset`: what a READDIR asks for that goes on behind this entry. `type`: the type bits of a mode."""
 
@@ -66,7 +77,13 @@ _ATTR_LIFETIME = struct.Struct("<Q8x")
 _OPENED = struct.Struct("<QI4x")
 _WRITTEN = struct.Struct("<I4x")
 _STATFS = struct.Struct("<QQQQQIII4x24x")
-_INITED = struct.Struct("<IIIIHHIIHH32x")
+_LOCK = struct.Struct("<QQII")
+_XATTR_SIZE = struct.Struct("<I4x")
+_OFFSET = struct.Struct("<Q")
+_STATX = struct.Struct("<Q4x4x16x" + "IIQIIIH2xQQQQ" + "qI4x" * 4 + "16x112x")
+_STATX_BASIC, _STATX_BTIME = 0x7FF, 0x800  # linux/stat.h
+_NAME_LENGTH = 255  # NAME_MAX
+_INITED = struct.Struct("<IIIIHHIIHHI28x")
 _DIRECTORY_ENTRY = struct.Struct("<QQII")
 ANSWER_SIZE = _ANSWER.size
 _BLOCK = 4096
@@ -110,7 +127,7 @@ def pack_attr(lifetime: int, attr: Attr) -> bytes:
 
 
 def pack_entry(entry: EntryAnswer) -> bytes:
-    """Answers LOOKUP, MKDIR, SYMLINK; with `pack_open` behind it, CREATE."""
+    """Answers LOOKUP, MKDIR, MKNOD, SYMLINK, LINK; with `pack_open` behind it, CREATE and TMPFILE."""
     return _ENTRY.pack(entry.node, entry.name_lifetime, entry.attr_lifetime) + _pack_attr(entry.attr)
 
 
@@ -120,13 +137,41 @@ def pack_open(opened: OpenAnswer) -> bytes:
 
 
 def pack_written(size: int) -> bytes:
-    """Answers WRITE."""
+    """Answers WRITE and COPY_FILE_RANGE."""
     return _WRITTEN.pack(size)
 
 
-def pack_statfs(*, blocks: int, free: int, files: int, files_free: int, name_length: int) -> bytes:
-    """Answers STATFS; blocks of 4096 bytes."""
-    return _STATFS.pack(blocks, free, free, files, files_free, _BLOCK, name_length, _BLOCK)
+def pack_statfs(system: FileSystem) -> bytes:
+    """Answers STATFS."""
+    size = system.block_size
+    counts = (system.blocks, system.free, system.available, system.files, system.files_free)
+    return _STATFS.pack(*counts, size, _NAME_LENGTH, size)
+
+
+def pack_lock(start: int, end: int, kind: int, process: int) -> bytes:
+    """Answers GETLK; `kind`: F_RDLCK, F_WRLCK or F_UNLCK."""
+    return _LOCK.pack(start, end, kind, process)
+
+
+def pack_xattr(value: bytes, size: int) -> bytes:
+    """Answers GETXATTR and LISTXATTR; the length alone if `size` is 0."""
+    return value if size else _XATTR_SIZE.pack(len(value))
+
+
+def pack_offset(offset: int) -> bytes:
+    """Answers LSEEK, and COPY_FILE_RANGE_64."""
+    return _OFFSET.pack(offset)
+
+
+def pack_statx(lifetime: int, attr: Attr, born: int | None) -> bytes:
+    """Answers STATX; `born` in nanoseconds, None if it is not known."""
+    mask = _STATX_BASIC if born is None else _STATX_BASIC | _STATX_BTIME
+    times: list[int] = []
+    for time in (attr.accessed, 0 if born is None else born, attr.changed, attr.modified):
+        times += divmod(time, SECOND)
+    owner = (attr.uid, attr.gid)
+    sizes = (attr.number, attr.size, attr.blocks)
+    return _STATX.pack(lifetime, mask, _BLOCK, 0, attr.links, *owner, attr.mode, *sizes, 0, *times)
 
 
 def pack_init(answer: InitAnswer) -> bytes:
@@ -135,13 +180,14 @@ def pack_init(answer: InitAnswer) -> bytes:
         MAJOR,
         answer.minor,
         answer.max_readahead,
-        answer.flags,
+        answer.flags & 0xFFFFFFFF,
         answer.max_background,
         answer.max_background * 3 // 4,
         answer.max_write,
         1,
         answer.max_pages,
         0,
+        answer.flags >> 32,
     )
 
 
@@ -204,10 +250,40 @@ def unpack_written(body: bytes) -> int:
     return size
 
 
+def unpack_statfs(body: bytes) -> FileSystem:
+    """`pack_statfs` undone."""
+    fields = _STATFS.unpack(body)
+    return FileSystem(fields[5], *fields[:5])
+
+
+def unpack_lock(body: bytes) -> tuple[int, int, int, int]:
+    """`pack_lock` undone."""
+    start, end, kind, process = _LOCK.unpack(body)
+    return start, end, kind, process
+
+
+def unpack_offset(body: bytes) -> int:
+    """`pack_offset` undone."""
+    offset: int = _OFFSET.unpack(body)[0]
+    return offset
+
+
+def unpack_xattr_size(body: bytes) -> int:
+    """`pack_xattr` undone, of size 0."""
+    size: int = _XATTR_SIZE.unpack(body)[0]
+    return size
+
+
+def unpack_statx(body: bytes) -> tuple[int, int]:
+    """Of `pack_statx`: mask, and when it was born in nanoseconds."""
+    fields = _STATX.unpack(body)
+    return fields[1], fields[14] * SECOND + fields[15]
+
+
 def unpack_init(body: bytes) -> InitAnswer:
     """`pack_init` undone."""
-    _, minor, readahead, flags, background, _, write, _, pages, _ = _INITED.unpack(body)
-    return InitAnswer(minor, readahead, flags, background, write, pages)
+    _, minor, readahead, flags, background, _, write, _, pages, _, more = _INITED.unpack(body)
+    return InitAnswer(minor, readahead, flags | more << 32, background, write, pages)
 
 
 def unpack_directory(body: bytes) -> list[DirectoryEntry]:

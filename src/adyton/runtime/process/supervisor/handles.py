@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,7 +17,10 @@ STANDARD_INPUT_HANDLE = 0  # of the one file that is not in the table
 
 @dataclass(slots=True)
 class OpenFile:
-    """`private`: the private file that it is, else it is open on the client. `append`: the client appends whatever the offset."""
+    """`private`: the private file that it is, else it is open on the client. `append`: the client appends whatever the offset.
+
+    `locked`: the owners that took locks through it.
+    """
 
     number: int
     node: Node
@@ -24,6 +28,7 @@ class OpenFile:
     append: bool = False
     private: File | None = None
     positional: int | None = None  # one more handle on the client, of an appending one: for writes that have a place
+    locked: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -50,7 +55,6 @@ class Handles:
     def __init__(self) -> None:
         self._open: dict[int, OpenFile | OpenDirectory] = {}
         self._reserved: set[int] = set()
-        self._by_node: dict[int, int] = {}
         self._next = 0
 
     def __len__(self) -> int:
@@ -78,7 +82,7 @@ class Handles:
         """What was reserved is open."""
         self._reserved.discard(opened.number)
         self._open[opened.number] = opened
-        self._by_node[opened.node.id] = self._by_node.get(opened.node.id, 0) + 1
+        opened.node.handles.add(opened.number)
 
     def file(self, number: int) -> OpenFile:
         """EBADF."""
@@ -97,23 +101,18 @@ class Handles:
     def remove(self, opened: OpenFile | OpenDirectory) -> None:
         """It is closed."""
         del self._open[opened.number]
-        left = self._by_node.pop(opened.node.id) - 1
-        if left:
-            self._by_node[opened.node.id] = left
+        opened.node.handles.discard(opened.number)
 
-    def any_of(self, node: Node) -> bool:
-        """Whether the node is open."""
-        return node.id in self._by_node
+    def files_of(self, node: Node) -> Iterator[OpenFile]:
+        """What is open of the node's file."""
+        for number in node.handles:
+            opened = self._open[number]
+            if isinstance(opened, OpenFile):
+                yield opened
 
-    def writable(self, node: Node) -> int | None:
-        """A handle that the client has of the node's file, open for writing; None if there is none."""
-        if self.any_of(node):
-            for opened in self._open.values():
-                if (
-                    isinstance(opened, OpenFile)
-                    and opened.node is node
-                    and opened.private is None
-                    and opened.access != "read"
-                ):
-                    return opened.number
+    def on_client(self, node: Node, *, writable: bool = False) -> int | None:
+        """A handle that the client has of the node's file; None if there is none."""
+        for opened in self.files_of(node):
+            if opened.private is None and not (writable and opened.access == "read"):
+                return opened.number
         return None

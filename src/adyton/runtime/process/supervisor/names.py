@@ -1,26 +1,22 @@
-"""Operations on names and attributes: look-up, stat, mkdir, unlink, rename, links, access. Operations: see `view`."""
+"""Operations on names: look-up, mkdir, mknod, unlink, rename, links. Operations: see `view`."""
 
 from __future__ import annotations
 
 import errno
-import os
 import posixpath
+import stat
 from collections.abc import Generator
-from typing import Literal
 
 from adyton.hostcall import abi
-from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
-from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, SetFlag
+from adyton.runtime.process.supervisor import fuse_abi
+from adyton.runtime.process.supervisor.fuse_abi import FileError, Header
 from adyton.runtime.process.supervisor.handles import Handles
 from adyton.runtime.process.supervisor.layout import Place
-from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link
+from adyton.runtime.process.supervisor.private import Link
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
 from adyton.runtime.process.supervisor.view import Steps, View, ask, private_directory, sendable
 
-# What a statfs says of a file system whose true size nobody here knows: room enough.
-_BLOCKS = 1 << 38
-_FILES = 1 << 32
-_SETTABLE = sum(SetFlag)
+_WHITEOUT_AND_UNKNOWN = ~(fuse_abi.RENAME_NOREPLACE | fuse_abi.RENAME_EXCHANGE)
 
 
 class NameOperations:
@@ -61,32 +57,6 @@ class NameOperations:
             raise
         return self._view.entry(self._tree.found_client(parent, name, attributes))
 
-    def getattr(self, header: Header, _body: object) -> Steps:
-        """stat, fstat."""
-        node = self._tree.get(header.node)
-        if node.private is None and not node.own and node.path is not None:
-            yield from self._refresh(node)
-        return fuse_answers.pack_attr(*self._view.attr(node))
-
-    def _refresh(self, node: Node) -> Steps:
-        """Learn a client's file's attributes anew. A file of which only the open handles are left shows what was last known."""
-        number = errno.ESTALE  # another is there: the kernel looks the name up again
-        try:
-            attributes = yield from ask(abi.Stat(sendable(self._tree.path(node))), abi.Attributes)
-        except FileError as error:
-            if error.number not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            number = error.number
-        else:
-            if is_same(node, attributes):
-                learn(node, attributes)
-                return b""
-        if node.parent is not None:
-            self._tree.detach(node)
-        if not self._handles.any_of(node):
-            raise FileError(number)
-        return b""
-
     def readlink(self, header: Header, _body: object) -> Steps:
         """A link's target; EACCES if a link of the client's leads to what is not the client's.
 
@@ -111,95 +81,6 @@ class NameOperations:
             raise FileError(errno.EACCES)
         return target.encode()
 
-    def access(self, header: Header, body: fuse_abi.Access) -> Steps:
-        """May the guest? A change of directory asks for X only."""
-        node = self._tree.get(header.node)
-        if node.private is not None:
-            return b""
-        path = self._tree.path(node)
-        place = self._view.place(path)
-        rights = [right for bit, right in ((os.R_OK, "read"), (os.W_OK, "write")) if body.mask & bit]
-        if place is Place.OWN:
-            if "write" in rights:
-                raise FileError(errno.EACCES)
-            return b""
-        for right in rights:
-            if place is not Place.CLIENT:
-                yield from self._view.denied(header, path, right)
-            yield from ask(abi.Access(sendable(path), "write" if right == "write" else "read"), abi.Done)
-        if body.mask & os.X_OK and node.attributes is not None and not node.attributes.mode & 0o111:
-            raise FileError(errno.EACCES)
-        return b""
-
-    def statfs(self, _header: Header, _body: object) -> bytes:
-        """Room enough: the client's disk is its own affair, and says so when it is full."""
-        return fuse_answers.pack_statfs(
-            blocks=_BLOCKS, free=_BLOCKS, files=_FILES, files_free=_FILES, name_length=abi.MAX_NAME
-        )
-
-    # -- attributes -------------------------------------------------------------------------------------------------
-
-    def setattr(self, header: Header, body: fuse_abi.SetAttr) -> Steps:
-        """chmod, truncate, utimensat; chown only to whose they are already."""
-        node = self._tree.get(header.node)
-        valid = SetFlag(body.valid & _SETTABLE)
-        if (SetFlag.UID in valid and body.uid != self._view.uid) or (
-            SetFlag.GID in valid and body.gid != self._view.gid
-        ):
-            raise FileError(errno.EPERM)
-        if SetFlag.SIZE in valid and body.size > fuse_abi.LARGEST:
-            raise FileError(errno.EINVAL)
-        if node.private is not None:
-            self._set_private(node.private, valid, body)
-        elif node.own:
-            raise FileError(errno.EACCES)
-        else:
-            yield from self._set_client(header, node, valid, body)
-        return fuse_answers.pack_attr(*self._view.attr(node))
-
-    def _set_private(self, inode: Inode, valid: SetFlag, body: fuse_abi.SetAttr) -> None:
-        now = self._view.now()
-        if SetFlag.SIZE in valid:
-            if not isinstance(inode, File):
-                raise FileError(errno.EISDIR if isinstance(inode, Directory) else errno.EINVAL)
-            self._private.resize(inode, body.size)
-        if SetFlag.MODE in valid:
-            inode.mode = body.mode & 0o7777
-        if SetFlag.ATIME in valid:
-            inode.accessed = now if SetFlag.ATIME_NOW in valid else body.accessed
-        if SetFlag.MTIME in valid:
-            inode.modified = now if SetFlag.MTIME_NOW in valid else body.modified
-        inode.changed = now
-
-    def _set_client(self, header: Header, node: Node, valid: SetFlag, body: fuse_abi.SetAttr) -> Steps:
-        path = node.path
-        if path is not None and self._view.place(path) is not Place.CLIENT:
-            yield from self._view.denied(header, path, "write")
-        handle = None
-        if SetFlag.FH in valid:
-            opened = self._handles.file(body.handle)
-            handle = opened.number if opened.access != "read" else None
-        if path is None:
-            handle = handle if handle is not None else self._handles.writable(node)
-            if handle is None:
-                raise FileError(errno.ESTALE)
-        request = abi.SetAttributes(
-            sendable(node.last_path),
-            handle,
-            size=body.size if SetFlag.SIZE in valid else None,
-            mode=body.mode & 0o7777 if SetFlag.MODE in valid else None,
-            accessed=_time(SetFlag.ATIME in valid, SetFlag.ATIME_NOW in valid, body.accessed),
-            modified=_time(SetFlag.MTIME in valid, SetFlag.MTIME_NOW in valid, body.modified),
-        )
-        if request.size is request.mode is request.accessed is request.modified is None:
-            return b""
-        attributes = yield from ask(request, abi.Attributes)
-        if is_same(node, attributes):
-            learn(node, attributes)
-        elif handle is None:
-            raise FileError(errno.ESTALE)
-        return b""
-
     # -- making and removing ----------------------------------------------------------------------------------------
 
     def mkdir(self, header: Header, body: fuse_abi.MakeDir) -> Steps:
@@ -213,12 +94,70 @@ class NameOperations:
         attributes = yield from ask(abi.MakeDirectory(sendable(path), mode), abi.Attributes)
         return self._view.entry(self._tree.found_client(parent, name, attributes))
 
+    def mknod(self, header: Header, body: fuse_abi.MakeNode) -> Steps:
+        """A new, empty file; a pipe or a socket among private files. EPERM for one of these on the client, and for devices."""
+        parent = self._tree.get(header.node)
+        name, path = self._view.child_path(parent, body.name)
+        kind, mode = stat.S_IFMT(body.mode) or stat.S_IFREG, stat.S_IMODE(body.mode) & ~body.umask
+        if (yield from self._writable(header, path)) is Place.PRIVATE:
+            directory = private_directory(parent)
+            if kind == stat.S_IFREG:
+                return self._view.entry(
+                    self._tree.found_private(parent, name, self._private.make_file(directory, name, mode))
+                )
+            if kind in (stat.S_IFIFO, stat.S_IFSOCK):
+                special = self._private.make_special(directory, name, kind | mode)
+                return self._view.entry(self._tree.found_private(parent, name, special))
+            raise FileError(errno.EPERM)
+        if kind != stat.S_IFREG:
+            raise FileError(errno.EPERM)
+        number = self._handles.reserve()
+        try:
+            request = abi.Open(sendable(path), number, "write", create=True, exclusive=True, mode=mode)
+            attributes = yield from ask(request, abi.Attributes)
+            self._view.tells.append(abi.Close(number))
+            return self._view.entry(self._tree.found_client(parent, name, attributes))
+        finally:
+            self._handles.release(number)
+
+    def link(self, header: Header, body: fuse_abi.Link) -> Steps:
+        """One more name for a file; the first one for a file that was opened without. EXDEV between private files and the client's."""
+        node, parent = self._tree.get(body.node), self._tree.get(header.node)
+        name, path = self._view.child_path(parent, body.name)
+        place = yield from self._writable(header, path)
+        if node.private is not None:
+            if place is not Place.PRIVATE:
+                raise FileError(errno.EXDEV)
+            self._private.link(node.private, private_directory(parent), name)
+            self._tree.one_more(node, parent, name)
+            return self._view.entry(node)
+        if node.own or place is Place.PRIVATE:
+            raise FileError(errno.EXDEV)
+        source = node.path
+        if source is not None:
+            yield from self._writable(header, source)
+        handle = self._handles.on_client(node) if source is None else None
+        if source is None and handle is None:
+            raise FileError(errno.ESTALE)
+        request = abi.Link(sendable(node.last_path), sendable(path), handle)
+        attributes = yield from ask(request, abi.Attributes)
+        if not is_same(node, attributes):
+            return self._view.entry(self._tree.found_client(parent, name, attributes))
+        learn(node, attributes)
+        self._tree.one_more(node, parent, name)
+        return self._view.entry(node)
+
     def symlink(self, header: Header, body: fuse_abi.SymLink) -> Steps:
-        """A link among private files; none on the client (EPERM: that has no symbolic links, as link(2) says it)."""
+        """A new symbolic link; on the client it may lead to what the enclave may write, which the client sees to."""
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
         if (yield from self._writable(header, path)) is not Place.PRIVATE:
-            raise FileError(errno.EPERM)
+            try:
+                target = body.target.decode()
+            except UnicodeDecodeError:
+                raise FileError(errno.EILSEQ) from None
+            attributes = yield from ask(abi.SymbolicLink(sendable(path), target), abi.Attributes)
+            return self._view.entry(self._tree.found_client(parent, name, attributes))
         made = self._private.make_link(private_directory(parent), name, body.target)
         return self._view.entry(self._tree.found_private(parent, name, made))
 
@@ -245,8 +184,10 @@ class NameOperations:
         return self.rename2(header, fuse_abi.Rename(body.directory, 0, body.source, body.target))
 
     def rename2(self, header: Header, body: fuse_abi.Rename) -> Steps:
-        """As renameat2(2) has it; EXDEV between private files and the client's, EINVAL for an exchange, or into itself."""
-        if body.flags & ~fuse_abi.RENAME_NOREPLACE:
+        """As renameat2(2) has it; EXDEV between private files and the client's, EINVAL for a whiteout, or into itself."""
+        exchange = bool(body.flags & fuse_abi.RENAME_EXCHANGE)
+        replace = not body.flags & fuse_abi.RENAME_NOREPLACE
+        if body.flags & _WHITEOUT_AND_UNKNOWN or (exchange and not replace):
             raise FileError(errno.EINVAL)
         parent, target = self._tree.get(header.node), self._tree.get(body.directory)
         name, path = self._view.child_path(parent, body.source)
@@ -255,18 +196,20 @@ class NameOperations:
         target_place = yield from self._writable(header, new_path)
         if source_place is not target_place:
             raise FileError(errno.EXDEV)
-        if new_path.startswith(path + "/"):
+        if new_path.startswith(path + "/") or (exchange and path.startswith(new_path + "/")):
             raise FileError(errno.EINVAL)
-        replace = not body.flags
+        same = path == new_path
         if source_place is Place.PRIVATE:
             source_directory, target_directory = private_directory(parent), private_directory(target)
-            same = source_directory.entries.get(name) is target_directory.entries.get(new_name)
-            self._private.rename(source_directory, name, target_directory, new_name, replace=replace)
+            if exchange:
+                self._private.exchange(source_directory, name, target_directory, new_name)
+            else:
+                same = source_directory.entries.get(name) is target_directory.entries.get(new_name)
+                self._private.rename(source_directory, name, target_directory, new_name, replace=replace)
         else:
-            same = path == new_path
-            yield from ask(abi.Rename(sendable(path), sendable(new_path), replace), abi.Done)
+            yield from ask(abi.Rename(sendable(path), sendable(new_path), replace, exchange), abi.Done)
         if not same:
-            self._tree.move(parent, name, target, new_name)
+            (self._tree.exchange if exchange else self._tree.move)(parent, name, target, new_name)
         return b""
 
     def _writable(self, header: Header, path: str) -> Generator[abi.Request, abi.Result, Place]:
@@ -277,12 +220,6 @@ class NameOperations:
         if place in (Place.LEADING, Place.OUTSIDE):
             yield from self._view.denied(header, path, "write")
         return place
-
-
-def _time(given: bool, now: bool, nanoseconds: int) -> int | Literal["now"] | None:
-    if not given:
-        return None
-    return "now" if now else nanoseconds
 
 
 def _is_directory(node: Node) -> bool:

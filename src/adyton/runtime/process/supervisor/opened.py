@@ -1,51 +1,52 @@
-"""Operations on open files and directories: open, create, read, write, fsync, close, list. Operations: see `view`.
+"""Operations on open files: open, create, read, write, seek, allocate, copy, fsync, close. Operations: see `view`.
 
 The client's files are written through: a write has reached the client when it returns, so that a close has nothing left to report.
 What the kernel has cached of a client's file goes when the file is opened again, and what the client's other programs wrote shows
-then (close-to-open).
+then (close-to-open). Only where a file is opened to append nothing is cached: the client says where the end is, and the kernel would
+keep what was written where it thought the end to be.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Generator
+from typing import Literal
 
 from adyton.hostcall import abi
-from adyton.hostcall.own_paths import leads_to_own, own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, OpenFlag
-from adyton.runtime.process.supervisor.fuse_answers import DirectoryEntry, OpenAnswer
-from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenDirectory, OpenFile
+from adyton.runtime.process.supervisor.fuse_answers import OpenAnswer
+from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenFile
 from adyton.runtime.process.supervisor.layout import Place
+from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.private import Directory, File
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
-from adyton.runtime.process.supervisor.view import (
-    TYPES,
-    Steps,
-    View,
-    ask,
-    inode_type,
-    private_directory,
-    private_file,
-    right_of,
-    sendable,
-)
+from adyton.runtime.process.supervisor.view import Steps, View, ask, private_directory, private_file, right_of, sendable
 
 _ACCESS: dict[int, abi.OpenMode] = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read-write"}
-_PRIVATE_FLAGS = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH  # nobody else changes it
-MAX_LISTED = 1 << 18  # names of one directory
+_SET_ID = 0o6000
+_ALLOCATIONS: dict[int, abi.Allocation] = {  # linux/falloc.h
+    0: "extend",
+    0x01: "keep-size",
+    0x02 | 0x01: "punch-hole",
+    0x08: "collapse",
+    0x10: "zero",
+    0x10 | 0x01: "zero-keep-size",
+    0x20: "insert",
+    0x40: "unshare",
+}
 
 
 class OpenOperations:
     """See the module."""
 
-    def __init__(self, view: View, handles: Handles) -> None:
+    def __init__(self, view: View, handles: Handles, locks: LockOperations) -> None:
         self._view = view
         self._tree = view.tree
         self._private = view.private
         self._handles = handles
+        self._locks = locks
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -94,8 +95,44 @@ class OpenOperations:
             self._handles.release(number)
 
     def _opened(self, number: int, node: Node, flags: int) -> bytes:
-        self._handles.add(OpenFile(number, node, _access(flags), bool(flags & os.O_APPEND)))
-        return fuse_answers.pack_open(OpenAnswer(number, OpenFlag.NONE))
+        appends = bool(flags & os.O_APPEND)
+        self._handles.add(OpenFile(number, node, _access(flags), appends))
+        return fuse_answers.pack_open(OpenAnswer(number, OpenFlag.DIRECT_IO if appends else OpenFlag.NONE))
+
+    def tmpfile(self, header: Header, body: fuse_abi.Create) -> Steps:
+        """Opens a new file without a name, in the file system of a directory."""
+        parent = self._tree.get(header.node)
+        path = self._tree.path(parent)
+        mode = body.mode & 0o7777 & ~body.umask
+        access = _access(body.flags)
+        if access == "read":
+            raise FileError(errno.EINVAL)
+        if parent.private is not None:
+            file = self._private.make_unnamed(mode)
+            node = self._tree.unnamed(file)
+            opened = self._open_private(node, body.flags)
+            return self._view.entry(node) + opened
+        place = self._view.place(path)
+        if place is not Place.CLIENT:
+            if parent.own or place is Place.OWN:
+                raise FileError(errno.EACCES)
+            yield from self._view.denied(header, path, "write")
+        number = self._handles.reserve()
+        try:
+            request = abi.OpenUnnamed(
+                sendable(path),
+                number,
+                access,
+                append=bool(body.flags & os.O_APPEND),
+                linkable=not body.flags & os.O_EXCL,
+                mode=mode,
+            )
+            attributes = yield from ask(request, abi.Attributes)
+            node = self._tree.unnamed(attributes)
+            node.left = path
+            return self._view.entry(node) + self._opened(number, node, body.flags)
+        finally:
+            self._handles.release(number)
 
     def _create_private(self, parent: Node, name: str, flags: int, mode: int) -> bytes:
         _access(flags)  # before anything is made
@@ -120,10 +157,10 @@ class OpenOperations:
             self._private.open(file)
             if flags & os.O_TRUNC:
                 self._private.resize(file, 0)
-            self._handles.add(OpenFile(number, node, access, private=file))
+            self._handles.add(OpenFile(number, node, access, bool(flags & os.O_APPEND), private=file))
         finally:
             self._handles.release(number)
-        return fuse_answers.pack_open(OpenAnswer(number, _PRIVATE_FLAGS))
+        return fuse_answers.pack_open(OpenAnswer(number, OpenFlag.KEEP_CACHE))
 
     # -- content ----------------------------------------------------------------------------------------------------
 
@@ -147,13 +184,17 @@ class OpenOperations:
         """At the offset, or at the end in append mode; may be less than all of it."""
         opened = self._handles.file(body.handle)
         if opened.private is not None:
-            return fuse_answers.pack_written(self._private.write(opened.private, body.offset, body.data))
+            if body.write_flags & fuse_abi.WRITE_KILL_SUIDGID:
+                opened.private.mode &= ~_SET_ID
+            offset = body.offset
+            if opened.append and not body.write_flags & fuse_abi.WRITE_CACHE and body.flags & os.O_APPEND:
+                offset = opened.private.size
+            return fuse_answers.pack_written(self._private.write(opened.private, offset, body.data))
         handle = opened.number
         if opened.append and (body.write_flags & fuse_abi.WRITE_CACHE or not body.flags & os.O_APPEND):
             handle = yield from self._positional(opened)
         data = body.data[: abi.MAX_BLOCK]
         written = (yield from ask(abi.Write(handle, body.offset, data), abi.Written)).size
-        opened.node.size = max(opened.node.size, body.offset + written)
         return fuse_answers.pack_written(written)
 
     def _positional(self, opened: OpenFile) -> Generator[abi.Request, abi.Result, int]:
@@ -182,131 +223,78 @@ class OpenOperations:
             yield from ask(abi.Sync(opened.number, data_only), abi.Done)
         return b""
 
-    def release(self, _header: Header, body: fuse_abi.Release) -> bytes:
-        """The last descriptor of an open file is closed. Nobody waits for the client."""
+    def lseek(self, _header: Header, body: fuse_abi.Seek) -> Steps:
+        """Where data or a hole begins. Private files have no holes but at their end. ENXIO beyond that."""
+        opened = self._handles.file(body.handle)
+        if body.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise FileError(errno.EINVAL)
+        if body.offset > fuse_abi.LARGEST:
+            raise FileError(errno.ENXIO)
+        what: Literal["data", "hole"] = "data" if body.whence == os.SEEK_DATA else "hole"
+        if opened.private is not None:
+            if body.offset >= opened.private.size:
+                raise FileError(errno.ENXIO)
+            return fuse_answers.pack_offset(body.offset if what == "data" else opened.private.size)
+        position = yield from ask(abi.Seek(opened.number, body.offset, what), abi.Position)
+        return fuse_answers.pack_offset(position.offset)
+
+    def fallocate(self, _header: Header, body: fuse_abi.Allocate) -> Steps:
+        """Room, zeros or holes."""
+        opened = self._handles.file(body.handle)
+        way = _ALLOCATIONS.get(body.mode)
+        if way is None:
+            raise FileError(errno.EOPNOTSUPP)
+        if body.offset + body.size > fuse_abi.LARGEST:
+            raise FileError(errno.EFBIG)
+        if opened.access == "read":
+            raise FileError(errno.EBADF)
+        if opened.private is not None:
+            self._private.allocate(opened.private, way, body.offset, body.size)
+        else:
+            yield from ask(abi.Allocate(opened.number, way, body.offset, body.size), abi.Done)
+        return b""
+
+    def copy_file_range(self, header: Header, body: fuse_abi.Copy) -> Steps:
+        """From one file to another on the same side; EXDEV from one side to the other: the kernel then reads and writes."""
+        copied = yield from self._copy(header, body)
+        return fuse_answers.pack_written(copied)
+
+    def copy_file_range_64(self, header: Header, body: fuse_abi.Copy) -> Steps:
+        """The same, of newer kernels."""
+        copied = yield from self._copy(header, body)
+        return fuse_answers.pack_offset(copied)
+
+    def _copy(self, _header: Header, body: fuse_abi.Copy) -> Generator[abi.Request, abi.Result, int]:
+        source, target = self._handles.file(body.handle), self._handles.file(body.target)
+        size = min(body.size, abi.MAX_COPY)
+        if body.flags or max(body.offset, body.target_offset) + size > fuse_abi.LARGEST:
+            raise FileError(errno.EINVAL)
+        if source.private is not None and target.private is not None:
+            data = self._private.read(source.private, body.offset, size)
+            return self._private.write(target.private, body.target_offset, data) if data else 0
+        if source.private is not None or target.private is not None or target.append:
+            raise FileError(errno.EXDEV)
+        request = abi.Copy(source.number, body.offset, target.number, body.target_offset, size)
+        return (yield from ask(request, abi.Copied)).size
+
+    def release(self, _header: Header, body: fuse_abi.Release) -> Steps:
+        """The last descriptor of an open file is closed. Nobody waits for the client; but others for the locks that go with it."""
         if body.handle == STANDARD_INPUT_HANDLE:
             return b""
         opened = self._handles.file(body.handle)
         self._handles.remove(opened)
         if opened.private is not None:
             self._private.close(opened.private)
+            self._locks.released(opened)
             return b""
-        self._view.tells.append(abi.Close(opened.number))
         if opened.positional is not None:
             self._view.tells.append(abi.Close(opened.positional))
             self._handles.release(opened.positional)
+        if not opened.locked:
+            self._view.tells.append(abi.Close(opened.number))
+            return b""
+        yield from self._locks.release(opened)
         return b""
-
-    # -- directories ------------------------------------------------------------------------------------------------
-
-    def opendir(self, header: Header, _body: object) -> Steps:
-        """Opens for listing; the first names are asked for at once, so that what is wrong is said here."""
-        node = self._tree.get(header.node)
-        path = self._tree.path(node)
-        place = self._view.place(path)
-        root = self._private.root
-        lists = (
-            place in (Place.CLIENT, Place.OWN)
-            or node.private is root
-            or (place is Place.PRIVATE and not self._view.leads(path))
-        )
-        if not lists:
-            yield from self._view.denied(header, path, "read")
-        opened = OpenDirectory(self._handles.reserve(), node)
-        try:
-            yield from self._begin(opened)
-            self._handles.add(opened)
-        finally:
-            self._handles.release(opened.number)
-        return fuse_answers.pack_open(OpenAnswer(opened.number, OpenFlag.NONE))
-
-    def readdir(self, _header: Header, body: fuse_abi.Read) -> Steps:
-        """The names from `offset` on, as many as fit."""
-        opened = self._handles.directory(body.handle)
-        if body.offset == 0 and not opened.fresh:
-            yield from self._begin(opened)
-        opened.fresh = False
-        wanted = body.offset + body.size // _SMALLEST_ENTRY
-        while opened.cookie is not None and len(opened.names) <= body.offset:
-            yield from self._more(opened)
-        entries = (
-            DirectoryEntry(number, offset, kind, name.encode("utf-8", "surrogateescape"))
-            for offset, (name, number, kind) in enumerate(opened.names[body.offset : wanted], body.offset + 1)
-        )
-        return fuse_answers.pack_directory(entries, body.size)
-
-    def _begin(self, opened: OpenDirectory) -> Steps:
-        """(Re)start a listing: what is known here, then the client's first names."""
-        node = opened.node
-        path = self._tree.path(node)
-        opened.names.clear()
-        opened.seen.clear()
-        opened.cookie = None
-        for name, number in ((".", node), ("..", node.parent or node)):
-            self._list(opened, name, self._view.attr(number)[1].number, stat.S_IFDIR)
-        for name, child in node.children.items():
-            if (child.own and child is not self._tree.standard_input) or child.private is self._private.root:
-                self._list(opened, name, self._view.attr(child)[1].number, stat.S_IFDIR)
-        if node.private is not None:
-            for name, inode in private_directory(node).entries.items():
-                self._list(opened, name, inode.number, inode_type(inode))
-            yield from self._allowed_names(opened, path)
-        elif self._view.place(path) is Place.CLIENT:
-            opened.cookie = 0
-            try:
-                yield from self._more(opened)
-            except FileError as error:
-                if not (node.own and error.number in (errno.ENOENT, errno.ENOTDIR)):
-                    raise
-                opened.cookie = None  # the client has no such directory; what is the enclave's own is there
-        return b""
-
-    def _allowed_names(self, opened: OpenDirectory, path: str) -> Steps:
-        """Of the client's names in a private directory: the allowed ones that exist."""
-        layout = self._view.layout
-        for name in layout.names_in(path) if layout is not None else ():
-            child = f"{path}/{name}"
-            if self._view.place(child) is Place.PRIVATE:
-                continue
-            try:
-                found = yield from ask(abi.Stat(sendable(child)), abi.Attributes)
-            except FileError:
-                continue
-            self._list(opened, name, found.identity, TYPES[found.kind])
-        return b""
-
-    def _more(self, opened: OpenDirectory) -> Steps:
-        assert opened.cookie is not None
-        path = sendable(self._tree.path(opened.node))
-        entries = yield from ask(abi.List(path, opened.cookie), abi.Entries)
-        mixed = leads_to_own(path)
-        for entry in entries.entries:
-            if not (mixed and own_path(f"{path.rstrip('/')}/{entry.name}") is not None):
-                self._list(opened, entry.name, entry.attributes.identity, TYPES[entry.attributes.kind])
-        opened.cookie = entries.next or None
-        return b""
-
-    def _list(self, opened: OpenDirectory, name: str, number: int, kind: int) -> None:
-        if len(opened.names) >= MAX_LISTED:
-            raise FileError(errno.EOVERFLOW)
-        if name not in opened.seen:
-            opened.seen.add(name)
-            opened.names.append((name, number, kind))
-
-    def releasedir(self, _header: Header, body: fuse_abi.Release) -> bytes:
-        """The last descriptor of an open directory is closed."""
-        self._handles.remove(self._handles.directory(body.handle))
-        return b""
-
-    def fsyncdir(self, _header: Header, body: fuse_abi.Sync) -> Steps:
-        """Of a directory; the enclave's own and private ones have nothing to write."""
-        node = self._handles.directory(body.handle).node
-        if node.private is None and not node.own:
-            yield from ask(abi.SyncDirectory(sendable(self._tree.path(node))), abi.Done)
-        return b""
-
-
-_SMALLEST_ENTRY = 32  # bytes: an entry with a name of up to eight
 
 
 def _access(flags: int) -> abi.OpenMode:

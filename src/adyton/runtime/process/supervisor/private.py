@@ -1,35 +1,45 @@
 """Files that only the enclave has: what lies below /tmp while /tmp is part of the tree that the supervisor serves.
 
-Kept in the supervisor's memory, gone with the enclave. The guest is hostile towards the supervisor, so bytes and inodes are bounded
-(ENOSPC), and sparse files count in full. Errors are FileError (errnos as of POSIX.1-2017).
+Kept in the supervisor's memory, gone with the enclave. The guest is hostile towards the supervisor, so bytes, inodes, names and
+extended attributes are bounded (ENOSPC), and sparse files count in full. Errors are FileError (errnos as of POSIX.1-2017).
 """
 
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Callable
 from typing import TypeVar
 
+from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 
-INODE_COST = 512  # bytes that an inode and its name count for
+INODE_COST = (
+    512  # bytes that an inode and its name count for; each further name, and each extended attribute, counts as much
+)
 
 
 class Inode:
     """What files, directories and links have in common. `number` is not used twice; times are nanoseconds."""
 
-    __slots__ = ("accessed", "changed", "links", "mode", "modified", "number", "opens")
+    __slots__ = ("accessed", "born", "changed", "extended", "links", "mode", "modified", "number", "opens")
 
     def __init__(self, number: int, mode: int, now: int) -> None:
         self.number = number
         self.mode = mode
         self.links = 1
         self.opens = 0
-        self.accessed = self.modified = self.changed = now
+        self.extended: dict[str, bytes] = {}
+        self.accessed = self.modified = self.changed = self.born = now
 
     @property
     def size(self) -> int:
         return 0
+
+    @property
+    def cost(self) -> int:
+        """Bytes that it counts for, but for its further names."""
+        return self.size + INODE_COST + sum(INODE_COST + len(value) for value in self.extended.values())
 
 
 class File(Inode):
@@ -54,6 +64,16 @@ class Link(Inode):
     @property
     def size(self) -> int:
         return len(self.target)
+
+
+class Special(Inode):
+    """A pipe or a socket's name, by its type bits: the guest's kernel does the rest, within the guest."""
+
+    __slots__ = ("type",)
+
+    def __init__(self, number: int, kind: int, mode: int, now: int) -> None:
+        super().__init__(number, mode, now)
+        self.type = kind
 
 
 class Directory(Inode):
@@ -94,6 +114,20 @@ class PrivateFiles:
         self.used += len(target)
         return link
 
+    def make_special(self, directory: Directory, name: str, mode: int) -> Special:
+        """A new pipe or socket, as the type bits of `mode` say; EEXIST, ENOSPC."""
+        return self._place(
+            directory, name, Special(self._numbers(), stat.S_IFMT(mode), stat.S_IMODE(mode), self._now())
+        )
+
+    def make_unnamed(self, mode: int) -> File:
+        """A new file without a name, which is freed when it is closed unless it gets one; ENOSPC."""
+        self._require_space(INODE_COST)
+        file = File(self._numbers(), mode, self._now())
+        file.links = 0
+        self.used += INODE_COST
+        return file
+
     def make_directory(self, directory: Directory, name: str, mode: int, *, pinned: bool = False) -> Directory:
         """A new, empty directory; EEXIST, ENOSPC."""
         made = self._place(directory, name, Directory(self._numbers(), mode, self._now(), pinned=pinned))
@@ -130,6 +164,38 @@ class PrivateFiles:
         self._require_removable(inode)
         self._unlink(directory, name, inode)
 
+    def link(self, inode: Inode, directory: Directory, name: str) -> None:
+        """One more name; EPERM for a directory, EEXIST, ENOSPC, ENOENT."""
+        if isinstance(inode, Directory):
+            raise FileError(errno.EPERM)
+        self._require_kept(inode)
+        if directory.links == 0:
+            raise FileError(errno.ENOENT)
+        if name in directory.entries:
+            raise FileError(errno.EEXIST)
+        if inode.links:  # the first one is counted with the inode
+            self._require_space(INODE_COST)
+            self.used += INODE_COST
+        inode.links += 1
+        inode.changed = self._now()
+        directory.entries[name] = inode
+        self._touched(directory)
+
+    def exchange(self, source: Directory, name: str, target: Directory, new_name: str) -> None:
+        """Both change places; ENOENT, EBUSY if one is pinned. That neither goes into itself is the kernel's care."""
+        inode, other = self.find(source, name), self.find(target, new_name)
+        for each in (inode, other):
+            if isinstance(each, Directory) and each.pinned:
+                raise FileError(errno.EBUSY)
+        source.entries[name], target.entries[new_name] = other, inode
+        for each, above, below in ((inode, source, target), (other, target, source)):
+            if isinstance(each, Directory):
+                above.links -= 1
+                below.links += 1
+            each.changed = self._now()
+        for directory in (source, target):
+            self._touched(directory)
+
     def rename(self, source: Directory, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
         """Give it another name; EBUSY if pinned, else errors as of POSIX. That no directory goes into itself is the kernel's care."""
         inode = self.find(source, name)
@@ -165,10 +231,14 @@ class PrivateFiles:
     def _unlink(self, directory: Directory, name: str, inode: Inode) -> None:
         del directory.entries[name]
         self._touched(directory)
-        inode.links = 0
         inode.changed = self._now()
         if isinstance(inode, Directory):
+            inode.links = 0
             directory.links -= 1
+        else:
+            inode.links -= 1
+            if inode.links:
+                self.used -= INODE_COST
         self._drop(inode)
 
     def _touched(self, inode: Inode) -> None:
@@ -210,6 +280,50 @@ class PrivateFiles:
         self.used += more
         self._touched(file)
 
+    def allocate(self, file: File, way: abi.Allocation, offset: int, size: int) -> None:
+        """fallocate: there are no holes, so that a hole is zeros; EOPNOTSUPP for what moves content, as tmpfs has it, ENOSPC."""
+        if way in ("collapse", "insert", "unshare"):
+            raise FileError(errno.EOPNOTSUPP)
+        end = offset + size
+        longer = end > len(file.data)
+        if longer and way in ("extend", "zero"):
+            self.resize(file, end)
+        elif longer and way == "keep-size":
+            self._require_space(end - len(file.data))
+        if way not in ("extend", "keep-size"):
+            within = max(0, min(end, len(file.data)) - offset)
+            file.data[offset : offset + within] = bytes(within)
+            self._touched(file)
+
+    # -- extended attributes ------------------------------------------------------------------------------------------
+
+    def set_extended(self, inode: Inode, name: str, value: bytes, *, create: bool, replace: bool) -> None:
+        """EEXIST, ENODATA, ENOSPC."""
+        known = inode.extended.get(name)
+        if create and known is not None:
+            raise FileError(errno.EEXIST)
+        if replace and known is None:
+            raise FileError(errno.ENODATA)
+        self._require_kept(inode)
+        more = len(value) + INODE_COST - (0 if known is None else len(known) + INODE_COST)
+        self._require_space(more)
+        if sum(len(each) + 1 for each in {*inode.extended, name}) > abi.MAX_EXTENDED:
+            raise FileError(errno.ENOSPC)
+        self.used += more
+        inode.extended[name] = value
+        inode.changed = self._now()
+
+    def remove_extended(self, inode: Inode, name: str) -> None:
+        """ENODATA."""
+        value = inode.extended.pop(name, None)
+        if value is None:
+            raise FileError(errno.ENODATA)
+        if inode.links or inode.opens:
+            self.used -= len(value) + INODE_COST
+        inode.changed = self._now()
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
     def _require_space(self, size: int) -> None:
         if self.used + size > self.capacity:
             raise FileError(errno.ENOSPC)
@@ -220,6 +334,7 @@ class PrivateFiles:
 
     def _drop(self, inode: Inode) -> None:
         if inode.links == 0 and inode.opens == 0:
-            self.used -= inode.size + INODE_COST
+            self.used -= inode.cost
+            inode.extended.clear()
             if isinstance(inode, File):
                 inode.data.clear()

@@ -1,8 +1,8 @@
 """The nodes that the kernel knows, by number and by name.
 
-A node is a name at which something was found. The kernel holds a node from the look-up that told it of it until it forgets it as
-often as it was told; a node whose file was removed, or was replaced by another one on the client, is *detached*: it has no name any
-more, and only the files open on it are of use. Numbers are never used twice.
+A node is a file; a regular file, or a symbolic link, may have several names (hard links). The kernel holds a node from the look-up that
+told it of it until it forgets it as often as it was told; a node whose file was removed, or was replaced by another one on the client,
+is *detached*: it has no name any more, and only what is open of it is of use. Numbers are never used twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 from adyton.hostcall import abi
 from adyton.runtime.process.guest_start import STANDARD_INPUT
 from adyton.runtime.process.supervisor.fuse_abi import ROOT_ID, FileError
-from adyton.runtime.process.supervisor.private import Inode
+from adyton.runtime.process.supervisor.private import Directory, Inode
 
 # Where the enclave's own files are mounted, and what leads there: answered from here, for ever, whoever asks. A missing one
 # would unmount what is on it.
@@ -40,27 +40,31 @@ OWN_NUMBERS = 1 << 63  # inode numbers from here on are ours; the client's ident
 
 
 class Node:
-    """`attributes`: what the client last said of it; `size`: of its file, as far as known here (detached files).
+    """`names`: where it is, as directory and name; the first is the one that is used. Directories have one at most.
 
-    `left`: of a detached one, the path that it had.
+    `attributes`: what the client last said of it. `left`: of a detached one, the path that it had. `handles`: what is open of it.
     """
 
-    __slots__ = ("attributes", "children", "id", "left", "lookups", "name", "own", "parent", "private", "size")
+    __slots__ = ("attributes", "children", "handles", "id", "left", "lookups", "names", "own", "private")
 
-    def __init__(self, number: int, parent: Node | None, name: str) -> None:
+    def __init__(self, number: int) -> None:
         self.id = number
-        self.parent = parent
-        self.name = name
+        self.names: dict[tuple[Node, str], None] = {}
         self.children: dict[str, Node] = {}
         self.lookups = 0
         self.own = 0  # the inode number of one of OWN_DIRECTORIES
         self.private: Inode | None = None
         self.attributes: abi.Attributes | None = None
-        self.size = 0
+        self.handles: set[int] = set()
         self.left = ""
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.path or 'detached'}>"
+
+    @property
+    def parent(self) -> Node | None:
+        """The directory that holds it, by the name that is used."""
+        return next((above for above, _ in self.names), None)
 
     @property
     def path(self) -> str | None:
@@ -78,9 +82,9 @@ class Node:
         """The node above all others, and the path from there."""
         names: list[str] = []
         node = self
-        while node.parent is not None:
-            names.append(node.name)
-            node = node.parent
+        while node.names:
+            node, name = next(iter(node.names))
+            names.append(name)
         return node, "".join(f"/{name}" for name in reversed(names))
 
 
@@ -90,15 +94,16 @@ class Tree:
     def __init__(self) -> None:
         self._ids = itertools.count(ROOT_ID)
         self._numbers = itertools.count(OWN_NUMBERS)
-        self.root = Node(next(self._ids), None, "")
+        self._nodes: dict[int, Node] = {}
+        self._by_file: dict[tuple[int, str], Node] = {}  # files that may have several names
+        self.root = self._new()
         self.root.own = self.number()
-        self._nodes: dict[int, Node] = {self.root.id: self.root}
         for path in OWN_DIRECTORIES:
             above, name = path.rsplit("/", 1)
-            node = self._add(self.own(above or "/"), name)
+            node = self._named(self._new(), self.own(above or "/"), name)
             node.own = self.number()
         above, name = STANDARD_INPUT.rsplit("/", 1)
-        self.standard_input = self._add(self.own(above), name)
+        self.standard_input = self._named(self._new(), self.own(above), name)
         self.standard_input.own = self.number()
 
     def __len__(self) -> int:
@@ -135,29 +140,64 @@ class Tree:
         """The node of what the client has at this name; a new one if that is not what was there before. ENFILE."""
         node = parent.children.get(name)
         if node is not None and not is_same(node, attributes):
-            self.detach(node)
+            self.gone(parent, name)
             node = None
         if node is None:
-            node = self._add(parent, name)
+            node = self._named(self._elsewhere(attributes) or self._new(_file_key(attributes)), parent, name)
         learn(node, attributes)
         return node
+
+    def _elsewhere(self, attributes: abi.Attributes) -> Node | None:
+        """The node of a client's file that is known by other names, or only open."""
+        key = _file_key(attributes)
+        node = None if key is None else self._by_file.get(key)
+        if node is None or not is_same(node, attributes):
+            return None
+        if attributes.links == 1:  # it had its other names before; or it is a new file with an old one's number
+            for above, name in list(node.names):
+                self.gone(above, name)
+        return node if node.id in self._nodes and (node.names or node.handles) else None
 
     def found_private(self, parent: Node, name: str, inode: Inode) -> Node:
         """The node of a private file at this name. ENFILE."""
         node = parent.children.get(name)
         if node is not None and node.private is not inode:
-            self.detach(node)
+            self.gone(parent, name)
             node = None
         if node is None:
-            node = self._add(parent, name)
+            key = None if isinstance(inode, Directory) else (inode.number, _PRIVATE)
+            known = None if key is None else self._by_file.get(key)
+            node = self._named(known or self._new(key), parent, name)
             node.private = inode
         return node
 
-    def _add(self, parent: Node, name: str) -> Node:
+    def unnamed(self, found: abi.Attributes | Inode) -> Node:
+        """The node of a new file that has no name. ENFILE."""
+        if isinstance(found, Inode):
+            node = self._new((found.number, _PRIVATE))
+            node.private = found
+        else:
+            node = self._new(_file_key(found))
+            learn(node, found)
+        return node
+
+    def one_more(self, node: Node, parent: Node, name: str) -> None:
+        """The node's file has got one more name."""
+        if parent.children.get(name) is not node:
+            self.gone(parent, name)
+            self._named(node, parent, name)
+
+    def _new(self, key: tuple[int, str] | None = None) -> Node:
         if len(self._nodes) >= MAX_NODES:
             raise FileError(errno.ENFILE)
-        node = Node(next(self._ids), parent, name)
+        node = Node(next(self._ids))
         self._nodes[node.id] = node
+        if key is not None:
+            self._by_file[key] = node
+        return node
+
+    def _named(self, node: Node, parent: Node, name: str) -> Node:
+        node.names[parent, name] = None
         parent.children[name] = node
         return node
 
@@ -180,16 +220,11 @@ class Tree:
         """Nothing is at this name any more."""
         node = parent.children.get(name)
         if node is not None and not node.own:
-            self.detach(node)
-
-    def detach(self, node: Node) -> None:
-        """Take the node's name from it."""
-        assert node.parent is not None
-        node.left = node.last_path
-        parent, node.parent = node.parent, None
-        del parent.children[node.name]
-        self._drop(node)
-        self._drop(parent)
+            if len(node.names) == 1:
+                node.left = node.last_path
+            del parent.children[name], node.names[parent, name]
+            self._drop(node)
+            self._drop(parent)
 
     def move(self, parent: Node, name: str, target: Node, new_name: str) -> None:
         """The name was given to `target`, in place of what was there; it is lost if `target` is below it, as after moves that crossed."""
@@ -197,25 +232,61 @@ class Tree:
         if node is not None and _is_within(target, node):
             self.gone(parent, name)
             return
+        if node is not None and target.children.get(new_name) is node:
+            return  # two names of one file: both stay
+        target.lookups += 1  # it stays, though what is there may be all that held it
         self.gone(target, new_name)
-        if node is not None and node.parent is not None:
-            del parent.children[name]
-            node.parent, node.name = target, new_name
-            target.children[new_name] = node
+        target.lookups -= 1
+        if node is not None and parent.children.get(name) is node:
+            del parent.children[name], node.names[parent, name]
+            self._named(node, target, new_name)
             self._drop(parent)
+        self._drop(target)
+
+    def exchange(self, parent: Node, name: str, target: Node, new_name: str) -> None:
+        """Both names changed places. What would lie in itself then, as after moves that crossed, is lost."""
+        node, other = parent.children.get(name), target.children.get(new_name)
+        if (node is not None and _is_within(target, node)) or (other is not None and _is_within(parent, other)):
+            self.gone(parent, name)
+            self.gone(target, new_name)
+            return
+        for above, old in ((parent, name), (target, new_name)):
+            found = above.children.pop(old, None)
+            if found is not None:
+                del found.names[above, old]
+        if node is not None:
+            self._named(node, target, new_name)
+        if other is not None:
+            self._named(other, parent, name)
+        self._drop(parent)
+        self._drop(target)
 
     def _drop(self, node: Node) -> None:
         """Give up the node, and then those above it, if nothing holds it."""
-        while not (node.lookups or node.children or node.own) and self._nodes.pop(node.id, None) is not None:
-            parent, node.parent = node.parent, None
-            if parent is None:
-                return
-            del parent.children[node.name]
-            node = parent
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if node.lookups or node.children or node.own or self._nodes.pop(node.id, None) is None:
+                continue
+            for key in (_file_key(node.attributes), None if node.private is None else (node.private.number, _PRIVATE)):
+                if key is not None and self._by_file.get(key) is node:
+                    del self._by_file[key]
+            for above, name in node.names:
+                del above.children[name]
+                waiting.append(above)
+            node.names.clear()
+
+
+_PRIVATE = "private"
+
+
+def _file_key(attributes: abi.Attributes | None) -> tuple[int, str] | None:
+    """What a client's file is found by under another name; None for what has but one."""
+    return None if attributes is None or attributes.kind == "directory" else (attributes.identity, attributes.kind)
 
 
 def _is_within(node: Node | None, above: Node) -> bool:
-    """Whether `node` is `above`, or below it."""
+    """Whether the directory `node` is `above`, or below it."""
     while node is not None and node is not above:
         node = node.parent
     return node is above
@@ -230,4 +301,3 @@ def is_same(node: Node, attributes: abi.Attributes) -> bool:
 def learn(node: Node, attributes: abi.Attributes) -> None:
     """Note what the client says of the node's file."""
     node.attributes = attributes
-    node.size = attributes.size

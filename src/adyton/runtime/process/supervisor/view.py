@@ -17,11 +17,17 @@ from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
 from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
 from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
-from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles
+from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles, Special
 from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.wanted import Wanted, is_below
 
-Steps = Generator[abi.Request, abi.Result, bytes]
+
+class Park:
+    """What an operation waits for that needs no host call: that locks are given back. It then looks again."""
+
+
+PARK = Park()
+Steps = Generator["abi.Request | Park", abi.Result, bytes]
 WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")
 
@@ -36,7 +42,10 @@ TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLN
 
 
 class View:
-    """See the module. `layout` is None until the client's load; `tells` are requests that nobody waits for, taken by the caller."""
+    """See the module. `layout` is None until the client's load; `tells` are requests that nobody waits for, taken by the caller.
+
+    `freed`: locks were given back; taken back by the caller.
+    """
 
     def __init__(self, uid: int, gid: int, wanted: WantedBy, now: Callable[[], int], capacity: int) -> None:
         self.uid = uid
@@ -46,6 +55,7 @@ class View:
         self.private = PrivateFiles(capacity, self.tree.number, now)
         self.layout: Layout | None = None
         self.tells: list[abi.Request] = []
+        self.freed = False
         self._wanted = wanted
 
     def set_layout(self, layout: Layout) -> None:
@@ -59,7 +69,7 @@ class View:
             return
         temporary.own = 0
         if place is not Place.PRIVATE:
-            self.tree.detach(temporary)
+            self.tree.gone(self.tree.root, TEMPORARY[1:])
             return
         temporary.private = self.private.root
         self.tree.told(temporary)  # kept though the kernel forgets it
@@ -88,7 +98,9 @@ class View:
         return self.layout is not None and self.layout.leads(path)
 
     def child_path(self, parent: Node, name: bytes) -> tuple[str, str]:
-        """A name in a directory: its text, and its path. ENAMETOOLONG."""
+        """A name in a directory: its text, and its path. ENAMETOOLONG, ENOTDIR."""
+        if parent.attributes is not None and parent.attributes.kind != "directory":
+            raise FileError(errno.ENOTDIR)
         if len(name) > abi.MAX_NAME:
             raise FileError(errno.ENAMETOOLONG)
         text = name.decode("utf-8", "surrogateescape")
@@ -122,12 +134,10 @@ class View:
         return 0, self.client_attr(node)
 
     def client_attr(self, node: Node) -> Attr:
-        """What was last learnt of a client's file; of one without a name, no links."""
+        """What was last learnt of a client's file."""
         known = node.attributes
         assert known is not None
         times = (known.accessed, known.modified, known.changed)
-        if node.path is None:
-            return self._attr(known.identity, TYPES[known.kind] | known.mode, node.size, 0, times)
         mode = TYPES[known.kind] | known.mode
         return self._attr(known.identity, mode, known.size, known.links, times)._replace(blocks=known.blocks)
 
@@ -153,6 +163,8 @@ def inode_type(inode: Inode) -> int:
     """The type bits of a private file's mode."""
     if isinstance(inode, Directory):
         return stat.S_IFDIR
+    if isinstance(inode, Special):
+        return inode.type
     return stat.S_IFLNK if isinstance(inode, Link) else stat.S_IFREG
 
 

@@ -1,0 +1,276 @@
+"""Operations on attributes: stat, statx, statfs, chmod, truncate, utimensat, access, extended attributes. Operations: see `view`.
+
+A file that is open is asked about by what is open of it, and so has attributes when its names are gone. Of extended attributes there
+are those of the namespace "user"; no others are asked about: the guest's kernel itself looks for some at each turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator
+from typing import Literal
+
+from adyton.hostcall import abi
+from adyton.hostcall.check import extended_name
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, SetFlag
+from adyton.runtime.process.supervisor.fuse_answers import FileSystem
+from adyton.runtime.process.supervisor.handles import Handles
+from adyton.runtime.process.supervisor.layout import Place
+from adyton.runtime.process.supervisor.private import INODE_COST, Directory, File, Inode
+from adyton.runtime.process.supervisor.tree import Node, is_same, learn
+from adyton.runtime.process.supervisor.view import Steps, View, ask, sendable
+
+_BLOCK = 4096
+# Of what leads to the client's files, and has no file system of its own: room enough.
+_ELSEWHERE = FileSystem(_BLOCK, 1 << 38, 1 << 38, 1 << 38, 1 << 32, 1 << 32)
+_SETTABLE = sum(SetFlag)
+_STATX_BTIME = 0x800  # linux/stat.h
+_SET_ID = 0o6000
+
+
+class AttributeOperations:
+    """See the module."""
+
+    def __init__(self, view: View, handles: Handles) -> None:
+        self._view = view
+        self._tree = view.tree
+        self._private = view.private
+        self._handles = handles
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def getattr(self, header: Header, _body: object) -> Steps:
+        """stat, fstat."""
+        node = self._tree.get(header.node)
+        if node.private is None and not node.own:
+            yield from self._refresh(node)
+        return fuse_answers.pack_attr(*self._view.attr(node))
+
+    def statx(self, header: Header, body: fuse_abi.Statx) -> Steps:
+        """statx that asks when the file was made."""
+        node = self._tree.get(header.node)
+        if node.private is not None:
+            born: int | None = node.private.born
+        elif node.own:
+            born = None
+        else:
+            yield from self._refresh(node, birth=bool(body.mask & _STATX_BTIME))
+            assert node.attributes is not None
+            born = node.attributes.born
+        return fuse_answers.pack_statx(*self._view.attr(node), born)
+
+    def _refresh(self, node: Node, *, birth: bool = False) -> Steps:
+        """Learn a client's file's attributes anew: of what is open of it, else by a name at which it is still found."""
+        handle = self._handles.on_client(node)
+        if handle is not None:
+            attributes = yield from ask(abi.Stat(sendable(node.last_path), handle, birth), abi.Attributes)
+            if not is_same(node, attributes):
+                raise FileError(errno.EIO)
+            learn(node, attributes)
+            return b""
+        number = errno.ESTALE  # the kernel looks the name up again
+        while node.path is not None:
+            parent, name = next(iter(node.names))
+            try:
+                attributes = yield from ask(abi.Stat(sendable(self._tree.path(node)), None, birth), abi.Attributes)
+            except FileError as error:
+                if error.number not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+                number = error.number
+            else:
+                if is_same(node, attributes):
+                    learn(node, attributes)
+                    return b""
+                number = errno.ESTALE
+            if parent.children.get(name) is node:
+                self._tree.gone(parent, name)
+        raise FileError(number)
+
+    def access(self, header: Header, body: fuse_abi.Access) -> Steps:
+        """May the guest? A change of directory asks for X only."""
+        node = self._tree.get(header.node)
+        if node.private is not None:
+            return b""
+        path = self._tree.path(node)
+        place = self._view.place(path)
+        rights = [right for bit, right in ((os.R_OK, "read"), (os.W_OK, "write")) if body.mask & bit]
+        if place is Place.OWN:
+            if "write" in rights:
+                raise FileError(errno.EACCES)
+            return b""
+        for right in rights:
+            if place is not Place.CLIENT:
+                yield from self._view.denied(header, path, right)
+            yield from ask(abi.Access(sendable(path), "write" if right == "write" else "read"), abi.Done)
+        if body.mask & os.X_OK and node.attributes is not None and not node.attributes.mode & 0o111:
+            raise FileError(errno.EACCES)
+        return b""
+
+    def statfs(self, header: Header, _body: object) -> Steps:
+        """The client's, where a file is the client's; of private files what is left of their room."""
+        node = self._tree.get(header.node)
+        if node.private is not None:
+            blocks, used = self._private.capacity // _BLOCK, -(-self._private.used // _BLOCK)
+            left = max(0, blocks - used)
+            files = self._private.capacity // INODE_COST
+            return fuse_answers.pack_statfs(FileSystem(_BLOCK, blocks, left, left, files, files - 1 if left else 0))
+        path = node.last_path
+        if node.own or self._view.place(path) is not Place.CLIENT:
+            return fuse_answers.pack_statfs(_ELSEWHERE)
+        found = yield from ask(abi.StatFileSystem(sendable(path)), abi.FileSystem)
+        return fuse_answers.pack_statfs(
+            FileSystem(found.block_size, found.blocks, found.free, found.available, found.files, found.files_free)
+        )
+
+    # -- changing ---------------------------------------------------------------------------------------------------
+
+    def setattr(self, header: Header, body: fuse_abi.SetAttr) -> Steps:
+        """chmod, truncate, utimensat; chown only to whose they are already."""
+        node = self._tree.get(header.node)
+        valid = SetFlag(body.valid & _SETTABLE)
+        if (SetFlag.UID in valid and body.uid != self._view.uid) or (
+            SetFlag.GID in valid and body.gid != self._view.gid
+        ):
+            raise FileError(errno.EPERM)
+        if SetFlag.SIZE in valid and body.size > fuse_abi.LARGEST:
+            raise FileError(errno.EINVAL)
+        if node.private is not None:
+            self._set_private(node.private, valid, body)
+        elif node.own:
+            raise FileError(errno.EACCES)
+        else:
+            yield from self._set_client(header, node, valid, body)
+        return fuse_answers.pack_attr(*self._view.attr(node))
+
+    def _set_private(self, inode: Inode, valid: SetFlag, body: fuse_abi.SetAttr) -> None:
+        now = self._view.now()
+        if SetFlag.SIZE in valid:
+            if not isinstance(inode, File):
+                raise FileError(errno.EISDIR if isinstance(inode, Directory) else errno.EINVAL)
+            self._private.resize(inode, body.size)
+        if SetFlag.MODE in valid:
+            inode.mode = body.mode & 0o7777
+        if SetFlag.ATIME in valid:
+            inode.accessed = now if SetFlag.ATIME_NOW in valid else body.accessed
+        if SetFlag.MTIME in valid:
+            inode.modified = now if SetFlag.MTIME_NOW in valid else body.modified
+        inode.changed = now
+
+    def _set_client(self, header: Header, node: Node, valid: SetFlag, body: fuse_abi.SetAttr) -> Steps:
+        path = node.path
+        if path is not None and self._view.place(path) is not Place.CLIENT:
+            yield from self._view.denied(header, path, "write")
+        handle = None
+        if SetFlag.FH in valid:
+            opened = self._handles.file(body.handle)
+            handle = opened.number if opened.private is None and opened.access != "read" else None
+        if handle is None:
+            handle = self._handles.on_client(node, writable=SetFlag.SIZE in valid)
+        if path is None and handle is None:
+            raise FileError(errno.ESTALE)
+        request = abi.SetAttributes(
+            sendable(node.last_path),
+            handle,
+            size=body.size if SetFlag.SIZE in valid else None,
+            mode=body.mode & 0o7777 if SetFlag.MODE in valid else None,
+            accessed=_time(SetFlag.ATIME in valid, SetFlag.ATIME_NOW in valid, body.accessed),
+            modified=_time(SetFlag.MTIME in valid, SetFlag.MTIME_NOW in valid, body.modified),
+        )
+        if request.size is request.mode is request.accessed is request.modified is None:
+            return b""
+        attributes = yield from ask(request, abi.Attributes)
+        if is_same(node, attributes):
+            learn(node, attributes)
+        elif handle is None:
+            raise FileError(errno.ESTALE)
+        return b""
+
+    # -- extended attributes ------------------------------------------------------------------------------------------
+
+    def getxattr(self, header: Header, body: fuse_abi.GetXattr) -> Steps:
+        """One value; ENODATA, ERANGE."""
+        node = self._tree.get(header.node)
+        name = _extended_name(body.name)
+        if node.private is not None:
+            if name not in node.private.extended:
+                raise FileError(errno.ENODATA)
+            return _fitting(node.private.extended[name], body.size)
+        path, handle = yield from self._reached(header, node, "read")
+        return _fitting((yield from ask(abi.GetExtended(path, name, handle), abi.Data)).data, body.size)
+
+    def listxattr(self, header: Header, body: fuse_abi.ListXattr) -> Steps:
+        """All names, each with a NUL behind it; ERANGE."""
+        node = self._tree.get(header.node)
+        if node.private is not None:
+            names = list(node.private.extended)
+        elif node.own:
+            names = []
+        else:
+            path, handle = yield from self._reached(header, node, "read")
+            names = (yield from ask(abi.ListExtended(path, handle), abi.Names)).names
+        return _fitting(b"".join(name.encode() + b"\0" for name in names), body.size)
+
+    def setxattr(self, header: Header, body: fuse_abi.SetXattr) -> Steps:
+        """EEXIST, ENODATA as the flags have it."""
+        node = self._tree.get(header.node)
+        name = _extended_name(body.name)
+        create, replace = bool(body.flags & os.XATTR_CREATE), bool(body.flags & os.XATTR_REPLACE)
+        if len(body.value) > abi.MAX_EXTENDED:
+            raise FileError(errno.E2BIG)
+        if node.private is not None:
+            if not isinstance(node.private, File | Directory):
+                raise FileError(errno.EPERM)  # xattr(7): what may write such a file says nothing about its attributes
+            self._private.set_extended(node.private, name, body.value, create=create, replace=replace)
+            return b""
+        path, handle = yield from self._reached(header, node, "write")
+        how: Literal["set", "create", "replace"] = "create" if create else "replace" if replace else "set"
+        yield from ask(abi.SetExtended(path, name, body.value, how, handle), abi.Done)
+        return b""
+
+    def removexattr(self, header: Header, body: fuse_abi.Name) -> Steps:
+        """ENODATA."""
+        node = self._tree.get(header.node)
+        name = _extended_name(body.name)
+        if node.private is not None:
+            self._private.remove_extended(node.private, name)
+            return b""
+        path, handle = yield from self._reached(header, node, "write")
+        yield from ask(abi.RemoveExtended(path, name, handle), abi.Done)
+        return b""
+
+    def _reached(
+        self, header: Header, node: Node, right: str
+    ) -> Generator[abi.Request, abi.Result, tuple[str, int | None]]:
+        """How to ask the client about a file's extended attributes: by what is open of it, else by its name."""
+        if node.own:
+            raise FileError(errno.EOPNOTSUPP)
+        path = node.path
+        if path is not None and self._view.place(path) is not Place.CLIENT:
+            yield from self._view.denied(header, path, right)
+        handle = self._handles.on_client(node)
+        if path is None and handle is None:
+            raise FileError(errno.ESTALE)
+        return sendable(node.last_path), handle
+
+
+def _extended_name(name: bytes) -> str:
+    """EOPNOTSUPP for what a client's file cannot have."""
+    text = name.decode("utf-8", "replace")
+    if not extended_name(text) or text.encode() != name:
+        raise FileError(errno.EOPNOTSUPP)
+    return text
+
+
+def _fitting(value: bytes, size: int) -> bytes:
+    """ERANGE if the caller's buffer of `size` bytes is too small; 0: only the length is wanted."""
+    if size and len(value) > size:
+        raise FileError(errno.ERANGE)
+    return fuse_answers.pack_xattr(value, size)
+
+
+def _time(given: bool, now: bool, nanoseconds: int) -> int | Literal["now"] | None:
+    if not given:
+        return None
+    return "now" if now else nanoseconds
