@@ -193,10 +193,10 @@ class TestSymbolicLinks:
         (client.home / "read/link").symlink_to("none/below")
         assert client(abi.ReadLink(client.path("read/link"))) == abi.Target("none/below")
 
-    def test_a_circle_is_refused(self, client):
+    def test_a_circle_is_for_the_enclave_to_find_out(self, client):
         (client.home / "read/one").symlink_to("two")
         (client.home / "read/two").symlink_to("one")
-        assert client(abi.ReadLink(client.path("read/one"))) == DENIED
+        assert client(abi.ReadLink(client.path("read/one"))) == abi.Target("two")
 
     def test_what_is_none_has_no_target(self, client):
         assert client(abi.ReadLink(client.path("read/file"))) == abi.Failed("EINVAL")

@@ -54,6 +54,7 @@ HANDLE_LIMIT = 1 << 16  # open handles of one enclave
 MAX_COPY = 1 << 26  # bytes of one Copy
 MAX_EXTENDED = 1 << 16  # bytes of an extended attribute's value, or of all names: linux/limits.h
 EXTENDED_PREFIX = "user."  # of the extended attributes that there are; others belong to the machine: xattr(7)
+MAX_LOCKS = 1 << 13  # ranges and files that one enclave holds locked (ENOLCK)
 MAX_LOCK_WAITS = 256  # of one enclave at a time (ENOLCK)
 
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]

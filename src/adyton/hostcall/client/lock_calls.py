@@ -14,12 +14,13 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from adyton.hostcall import abi
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
 from adyton.hostcall.client.openat import by_descriptor
-from adyton.hostcall.lock_ranges import LAST
+from adyton.hostcall.lock_ranges import LAST, LockRanges
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two tries
 _REMEMBERED = 4 * abi.MAX_LOCK_WAITS  # of waits that are to end
@@ -33,13 +34,24 @@ _ACCESS = {"read": os.O_RDONLY, "write": os.O_WRONLY, "read-write": os.O_RDWR}
 _Key = tuple[int, int, int]  # device, inode, owner
 
 
+@dataclass
+class _Description:
+    """An open file description of one owner. `ranges`: what it holds locked, to know how much that is."""
+
+    descriptor: int
+    ranges: LockRanges = field(default_factory=LockRanges)
+
+    def __len__(self) -> int:
+        return max(1, len(self.ranges))
+
+
 class LockCalls:
     """See the module. Thread-safe."""
 
     def __init__(self, files: OpenFiles) -> None:
         self._files = files
         self._changed = threading.Condition()  # a lock of this enclave's went, or somebody is to stop waiting
-        self._descriptions: dict[_Key, int] = {}
+        self._descriptions: dict[_Key, _Description] = {}
         self._waits: set[int] = set()
         self._stopped: dict[int, None] = {}  # the oldest first; some are over, and some are yet to begin
         self._closed = False
@@ -64,8 +76,8 @@ class LockCalls:
     def close(self) -> None:
         """Give all locks back, when nobody is at work on any."""
         with self._changed:
-            for descriptor in self._descriptions.values():
-                os.close(descriptor)
+            for description in self._descriptions.values():
+                os.close(description.descriptor)
             self._descriptions.clear()
 
     def forget(self, file: OpenFile) -> None:
@@ -76,9 +88,9 @@ class LockCalls:
             file.locks.clear()
 
     def _drop(self, key: _Key) -> None:
-        descriptor = self._descriptions.pop(key, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        description = self._descriptions.pop(key, None)
+        if description is not None:
+            os.close(description.descriptor)
             self._changed.notify_all()
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -98,7 +110,7 @@ class LockCalls:
         asked = _packed(request)
         with self._files.using(request.handle) as file, self._changed:
             known = self._descriptions.get(_key(file, request.owner))
-            descriptor = _description(file) if known is None else known
+            descriptor = _opened(file) if known is None else known.descriptor
             try:
                 answer = fcntl.fcntl(descriptor, _OFD_GETLK, asked)
             finally:
@@ -123,36 +135,37 @@ class LockCalls:
         with self._files.using(request.handle) as file, self._changed:
             key = _key(file, request.owner)
             if request.kind == "none":
-                descriptor = self._descriptions.get(key)
-                if descriptor is not None:
-                    apply(descriptor)
+                description = self._descriptions.get(key)
+                if description is not None:
+                    apply(description.descriptor)
                     self._changed.notify_all()
                     if whole:
                         self._drop(key)
+                    else:
+                        _note(description, request)
                 return
-            if not self._try(file, key, apply):
+            if not self._try(file, key, request, apply):
                 if request.wait is None:
                     raise BlockingIOError(errno.EAGAIN, "the file is locked")
-                self._wait(request.wait, lambda: self._try(file, key, apply))
+                self._wait(request.wait, lambda: self._try(file, key, request, apply))
 
-    def _try(self, file: OpenFile, key: _Key, apply: Callable[[int], object]) -> bool:
+    def _try(self, file: OpenFile, key: _Key, request: abi.Lock | abi.Flock, apply: Callable[[int], object]) -> bool:
         """Whether the lock is taken. A description that holds nothing yet does not stay without it."""
-        descriptor = self._descriptions.get(key)
-        new = _description(file) if descriptor is None else None
+        if sum(map(len, self._descriptions.values())) >= abi.MAX_LOCKS:
+            raise OSError(errno.ENOLCK, "too many locks")
+        description = self._descriptions.get(key)
+        descriptor = _opened(file) if description is None else description.descriptor
         try:
-            apply(new if descriptor is None else descriptor)  # type: ignore[arg-type]
-        except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES: fcntl_locking(2)
-            if new is not None:
-                os.close(new)
-            if error.errno == errno.EPERM:
-                raise
-            return False
-        except OSError:
-            if new is not None:
-                os.close(new)
+            apply(descriptor)
+        except OSError as error:
+            if description is None:
+                os.close(descriptor)
+            if error.errno in {errno.EAGAIN, errno.EACCES}:  # fcntl_locking(2)
+                return False
             raise
-        if new is not None:
-            self._descriptions[key] = new
+        if description is None:
+            description = self._descriptions[key] = _Description(descriptor)
+        _note(description, request)
         file.locks.add(key)
         return True
 
@@ -175,6 +188,12 @@ class LockCalls:
             self._stopped.pop(wait, None)
 
 
+def _note(description: _Description, request: abi.Lock | abi.Flock) -> None:
+    if isinstance(request, abi.Lock):
+        end = LAST if request.end is None else request.end
+        description.ranges.set(request.owner, request.kind, request.start, end)
+
+
 def _packed(request: abi.Lock | abi.GetLock) -> bytes:
     """As the kernel takes it."""
     end = LAST if request.end is None else request.end
@@ -189,7 +208,7 @@ def _key(file: OpenFile, owner: int) -> _Key:
     return status.st_dev, status.st_ino, owner
 
 
-def _description(file: OpenFile) -> int:
+def _opened(file: OpenFile) -> int:
     """A new open file description of an open file, for locks of both kinds if it can be had so."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     path = by_descriptor(file.descriptor)

@@ -256,8 +256,10 @@ class AttributeOperations:
 
 
 def _extended_name(name: bytes) -> str:
-    """EOPNOTSUPP for what a client's file cannot have."""
+    """EOPNOTSUPP for what a client's file cannot have, EINVAL for a namespace without a name."""
     text = name.decode("utf-8", "replace")
+    if text == abi.EXTENDED_PREFIX:
+        raise FileError(errno.EINVAL)
     if not extended_name(text) or text.encode() != name:
         raise FileError(errno.EOPNOTSUPP)
     return text

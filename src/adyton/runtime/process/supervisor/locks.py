@@ -24,7 +24,6 @@ from adyton.runtime.process.supervisor.fuse_abi import FileError, Header
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenFile
 from adyton.runtime.process.supervisor.view import PARK, Park, Steps, View, ask
 
-MAX_LOCKS = 1 << 13  # ranges that an enclave may hold locked (ENOLCK)
 _KINDS: dict[int, abi.LockKind] = {fcntl.F_RDLCK: "read", fcntl.F_WRLCK: "write", fcntl.F_UNLCK: "none"}
 _TYPES = {kind: number for number, kind in _KINDS.items()}
 _Waits = Generator["abi.Request | Park", abi.Result, None]
@@ -160,7 +159,7 @@ class LockOperations:
             while locks.closing:
                 yield PARK
             if kind != "none":
-                if sum(len(each.ranges) for each in self._files.values()) >= MAX_LOCKS:
+                if sum(len(each.ranges) + len(each.flocks) for each in self._files.values()) >= abi.MAX_LOCKS:
                     raise FileError(errno.ENOLCK)
                 yield from self._take(opened, ranges, body, kind, wait=wait)
                 opened.locked.add(body.owner)

@@ -75,10 +75,14 @@ CALLS: tuple[PathCall, ...] = (
     PathCall(132, None, _FIRST, "write"),  # utime
     PathCall(133, None, _FIRST, "write"),  # mknod
     PathCall(137, 43, _FIRST, "read"),  # statfs
+    PathCall(188, 5, _FIRST, "write"),  # setxattr
+    PathCall(189, 6, _FIRST, "write"),  # lsetxattr
     PathCall(191, 8, _FIRST, "read"),  # getxattr
     PathCall(192, 9, _FIRST, "read"),  # lgetxattr
     PathCall(194, 11, _FIRST, "read"),  # listxattr
     PathCall(195, 12, _FIRST, "read"),  # llistxattr
+    PathCall(197, 14, _FIRST, "write"),  # removexattr
+    PathCall(198, 15, _FIRST, "write"),  # lremovexattr
     PathCall(235, None, _FIRST, "write"),  # utimes
     PathCall(257, 56, _AT, "flags", 2),  # openat
     PathCall(258, 34, _AT, "write"),  # mkdirat

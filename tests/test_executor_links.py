@@ -1,0 +1,150 @@
+"""Links that an enclave makes on its client: hard ones, and symbolic ones that must not lead the client's other programs astray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from executing import DENIED, Client, furnished
+
+from adyton.hostcall import abi
+from adyton.hostcall.client import link_targets
+
+
+@pytest.fixture
+def home(tmp_path):
+    return furnished(tmp_path)
+
+
+@pytest.fixture(params=[False, True], ids=["openat2", "walk"])
+def client(request, home):
+    client = Client(home, walk=request.param or None)
+    with client.executor:
+        yield client
+
+
+def symlink(client: Client, target: str, name: str):
+    return client(abi.SymbolicLink(client.path(name), target))
+
+
+class TestHardLinks:
+    def test_both_names_are_one_file(self, client):
+        (client.home / "write/a").write_text("a")
+        made = client(abi.Link(client.path("write/a"), client.path("write/b")))
+        assert (made.kind, made.links) == ("file", 2)
+        assert made.identity == client.stat("write/a").identity
+        assert client(abi.Link(client.path("write/a"), client.path("write/b"))) == abi.Failed("EEXIST")
+        assert client(abi.Link(client.path("write/none"), client.path("write/c"))) == abi.Failed("ENOENT")
+
+    def test_both_names_must_be_writable(self, client):
+        (client.home / "write/a").write_text("a")
+        assert client(abi.Link(client.path("read/file"), client.path("write/b"))) == DENIED
+        assert client(abi.Link(client.path("write/a"), client.path("read/b"))) == DENIED
+        assert client(abi.Link(client.path("secret/file"), client.path("write/b"))) == DENIED
+        assert os.listdir(client.home / "write") == ["a"]
+
+    def test_a_file_that_may_only_be_read_gets_no_name_by_its_handle_either(self, client):
+        client.open("read/file")
+        assert client(abi.Link("/x", client.path("write/b"), 1)) == DENIED
+        assert client(abi.Link("/x", client.path("write/b"), 2)) == abi.Failed("EBADF")
+
+    def test_a_file_without_a_name_gets_one(self, client):
+        made = client(abi.OpenUnnamed(client.path("write"), 1, "read-write", mode=0o640))
+        assert (made.kind, made.links) == ("file", 0)
+        assert client(abi.Write(1, 0, b"content")) == abi.Written(7)
+        assert os.listdir(client.home / "write") == []
+        named = client(abi.Link("/x", client.path("write/b"), 1))
+        assert (named.identity, named.links, named.size) == (made.identity, 1, 7)
+        assert (client.home / "write/b").read_bytes() == b"content"
+
+    def test_one_that_is_not_to_get_a_name_gets_none(self, client):
+        client(abi.OpenUnnamed(client.path("write"), 1, "write", linkable=False))
+        assert client(abi.Link("/x", client.path("write/b"), 1)) == abi.Failed("ENOENT")
+        assert client(abi.OpenUnnamed(client.path("read"), 2, "write")) == DENIED
+        assert client(abi.OpenUnnamed(client.path("write"), 2, "write", mode=0o4700)) == abi.Failed("EPERM")
+
+
+class TestSymbolicLinks:
+    @pytest.mark.parametrize("target", ["a", "./a", "d/a", "../write/a", "d/../a", "..//write/./a"])
+    def test_they_may_lead_to_what_may_be_written(self, client, target):
+        if "d/.." in target:
+            assert symlink(client, target, "write/l") == abi.Failed("EPERM")  # up from wherever d leads to
+        else:
+            assert symlink(client, target, "write/l").kind == "symlink"
+            assert os.readlink(client.home / "write/l") == target
+
+    def test_an_absolute_one_too(self, client):
+        assert symlink(client, client.path("write/none/at/all"), "write/l").kind == "symlink"
+        assert symlink(client, client.path("write"), "write/m").kind == "symlink"
+
+    @pytest.mark.parametrize(
+        ("target", "subject"),
+        [
+            ("../secret/file", "secret/file"),
+            ("../read/file", "read/file"),
+            ("..", ""),
+            ("/etc/passwd", "/etc/passwd"),
+            ("../write2/a", "write2/a"),
+            ("../" * 60 + "etc/passwd", "/etc/passwd"),
+        ],
+    )
+    def test_and_nowhere_else(self, client, target, subject):
+        assert symlink(client, target, "write/l") == DENIED
+        assert not os.path.lexists(client.home / "write/l")
+        path = subject if subject.startswith("/") else client.path(subject)
+        assert client.lines[0].startswith(f"denied: write {path} (")
+
+    def test_a_link_is_made_below_a_writable_path_only(self, client):
+        assert symlink(client, client.path("write/a"), "read/l") == DENIED
+        assert symlink(client, client.path("write/a"), "write/none/l") == abi.Failed("ENOENT")
+
+    def test_one_that_would_lead_elsewhere_is_not_moved(self, client):
+        (client.home / "write/d").mkdir()
+        assert symlink(client, "../a", "write/d/l").kind == "symlink"
+        move = abi.Rename(client.path("write/d/l"), client.path("write/l"))
+        assert client(move) == DENIED
+        assert client(abi.Link(client.path("write/d/l"), client.path("write/l"))) == DENIED
+        (client.home / "write/a").write_text("a")
+        exchange = abi.Rename(client.path("write/a"), client.path("write/d/l"), exchange=True)
+        assert client(exchange) == DENIED
+        assert os.listdir(client.home / "write/d") == ["l"]
+        assert client(abi.Rename(client.path("write/d/l"), client.path("write/d/m"))) == abi.Done()
+
+    def test_nor_is_a_directory_that_holds_one(self, client):
+        (client.home / "write/d/e").mkdir(parents=True)
+        (client.home / "write/d/e/l").symlink_to("../../a")
+        move = abi.Rename(client.path("write/d/e"), client.path("write/e"))
+        assert client(move) == abi.Failed("EXDEV")  # so that its content is copied, link by link
+        assert client(abi.Rename(client.path("write/d"), client.path("write/f"))) == abi.Done()
+        (client.home / "write/f/e/l").unlink()
+        (client.home / "write/f/e/l").symlink_to("a")
+        assert client(abi.Rename(client.path("write/f/e"), client.path("write/e"))) == abi.Done()
+
+    def test_nor_one_in_which_there_is_too_much_to_look_at(self, client, monkeypatch):
+        monkeypatch.setattr(link_targets, "MAX_MOVED", 3)
+        (client.home / "write/d/e").mkdir(parents=True)
+        for number in range(4):
+            (client.home / f"write/d/e/{number}").touch()
+        assert client(abi.Rename(client.path("write/d/e"), client.path("write/e"))) == abi.Failed("EXDEV")
+
+    def test_a_policy_path_that_is_a_link_is_judged_by_where_it_leads(self, home):
+        (home / "elsewhere/deep").mkdir(parents=True)
+        (home / "alias").symlink_to("elsewhere/deep")
+        client = Client(home, write=["alias"])
+        with client.executor:
+            assert symlink(client, "../x", "alias/l") == DENIED  # it would be elsewhere/x
+            assert symlink(client, "x", "alias/l").kind == "symlink"
+            assert symlink(client, client.path("alias/x"), "alias/m").kind == "symlink"
+            assert Path(os.readlink(home / "elsewhere/deep/m")) == home / "alias/x"
+
+
+def test_two_names_change_places(client):
+    (client.home / "write/a").write_text("a")
+    (client.home / "write/d").mkdir()
+    a, d = client.path("write/a"), client.path("write/d")
+    assert client(abi.Rename(a, d, exchange=True)) == abi.Done()
+    assert (client.home / "write/a").is_dir()
+    assert (client.home / "write/d").read_text() == "a"
+    assert client(abi.Rename(a, client.path("write/none"), exchange=True)) == abi.Failed("ENOENT")
+    assert client(abi.Rename(a, client.path("read/file"), exchange=True)) == DENIED

@@ -1,0 +1,215 @@
+"""What an enclave does to the client's files equals what the same program does that runs on the client.
+
+HYPOTHESIS_EXAMPLES sets how many sequences of operations are tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import file_operations
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import adyton
+
+pytestmark = pytest.mark.sandbox
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "60"))
+BLOCK = 4096
+
+NAMES = ["a", "b", "c", "d", "d/a", "d/e", "d/e/a", "d/c", "l", "d/l", ""]
+names = st.sampled_from(NAMES)
+slots = st.integers(0, 3)
+offsets = st.sampled_from([0, 1, 5, BLOCK - 1, BLOCK, 3 * BLOCK, 70_000])
+sizes = st.sampled_from([0, 1, 7, BLOCK, 2 * BLOCK + 3, 70_000])
+texts = st.sampled_from(["", "x", "hello", "block" * 1000, "large" * 30_000])
+modes = st.sampled_from([0o600, 0o644, 0o755, 0o777, 0o400])
+keys = st.sampled_from(
+    ["user.a", "user.a", "user.b", "user." + "k" * 250, "user.", "nothing"]
+)  # others depend on who runs it
+times = st.integers(0, file_operations.LONG_AGO - 1)
+targets = st.sampled_from(["a", "d/a", "./a", "l", "nowhere", "e/a", "../a", "d"])
+accesses = st.sampled_from(["O_RDONLY", "O_WRONLY", "O_RDWR", "O_RDWR", "O_RDWR"])
+more_flags = st.lists(
+    st.sampled_from(
+        [
+            "O_CREAT",
+            "O_CREAT",
+            "O_CREAT",
+            "O_EXCL",
+            "O_TRUNC",
+            "O_APPEND",
+            "O_DIRECTORY",
+            "O_NOFOLLOW",
+            "O_SYNC",
+            "O_DSYNC",
+        ]
+    ),
+    unique=True,
+    max_size=3,
+)
+flags = st.builds(lambda access, more: [access, *more], accesses, more_flags)
+locks = st.sampled_from([1, 2, 8])  # LOCK_SH, LOCK_EX, LOCK_UN
+
+START: list[list[Any]] = [  # what there is to begin with
+    ["mkdir", "d", 0o755],
+    ["mkdir", "d/e", 0o755],
+    ["open", 0, "a", ["O_RDWR", "O_CREAT"], 0o644],
+    ["write", 0, "first file" * 900],
+    ["open", 1, "d/a", ["O_RDWR", "O_CREAT", "O_APPEND"], 0o644],
+    ["write", 1, "second"],
+    ["open", 2, "b", ["O_RDWR", "O_CREAT"], 0o600],
+    ["symlink", "d/a", "l"],
+    ["open", 3, "", ["O_RDWR", "O_TMPFILE"], 0o600],
+]
+
+OPERATIONS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
+    "open": (slots, names, flags, modes),
+    "open ": (slots, st.sampled_from(["", "d", "a"]), st.sampled_from([["O_RDWR", "O_TMPFILE"], ["O_PATH"]]), modes),
+    "close": (slots,),
+    "read": (slots, sizes),
+    "pread": (slots, sizes, offsets),
+    "write": (slots, texts),
+    "write ": (slots, texts),
+    "pwrite": (slots, texts, offsets),
+    "pwrite ": (slots, texts, offsets),
+    "lseek": (slots, offsets, st.sampled_from([0, 1, 2, os.SEEK_DATA, os.SEEK_HOLE])),
+    "ftruncate": (slots, sizes),
+    "truncate": (names, sizes),
+    "fallocate": (slots, st.sampled_from([0, 1, 2, 3, 16, 17, 0x80]), offsets, sizes),
+    "fsync": (slots,),
+    "fdatasync": (slots,),
+    "fstat": (slots,),
+    "stat": (names,),
+    "lstat": (names,),
+    "mkdir": (names, modes),
+    "mkdir ": (st.sampled_from(["d", "d/e"]), st.just(0o755)),
+    "mknod": (names, st.just(stat.S_IFREG | 0o640)),
+    "rmdir": (names,),
+    "unlink": (names,),
+    "rename": (names, names),
+    "renameat2": (names, names, st.integers(0, 3)),
+    "link": (names, names),
+    "link ": (st.sampled_from(["a", "b", "d/a", "l"]), st.sampled_from(["c", "d/c", "d/e/c"])),
+    "link_open": (st.sampled_from([0, 3, 3, 3]), st.sampled_from(["c", "c", "d/c", "a"])),
+    "symlink": (targets, names),
+    "readlink": (st.sampled_from(["l", "l", "d/l", "a", ""]),),
+    "chmod": (names, modes),
+    "fchmod": (slots, modes),
+    "utime": (names, times, times),
+    "futime": (slots, times),
+    "chown": (names,),
+    "setxattr": (names, keys, texts, st.integers(0, 2)),
+    "fsetxattr": (slots, keys, texts),
+    "setxattr ": (st.sampled_from(["a", "d"]), keys, st.just("value"), st.just(0)),
+    "getxattr": (names, keys),
+    "listxattr": (names,),
+    "flistxattr": (slots,),
+    "removexattr": (names, keys),
+    "listdir": (names,),
+    "access": (names,),
+    "copy": (slots, offsets, slots, offsets, sizes),
+    "sendfile": (slots, offsets, slots, sizes),
+    "flock": (slots, locks),
+    "lockf": (slots, locks, offsets, offsets),
+    "map": (slots, st.sampled_from(["m", "mapped" * 50])),
+    "map_private": (slots, st.sampled_from([1, 9])),
+}
+operations = st.sampled_from(sorted(OPERATIONS)).flatmap(
+    lambda name: st.tuples(st.just(name.strip()), *OPERATIONS[name]).map(list)
+)
+sequences = st.lists(st.lists(operations, min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """All below a folder: kinds, modes, sizes, content, where data is, names of one file, links, extended attributes, set times."""
+    found: dict[str, Any] = {}
+    same: dict[int, str] = {}
+    for above, directories, files in os.walk(folder):
+        directories.sort()
+        for name in sorted(directories + files):
+            path = os.path.join(above, name)
+            status = os.lstat(path)
+            entry: list[Any] = file_operations.shown(status)
+            entry.append({key: os.getxattr(path, key, follow_symlinks=False) for key in extended(path)})
+            if stat.S_ISLNK(status.st_mode):
+                entry.append(os.readlink(path))
+            elif stat.S_ISREG(status.st_mode):
+                entry.append(same.setdefault(status.st_ino, os.path.relpath(path, folder)))
+                entry += content(path)
+            found[os.path.relpath(path, folder)] = entry
+    return found
+
+
+def extended(path: str) -> list[str]:
+    return [key for key in os.listxattr(path, follow_symlinks=False) if key.startswith("user.")]
+
+
+def content(path: str) -> list[Any]:
+    """Bytes, and which blocks hold data."""
+    blocks: set[int] = set()
+    with open(path, "rb") as file:
+        at = 0
+        while True:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            blocks.update(range(start // BLOCK, -(-at // BLOCK)))
+        file.seek(0)
+        return [file.read(), blocks]
+
+
+class Pair:
+    """An enclave that may write one folder, and another folder for the same program here."""
+
+    def __init__(self, enclave: adyton.Enclave, home: Path) -> None:
+        self.enclave = enclave
+        self.home = home
+        self.numbers = itertools.count()
+
+    def run(self, sequence: list[list[list[Any]]]) -> None:
+        number = str(next(self.numbers))
+        there, here = self.home / "enclave" / number, self.home / "local" / number
+        there.mkdir()
+        here.mkdir()
+        try:
+            for part in (START, *sequence):
+                text = json.dumps(part)
+                got = json.loads(self.enclave.call("perform", str(there), text))
+                expected = json.loads(file_operations.perform(str(here), text))
+                assert list(zip(part, got, strict=True)) == list(zip(part, expected, strict=True))
+                assert tree(there) == tree(here), part
+        finally:
+            self.enclave.call("end", str(there))
+            file_operations.end(str(here))
+            for folder in (there, here):
+                shutil.rmtree(folder, ignore_errors=True)  # it may have removed itself
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    home = tmp_path_factory.mktemp("equal")
+    (home / "enclave").mkdir()
+    (home / "local").mkdir()
+    with adyton.load(file_operations.__file__, allow_write=[str(home / "enclave")]) as enclave:
+        yield Pair(enclave, home)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(sequence=sequences)
+def test_any_operations_have_the_same_effect_and_the_same_answers(pair: Pair, sequence: list[list[list[Any]]]) -> None:
+    pair.run(sequence)
