@@ -211,6 +211,10 @@ def perform(root: str, text: str) -> str:
     return json.dumps(answers)
 
 
+def begin(root: str) -> None:
+    os.mkdir(root)
+
+
 def end(root: str) -> None:
     folder = SLOTS.pop(root, None)
     for number in list(folder.slots) if folder else ():

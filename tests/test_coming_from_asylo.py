@@ -208,7 +208,12 @@ def outcomes(folder: str) -> dict[str, str]:
         "link": lambda: os.link(path, path + ".link"),
         "symlink": lambda: os.symlink("file", path + ".symlink"),
         "symlink in /tmp": lambda: os.symlink("file", "/tmp/symlink"),
+        "symlink out": lambda: os.symlink("../file", path + ".out"),
         "setxattr": lambda: os.setxattr(path, "user.a", b"b"),
+        "setxattr of the machine": lambda: os.setxattr(path, "security.a", b"b"),
+        "O_TMPFILE": lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR),
+        "fallocate": lambda: os.posix_fallocate(os.open(path, os.O_RDWR), 0, 9),
+        "mkfifo": lambda: os.mkfifo(path + ".fifo"),
         "chown to its own": lambda: os.chown(path, os.getuid(), os.getgid()),
         "flock": lambda: locked(path, fcntl.flock),
         "lockf": lambda: locked(path, fcntl.lockf),
@@ -239,9 +244,9 @@ def outcomes(folder: str) -> dict[str, str]:
     return found
 """
 REFUSED = {
-    "link": "EPERM",
-    "symlink": "EPERM",
-    "setxattr": errno.errorcode[errno.EOPNOTSUPP],
+    "symlink out": "EACCES",
+    "setxattr of the machine": "EPERM",
+    "mkfifo": "EPERM",
     "inotify": "ENOSYS",
     "socket": "EACCES",
     "unix socket": "EACCES",

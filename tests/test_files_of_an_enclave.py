@@ -338,9 +338,9 @@ class TestNames:
     def test_many_names_of_a_directory(self, execute: Execute, home: Path) -> None:
         folder = home / "data" / "very-many"
         folder.mkdir()
-        for number in range(20_000):
+        for number in range(10_000):
             (folder / str(number)).touch()
-        assert execute("result = len(os.listdir('very-many'))") == 20_000
+        assert execute("result = len(os.listdir('very-many'))") == 10_000
 
     def test_when_a_file_was_made_is_known(self, execute: Execute, file: Path) -> None:
         code = f"""

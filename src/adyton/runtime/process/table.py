@@ -76,7 +76,10 @@ LOCAL = None
 
 SYNC = "it would write out every file system of the server; fsync and syncfs are local"
 OBSOLETE = "no program of today needs it"
-WATCHING = "the client does not report changes of its files yet"
+WATCHING = (
+    "a watch of what the server's programs use too, such as /dev/null, would report what they do; and of the client's files it would not "
+    "report what other programs do: programs then look from time to time"
+)
 WHOLE_FILE_SYSTEM = "it acts on a whole file system, past the paths that were allowed"
 ASYNC_IO = "the kernel would act outside the filter; programs fall back on threads"
 SOCKETS = "an enclave has no network yet; socketpair is local"

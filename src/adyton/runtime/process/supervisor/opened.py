@@ -109,8 +109,11 @@ class OpenOperations:
             raise FileError(errno.EINVAL)
         if parent.private is not None:
             file = self._private.make_unnamed(mode)
-            node = self._tree.unnamed(file)
-            opened = self._open_private(node, body.flags)
+            try:
+                node = self._tree.unnamed(file)
+                opened = self._open_private(node, body.flags)
+            finally:
+                self._private.close(file)
             return self._view.entry(node) + opened
         place = self._view.place(path)
         if place is not Place.CLIENT:

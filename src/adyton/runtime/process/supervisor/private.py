@@ -121,10 +121,10 @@ class PrivateFiles:
         )
 
     def make_unnamed(self, mode: int) -> File:
-        """A new file without a name, which is freed when it is closed unless it gets one; ENOSPC."""
+        """A new file without a name, open: it is freed when it is closed, unless it got one; ENOSPC."""
         self._require_space(INODE_COST)
         file = File(self._numbers(), mode, self._now())
-        file.links = 0
+        file.links, file.opens = 0, 1
         self.used += INODE_COST
         return file
 
