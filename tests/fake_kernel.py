@@ -26,6 +26,8 @@ from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.wanted import Wanted
 
+ERRNO_NAMES = {getattr(errno, name): name for name in abi.ERRNO_NAMES}  # of two names of a number, the ABI's
+
 
 def raises(number: int) -> pytest.RaisesExc[OSError]:
     return pytest.raises(OSError, check=lambda error: error.errno == number)
@@ -85,7 +87,7 @@ class FakeClient:
         try:
             return getattr(self, "_" + type(request).__name__.lower())(request)
         except OSError as error:
-            return abi.Failed(errno.errorcode[error.errno])
+            return abi.Failed(ERRNO_NAMES[error.errno])
 
     def _allow(self, path: str, right: str) -> None:
         for prefix, given in self.allowed.items():
