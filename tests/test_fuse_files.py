@@ -549,3 +549,16 @@ def test_a_file_is_no_directory(kernel: FakeKernel, client: FakeClient) -> None:
     ):
         with raises(errno.ENOTDIR):
             kernel.request(opcode, node, body)
+
+
+def test_a_file_that_another_process_just_closed_is_asked_about_by_its_name(
+    kernel: FakeKernel, client: FakeClient
+) -> None:
+    """The client may see to the close first."""
+    file = kernel.open("/work/out/y", WRITE)
+    asked = kernel.send(Opcode.GETATTR, file[0], fuse_abi.Nothing())
+    kernel.close(file)
+    assert client.handles == {}
+    kernel.run()
+    assert kernel.taken(asked)
+    assert [type(request).__name__ for request in client.log[-3:]] == ["Close", "Stat", "Stat"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Callable, Generator
+from typing import Literal, TypeVar
+
+import msgspec
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import extended_name
@@ -22,6 +24,7 @@ from adyton.runtime.process.supervisor.private import INODE_COST, Directory, Fil
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
 from adyton.runtime.process.supervisor.view import Steps, View, ask, sendable
 
+_R = TypeVar("_R")
 _BLOCK = 4096
 # Of what leads to the client's files, and has no file system of its own: room enough.
 _ELSEWHERE = FileSystem(_BLOCK, 1 << 38, 1 << 38, 1 << 38, 1 << 32, 1 << 32)
@@ -63,12 +66,12 @@ class AttributeOperations:
 
     def _refresh(self, node: Node, *, birth: bool = False) -> Steps:
         """Learn a client's file's attributes anew: of what is open of it, else by a name at which it is still found."""
-        handle = self._handles.on_client(node)
-        if handle is not None:
-            attributes = yield from ask(abi.Stat(sendable(node.last_path), handle, birth), abi.Attributes)
-            if not is_same(node, attributes):
+        path = sendable(node.last_path)
+        found = yield from self._handles.ask_open(node, lambda handle: abi.Stat(path, handle, birth), abi.Attributes)
+        if found is not None:
+            if not is_same(node, found):
                 raise FileError(errno.EIO)
-            learn(node, attributes)
+            learn(node, found)
             return b""
         number = errno.ESTALE  # the kernel looks the name up again
         while node.path is not None:
@@ -162,17 +165,8 @@ class AttributeOperations:
         path = node.path
         if path is not None and self._view.place(path) is not Place.CLIENT:
             yield from self._view.denied(header, path, "write")
-        handle = None
-        if SetFlag.FH in valid:
-            opened = self._handles.file(body.handle)
-            handle = opened.number if opened.private is None and opened.access != "read" else None
-        if handle is None:
-            handle = self._handles.on_client(node, writable=SetFlag.SIZE in valid)
-        if path is None and handle is None:
-            raise FileError(errno.ESTALE)
         request = abi.SetAttributes(
             sendable(node.last_path),
-            handle,
             size=body.size if SetFlag.SIZE in valid else None,
             mode=body.mode & 0o7777 if SetFlag.MODE in valid else None,
             accessed=_time(SetFlag.ATIME in valid, SetFlag.ATIME_NOW in valid, body.accessed),
@@ -180,11 +174,23 @@ class AttributeOperations:
         )
         if request.size is request.mode is request.accessed is request.modified is None:
             return b""
-        attributes = yield from ask(request, abi.Attributes)
-        if is_same(node, attributes):
-            learn(node, attributes)
-        elif handle is None:
+        opened = self._handles.file(body.handle) if SetFlag.FH in valid else None
+        if opened is not None and opened.private is None and opened.access != "read":
+            attributes = yield from ask(msgspec.structs.replace(request, handle=opened.number), abi.Attributes)
+        else:
+            found = yield from self._handles.ask_open(
+                node,
+                lambda handle: msgspec.structs.replace(request, handle=handle),
+                abi.Attributes,
+                writable=SetFlag.SIZE in valid,
+            )
+            if found is None:
+                self._tree.path(node)  # without one there is nothing to ask about
+                found = yield from ask(request, abi.Attributes)
+            attributes = found
+        if not is_same(node, attributes):
             raise FileError(errno.ESTALE)
+        learn(node, attributes)
         return b""
 
     # -- extended attributes ------------------------------------------------------------------------------------------
@@ -197,8 +203,8 @@ class AttributeOperations:
             if name not in node.private.extended:
                 raise FileError(errno.ENODATA)
             return _fitting(node.private.extended[name], body.size)
-        path, handle = yield from self._reached(header, node, "read")
-        return _fitting((yield from ask(abi.GetExtended(path, name, handle), abi.Data)).data, body.size)
+        found = yield from self._ask(header, node, "read", lambda path, h: abi.GetExtended(path, name, h), abi.Data)
+        return _fitting(found.data, body.size)
 
     def listxattr(self, header: Header, body: fuse_abi.ListXattr) -> Steps:
         """All names, each with a NUL behind it; ERANGE."""
@@ -208,8 +214,7 @@ class AttributeOperations:
         elif node.own:
             names = []
         else:
-            path, handle = yield from self._reached(header, node, "read")
-            names = (yield from ask(abi.ListExtended(path, handle), abi.Names)).names
+            names = (yield from self._ask(header, node, "read", abi.ListExtended, abi.Names)).names
         return _fitting(b"".join(name.encode() + b"\0" for name in names), body.size)
 
     def setxattr(self, header: Header, body: fuse_abi.SetXattr) -> Steps:
@@ -224,9 +229,10 @@ class AttributeOperations:
                 raise FileError(errno.EPERM)  # xattr(7): what may write such a file says nothing about its attributes
             self._private.set_extended(node.private, name, body.value, create=create, replace=replace)
             return b""
-        path, handle = yield from self._reached(header, node, "write")
         how: Literal["set", "create", "replace"] = "create" if create else "replace" if replace else "set"
-        yield from ask(abi.SetExtended(path, name, body.value, how, handle), abi.Done)
+        yield from self._ask(
+            header, node, "write", lambda path, h: abi.SetExtended(path, name, body.value, how, h), abi.Done
+        )
         return b""
 
     def removexattr(self, header: Header, body: fuse_abi.Name) -> Steps:
@@ -236,23 +242,28 @@ class AttributeOperations:
         if node.private is not None:
             self._private.remove_extended(node.private, name)
             return b""
-        path, handle = yield from self._reached(header, node, "write")
-        yield from ask(abi.RemoveExtended(path, name, handle), abi.Done)
+        yield from self._ask(header, node, "write", lambda path, h: abi.RemoveExtended(path, name, h), abi.Done)
         return b""
 
-    def _reached(
-        self, header: Header, node: Node, right: str
-    ) -> Generator[abi.Request, abi.Result, tuple[str, int | None]]:
-        """How to ask the client about a file's extended attributes: by what is open of it, else by its name."""
+    def _ask(
+        self,
+        header: Header,
+        node: Node,
+        right: str,
+        request: Callable[[str, int | None], abi.Request],
+        expected: type[_R],
+    ) -> Generator[abi.Request, abi.Result, _R]:
+        """Ask about a file by what is open of it, else by its name: `request` takes path and handle. ESTALE if it has neither."""
         if node.own:
             raise FileError(errno.EOPNOTSUPP)
         path = node.path
         if path is not None and self._view.place(path) is not Place.CLIENT:
             yield from self._view.denied(header, path, right)
-        handle = self._handles.on_client(node)
-        if path is None and handle is None:
-            raise FileError(errno.ESTALE)
-        return sendable(node.last_path), handle
+        known = sendable(node.last_path)
+        found = yield from self._handles.ask_open(node, lambda handle: request(known, handle), expected)
+        if found is not None:
+            return found
+        return (yield from ask(request(sendable(self._tree.path(node)), None), expected))
 
 
 def _extended_name(name: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 from adyton.runtime.process.supervisor.private import File
 from adyton.runtime.process.supervisor.tree import Node
+from adyton.runtime.process.supervisor.view import ask
 
 STANDARD_INPUT_HANDLE = 0  # of the one file that is not in the table
 
@@ -46,6 +47,7 @@ class OpenDirectory:
     fresh: bool = True
 
 
+_R = TypeVar("_R")
 _H = TypeVar("_H", OpenFile, OpenDirectory)
 
 
@@ -115,4 +117,19 @@ class Handles:
         for opened in self.files_of(node):
             if opened.private is None and not (writable and opened.access == "read"):
                 return opened.number
+        return None
+
+    def ask_open(
+        self, node: Node, request: Callable[[int], abi.Request], expected: type[_R], *, writable: bool = False
+    ) -> Generator[abi.Request, abi.Result, _R | None]:
+        """What the client says by a handle that it has of the node's file; None if it has none.
+
+        Another process of the guest may close it meanwhile, and the client may see to that first: then by another one.
+        """
+        while (handle := self.on_client(node, writable=writable)) is not None:
+            try:
+                return (yield from ask(request(handle), expected))
+            except FileError as error:
+                if error.number != errno.EBADF or handle in node.handles:
+                    raise
         return None

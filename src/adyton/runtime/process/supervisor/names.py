@@ -136,11 +136,13 @@ class NameOperations:
         source = node.path
         if source is not None:
             yield from self._writable(header, source)
-        handle = self._handles.on_client(node) if source is None else None
-        if source is None and handle is None:
-            raise FileError(errno.ESTALE)
-        request = abi.Link(sendable(node.last_path), sendable(path), handle)
-        attributes = yield from ask(request, abi.Attributes)
+            attributes = yield from ask(abi.Link(sendable(source), sendable(path)), abi.Attributes)
+        else:
+            old, new = sendable(node.last_path), sendable(path)
+            found = yield from self._handles.ask_open(node, lambda h: abi.Link(old, new, h), abi.Attributes)
+            if found is None:
+                raise FileError(errno.ESTALE)
+            attributes = found
         if not is_same(node, attributes):
             return self._view.entry(self._tree.found_client(parent, name, attributes))
         learn(node, attributes)
