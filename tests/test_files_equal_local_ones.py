@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 import adyton
 
 pytestmark = pytest.mark.sandbox
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "40"))
 BLOCK = 4096
 
 NAMES = ["a", "b", "c", "d", "d/a", "d/e", "d/e/a", "d/c", "l", "d/l", ""]

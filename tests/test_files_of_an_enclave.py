@@ -283,6 +283,23 @@ class TestContent:
         assert execute(code) == ["0S2", "P", "0S2"]
         assert file.read_bytes() == b"0S23456789"
 
+    def test_a_mapping_of_a_file_that_is_appended_to(self, execute: Execute, file: Path) -> None:
+        code = f"""
+            file = os.open({file.name!r}, os.O_RDWR | os.O_APPEND)
+            memory = mmap.mmap(file, 10)
+            memory[2:4] = b"MM"
+            memory.flush()
+            result = [os.write(file, b"end"), memory[:5].decode()]
+        """
+        assert execute(code) == [3, "01MM4"]
+        assert file.read_bytes() == b"01MM456789end"
+
+    def test_a_flushed_mapping_is_durable(self, enclave: tuple[adyton.Enclave, Execute], file: Path) -> None:
+        before = enclave[0].stats()["host_calls"].get("fsync", 0)
+        enclave[1](f"memory = mmap.mmap(os.open({file.name!r}, os.O_RDWR), 10); memory[:1] = b'x'; memory.flush()")
+        assert enclave[0].stats()["host_calls"]["fsync"] == before + 1
+        assert file.read_bytes() == b"x123456789"
+
     def test_a_mapping_that_lost_its_file_s_end_is_a_bus_error(self, execute: Execute, file: Path) -> None:
         file.write_bytes(bytes(10000))
         code = f"""
@@ -361,6 +378,20 @@ class TestNames:
             ]
         """
         assert execute(code) == ["EPERM", "EPERM", "EPERM", "ENXIO", False]
+
+    def test_pipes_have_names_in_private_places(self, execute: Execute) -> None:
+        code = """
+            os.mkfifo("/tmp/pipe")
+            def send():
+                with open("/tmp/pipe", "w") as pipe:
+                    pipe.write("through the pipe")
+            writer = threading.Thread(target=send)
+            writer.start()
+            result = open("/tmp/pipe").read()
+            writer.join()
+            os.unlink("/tmp/pipe")
+        """
+        assert execute(code) == "through the pipe"
 
     def test_attributes_of_the_machine_are_not_there(self, execute: Execute, file: Path) -> None:
         code = f"""

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from adyton.hostcall import abi
-from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers, tree
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
 
 BOTH = pytest.mark.parametrize("above", ["/work/out", "/tmp"])
@@ -168,6 +168,17 @@ def test_an_empty_file_is_made_as_a_node(kernel: FakeKernel, client: FakeClient)
         kernel.request(Opcode.MKNOD, parent, fuse_abi.MakeNode(stat.S_IFREG | 0o600, 0, 0, name))
 
 
+def test_what_cannot_be_taken_in_is_closed_again(
+    kernel: FakeKernel, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kernel.lookup("/work/out").node
+    monkeypatch.setattr(tree, "MAX_NODES", 0)
+    for opcode in (Opcode.CREATE, Opcode.TMPFILE):
+        with raises(errno.ENFILE):
+            kernel.request(opcode, folder, fuse_abi.Create(os.O_RDWR, 0o600, 0, b"new"))
+    assert client.handles == {}
+
+
 names = st.builds(posixpath.join, st.sampled_from(["", "d", "e"]), st.sampled_from(["a", "b", "d", "e"]))
 
 
@@ -255,9 +266,9 @@ class Names(RuleBasedStateMachine):
         left = {name for name in self.client.things if name.startswith("/tmp/")}
         assert left == {"/tmp/shared"}
         self.kernel.request(Opcode.DESTROY, 0, fuse_abi.Nothing())
-        tree = self.kernel.server._view.tree
-        assert len(tree) == self.nodes
-        assert not tree._by_file
+        left_over = self.kernel.server._view.tree
+        assert len(left_over) == self.nodes
+        assert not left_over._by_file
 
 
 Names.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)

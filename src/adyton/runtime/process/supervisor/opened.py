@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from adyton.hostcall import abi
@@ -89,10 +90,20 @@ class OpenOperations:
         try:
             request = _open_request(path, number, body.flags, create=True, mode=mode)
             attributes = yield from ask(request, abi.Attributes)
-            node = self._tree.found_client(parent, name, attributes)
+            with self._closing(number):
+                node = self._tree.found_client(parent, name, attributes)
             return self._view.entry(node) + self._opened(number, node, body.flags)
         finally:
             self._handles.release(number)
+
+    @contextmanager
+    def _closing(self, number: int) -> Iterator[None]:
+        """What the client has opened is closed if it cannot be taken in."""
+        try:
+            yield
+        except FileError:
+            self._view.tells.append(abi.Close(number))
+            raise
 
     def _opened(self, number: int, node: Node, flags: int) -> bytes:
         appends = bool(flags & os.O_APPEND)
@@ -131,7 +142,8 @@ class OpenOperations:
                 mode=mode,
             )
             attributes = yield from ask(request, abi.Attributes)
-            node = self._tree.unnamed(attributes)
+            with self._closing(number):
+                node = self._tree.unnamed(attributes)
             node.left = path
             return self._view.entry(node) + self._opened(number, node, body.flags)
         finally:
