@@ -21,7 +21,8 @@ from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.hostcall.lock_ranges import LAST, LockRanges
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
-from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
+from adyton.runtime.process.supervisor.calls import Ask, Outcome
+from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.wanted import Wanted
@@ -385,6 +386,7 @@ class FakeKernel:
         self.client = client or FakeClient()
         self.answers: dict[int, fuse_answers.Answer] = {}
         self.asks: list[Ask] = []
+        self.notices: list[bytes] = []
         self.told: Counter[int] = Counter()
         self._uniques = itertools.count(2, 2)
 
@@ -413,9 +415,9 @@ class FakeKernel:
             elif isinstance(effect, Ask):
                 self.asks.append(effect)
             else:
-                self.client.execute(effect.request)
+                self.notices.append(effect.data)
 
-    def result(self, request: abi.Request) -> abi.Result:
+    def result(self, request: abi.Request) -> Outcome:
         """What the client says, as it arrives in the enclave."""
         return check(request, msgspec.msgpack.encode(self.client.execute(request)))
 
@@ -428,8 +430,12 @@ class FakeKernel:
     def request(self, opcode: Opcode, node: int, body: Body, pid: int = 1) -> bytes:
         """One request, served; OSError for a failure."""
         unique = self.send(opcode, node, body, pid)
-        self.run()
+        self.run_until(unique)
         return self.taken(unique)
+
+    def run_until(self, _unique: int) -> None:
+        """Execute host calls until the request has its answer; all of them here."""
+        self.run()
 
     def taken(self, unique: int) -> bytes:
         """The answer's body; OSError for a failure."""
@@ -496,7 +502,11 @@ class FakeKernel:
         return fuse_answers.unpack_written(self.request(Opcode.WRITE, opened[0], body))
 
     def close(self, opened: tuple[int, int]) -> None:
+        """OSError for what went wrong before; it is closed all the same."""
+        unique = self.send(Opcode.FLUSH, opened[0], fuse_abi.Flush(opened[1], 0))
+        self.run_until(unique)
         self.request(Opcode.RELEASE, opened[0], fuse_abi.Release(opened[1]))
+        self.taken(unique)
 
     def read(self, path: str) -> bytes:
         opened = self.open(path)

@@ -8,7 +8,7 @@ import msgspec
 from adyton.attestation.verify import verify
 from adyton.channel.client import ClientChannel, Data, EvidenceReceived
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import EnterRequest, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, EnterRequest, LoadRequest, Mount, Raised, decode, encode
 from adyton.hostcall import abi
 from adyton.image.build import build_file
 from adyton.image.oci import Image
@@ -17,7 +17,8 @@ from adyton.provision.store import BlobStore
 from adyton.runtime.launch import LaunchRequest, Zygote
 
 PATIENCE = 60.0  # seconds until a test gives up on something that takes milliseconds
-EMPTY = LoadRequest(config=b"", grants=[], working_directory="/nowhere", time_zone="", environment={})
+STRICT = [Mount("/", "strict")]  # each host call of the program's goes to the client, one by one
+EMPTY = LoadRequest(b"", [], working_directory="/nowhere", time_zone="", environment={}, coherence=STRICT)
 
 # A program that does what its client says.
 PROGRAM = '''
@@ -97,8 +98,8 @@ class Client:
 
     def _take(self, event):
         match event:
-            case communicator.Called(call, _, "host", body):
-                request = msgspec.msgpack.decode(body, type=abi.Request)
+            case communicator.Called(call, _, "host" | "order" as method, body):
+                request = msgspec.msgpack.decode(body[ORDER.size if method == "order" else 0 :], type=abi.Request)
                 self.asked.append(request)
                 answer = self.answer(request)
                 if isinstance(answer, bytes):

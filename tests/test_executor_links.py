@@ -52,7 +52,7 @@ class TestHardLinks:
     def test_a_file_without_a_name_gets_one(self, client):
         made = client(abi.OpenUnnamed(client.path("write"), 1, "read-write", mode=0o640))
         assert (made.kind, made.links) == ("file", 0)
-        assert client(abi.Write(1, 0, b"content")) == abi.Written(7)
+        assert client(abi.Write(1, 0, b"content")).size == 7
         assert os.listdir(client.home / "write") == []
         named = client(abi.Link("/x", client.path("write/b"), 1))
         assert (named.identity, named.links, named.size) == (made.identity, 1, 7)

@@ -14,7 +14,6 @@ from hypothesis import given
 from adyton.hostcall import abi
 from adyton.hostcall.lock_ranges import LAST, LockRanges
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
-from adyton.runtime.process.supervisor.files import Tell
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
@@ -168,7 +167,8 @@ def test_a_signal_asks_the_client_to_end_a_wait(kernel: FakeKernel) -> None:
     (ask,) = kernel.asks
     assert isinstance(ask.request, abi.Lock)
     interrupt = fuse_abi.encode(Opcode.INTERRUPT, 99, 0, fuse_abi.Interrupt(waiting))
-    assert kernel.server.receive(interrupt) == [Tell(abi.StopWaiting(ask.request.wait or 0))]
+    (told,) = kernel.server.receive(interrupt)
+    assert told.request == abi.StopWaiting(ask.request.wait or 0)
     kernel.asks.clear()
     kernel.apply(kernel.server.resume(ask.ticket, abi.Failed("EINTR")))
     with raises(errno.EINTR):

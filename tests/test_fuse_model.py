@@ -166,7 +166,6 @@ class Files(RuleBasedStateMachine):
     def handles_are_those_that_are_open(self) -> None:
         server = self.kernel.server
         assert len(server._handles) == len(self.open)
-        assert not server._tasks
         assert not server._waiting
         assert set(self.client.handles) <= {opened[1] for opened, _ in self.open}
 

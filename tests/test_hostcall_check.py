@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.hostcall import abi
-from adyton.hostcall.check import check
+from adyton.hostcall.check import Checked, check
 from adyton.hostcall.own_paths import OWN_PATHS, leads_to_own, own_path
 
 pack = msgspec.msgpack.encode
@@ -48,6 +48,12 @@ REQUESTS: list[abi.Request] = [
     abi.GetLock(3, 1, "read", 5, 9),
     abi.Flock(3, 1, "write"),
     abi.StopWaiting(1),
+    abi.Look("/a"),
+    abi.Peek("/a", 10),
+    abi.Watch("/a"),
+    abi.Unwatch("/a"),
+    abi.Hold(3),
+    abi.Compound([abi.Look("/a"), abi.Read(3, 0, 10)]),
     abi.ReadInput(10),
     abi.Call("f", b""),
 ]
@@ -65,6 +71,9 @@ RESULTS: list[abi.Result] = [
     abi.Copied(5),
     abi.Names(["user.x"]),
     abi.Conflict("write", 7, 8),
+    abi.Found(None),
+    abi.Content(msgspec.structs.replace(FILE, size=2), b"12"),
+    abi.Results([msgspec.Raw(pack(abi.Found(FILE))), msgspec.Raw(pack(abi.Data(b"12345")))]),
     abi.Value(b"v"),
 ]
 FITTING = {
@@ -97,9 +106,51 @@ FITTING = {
     abi.GetLock: abi.Conflict,
     abi.Flock: abi.Done,
     abi.StopWaiting: abi.Done,
+    abi.Look: abi.Found,
+    abi.Peek: abi.Content,
+    abi.Watch: abi.Done,
+    abi.Unwatch: abi.Done,
+    abi.Hold: abi.Done,
+    abi.Compound: abi.Results,
     abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }
+
+
+def results(*each: abi.Result) -> abi.Results:
+    return abi.Results([msgspec.Raw(pack(one)) for one in each])
+
+
+@pytest.mark.parametrize(
+    ("through", "each", "passes"),
+    [
+        (False, [abi.Found(None), abi.Data(b"")], True),
+        (False, [abi.Failed("ENOENT")], True),
+        (False, [abi.Found(None), abi.Failed("EIO")], True),
+        (True, [abi.Failed("ENOENT"), abi.Data(b"")], True),
+        (False, [abi.Found(None)], False),  # too few
+        (True, [abi.Failed("ENOENT")], False),
+        (False, [abi.Failed("ENOENT"), abi.Data(b"")], False),  # went on after a failure
+        (False, [abi.Found(None), abi.Data(b""), abi.Data(b"")], False),  # too many
+        (
+            False,
+            [abi.Data(b""), abi.Found(None)],
+            False,
+        ),  # in another order: what is in the place of one is no answer to it
+    ],
+)
+def test_a_compound_has_a_result_for_each_request_up_to_a_failure(through, each, passes) -> None:
+    request = abi.Compound([abi.Look("/a"), abi.Read(3, 0, 10)], through)
+    got = check(request, pack(results(*each)))
+    assert (got == Checked(each)) == passes
+
+
+def test_what_is_wrong_in_a_compound_is_wrong_alone() -> None:
+    request = abi.Compound([abi.Read(3, 0, 2), abi.Look("/a")], through=True)
+    assert check(request, pack(results(abi.Data(b"123"), abi.Found(None)))) == Checked([BAD, abi.Found(None)])
+    other = pack(abi.Results([msgspec.Raw(pack("no result")), msgspec.Raw(pack(abi.Found(None)))]))
+    assert check(request, other) == Checked([BAD, abi.Found(None)])
+    assert check(request, pack(abi.Results([msgspec.Raw(b"\xc1"), msgspec.Raw(pack(abi.Found(None)))]))) == BAD
 
 
 def entries(*names: str, following: int = 0) -> abi.Entries:
@@ -113,11 +164,13 @@ def test_every_request_of_the_abi_has_a_validator() -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
-@pytest.mark.parametrize("result", RESULTS, ids=repr)
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
 def test_only_the_kind_of_result_that_was_asked_for_passes(request_: abi.Request, result: abi.Result) -> None:
     got = check(request_, pack(result))
     if not isinstance(result, FITTING[type(request_)]):
         assert got == BAD
+    elif isinstance(result, abi.Results):
+        assert got == Checked([abi.Found(FILE), abi.Data(b"12345")])
     else:
         assert got in (result, BAD)
 

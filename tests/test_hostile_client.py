@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hostile import EMPTY, Ward
+from hostile import EMPTY, STRICT, Ward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,7 +160,7 @@ def attributes(kind="file", identity=7, size=100):
     return abi.Attributes(kind, identity, size, 0o644, 1, 0, 0, 0)
 
 
-LOAD_THERE = LoadRequest(b"", [Grant("/there", "write")], "/there", "", {})
+LOAD_THERE = LoadRequest(b"", [Grant("/there", "write")], "/there", "", {}, coherence=STRICT)
 
 # What a client may answer to anything; few of these fit what was asked.
 LIES = st.one_of(

@@ -5,7 +5,7 @@ import struct
 import threading
 
 import pytest
-from hostile import Ward
+from hostile import STRICT, Ward
 from sandbox import children, wait_until_ended
 
 from adyton.attestation.identity import EnclaveIdentity
@@ -210,7 +210,7 @@ def test_what_is_the_clients_is_never_mapped_as_code(ward):
         return abi.Failed("EACCES")
 
     with ward.enclave(answer) as client:
-        load = LoadRequest(b"", [Grant("/there", "read")], "/there", "", {})
+        load = LoadRequest(b"", [Grant("/there", "read")], "/there", "", {}, coherence=STRICT)
         assert client.load(load).ok
         code = """
 file = os.open("/there/code.so", os.O_RDONLY)

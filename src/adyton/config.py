@@ -17,18 +17,17 @@ import os
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import PLATFORMS
+from adyton.communicator.messages import Coherence
 from adyton.crypto.digest import is_digest
 from adyton.errors import UsageError
 from adyton.hostcall.client.paths import absolute
 from adyton.hostcall.client.policy import HostCallPolicy, PathLike
-
-Coherence = Literal["strict", "close-to-open", "exclusive"]
 
 _PATHS = ("read", "write")  # of the lists, those that hold paths
 _TABLES = ("expect", "allow", "mount")
@@ -285,11 +284,6 @@ def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
         if "coherence" in table:
             _one_of(table["coherence"], get_args(Coherence), name, "mount.coherence")
         mount = _convert(table, _MountTable, name, "mount")
-        if mount.coherence != "close-to-open":
-            raise UsageError(
-                f'{name}: mount {mount.path!r}: coherence = "{mount.coherence}" is not there yet; every path is close-to-open. Leave this '
-                "mount out, if close-to-open will do"
-            )
         found.append(Mount(absolute(mount.path, base, f"{name}: mount"), mount.coherence))
     return tuple(found)
 

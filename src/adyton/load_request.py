@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from adyton.communicator import messages
 from adyton.communicator.messages import Grant, LoadRequest, Logging, Streams
+from adyton.config import Mount
 from adyton.errors import UsageError
+from adyton.hostcall.client.paths import spellings
 from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.hostcall.environment import check_environment, check_variable, is_host_name, is_time_zone
 from adyton.hostcall.own_paths import own_path
@@ -39,7 +42,12 @@ def working_directory(config: EnclaveConfig) -> str:
 
 
 def load_request(
-    policy: HostCallPolicy, config: EnclaveConfig, name: str, stdout: int, warn: Callable[[str], object]
+    policy: HostCallPolicy,
+    config: EnclaveConfig,
+    name: str,
+    stdout: int,
+    warn: Callable[[str], object],
+    mounts: Iterable[Mount] = (),
 ) -> LoadRequest:
     """The request of an enclave that is loaded as `name`. UsageError for what cannot be; `warn` is given what only may be unexpected.
 
@@ -72,6 +80,7 @@ def load_request(
             stderr=config.stderr_fd >= 0,
         ),
         logging=_logging(config),
+        coherence=[messages.Mount(path, mount.coherence) for mount in mounts for path in spellings(mount.path)],
     )
 
 

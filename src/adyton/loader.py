@@ -17,7 +17,7 @@ from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import CONFIGS, PLATFORMS, PLATFORMS_HERE
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
-from adyton.config import Policy
+from adyton.config import Mount, Policy
 from adyton.errors import PlatformError, UsageError
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.exit_log import ExitLog
@@ -189,6 +189,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
             expectation,
             arguments,
             name,
+            policy.mounts,
         )
     except BaseException:
         own.finalize()
@@ -201,7 +202,7 @@ def load_in_process(application: TrustedApplication, arguments: LoadArguments) -
     name = arguments.name or str(getattr(application, "name", type(application).__name__))
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
     host_calls = policy.host_calls(working_directory(arguments.config))
-    return _connect(lambda: in_process(application), None, host_calls, expectation, arguments, name)
+    return _connect(lambda: in_process(application), None, host_calls, expectation, arguments, name, policy.mounts)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
@@ -214,10 +215,11 @@ def _connect(
     expectation: Expectation,
     arguments: LoadArguments,
     name: str,
+    mounts: Sequence[Mount],
 ) -> EnclaveClient:
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
-    request = load_request(policy, config, name, arguments.stdout, _warn)
+    request = load_request(policy, config, name, arguments.stdout, _warn, mounts)
     with contextlib.ExitStack() as undo:
         functions = HostFunctions(arguments.functions)
         output = StandardOutput(

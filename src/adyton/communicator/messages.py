@@ -5,10 +5,12 @@
     enter      EnterRequest                               a MessagePack value (adyton.proto.values)
     run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
     finalize   EnclaveFinal, serialized protobuf          empty
+    changed    (one way) a Changed of adyton.hostcall.abi
 
     method     from enclave to client                     reply
     host       a request of adyton.hostcall.abi           its result
     output     (one way) an Output of adyton.hostcall.abi
+    order      the same behind its number (ORDER): carried out one after the other, whatever overtakes what on the way
     ended      (one way) text: why the enclave ended by itself
 
 A call that failed is replied to with Raised.
@@ -16,6 +18,7 @@ A call that failed is replied to with Raised.
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -24,6 +27,7 @@ from adyton.errors import RemoteProtocolError
 from adyton.proto.values import Encoding
 
 Right = Literal["read", "write"]
+ORDER = struct.Struct("<Q")  # from 0
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -35,6 +39,16 @@ class Grant(Message, frozen=True):
 
     path: str
     right: Right
+
+
+Coherence = Literal["strict", "close-to-open", "exclusive"]
+
+
+class Mount(Message, frozen=True):
+    """How coherent a path and all below it is to be, `path` as in a Grant."""
+
+    path: str
+    coherence: Coherence
 
 
 class Streams(Message, frozen=True):
@@ -64,6 +78,7 @@ class LoadRequest(Message, frozen=True):
     host_name: str = "enclave"
     streams: Streams = Streams()
     logging: Logging | None = None  # None: as the program sets it up
+    coherence: list[Mount] = []
 
 
 class LoadReply(Message, frozen=True):

@@ -34,8 +34,16 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     GetLock            Conflict          a lock in the way of one, if there is any
     Flock              Done              flock of a file
     StopWaiting        Done              the Lock or Flock with that `wait` fails with EINTR, unless it is over
+    Look               Found             lstat; that nothing is there is an answer like another
+    Peek               Content           attributes and the whole content of a regular file, if it is no longer than `size`
+    Watch              Done              promise to tell of changes in a directory (Changed), from now on; Failed: no promise
+    Unwatch            Done              the promise is not needed any more
+    Hold               Done              keep other programs' locks off an open file until it is closed; EBUSY if there are any
+    Compound           Results           several of these, in order; the results of as many as were carried out
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
+
+A Changed comes unasked, before whatever the client sends that was done after the change.
 
 Any request may be answered with Failed instead. Source of the names: POSIX.1-2017.
 """
@@ -48,6 +56,9 @@ import msgspec
 
 MAX_BLOCK = 1 << 20  # bytes of one Read or Write
 MAX_ENTRIES = 512  # of one List
+MAX_COMPOUND = 64  # requests in one Compound
+MAX_PEEKED = 1 << 16  # bytes of one Peek
+MAX_CHANGED = 1024  # names in one Changed
 MAX_PATH = 4096
 MAX_NAME = 255
 HANDLE_LIMIT = 1 << 16  # open handles of one enclave
@@ -315,6 +326,40 @@ class StopWaiting(_Struct, frozen=True):
     wait: Unsigned
 
 
+class Look(_Struct, frozen=True):
+    path: Path
+
+
+class Peek(_Struct, frozen=True):
+    path: Path
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_PEEKED)]
+
+
+class Watch(_Struct, frozen=True):
+    """`name`: in the directory; "": each name in it."""
+
+    directory: Path
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
+
+
+class Unwatch(_Struct, frozen=True):
+    directory: Path
+
+
+class Hold(_Struct, frozen=True):
+    handle: Handle
+
+
+class Compound(_Struct, frozen=True):
+    """`through`: go on after a Failed, else it is the last result."""
+
+    requests: Annotated[
+        list[Stat | Look | Peek | Watch | List | Open | Read | Hold | Lock | Flock],
+        msgspec.Meta(min_length=1, max_length=MAX_COMPOUND),
+    ]
+    through: bool = False
+
+
 class ReadInput(_Struct, frozen=True):
     """One is under way at a time: what it brings is in order."""
 
@@ -358,6 +403,12 @@ Request = (
     | GetLock
     | Flock
     | StopWaiting
+    | Look
+    | Peek
+    | Watch
+    | Unwatch
+    | Hold
+    | Compound
     | ReadInput
     | Call
 )
@@ -405,7 +456,36 @@ class Data(_Struct, frozen=True):
 
 
 class Written(_Struct, frozen=True):
+    """`modified` and `changed`: the file's times afterwards."""
+
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK)]
+    modified: Time = 0
+    changed: Time = 0
+
+
+class Found(_Struct, frozen=True):
+    """None: there is nothing at that name."""
+
+    attributes: Attributes | None
+
+
+class Content(_Struct, frozen=True):
+    attributes: Attributes
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_PEEKED)]
+
+
+class Results(_Struct, frozen=True):
+    """Of a Compound: each a result as its request has it, still encoded; after a Failed only if it went through."""
+
+    results: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_COMPOUND)]
+
+
+class Changed(_Struct, frozen=True):
+    """Of watched directories: (directory, name) of what other programs changed. A name "": all of it, and the promise is over."""
+
+    names: Annotated[
+        list[tuple[Path, Annotated[str, msgspec.Meta(max_length=MAX_NAME)]]], msgspec.Meta(max_length=MAX_CHANGED)
+    ]
 
 
 class FileSystem(_Struct, frozen=True):
@@ -457,6 +537,9 @@ Result = (
     | Names
     | Conflict
     | Value
+    | Found
+    | Content
+    | Results
 )
 
 

@@ -18,7 +18,13 @@ _TARGET_BYTES = 4095  # PATH_MAX without its NUL
 _BAD = abi.Failed("EIO")
 
 
-def check(request: abi.Request, result: bytes) -> abi.Result:
+class Checked(NamedTuple):
+    """abi.Results, each checked."""
+
+    results: list[abi.Result]
+
+
+def check(request: abi.Request, result: bytes) -> abi.Result | Checked:
     """The client's answer to `request` (MessagePack) if it is one that `request` can have, else Failed("EIO"). Raises nothing."""
     rule = _RULES[type(request)]
     try:
@@ -27,7 +33,26 @@ def check(request: abi.Request, result: bytes) -> abi.Result:
         return _BAD
     if isinstance(decoded, abi.Failed):
         return decoded if decoded.errno in abi.ERRNO_NAMES else _BAD
+    if isinstance(request, abi.Compound) and isinstance(decoded, abi.Results):
+        return _each(request, decoded)
     return decoded if rule.fits(request, decoded) else _BAD
+
+
+def _each(request: abi.Compound, results: abi.Results) -> abi.Failed | Checked:
+    """One result for each request, up to the first Failed unless it goes through."""
+    if len(results.results) > len(request.requests):
+        return _BAD
+    checked: list[abi.Result] = []
+    for one, raw in zip(request.requests, results.results, strict=False):
+        result = check(one, bytes(raw))
+        assert not isinstance(result, Checked), one  # none is within another
+        checked.append(result)
+    failed = [position for position, one in enumerate(checked) if isinstance(one, abi.Failed)]
+    whole = len(checked) == len(request.requests)
+    complete = whole if request.through or not failed else failed == [len(checked) - 1]
+    if not complete or not (whole or failed):
+        return _BAD
+    return Checked(checked)
 
 
 class _Rule(NamedTuple):
@@ -85,6 +110,11 @@ def _entries(request: abi.List, entries: abi.Entries) -> bool:
         and len(set(names)) == len(names)
         and all(map(_name, names))
     )
+
+
+def _content(request: abi.Peek, content: abi.Content) -> bool:
+    """All of a regular file."""
+    return content.attributes.kind == "file" and len(content.data) == content.attributes.size <= request.size
 
 
 def _data(request: abi.Read | abi.ReadInput, data: abi.Data) -> bool:
@@ -167,6 +197,12 @@ _RULES: dict[type[Any], _Rule] = {
     abi.GetLock: _rule(abi.Conflict, _in_the_way),
     abi.Flock: _rule(abi.Done, _always),
     abi.StopWaiting: _rule(abi.Done, _always),
+    abi.Look: _rule(abi.Found, _always),
+    abi.Peek: _rule(abi.Content, _content),
+    abi.Watch: _rule(abi.Done, _always),
+    abi.Unwatch: _rule(abi.Done, _always),
+    abi.Hold: _rule(abi.Done, _always),
+    abi.Compound: _rule(abi.Results, _always),
     abi.ReadInput: _rule(abi.Data, _data),
     abi.Call: _rule(abi.Value, _always),
 }

@@ -27,7 +27,8 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import LoadReply, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, LoadReply, LoadRequest, Raised, decode, encode
+from adyton.communicator.sequence import Sequence
 from adyton.errors import (
     AdytonError,
     ClosedError,
@@ -104,6 +105,9 @@ class ProxyClient:
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(POOL_THREADS, "adyton-host")
+        self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight)
+        self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
+        executor.changed = self._files_changed
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
         self._closing = False
         self._error: AdytonError | None = None
@@ -168,6 +172,7 @@ class ProxyClient:
     def _finish(self) -> None:
         self._lost(ClosedError("the enclave was destroyed: load it again"))
         self._pool.shutdown(wait=False)
+        self._order.shutdown(wait=False)
         self._executor.close()
 
     def _lost(self, error: AdytonError) -> None:
@@ -199,6 +204,7 @@ class ProxyClient:
         denied = self._executor.denials
         with self._lock:
             self._check_open()
+            self._tell_changes()
             call = self._session.call(pair.number, method, body)
             if method in ("enter", "run"):
                 self._counted["entry_calls"] += 1
@@ -317,19 +323,24 @@ class ProxyClient:
 
     def _serve(self, called: communicator.Called) -> None:
         """Execute one host call and reply."""
-        if called.method != "host":
+        if called.method not in ("host", "order"):
             body = encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
             self._answer(called, ok=False, body=body)
             return
         try:
-            request = _REQUEST.decode(called.body)
+            start = ORDER.size if called.method == "order" else 0
+            request = _REQUEST.decode(memoryview(called.body)[start:])
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             self._transport.close()
             return
-        if isinstance(request, abi.Lock | abi.Flock) and request.wait is not None:
+        if _waits(request):
             # Not on a thread of the pool, nor on a caller's: it may wait for long. The executor bounds how many do.
             threading.Thread(target=self._execute, args=(called, request), name="adyton-lock", daemon=True).start()
+        elif called.method == "order" and isinstance(request, abi.Sync | abi.SyncDirectory):
+            self._pool.submit(
+                self._execute, called, request
+            )  # what was written before it is; what comes next need not wait
         else:
             self._execute(called, request)
 
@@ -348,6 +359,7 @@ class ProxyClient:
 
     def _answer(self, called: communicator.Called, *, ok: bool, body: bytes) -> None:
         with self._lock:
+            self._tell_changes()
             pair = self._pairs.get(called.pair)
             if pair is not None and pair.abandoned:
                 pair.owed.append(
@@ -355,6 +367,20 @@ class ProxyClient:
                 )  # the enclave still runs a call inside of it, which must be answered first
             elif self._error is None:
                 self._session.reply(called.call, ok, body)
+        self._wake.put(None)
+
+    def _tell_changes(self) -> None:
+        """Under the lock: what others did to files comes before what is said after it."""
+        if self._error is None and self._channel.established and not self._closing:
+            changes = self._executor.take_changes()
+            for start in range(0, len(changes), abi.MAX_CHANGED):
+                part = abi.Changed(changes[start : start + abi.MAX_CHANGED])
+                self._session.notify("changed", msgspec.msgpack.encode(part))
+
+    def _files_changed(self) -> None:
+        """From the executor's thread."""
+        with self._lock:
+            self._tell_changes()
         self._wake.put(None)
 
     def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
@@ -424,6 +450,11 @@ class ProxyClient:
 
     def _dispatch(self, event: communicator.Event) -> None:
         match event:
+            case communicator.Called(_, 0, "order", body):
+                if len(body) < ORDER.size:
+                    raise RemoteProtocolError("an ordered host call without its number")
+                for each in self._sequence.arrived(ORDER.unpack_from(body)[0], event):
+                    self._order.submit(self._serve, each)
             case communicator.Called(_, 0, _, _):
                 self._pool.submit(self._serve, event)
             case communicator.Called(call, number, _, _):
@@ -475,6 +506,13 @@ class ProxyClient:
             "bytes_received": self._counted["bytes_received"],
             "seconds": seconds,
         }
+
+
+def _waits(request: abi.Request) -> bool:
+    """Whether it may wait for what other programs do."""
+    if isinstance(request, abi.Compound):
+        return any(_waits(each) for each in request.requests)
+    return isinstance(request, abi.Lock | abi.Flock) and request.wait is not None
 
 
 def _note(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:

@@ -21,14 +21,14 @@ def attributes_of(status: os.stat_result, born: int | None = None) -> abi.Attrib
         size=min(status.st_size, _LARGEST),
         mode=stat.S_IMODE(status.st_mode),
         links=min(status.st_nlink, (1 << 32) - 1),
-        accessed=_time(status.st_atime_ns),
-        modified=_time(status.st_mtime_ns),
-        changed=_time(status.st_ctime_ns),
+        accessed=time_of(status.st_atime_ns),
+        modified=time_of(status.st_mtime_ns),
+        changed=time_of(status.st_ctime_ns),
         blocks=status.st_blocks,
-        born=None if born is None else _time(born),
+        born=None if born is None else time_of(born),
     )
 
 
-def _time(nanoseconds: int) -> int:
+def time_of(nanoseconds: int) -> int:
     """A time that 64 bits hold; file systems know later ones."""
     return max(-_LARGEST, min(nanoseconds, _LARGEST))

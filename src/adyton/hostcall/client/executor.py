@@ -10,15 +10,17 @@ functions.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import paths
+from adyton.hostcall.client.ahead_calls import UNCOUNTED, AheadCalls
 from adyton.hostcall.client.attribute_calls import AttributeCalls
 from adyton.hostcall.client.exit_log import ExitLog
 from adyton.hostcall.client.file_calls import FileCalls
@@ -31,10 +33,28 @@ from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied, HostCallPolicy
 from adyton.hostcall.client.streams import StandardInput
+from adyton.hostcall.client.watches import Watches
 
 __all__ = ["Executor", "FunctionRaised"]
 
 SHOWN_DENIALS = 4096  # lines, each for one path and right
+
+# Requests that change files, and the fields that say which: a path (or, if it is a number, a handle).
+CHANGING: Mapping[type[Any], tuple[str, ...]] = {
+    abi.Open: ("path",),
+    abi.OpenUnnamed: ("handle",),
+    abi.Write: ("handle",),
+    abi.Allocate: ("handle",),
+    abi.Copy: ("target",),
+    abi.SetAttributes: ("path", "handle"),
+    abi.SetExtended: ("path", "handle"),
+    abi.RemoveExtended: ("path", "handle"),
+    abi.MakeDirectory: ("path",),
+    abi.Remove: ("path",),
+    abi.Rename: ("source", "target"),
+    abi.Link: ("source", "target"),
+    abi.SymbolicLink: ("path",),
+}
 
 _ERRNO = {number: name for name in sorted(abi.ERRNO_NAMES) if (number := getattr(errno, name, None)) is not None}
 _DENIED = abi.Failed("EACCES")  # by the policy; this very object
@@ -58,6 +78,8 @@ class Executor:
 
         `standard_input` is closed with this. `log` is told of each host call.
         `walk`: reach files without openat2 (True), with it (False), as this machine allows (None).
+
+        `changed`, which may be set, is called when there may be something to `take_changes`.
         """
         self._policy = policy
         self._functions = functions if isinstance(functions, HostFunctions) else HostFunctions(functions)
@@ -68,12 +90,15 @@ class Executor:
         self._tree = ConfinedTree(walk=walk)
         self._files = OpenFiles()
         self._locks = LockCalls(self._files)
-        places = Places(policy, self._tree)
+        self.changed: Callable[[], object] = lambda: None
+        self._watches = Watches(lambda: self.changed())  # noqa: PLW0108 - it may be set later
+        self._places = places = Places(policy, self._tree)
         self._handlers: Handlers = {
             **NameCalls(places, self._files).handlers,
             **AttributeCalls(places, self._files).handlers,
             **FileCalls(places, self._files, self._locks).handlers,
             **self._locks.handlers,
+            **AheadCalls(places, self._files, self._watches, self.execute).handlers,
             abi.ReadInput: ("input", self._read_input),
             abi.Call: ("call", self._call),
         }
@@ -111,6 +136,7 @@ class Executor:
         """Closed, and no call is under way any more: no descriptor is in use."""
         self._locks.close()
         self._files.close_all()
+        self._watches.close()
         if self._input is not None:
             self._input.close()
         self._tree.close()
@@ -130,7 +156,8 @@ class Executor:
         with self._lock:
             if self._closed:
                 return abi.Failed("EIO")
-            self.counts[name] += 1
+            if name != UNCOUNTED:
+                self.counts[name] += 1
             self._active += 1
         started, outcome = time.monotonic(), "ok"
         try:
@@ -147,12 +174,18 @@ class Executor:
                 last = self._closed and self._active == 0
             if last:
                 self._release()
-            if self._log is not None:
+            if self._log is not None and name != UNCOUNTED:
                 self._log.note(_logged(name, request), outcome, started)
 
     def _answer(self, name: str, handler: Callable[[Any], abi.Result], request: abi.Request) -> abi.Result:
         try:
-            return handler(request)
+            if type(request) not in CHANGING:
+                self._watches_look(request)
+                return handler(request)
+            with self._watches.changing():
+                result = handler(request)
+                self._note_change(request)
+                return result
         except Refused as refused:
             self._report(name, refused.denied)
             return _DENIED
@@ -164,6 +197,34 @@ class Executor:
             return abi.Failed("EINVAL")
         except MemoryError:
             return abi.Failed("ENOMEM")
+
+    # -- what others change -------------------------------------------------------------------------------------------
+
+    def take_changes(self) -> list[tuple[str, str]]:
+        """What other programs changed of what was promised to be told: see Watches.take."""
+        return self._watches.take()
+
+    def _watches_look(self, request: Any) -> None:
+        """The enclave learns what is there: a later change is news."""
+        if isinstance(request, abi.Open | abi.List | abi.Stat) and self._watches.has_told:
+            place = self._places.enterable(request.path)
+            if isinstance(request, abi.List):
+                self._watches.listed(place)
+            else:
+                self._watches.looked(place)
+
+    def _note_change(self, request: Any) -> None:
+        """The change is the enclave's own, and no news to it."""
+        if not self._watches.watching or (isinstance(request, abi.Open) and not (request.create or request.truncate)):
+            return
+        for field in CHANGING[type(request)]:
+            which = getattr(request, field)
+            with suppress(OSError, Refused):  # by a handle: its path may be gone, or another's
+                if isinstance(which, str):
+                    self._watches.made_at(self._places.allowed(which, "write"))
+                elif which is not None:
+                    with self._files.using(which) as file:
+                        self._watches.made(os.fstat(file.descriptor))
 
     # -- the policy ---------------------------------------------------------------------------------------------------
 

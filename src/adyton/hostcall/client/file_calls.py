@@ -8,7 +8,7 @@ import stat
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat
-from adyton.hostcall.client.attributes import attributes_of
+from adyton.hostcall.client.attributes import attributes_of, time_of
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
@@ -96,7 +96,8 @@ class FileCalls:
                     break
                 if written == len(data) or file.append:
                     break  # what is left would be appended behind what others wrote meanwhile
-        return abi.Written(written)
+            status = os.fstat(file.descriptor)
+        return abi.Written(written, time_of(status.st_mtime_ns), time_of(status.st_ctime_ns))
 
     def _seek(self, request: abi.Seek) -> abi.Result:
         with self._files.using(request.handle) as file:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from adyton.hostcall import abi
+from adyton.hostcall.client.holds import Holds
 
 
 @dataclass
@@ -33,6 +34,7 @@ class OpenFiles:
     """At most abi.HANDLE_LIMIT at a time (EMFILE). Thread-safe."""
 
     def __init__(self) -> None:
+        self.holds = Holds()
         self._lock = threading.Lock()
         self._files: dict[int, OpenFile] = {}
 
@@ -76,6 +78,7 @@ class OpenFiles:
             file = self._files.pop(handle, None)
             if file is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self.holds.release(handle)
             file.closed = True
             if file.users:
                 return file  # the last of them closes it
@@ -87,6 +90,7 @@ class OpenFiles:
         with self._lock:
             files = list(self._files.values())
             self._files.clear()
+        self.holds.close()
         for file in files:
             with suppress(OSError):  # what a late write met; nobody is left to tell
                 os.close(file.descriptor)

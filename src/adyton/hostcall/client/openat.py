@@ -112,6 +112,10 @@ class ConfinedTree:
         finally:
             os.close(descriptor)
 
+    def enter_directory(self, path: str) -> int:
+        """A descriptor of the directory `path`, for *at calls only."""
+        return self._open(path, _DIRECTORY)
+
     def list_directory(self, path: str) -> int:
         """A descriptor of the directory `path` that can be listed."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 """The guest's file system: the kernel's requests in, answers and host calls out. Sans-IO.
 
 `FileServer` takes each message that is read from /dev/fuse and returns effects in the order in which they are to be carried out:
-an Answer is written to /dev/fuse; an Ask goes to the client, whose checked result comes back by `resume`; a Tell goes to the client
-and its result is of no interest. Requests are served side by side: one that waits for the client does not hold up another.
+an Answer is written to /dev/fuse; an Ask goes to the client, whose checked result comes back by `resume`. Requests are served side by
+side: one that waits for the client does not hold up another. What the client is asked goes through a `caching.cache`, which knows much already.
 
 What each operation does is in `names`, `attributes`, `opened`, `directories` and `locks`; `HANDLED`, `REFUSED` and `SILENT` are the whole truth about which there are.
 """
@@ -13,13 +13,18 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
+from adyton.hostcall.check import Checked
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.attributes import AttributeOperations
+from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
+from adyton.runtime.process.supervisor.calls import Ask, Calls, Outcome, Pending
 from adyton.runtime.process.supervisor.directories import DirectoryOperations
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
@@ -35,6 +40,7 @@ PRIVATE_CAPACITY = 64 << 20  # bytes of private files
 MAX_BACKGROUND = 64  # of the kernel's read-ahead and mapped-page requests at a time
 _CAPABILITIES = (
     InitFlag.ASYNC_READ
+    | InitFlag.AUTO_INVAL_DATA  # what is cached of a file goes when its size or time of modification is another
     | InitFlag.POSIX_LOCKS
     | InitFlag.ATOMIC_O_TRUNC
     | InitFlag.BIG_WRITES
@@ -117,33 +123,24 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A host call; its result is handed to `resume` with the ticket."""
+class Notice:
+    """To be written to /dev/fuse, unasked; ENOENT then means that the kernel has forgotten what it is about."""
 
-    ticket: int
-    request: abi.Request
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A host call for whose result nobody waits."""
-
-    request: abi.Request
+    data: bytes
 
 
-Effect = Answer | Ask | Tell
+Effect = Answer | Ask | Notice
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
-    """An operation that waits for the client. `answered`: the kernel has its answer; what the client still says is undone."""
+    """An operation that waits. `answered`: the kernel has its answer, and nobody goes on with it. `request`: what it asked for last."""
 
     unique: int
-    opcode: int
-    steps: Steps
+    operation: Steps
     interruptible: bool
-    ticket: int = 0
-    request: abi.Request | None = None
+    steps: Generator[Pending, Any, bytes] | None = None
+    request: abi.Request | Flush | Park | None = None
     answered: bool = False
 
 
@@ -161,15 +158,20 @@ class FileServer:
         gid: int = 1000,
         wanted: Callable[[int, str], Wanted | None],
         now: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
         capacity: int = PRIVATE_CAPACITY,
     ) -> None:
         self._view = View(uid, gid, wanted, now, capacity)
         self._handles = Handles()
-        locks = LockOperations(self._view, self._handles)
+        self._calls = Calls(STANDARD_INPUT_TICKET + 1)
+        self._coherence: Callable[[str], Coherence] = lambda _path: "strict"
+        coherence = lambda path: self._coherence(path)  # noqa: E731, PLW0108 - it is set with the layout
+        self.cache = self._view.cache = Cache(self._calls, coherence, self._view.is_listable, clock, now)
+        locks = LockOperations(self._view, self._handles, self.cache)
         groups = (
             NameOperations(self._view, self._handles),
             AttributeOperations(self._view, self._handles),
-            OpenOperations(self._view, self._handles, locks),
+            OpenOperations(self._view, self._handles, locks, self.cache),
             DirectoryOperations(self._view, self._handles),
             locks,
         )
@@ -179,15 +181,20 @@ class FileServer:
         }
         self._operations[Opcode.INIT] = self._init
         self._operations[Opcode.DESTROY] = lambda _header, _body: b""
-        self._tasks: dict[int, _Task] = {}  # by ticket
         self._waiting: dict[int, _Task] = {}  # by the request's unique
-        self._parked: dict[int, _Task] = {}  # of those that wait, what waits for locks to be given back
-        self._tickets = STANDARD_INPUT_TICKET
+        self._ready: deque[tuple[_Task, Any]] = deque()  # what they waited for is there
+        self._parked: list[Pending] = []  # of those that wait for locks to be given back
         self._input = StandardInput()
 
-    def set_layout(self, layout: Layout) -> None:
-        """The client's load has arrived: from now on the client is asked. Only once; before, the enclave's own directories exist."""
+    def set_layout(self, layout: Layout, coherence: Callable[[str], Coherence] | None = None) -> None:
+        """The client's load has arrived: from now on the client is asked. Only once; before, the enclave's own directories exist.
+
+        `coherence` of each path of the client's; None: strict, but with the kernel's cache.
+        """
         self._view.set_layout(layout)
+        if coherence is not None:
+            self._coherence = coherence
+            self._view.direct = True
 
     def open_standard_input(self) -> None:
         """The client has a standard input for the guest; otherwise that is at its end."""
@@ -214,25 +221,36 @@ class FileServer:
         except FileError as error:
             return [Answer(fuse_answers.failure(header.unique, error.number))]
         if isinstance(steps, bytes):
-            return [*self._tells(), Answer(fuse_answers.success(header.unique, steps)), *self._unpark()]
+            answer = Answer(fuse_answers.success(header.unique, steps))
+            return [*self._run(), answer]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
-        task = _Task(header.unique, header.opcode, steps, header.opcode in INTERRUPTIBLE and not appends)
-        return [*self._go_on(task, None), *self._unpark()]
+        task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends)
+        task.steps = self._cached(task)
+        self._ready.append((task, None))
+        return self._run()
 
-    def resume(self, ticket: int, result: abi.Result) -> list[Effect]:
+    def resume(self, ticket: int, result: Outcome) -> list[Effect]:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
         if ticket == STANDARD_INPUT_TICKET:
+            assert not isinstance(result, Checked)
             return self._read_input(self._input.receive(result, errno_of(result)))
-        task = self._tasks.pop(ticket, None)
-        if task is None:
-            return []
-        effects = self._undo(task, result) if task.answered else self._go_on(task, result)
-        return [*effects, *self._unpark()]
+        self._calls.complete(ticket, result)
+        return self._run()
+
+    def changed(self, changes: abi.Changed) -> list[Effect]:
+        """Other programs on the client changed what it promised to tell of."""
+        self.cache.changed(changes.names)
+        return self._run()
+
+    def settle(self) -> tuple[list[Effect], Pending | None]:
+        """Let all that the program did reach the client; what to wait for until it has: None if it has."""
+        self.cache.push()
+        return list(self._calls.take()), self._calls.settled()
 
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""
         answers: list[Effect] = [self._give_up(task, errno.EIO) for task in list(self._waiting.values())]
-        return [*answers, *self._read_input(self._input.abort())]
+        return [*self._run(), *answers, *self._read_input(self._input.abort())]
 
     def _read_input(self, answered: list[Answered]) -> list[Effect]:
         effects: list[Effect] = [
@@ -246,56 +264,92 @@ class FileServer:
         request = self._input.wanted()
         return effects if request is None else [*effects, Ask(STANDARD_INPUT_TICKET, request)]
 
-    def _go_on(self, task: _Task, result: abi.Result | None) -> list[Effect]:
-        """Run an operation until it needs the client, or has its answer."""
+    def _cached(self, task: _Task) -> Generator[Pending, Any, bytes]:
+        """An operation whose requests go through the cache."""
+        result: Any = None
         try:
-            request = task.steps.send(result)  # type: ignore[arg-type]  # None starts a generator
+            while True:
+                request = task.request = task.operation.send(result)
+                if isinstance(request, Park):
+                    pending = Pending()
+                    self._parked.append(pending)
+                    result = yield pending
+                else:
+                    while (room := self._calls.room()) is not None:
+                        yield room
+                    result = yield from self.cache.serve(request)
         except StopIteration as end:
-            answer = fuse_answers.success(task.unique, end.value)
-        except FileError as error:
-            answer = fuse_answers.failure(task.unique, error.number)
-        else:
-            if isinstance(request, Park):
-                self._parked[task.unique] = self._waiting[task.unique] = task
-                return self._tells()
-            self._tickets += 1
-            task.ticket, task.request = self._tickets, request
-            self._tasks[task.ticket] = self._waiting[task.unique] = task
-            return [*self._tells(), Ask(task.ticket, request)]
-        self._waiting.pop(task.unique, None)
-        return [*self._tells(), Answer(answer)]
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            task.operation.close()
 
-    def _unpark(self) -> list[Effect]:
-        """Locks were given back: those that wait for some look again."""
-        effects: list[Effect] = []
-        while self._view.freed:
-            self._view.freed = False
-            parked = list(self._parked.values())
-            self._parked.clear()
-            for task in parked:
-                effects += self._go_on(task, None)
-        return effects
+    def _run(self) -> list[Effect]:
+        """Go on with each operation until it waits for something that is not there yet, or has its answer."""
+        answers: list[Effect] = []
+        self._tell()
+        while self._ready:
+            task, result = self._ready.popleft()
+            if task.answered:
+                continue
+            assert task.steps is not None
+            try:
+                pending = task.steps.send(result)
+                while pending.result is not None:
+                    pending = task.steps.send(pending.result)
+            except StopIteration as end:
+                answers.append(self._answered(task, fuse_answers.success(task.unique, end.value)))
+            except FileError as error:
+                answers.append(self._answered(task, fuse_answers.failure(task.unique, error.number)))
+            else:
+                self._waiting[task.unique] = task
+                pending.after.append(self._goes_on(task))
+            self._tell()
+        return [*self._calls.take(), *self._notices(), *answers]
+
+    def _notices(self) -> list[Effect]:
+        """What the kernel must not believe any more."""
+        known, tree = self.cache.state, self._view.tree
+        if not known.stale and not known.moved:
+            return []
+        nodes: dict[int, None] = {}
+        for file in known.stale.values():
+            node = tree.of_file(file.attributes.identity, file.attributes.kind)
+            if node is not None and node.lookups:
+                nodes[node.id] = None
+        below = [node for path in known.moved if (node := tree.at(path)) is not None]
+        while below:
+            node = below.pop()
+            below += node.children.values()
+            if node.lookups and not node.own:
+                nodes[node.id] = None
+        known.stale.clear()
+        known.moved.clear()
+        return [Notice(fuse_answers.stale_attributes(node)) for node in nodes]
+
+    def _goes_on(self, task: _Task) -> Callable[[Outcome], None]:
+        return lambda outcome: self._ready.append((task, outcome))
+
+    def _answered(self, task: _Task, answer: bytes) -> Answer:
+        self._waiting.pop(task.unique, None)
+        task.answered = True
+        return Answer(answer)
 
     def _give_up(self, task: _Task, number: int) -> Answer:
-        """Answer a task now; its result will be undone when it comes."""
-        del self._waiting[task.unique]
-        task.answered = True
-        if self._parked.pop(task.unique, None) is not None:
-            task.steps.close()
-        return Answer(fuse_answers.failure(task.unique, number))
-
-    def _undo(self, task: _Task, result: abi.Result) -> list[Effect]:
-        """The client did what nobody waits for any more: what it opened is closed."""
+        """Answer a task now, and undo what it began."""
+        assert task.steps is not None
         task.steps.close()
-        tells: list[Effect] = self._tells()
-        if isinstance(task.request, abi.Open | abi.OpenUnnamed) and isinstance(result, abi.Attributes):
-            tells.append(Tell(abi.Close(task.request.handle)))
-        return tells
+        return self._answered(task, fuse_answers.failure(task.unique, number))
 
-    def _tells(self) -> list[Effect]:
-        tells: list[Effect] = [Tell(request) for request in self._view.tells]
-        self._view.tells.clear()
-        return tells
+    def _tell(self) -> None:
+        """What operations leave behind: requests that nobody waits for, and locks that were given back, which others wait for."""
+        tells, self._view.tells = self._view.tells, []
+        for request in tells:
+            self.cache.tell(request)
+        if self._view.freed:
+            self._view.freed = False
+            parked, self._parked = self._parked, []
+            for pending in parked:
+                pending.finish(abi.Done())
 
     # -- what is not about files ------------------------------------------------------------------------------------
 
@@ -309,14 +363,18 @@ class FileServer:
                     self._view.tree.forget(node, lookups)
             case fuse_abi.Interrupt(unique):
                 task = self._waiting.get(unique)
-                if task is not None and (task.interruptible or unique in self._parked):
-                    return [self._give_up(task, errno.EINTR), *self._unpark()]
+                if task is not None and (task.interruptible or isinstance(task.request, Park)):
+                    answer = self._give_up(task, errno.EINTR)
+                    return [*self._run(), answer]
                 if (
                     task is not None
                     and isinstance(task.request, abi.Lock | abi.Flock)
                     and task.request.wait is not None
                 ):
-                    return [Tell(abi.StopWaiting(task.request.wait))]  # what becomes of the lock is the client's answer
+                    self._calls.send(
+                        abi.StopWaiting(task.request.wait)
+                    )  # what becomes of the lock is the client's answer
+                    return list(self._calls.take())
                 return self._read_input(self._input.interrupt(unique))
             case _:
                 pass

@@ -101,6 +101,7 @@ class InitFlag(IntFlag):
     ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
     FLOCK_LOCKS = 1 << 10
+    AUTO_INVAL_DATA = 1 << 12
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
     HANDLE_KILLPRIV_V2 = 1 << 28
@@ -270,7 +271,7 @@ class Write(NamedTuple):
 
 
 class Release(NamedTuple):
-    """RELEASE, RELEASEDIR."""
+    """RELEASE, RELEASEDIR, FLUSH."""
 
     handle: int
 
@@ -450,6 +451,7 @@ FORMS: Mapping[int, Form] = {
     Opcode.READ: _READ,
     Opcode.WRITE: _form(Write, "QQII8xI4x", "data"),
     Opcode.RELEASE: _RELEASE,
+    Opcode.FLUSH: _RELEASE,
     Opcode.FSYNC: _SYNC,
     Opcode.SETXATTR: _form(SetXattr, "II", "name and data"),
     Opcode.GETXATTR: _form(GetXattr, "I4x", "name"),

@@ -71,6 +71,8 @@ class DirectoryEntry(NamedTuple):
 
 
 _ANSWER = struct.Struct("<IiQ")
+_STALE = struct.Struct("<Qqq")
+_NOTIFY_INVAL_INODE = 2
 _ATTR = struct.Struct("<QQQqqqIIIIIII4xI4x")
 _ENTRY = struct.Struct("<Q8xQQ8x")
 _ATTR_LIFETIME = struct.Struct("<Q8x")
@@ -97,6 +99,11 @@ def success(unique: int, body: bytes = b"") -> bytes:
 def failure(unique: int, number: int) -> bytes:
     """The message that answers request `unique` with an errno."""
     return _ANSWER.pack(ANSWER_SIZE, -number, unique)
+
+
+def stale_attributes(node: int) -> bytes:
+    """The message, unasked, that a node's attributes have to be asked for again. It never makes its sender wait: no page is touched."""
+    return _ANSWER.pack(ANSWER_SIZE + _STALE.size, _NOTIFY_INVAL_INODE, 0) + _STALE.pack(node, -1, 0)
 
 
 def _pack_attr(attr: Attr) -> bytes:

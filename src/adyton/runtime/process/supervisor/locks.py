@@ -4,7 +4,7 @@ Locks on the client's files are the client's, where its other programs meet them
 an owner of locks by a number: a process, or an open file for OFD locks and flock's. A process's locks go when it closes any descriptor
 of the file (FLUSH), those of an open file with that (RELEASE).
 
-Of the client's locks there is a copy here: who of this enclave holds what, for F_GETLK to name the process, and to see a circle of
+Where the client holds a file for the enclave, its locks are kept here, too. Of the client's other locks there is a copy here: who of this enclave holds what, for F_GETLK to name the process, and to see a circle of
 waiters, which the client cannot (EDEADLK). The client alone grants.
 
 Sources: fcntl_locking(2), flock(2), include/uapi/linux/fuse.h.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from adyton.hostcall import abi
 from adyton.hostcall.lock_ranges import LAST, Held, LockRanges
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.caching.cache import Cache
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenFile
 from adyton.runtime.process.supervisor.view import PARK, Park, Steps, View, ask
@@ -59,8 +60,9 @@ class _Wish:
 class LockOperations:
     """See the module."""
 
-    def __init__(self, view: View, handles: Handles) -> None:
+    def __init__(self, view: View, handles: Handles, cache: Cache) -> None:
         self._view = view
+        self._cache = cache
         self._handles = handles
         self._files: dict[int, _FileLocks] = {}  # by inode number
         self._wishes: dict[int, _Wish] = {}  # by the number of the wait
@@ -85,7 +87,7 @@ class LockOperations:
         if locks is not None:
             for held in locks.ranges.in_the_way(body.owner, kind, body.start, body.end):
                 return fuse_answers.pack_lock(held.start, held.end, _TYPES[held.kind], held.process)
-        if opened.private is None:
+        if self._is_asked(opened):
             request = abi.GetLock(opened.number, body.owner, kind, body.start, _end(body))
             found = yield from ask(request, abi.Conflict)
             if found.kind != "none":
@@ -101,7 +103,7 @@ class LockOperations:
         if not self._has_locked(opened, body.owner):
             return b""
         number = _number(opened)
-        if opened.private is None:
+        if self._is_asked(opened):
             yield from ask(abi.Lock(opened.number, body.owner, "none"), abi.Done)
         for each in self._handles.files_of(opened.node):
             each.locked.discard(body.owner)
@@ -163,13 +165,17 @@ class LockOperations:
                     raise FileError(errno.ENOLCK)
                 yield from self._take(opened, ranges, body, kind, wait=wait)
                 opened.locked.add(body.owner)
-            elif opened.private is None and self._has_locked(opened, body.owner):
+            elif self._is_asked(opened) and self._has_locked(opened, body.owner):
                 yield from ask(_request(opened, body, kind, None), abi.Done)
             ranges.set(body.owner, kind, body.start, body.end, body.process)
         finally:
             locks.users -= 1
             self._given_back(number, locks)
         return b""
+
+    def _is_asked(self, opened: OpenFile) -> bool:
+        """Whether the client has the say: not where it keeps other programs' locks off for the enclave."""
+        return opened.private is None and not self._cache.opening.holds(opened.number)
 
     def _has_locked(self, opened: OpenFile, owner: int) -> bool:
         return any(owner in each.locked for each in self._handles.files_of(opened.node))
@@ -185,7 +191,7 @@ class LockOperations:
         if wait:
             self._wishes[waiting] = wish
         try:
-            if opened.private is None:
+            if self._is_asked(opened):
                 yield from ask(_request(opened, body, kind, waiting if wait else None), abi.Done)
                 return
             while any(ranges.in_the_way(body.owner, kind, body.start, body.end)):

@@ -1,9 +1,8 @@
 """Operations on open files: open, create, read, write, seek, allocate, copy, fsync, close. Operations: see `view`.
 
-The client's files are written through: a write has reached the client when it returns, so that a close has nothing left to report.
-What the kernel has cached of a client's file goes when the file is opened again, and what the client's other programs wrote shows
-then (close-to-open). Only where a file is opened to append nothing is cached: the client says where the end is, and the kernel would
-keep what was written where it thought the end to be.
+What is read ahead and written behind is the business of `caching`; how much of a file the kernel caches is said when it is opened. Where a
+file is opened to append, the kernel caches nothing: the client says where the end is, and the kernel would keep what was written where
+it thought the end to be.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Literal
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, OpenFlag
 from adyton.runtime.process.supervisor.fuse_answers import OpenAnswer
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles, OpenFile
@@ -42,8 +42,9 @@ _ALLOCATIONS: dict[int, abi.Allocation] = {  # linux/falloc.h
 class OpenOperations:
     """See the module."""
 
-    def __init__(self, view: View, handles: Handles, locks: LockOperations) -> None:
+    def __init__(self, view: View, handles: Handles, locks: LockOperations, cache: Cache) -> None:
         self._view = view
+        self._cache = cache
         self._tree = view.tree
         self._private = view.private
         self._handles = handles
@@ -108,7 +109,14 @@ class OpenOperations:
     def _opened(self, number: int, node: Node, flags: int) -> bytes:
         appends = bool(flags & os.O_APPEND)
         self._handles.add(OpenFile(number, node, _access(flags), appends))
-        return fuse_answers.pack_open(OpenAnswer(number, OpenFlag.DIRECT_IO if appends else OpenFlag.NONE))
+        return fuse_answers.pack_open(OpenAnswer(number, self._treatment(number, appends=appends)))
+
+    def _treatment(self, number: int, *, appends: bool) -> OpenFlag:
+        """What the kernel may cache of an open file of the client's."""
+        if self._cache.opening.caches(number):
+            kept = self._cache.opening.keeps(number)
+            return OpenFlag.DIRECT_IO if appends else OpenFlag.KEEP_CACHE if kept else OpenFlag.NONE
+        return OpenFlag.DIRECT_IO if appends or self._view.direct else OpenFlag.NONE
 
     def tmpfile(self, header: Header, body: fuse_abi.Create) -> Steps:
         """Opens a new file without a name, in the file system of a directory."""
@@ -291,6 +299,19 @@ class OpenOperations:
             raise FileError(errno.EXDEV)
         request = abi.Copy(source.number, body.offset, target.number, body.target_offset, size)
         return (yield from ask(request, abi.Copied)).size
+
+    def flush(self, header: Header, body: fuse_abi.Flush) -> Steps:
+        """A descriptor is closed: what was written has reached the client, or what went wrong is said here; and locks go."""
+        error: FileError | None = None
+        if body.handle != STANDARD_INPUT_HANDLE and self._handles.file(body.handle).private is None:
+            try:
+                yield from ask(Flush(body.handle), abi.Done)
+            except FileError as failed:
+                error = failed
+        yield from self._locks.flush(header, body)
+        if error is not None:
+            raise error
+        return b""
 
     def release(self, _header: Header, body: fuse_abi.Release) -> Steps:
         """The last descriptor of an open file is closed. Nobody waits for the client; but others for the locks that go with it."""

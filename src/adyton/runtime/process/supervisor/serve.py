@@ -25,7 +25,7 @@ import msgspec
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
@@ -33,7 +33,8 @@ from adyton.hostcall.environment import check_environment, is_host_name, is_time
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, READY
-from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
+from adyton.runtime.process.supervisor.caching.coherence import coherence_of
+from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.stopped import STOPPED_SECONDS
@@ -111,7 +112,8 @@ class Supervisor:
         self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
         self._links: dict[int, _Link] = {}
         self._thread_links: set[socket.socket] = set()
-        self._waiting: dict[int, tuple[int, abi.Request] | _Link | None] = {}  # host call → ticket, link, or nobody
+        self._waiting: dict[int, tuple[int, abi.Request] | _Link] = {}  # host call → ticket, or link
+        self._ordered = 0  # host calls that were numbered
         self._main: _Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
@@ -295,6 +297,9 @@ class Supervisor:
                 if link is not None:
                     self._loop.forget(link.sock)
                     link.sock.close()
+            case communicator.Notified("changed", body):
+                if self._files is not None:
+                    self._do(self._files.changed(decode(body, abi.Changed)))
             case communicator.Closed():
                 self._loop.stop()
             case _:
@@ -346,7 +351,7 @@ class Supervisor:
             self._refuse(call, str(error))
             return
         if self._files is not None:
-            self._files.set_layout(layout)
+            self._files.set_layout(layout, coherence_of(request.coherence))
             if request.streams.stdin:
                 self._files.open_standard_input()
         load = protocol.GuestLoad(
@@ -368,8 +373,6 @@ class Supervisor:
 
     def _replied(self, call: int, ok: bool, body: bytes) -> None:
         waiting = self._waiting.pop(call)
-        if waiting is None:
-            return
         if isinstance(waiting, _Link):
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
@@ -452,15 +455,25 @@ class Supervisor:
                 _, call = link.stack.pop()
                 if link is self._main and message.ok:
                     self._running = True  # the first thing that it returns from is the load
-                self._drain_output()
-                self._reply(call, message)
+                self._returned(call, message)
             else:
                 if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
                 self._host_call(link, abi.Call(message.name, message.arguments))
 
+    def _returned(self, call: int, message: protocol.Return) -> None:
+        """What an entry did to files has reached the client when its caller hears that it is done."""
+        if self._files is not None:
+            effects, pending = self._files.settle()
+            self._do(effects)
+            if pending is not None:
+                pending.after.append(lambda _: self._reply(call, message))
+                return
+        self._reply(call, message)
+
     def _reply(self, call: int, result: protocol.Return) -> None:
+        self._drain_output()
         try:
             self._session.reply(call, result.ok, result.body)
         except ResourceLimitError as error:
@@ -497,14 +510,18 @@ class Supervisor:
     def _do(self, effects: list[Effect]) -> None:
         assert self._guest.fuse is not None
         for effect in effects:
-            if isinstance(effect, Answer):
+            if isinstance(effect, Answer | Notice):
                 try:
                     os.write(self._guest.fuse, effect.data)
                 except FileNotFoundError:
                     pass  # nobody waits for it any more
             else:
-                call = self._session.call(0, "host", msgspec.msgpack.encode(effect.request))
-                self._waiting[call] = (effect.ticket, effect.request) if isinstance(effect, Ask) else None
+                body = msgspec.msgpack.encode(effect.request)
+                if effect.ordered:
+                    body = ORDER.pack(self._ordered) + body
+                    self._ordered += 1
+                call = self._session.call(0, "order" if effect.ordered else "host", body)
+                self._waiting[call] = effect.ticket, effect.request
 
     # -- standard output and error ------------------------------------------------------------------------------------
 

@@ -127,6 +127,17 @@ class Tree:
             raise FileError(errno.ESTALE)
         return found
 
+    def at(self, path: str) -> Node | None:
+        """The node of a name, if there is one."""
+        node: Node | None = self.root
+        for name in path.split("/")[1:] if path != "/" else ():
+            node = None if node is None else node.children.get(name)
+        return node
+
+    def of_file(self, identity: int, kind: abi.Kind) -> Node | None:
+        """The node of a client's file that may have several names."""
+        return self._by_file.get((identity, kind))
+
     def path(self, node: Node) -> str:
         """ESTALE if it is detached: the kernel then looks its name up again."""
         path = node.path

@@ -11,9 +11,10 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Generator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.caching.cache import Flush
 from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
 from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
 from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
@@ -22,12 +23,32 @@ from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.wanted import Wanted, is_below
 
 
+class Lasting(Protocol):
+    """What the kernel may go on believing until it is told otherwise."""
+
+    def attributes_last(self, identity: int) -> bool:
+        """Of a client's file."""
+        ...
+
+    def name_lasts(self, path: str) -> bool:
+        """That there is something at a path."""
+        ...
+
+
+class _Nothing:
+    def attributes_last(self, identity: int) -> bool:  # noqa: ARG002 - see Lasting
+        return False
+
+    def name_lasts(self, path: str) -> bool:  # noqa: ARG002
+        return False
+
+
 class Park:
     """What an operation waits for that needs no host call: that locks are given back. It then looks again."""
 
 
 PARK = Park()
-Steps = Generator["abi.Request | Park", abi.Result, bytes]
+Steps = Generator["abi.Request | Flush | Park", abi.Result, bytes]
 WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")
 
@@ -55,6 +76,8 @@ class View:
         self.private = PrivateFiles(capacity, self.tree.number, now)
         self.layout: Layout | None = None
         self.tells: list[abi.Request] = []
+        self.cache: Lasting = _Nothing()
+        self.direct = False  # what is not cached here is not cached by the kernel either
         self.freed = False
         self._wanted = wanted
 
@@ -92,6 +115,10 @@ class View:
         if self.layout is not None:
             return self.layout.classify(path)
         return Place.OUTSIDE
+
+    def is_listable(self, path: str) -> bool:
+        """Whether the client can be asked for the names in a directory."""
+        return self.place(path) is Place.CLIENT
 
     def leads(self, path: str) -> bool:
         """Whether the name is a directory above what is the client's."""
@@ -131,7 +158,7 @@ class View:
         if node.own:
             return self._own_lifetime(node), self._attr(node.own, stat.S_IFDIR | 0o755, 0, 2, (0, 0, 0))
         assert node.attributes is not None
-        return 0, self.client_attr(node)
+        return FOREVER if self.cache.attributes_last(node.attributes.identity) else 0, self.client_attr(node)
 
     def client_attr(self, node: Node) -> Attr:
         """What was last learnt of a client's file."""
@@ -156,7 +183,10 @@ class View:
         """The answer that tells the kernel of a node."""
         lifetime, attr = self.attr(node)
         self.tree.told(node)
-        return pack_entry(EntryAnswer(node.id, lifetime, lifetime, attr))
+        name_lifetime = lifetime
+        if node.attributes is not None and node.attributes.kind == "directory" and (path := node.path) is not None:
+            name_lifetime = FOREVER if self.cache.name_lasts(path) else 0
+        return pack_entry(EntryAnswer(node.id, name_lifetime, lifetime, attr))
 
 
 def inode_type(inode: Inode) -> int:
@@ -193,7 +223,7 @@ def sendable(path: str) -> str:
     return path
 
 
-def ask(request: abi.Request, expected: type[_R]) -> Generator[abi.Request, abi.Result, _R]:
+def ask(request: Any, expected: type[_R]) -> Generator[Any, abi.Result, _R]:
     """Ask the client; its result if it is an `expected`, else FileError."""
     result = yield request
     if isinstance(result, expected):

@@ -1,0 +1,102 @@
+"""Host calls that spare an enclave round trips: several in one, attributes or content ahead, promises to tell of changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from adyton.hostcall import abi
+from adyton.hostcall.client import paths
+from adyton.hostcall.client.attributes import attributes_of
+from adyton.hostcall.client.handlers import Handlers
+from adyton.hostcall.client.open_files import OpenFiles
+from adyton.hostcall.client.places import Places
+from adyton.hostcall.client.watches import Watches
+
+UNCOUNTED = ""  # the requests in a Compound are counted
+_MOST_ATTEMPTS = 3  # at a file that changes while it is read
+
+
+class AheadCalls:
+    """See the module. `execute`: carries out one request."""
+
+    def __init__(
+        self,
+        places: Places,
+        files: OpenFiles,
+        watches: Watches,
+        execute: Callable[[abi.Request], abi.Result],
+    ) -> None:
+        self._places = places
+        self._tree = places.tree
+        self._files = files
+        self._watches = watches
+        self._execute = execute
+
+    @property
+    def handlers(self) -> Handlers:
+        return {
+            abi.Look: ("stat", self._look),
+            abi.Peek: ("read", self._peek),
+            abi.Watch: ("watch", self._watch),
+            abi.Unwatch: ("watch", self._unwatch),
+            abi.Hold: ("hold", self._hold),
+            abi.Compound: (UNCOUNTED, self._compound),
+        }
+
+    def _look(self, request: abi.Look) -> abi.Result:
+        path = self._places.enterable(request.path)
+        self._watches.looked(path)
+        try:
+            with self._tree.parent(path) as (directory, name):
+                return abi.Found(attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False)))
+        except (FileNotFoundError, NotADirectoryError):
+            return abi.Found(None)
+
+    def _peek(self, request: abi.Peek) -> abi.Result:
+        path = self._places.followed(request.path, "read")
+        self._watches.looked(path)
+        descriptor = self._tree.open_file(path, os.O_RDONLY)
+        try:
+            for _ in range(_MOST_ATTEMPTS):
+                status = os.fstat(descriptor)
+                if status.st_size > request.size:
+                    return abi.Failed("EFBIG")
+                data = os.pread(descriptor, request.size + 1, 0)
+                if len(data) == status.st_size:
+                    return abi.Content(attributes_of(status), data)
+        finally:
+            os.close(descriptor)
+        return abi.Failed("EAGAIN")
+
+    def _watch(self, request: abi.Watch) -> abi.Result:
+        if request.name:
+            path = paths.split(self._places.enterable(paths.join(request.directory, request.name)))[0]
+        else:
+            path = self._places.followed(request.directory, "read")
+        descriptor = self._tree.enter_directory(path)
+        try:
+            self._watches.watch(descriptor, path, request.directory, request.name)
+        finally:
+            os.close(descriptor)
+        return abi.Done()
+
+    def _unwatch(self, request: abi.Unwatch) -> abi.Result:
+        self._watches.unwatch(self._places.enterable(request.directory), request.directory)
+        return abi.Done()
+
+    def _hold(self, request: abi.Hold) -> abi.Result:
+        with self._files.using(request.handle) as file:
+            self._files.holds.hold(request.handle, file.descriptor)
+        return abi.Done()
+
+    def _compound(self, request: abi.Compound) -> abi.Result:
+        results: list[msgspec.Raw] = []
+        for each in request.requests:
+            result = self._execute(each)
+            results.append(msgspec.Raw(msgspec.msgpack.encode(result)))
+            if isinstance(result, abi.Failed) and not request.through:
+                break
+        return abi.Results(results)

@@ -1,0 +1,292 @@
+"""Which of the client's files other programs change: promised to an enclave by `watch`, told by `take`.
+
+inotify(7) tells of each change in a watched directory, the enclave's own among them. Those are known by what the file looked like right
+after: `changing` is held around each change that the enclave makes, and `made` notes the file's status there. A change is told once,
+until the enclave looks at the name again (`looked`).
+
+What inotify does not see is not promised: file systems that other machines change (REMOTE). What another program writes into a mapped file
+shows when it is unmapped or synced to disk at the latest, and only if its time of modification shows it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from adyton.hostcall.client.paths import join, split
+
+# sys/inotify.h
+_MODIFY, _ATTRIB, _CLOSE_WRITE = 0x2, 0x4, 0x8
+_MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _UNMOUNT, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x2000, 0x4000, 0x8000
+_ONLYDIR = 0x01000000
+_NAMES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
+_ENDS = _DELETE_SELF | _MOVE_SELF | _UNMOUNT
+_EVENT = struct.Struct("=iIII")
+_BUFFER = 1 << 16
+
+# statfs(2), linux/magic.h: NFS SMB CIFS SMB2 FUSE 9P Ceph AFS Lustre GFS2 OCFS2 VirtualBox' and VMware's shared folders
+REMOTE = frozenset(
+    {
+        0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x65735546, 0x01021997, 0x00C36400, 0x5346414F, 0x0BD00BD0, 0x01161970,
+        0x7461636F, 0x786F4256, 0xBACBACBC,
+    }
+)  # fmt: skip
+
+MAX_WATCHES = 4096  # directories
+MAX_NOTED = 1 << 15
+
+Seen = tuple[int, int, int, int, int]
+
+
+def _seen(status: os.stat_result) -> Seen:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode, status.st_nlink
+
+
+class _Watch:
+    """A watched directory. `spelt`: as the enclave spells it → the names that it was promised; None: all."""
+
+    __slots__ = ("path", "spelt")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.spelt: dict[str, set[str] | None] = {}
+
+
+class Watches:
+    """See the module. Thread-safe. `changed` is called, from a thread of this, when there may be something to `take`."""
+
+    def __init__(self, changed: Callable[[], object]) -> None:
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._inotify = -1
+        self._closed = False
+        self._stop: tuple[int, int] | None = None
+        self._watches: dict[int, _Watch] = {}
+        self._by_path: dict[str, int] = {}
+        self._own: OrderedDict[tuple[int, int], Seen] = OrderedDict()
+        self._removed: OrderedDict[str, None] = OrderedDict()
+        self._told: set[str] = set()
+        self._found: dict[tuple[str, str], None] = {}
+
+    @property
+    def watching(self) -> bool:
+        """Whether anything is promised."""
+        return bool(self._watches)
+
+    @property
+    def has_told(self) -> bool:
+        """Whether `looked` and `listed` matter."""
+        return bool(self._told)
+
+    # -- promises -----------------------------------------------------------------------------------------------------
+
+    def watch(self, descriptor: int, path: str, spelt: str, name: str) -> None:
+        """Promise to tell of changes of `name` ("": of every name) in the directory `path`, which `descriptor` is. OSError: no promise."""
+        if file_system(descriptor) in REMOTE:
+            raise OSError(errno.EOPNOTSUPP, "other machines change it unseen")
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._start()
+            if len(self._watches) >= MAX_WATCHES and path not in self._by_path:
+                raise OSError(errno.ENOSPC, "too many directories are watched")
+            number = _libc.inotify_add_watch(
+                self._inotify, os.fsencode(f"/proc/self/fd/{descriptor}"), _NAMES | _ENDS | _ONLYDIR
+            )
+            if number < 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+            watch = self._watches.get(number)
+            if watch is None:
+                watch = self._watches[number] = _Watch(path)
+                self._by_path[path] = number
+            promised = watch.spelt.get(spelt, set())
+            if not name:
+                watch.spelt[spelt] = None
+            elif promised is not None:
+                watch.spelt[spelt] = promised | {name}
+
+    def unwatch(self, path: str, spelt: str) -> None:
+        """The enclave does not need the promise any more."""
+        with self._lock:
+            number = self._by_path.get(path)
+            if number is None:
+                return
+            watch = self._watches[number]
+            watch.spelt.pop(spelt, None)
+            if not watch.spelt:
+                _libc.inotify_rm_watch(self._inotify, number)
+                self._forget(number)
+
+    def looked(self, path: str) -> None:
+        """The enclave learns what is at this path."""
+        if self._told:
+            with self._lock:
+                self._told.discard(path)
+
+    def listed(self, path: str) -> None:
+        """The enclave learns what names are in this directory."""
+        if self._told:
+            with self._lock:
+                self._told = {each for each in self._told if split(each)[0] != path}
+
+    # -- the enclave's own changes ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The enclave changes something: nothing is told until it has been noted."""
+        with self._lock:
+            yield
+
+    def made(self, status: os.stat_result) -> None:
+        """The enclave changed this file."""
+        if self._watches:
+            key = status.st_dev, status.st_ino
+            self._own[key] = _seen(status)
+            self._own.move_to_end(key)
+            if len(self._own) > MAX_NOTED:
+                self._own.popitem(last=False)
+
+    def made_at(self, path: str) -> None:
+        """The enclave changed what is at the path, or removed it."""
+        if self._watches:
+            try:
+                self.made(os.lstat(path))
+            except OSError:
+                self._removed[path] = None
+                if len(self._removed) > MAX_NOTED:
+                    self._removed.popitem(last=False)
+            else:
+                self._removed.pop(path, None)
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def take(self) -> list[tuple[str, str]]:
+        """What others changed since the last time: (directory, name) as the enclave spells it. A name "": all, the promise is over."""
+        if self._inotify < 0:
+            return []
+        with self._lock:
+            while self._inotify >= 0:
+                try:
+                    data = os.read(self._inotify, _BUFFER)
+                except BlockingIOError:
+                    break
+                self._read(data)
+            found, self._found = list(self._found), {}
+        return found
+
+    def _read(self, data: bytes) -> None:
+        start, seen = 0, set()
+        while start < len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, start)
+            start += _EVENT.size
+            name = os.fsdecode(data[start : start + length].rstrip(b"\0"))
+            start += length
+            if mask & _OVERFLOW:
+                for each in list(self._watches):
+                    self._end(each)
+                continue
+            watch = self._watches.get(number)
+            if watch is None:
+                continue
+            if mask & (_ENDS | _IGNORED):
+                self._end(number)
+            elif not name:
+                self._tell_of_itself(watch)
+            elif (number, name) not in seen:
+                seen.add((number, name))
+                self._event(watch, name)
+
+    def _event(self, watch: _Watch, name: str) -> None:
+        path = join(watch.path, name)
+        if path in self._told:
+            return
+        try:
+            status = os.lstat(path)
+        except OSError:
+            if path in self._removed:
+                return
+        else:
+            if self._own.get((status.st_dev, status.st_ino)) == _seen(status):
+                return
+        self._removed.pop(path, None)
+        for spelt, names in watch.spelt.items():
+            if names is None or name in names:
+                self._told.add(path)
+                self._found[spelt, name] = None
+
+    def _tell_of_itself(self, watch: _Watch) -> None:
+        """A directory's own attributes."""
+        with suppress(OSError):
+            status = os.lstat(watch.path)
+            if self._own.get((status.st_dev, status.st_ino)) == _seen(status):
+                return
+        for spelt in watch.spelt:
+            above, name = split(spelt)
+            if name:
+                self._found[above, name] = None
+
+    def _end(self, number: int) -> None:
+        for spelt in self._watches[number].spelt:
+            self._found[spelt, ""] = None
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        watch = self._watches.pop(number)
+        self._by_path.pop(watch.path, None)
+        self._told = {each for each in self._told if split(each)[0] != watch.path}
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._inotify >= 0:
+            return
+        descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        self._inotify = descriptor
+        self._stop = os.pipe2(os.O_CLOEXEC)
+        threading.Thread(target=self._wait, args=(descriptor, self._stop[0]), name="adyton-watch", daemon=True).start()
+
+    def _wait(self, inotify: int, stopped: int) -> None:
+        poller = select.poll()
+        poller.register(inotify, select.POLLIN)
+        poller.register(stopped, select.POLLIN)
+        while True:
+            if any(descriptor == stopped for descriptor, _ in poller.poll()):
+                os.close(inotify)
+                os.close(stopped)
+                return
+            self._changed()
+
+    def close(self) -> None:
+        """Stop watching."""
+        with self._lock:
+            self._closed = True
+            self._watches.clear()
+            self._by_path.clear()
+            stop, self._stop = self._stop, None
+            self._inotify = -1
+        if stop is not None:
+            os.close(stop[1])
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def file_system(descriptor: int) -> int:
+    """The type of the file system that an open file is on: statfs(2)."""
+    buffer = (ctypes.c_long * 64)()  # struct statfs: f_type is its first word, on x86-64 and arm64
+    if _libc.fstatfs(ctypes.c_int(descriptor), buffer) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(buffer[0]) & 0xFFFFFFFF

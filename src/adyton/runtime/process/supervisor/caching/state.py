@@ -1,0 +1,150 @@
+"""What all parts of the cache work on: what is known, what is open, what is under way. See `cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from adyton.communicator.messages import Coherence
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.caching.contents import Blocks
+from adyton.runtime.process.supervisor.caching.names import File, Names, replaced, split, with_content_of
+from adyton.runtime.process.supervisor.calls import Calls, Outcome, Pending
+
+MAX_CHANGES = 1 << 16  # paths that are noted
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """A file that the guest has open. `remote`: the client has it open, too, or soon will; `next`: where a sequential reader goes on.
+
+    `snapshot`: all of its content, when it was of `version`.
+    """
+
+    number: int
+    path: str
+    file: File
+    access: abi.OpenMode
+    append: bool
+    coherence: Coherence
+    remote: bool
+    snapshot: bytes | None = None
+    version: int = 0
+    next: int = 0
+    window: int = 0
+    opening: Pending | None = None  # on the client, of what was opened without it
+
+
+class State:
+    """`coherence` of a path; `now` in seconds (monotonic), `wall` in nanoseconds since the epoch. `hits`: requests answered from here.
+
+    `stale`: files, by identity, of whose attributes the kernel has to be told that they changed; `moved`: directories at which
+    there may be another now: the same of all that is below.
+    """
+
+    def __init__(
+        self, calls: Calls, coherence: Callable[[str], Coherence], now: Callable[[], float], wall: Callable[[], int]
+    ) -> None:
+        self.calls = calls
+        self.coherence = coherence
+        self.wall = wall
+        self.names = Names(now, self.given_up, self.is_stale)
+        self.blocks = Blocks()
+        self.handles: dict[int, Handle] = {}
+        self.aliases: dict[int, int] = {}  # the client's identity → the one that the file is known by here
+        self.stale: dict[int, File] = {}
+        self.moved: list[str] = []
+        self.hits = 0
+        self.learning = 0  # requests under way from whose results something is learnt
+        self.changes = 0
+        self.changed_at: dict[str, int] = {}  # paths that changed while something was asked
+
+    def exclusive(self, path: str) -> bool:
+        return self.coherence(path) == "exclusive"
+
+    def note(self, path: str) -> None:
+        """What is on its way about the path may be older than what is known here."""
+        if self.learning:
+            self.changes += 1
+            self.changed_at[path] = self.changes
+            if len(self.changed_at) > MAX_CHANGES:
+                self.changed_at = {"": self.changes}  # everything
+        elif self.changed_at:
+            self.changed_at.clear()
+
+    def send(self, request: abi.Request, learn: Callable[[Any, int], object]) -> Pending:
+        """Ask something from which `learn(outcome, mark)` learns, whether or not anybody waits."""
+        pending = self.calls.send(request, ordered=True)
+        self.learning += 1
+        mark = self.changes
+
+        def came(outcome: Outcome) -> None:
+            self.learning -= 1
+            learn(outcome, mark)
+
+        pending.after.append(came)
+        return pending
+
+    def is_older(self, path: str, mark: int) -> bool:
+        """Whether what was asked at `mark` may not hold for the path."""
+        if not self.changed_at:
+            return False
+        return any(self.changed_at.get(each, 0) > mark for each in ("", path, split(path)[0]))
+
+    def given_up(self, directory: str) -> None:
+        self.calls.send(abi.Unwatch(directory), ordered=True)
+
+    def is_stale(self, file: File) -> None:
+        self.stale[file.attributes.identity] = file
+
+    def own(self, attributes: abi.Attributes) -> abi.Attributes:
+        """Under the identity that the file is known by here."""
+        known = self.aliases.get(attributes.identity)
+        return attributes if known is None else replaced(attributes, identity=known)
+
+    def close_opened(self, number: int, outcome: Outcome) -> None:
+        if isinstance(outcome, abi.Attributes):
+            self.calls.send(abi.Close(number), ordered=True)
+
+    def ensure_remote(self, handle: Handle) -> Generator[Pending, Any, abi.Failed | None]:
+        """Have the client open what was opened without it; ESTALE if that is not the same file any more."""
+        if handle.remote:
+            return None
+        if handle.opening is None:
+            request = abi.Open(handle.path, handle.number, handle.access)
+            handle.opening = self.send(request, lambda outcome, mark: self._opened(handle, outcome, mark))
+        outcome = yield handle.opening
+        if handle.remote:
+            return None
+        missing = isinstance(outcome, abi.Attributes) or outcome.errno in ("ENOENT", "ENOTDIR")
+        return abi.Failed("ESTALE") if missing else outcome
+
+    def _opened(self, handle: Handle, outcome: Any, mark: int) -> None:
+        handle.opening = None
+        if not isinstance(outcome, abi.Attributes):
+            return
+        attributes = self.own(outcome)
+        if handle.number not in self.handles or attributes.identity != handle.file.attributes.identity:
+            self.calls.send(abi.Close(handle.number), ordered=True)
+            return
+        self.learn_open(attributes, mark)
+        handle.remote, handle.snapshot = True, None
+
+    def note_content(self, file: File) -> None:
+        """The enclave changes the file's content: what is on its way may be older."""
+        if self.learning:
+            self.changes += 1
+            file.noted = self.changes
+
+    def learn_open(self, attributes: abi.Attributes, mark: int, *, own: bool = False) -> File:
+        """What the client says of an open file."""
+        return self.names.learn_file(self.current(attributes, mark), own=own)
+
+    def current(self, attributes: abi.Attributes, mark: int) -> abi.Attributes:
+        """What was asked at `mark`, under the identity it has here, with what the enclave has changed since."""
+        attributes = self.own(attributes)
+        file = self.names.of(attributes.identity)
+        if file is not None and file.noted > mark:
+            return with_content_of(attributes, file.attributes)
+        return attributes

@@ -1,0 +1,151 @@
+"""Writing behind: what was written is answered at once, and sent in order; what fails is said by fsync or close. See `cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.caching.contents import BLOCK, MAX_DIRTY, Extent, blocks_of
+from adyton.runtime.process.supervisor.caching.names import File, replaced
+from adyton.runtime.process.supervisor.caching.state import Handle, State
+from adyton.runtime.process.supervisor.calls import Cached, Outcome, Pending
+
+HELD_BACK = 1 << 18  # bytes of writes that are put together while others are under way
+
+
+class Writing:
+    """See the module."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._dirty = 0  # bytes that the client has not confirmed
+        self._files: dict[File, None] = {}  # that have such
+        self._room: Pending | None = None  # what writers wait for while that is too much
+
+    def write(self, handle: Handle, request: abi.Write) -> Cached:
+        data = request.data
+        while self._dirty and self._dirty + len(data) > MAX_DIRTY:
+            if self._room is None:
+                self._room = Pending()
+            yield self._room
+        file, contents = handle.file, handle.file.contents
+        known, now = file.attributes, self._state.wall()
+        if handle.append:
+            contents.cut(known.size)  # where the end is the client knows
+        else:
+            for block in blocks_of(request.offset, len(data)):
+                if known.size <= block * BLOCK >= request.offset and block not in contents.blocks:
+                    self._state.blocks.put(
+                        contents, block, bytearray()
+                    )  # at the file's end: it has what is written now, and no more
+            contents.overwrite(request.offset, data, known.size)
+        size = max(known.size, request.offset + len(data))
+        file.attributes = replaced(
+            known, size=size, modified=now, changed=now, blocks=max(known.blocks, -(-size // 512))
+        )
+        contents.add(Extent(handle.number, request.offset, bytearray(data), handle.append))
+        self._dirty += len(data)
+        self._files[file] = None
+        self._state.note_content(file)
+        self.push(file, everything=False)
+        self._state.hits += 1
+        return abi.Written(len(data))
+
+    def push(self, file: File, *, everything: bool) -> None:
+        """Send what waits, unless it is little and other writes of the file are under way: it goes with what is written meanwhile."""
+        contents = file.contents
+        if not contents.waiting:
+            return
+        if not everything and contents.busy_there and sum(len(each.data) for each in contents.waiting) < HELD_BACK:
+            return
+        waiting, contents.waiting = contents.waiting, []
+        for extent in waiting:
+            self._send(file, extent)
+
+    def push_all(self) -> None:
+        """Send all that waits, of all files."""
+        for file in list(self._files):
+            self.push(file, everything=True)
+
+    def _send(self, file: File, extent: Extent) -> None:
+        file.contents.sent.append(extent)
+        request = abi.Write(extent.handle, extent.offset, bytes(extent.data))
+        pending = self._state.calls.send(request, ordered=True, behind=True)
+        pending.after.append(lambda outcome: self._wrote(file, extent, outcome))
+
+    def _wrote(self, file: File, extent: Extent, outcome: Outcome) -> None:
+        contents = file.contents
+        contents.sent.remove(extent)
+        self._dirty -= len(extent.data)
+        if not isinstance(outcome, abi.Written):
+            self.failed(file, outcome)
+        elif outcome.size < len(extent.data):
+            self._write_rest(file, extent, outcome.size)
+        elif outcome.changed and not contents.busy:
+            file.attributes = replaced(file.attributes, modified=outcome.modified, changed=outcome.changed)
+            file.loose = True
+        if extent.append:
+            self._state.names.set_until(file, 0.0)
+        self.settled(file)
+
+    def _write_rest(self, file: File, extent: Extent, done: int) -> None:
+        """The client had no room for all: what it says of the rest tells why. Not over what was written there since."""
+        rest = Extent(extent.handle, extent.offset + done, extent.data[done:], extent.append)
+        contents = file.contents
+        if any(rest.overlaps(other) for other in (*contents.sent, *contents.waiting)):
+            self.failed(file, abi.Failed("EIO"))
+        else:
+            self._dirty += len(rest.data)
+            self._send(file, rest)
+
+    def failed(self, file: File, outcome: Outcome) -> None:
+        """Something that was answered already did not happen."""
+        if file.error is None:
+            file.error = outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO")
+        self._state.names.set_until(file, 0.0)
+        self._state.names.changed_content(file)
+
+    def settled(self, file: File) -> None:
+        """One thing that was under way for the file is not any more: what waits for that goes on."""
+        self.push(file, everything=False)
+        if self._room is not None and self._dirty <= MAX_DIRTY // 2:
+            room, self._room = self._room, None
+            room.finish(abi.Done())
+        if not file.contents.busy:
+            self._files.pop(file, None)
+            drained, file.contents.drained = file.contents.drained, None
+            if drained is not None:
+                drained.finish(abi.Done())
+            self._state.names.drop(file)
+
+    def _drain(self, file: File) -> Generator[Pending, Any, None]:
+        """Wait until the client has all that was written."""
+        self.push(file, everything=True)
+        while file.contents.busy:
+            if file.contents.drained is None:
+                file.contents.drained = Pending()
+            yield file.contents.drained
+
+    def _error_of(self, handle: Handle) -> abi.Failed | None:
+        """What went wrong and was not said; it is, now."""
+        file = handle.file
+        if handle.access == "read":
+            return None
+        error, file.error = file.error, None
+        return error
+
+    def sync(self, handle: Handle, request: abi.Sync) -> Cached:
+        failed = yield from self._state.ensure_remote(handle)
+        if failed is not None:
+            return abi.Done() if failed.errno == "ESTALE" else failed  # removed: nothing of it is to last
+        self.push(handle.file, everything=True)
+        result = yield self._state.calls.send(request, ordered=True)
+        yield from self._drain(handle.file)
+        return self._error_of(handle) or result
+
+    def flush(self, handle: Handle) -> Cached:
+        if handle.access == "read":
+            return abi.Done()
+        yield from self._drain(handle.file)
+        return self._error_of(handle) or abi.Done()
