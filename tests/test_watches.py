@@ -1,0 +1,181 @@
+"""Changes of the client's files: other programs' are told, once; the enclave's own are not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from fake_kernel import raises
+
+from adyton.hostcall.client import watches as module
+from adyton.hostcall.client.watches import Watches
+
+
+class Place:
+    """A watched directory: `path` here, "/there" as the enclave spells it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.called = threading.Event()
+        self.watches = Watches(self.called.set)
+
+    def watch(self, name: str = "", directory: str = "") -> None:
+        path = self.path / directory if directory else self.path
+        descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY)
+        try:
+            self.watches.watch(descriptor, str(path), f"/there/{directory}".rstrip("/"), name)
+        finally:
+            os.close(descriptor)
+
+    def own(self, name: str, data: bytes) -> None:
+        with self.watches.changing():
+            (self.path / name).write_bytes(data)
+            self.watches.made_at(str(self.path / name))
+
+
+@pytest.fixture
+def place(tmp_path: Path):
+    place = Place(tmp_path)
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "sub").mkdir()
+    yield place
+    place.watches.close()
+
+
+def other(*arguments: str) -> None:
+    """Another program at work."""
+    code = "import os, sys; op, *rest = sys.argv[1:]; getattr(os, op)(*rest) if op != 'write' else open(rest[0], 'w').write(rest[1])"
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def test_what_others_change_is_told_and_the_owner_is_called(place: Place) -> None:
+    place.watch()
+    other("write", f"{place.path}/new", "data")
+    assert place.called.wait(30)
+    assert ("/there", "new") in place.watches.take()
+    other("rename", f"{place.path}/old", f"{place.path}/moved")
+    other("unlink", f"{place.path}/new")
+    assert set(place.watches.take()) == {("/there", "old"), ("/there", "moved")}  # new was told, and not looked at since
+
+
+def test_what_the_enclave_changes_is_not_told(place: Place) -> None:
+    place.watch()
+    place.own("mine", b"1")
+    place.own("mine", b"22")
+    place.own("old", b"333")
+    with place.watches.changing():
+        os.unlink(place.path / "old")
+        place.watches.made_at(str(place.path / "old"))
+        os.rename(place.path / "mine", place.path / "yours")
+        for name in ("mine", "yours"):
+            place.watches.made_at(str(place.path / name))
+    assert place.watches.take() == []
+
+
+def test_a_change_after_the_enclaves_own_is_told(place: Place) -> None:
+    place.watch()
+    place.own("mine", b"1")
+    assert place.watches.take() == []
+    os.utime(place.path / "mine", ns=(1, 1))
+    assert place.watches.take() == [("/there", "mine")]
+    place.own("gone", b"1")
+    with place.watches.changing():
+        os.unlink(place.path / "gone")
+        place.watches.made_at(str(place.path / "gone"))
+    (place.path / "gone").write_bytes(b"again")
+    assert place.watches.take() == [("/there", "gone")]
+
+
+def test_a_change_is_told_once_until_the_enclave_looks_again(place: Place) -> None:
+    place.watch()
+    for _ in range(3):
+        (place.path / "old").write_bytes(b"x")
+        told = place.watches.take()
+    assert told == []
+    place.watches.looked(str(place.path / "old"))
+    (place.path / "old").write_bytes(b"x")
+    assert place.watches.take() == [("/there", "old")]
+    place.watches.listed(str(place.path))
+    (place.path / "old").write_bytes(b"x")
+    assert place.watches.take() == [("/there", "old")]
+
+
+def test_a_promise_of_one_name_tells_of_no_other(place: Place) -> None:
+    place.watch("old")
+    (place.path / "new").write_bytes(b"x")
+    assert place.watches.take() == []
+    (place.path / "old").write_bytes(b"x")
+    assert place.watches.take() == [("/there", "old")]
+
+
+def test_each_spelling_is_told(place: Place) -> None:
+    place.watch()
+    descriptor = os.open(place.path, os.O_PATH | os.O_DIRECTORY)
+    place.watches.watch(descriptor, str(place.path), "/link", "")
+    os.close(descriptor)
+    (place.path / "old").write_bytes(b"x")
+    assert set(place.watches.take()) == {("/there", "old"), ("/link", "old")}
+
+
+def test_a_directory_that_goes_ends_its_promise(place: Place) -> None:
+    place.watch()
+    place.watch(directory="sub")
+    os.rmdir(place.path / "sub")
+    assert {("/there/sub", ""), ("/there", "sub")} <= set(place.watches.take())
+    place.watch()  # the others go on
+    (place.path / "old").write_bytes(b"x")
+    assert place.watches.take() == [("/there", "old")]
+
+
+def test_a_directorys_own_mode_is_told_by_its_name(place: Place) -> None:
+    place.watch(directory="sub")
+    os.chmod(place.path / "sub", 0o700)
+    assert place.watches.take() == [("/there", "sub")]
+
+
+def test_changes_that_the_kernel_lost_end_all_promises(place: Place) -> None:
+    place.watch()
+    place.watch(directory="sub")
+    place.watches._read(struct.pack("=iIII", -1, module._OVERFLOW, 0, 0))
+    assert set(place.watches.take()) == {("/there", ""), ("/there/sub", "")}
+    assert not place.watches.watching
+
+
+def test_what_is_given_up_is_not_told(place: Place) -> None:
+    place.watch()
+    place.watches.unwatch(str(place.path), "/there")
+    (place.path / "old").write_bytes(b"x")
+    assert place.watches.take() == []
+    place.watches.unwatch("/nowhere", "/nowhere")
+
+
+def test_file_systems_that_other_machines_change_are_not_promised(place: Place, monkeypatch) -> None:
+    monkeypatch.setattr(module, "file_system", lambda _descriptor: 0x6969)  # NFS
+    with raises(errno.EOPNOTSUPP):
+        place.watch()
+
+
+def test_promises_are_bounded(place: Place, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_WATCHES", 1)
+    place.watch()
+    place.watch("old")
+    with raises(errno.ENOSPC):
+        place.watch(directory="sub")
+
+
+def test_nothing_is_promised_after_the_end(place: Place) -> None:
+    place.watch()
+    place.watches.close()
+    with raises(errno.EBADF):
+        place.watch()
+    assert place.watches.take() == []
+    for thread in threading.enumerate():
+        if thread.name == "adyton-watch":
+            thread.join(30)
+            assert not thread.is_alive()
