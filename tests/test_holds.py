@@ -40,7 +40,9 @@ def locks(descriptor: int) -> list[bool]:
     got = []
     for attempt in (
         lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB),
-        lambda: fcntl.fcntl(descriptor, 37, bytes.fromhex("0100" + "00" * 30)),  # F_OFD_SETLK of a struct flock with F_WRLCK
+        lambda: fcntl.fcntl(
+            descriptor, 37, bytes.fromhex("0100" + "00" * 30)
+        ),  # F_OFD_SETLK of a struct flock with F_WRLCK
     ):
         try:
             attempt()

@@ -61,7 +61,10 @@ def test_what_others_change_is_told_and_the_owner_is_called(place: Place) -> Non
     assert ("/there", "new") in place.watches.take()
     other("rename", f"{place.path}/old", f"{place.path}/moved")
     other("unlink", f"{place.path}/new")
-    assert set(place.watches.take()) == {("/there", "old"), ("/there", "moved")}  # new was told, and not looked at since
+    assert set(place.watches.take()) == {
+        ("/there", "old"),
+        ("/there", "moved"),
+    }  # new was told, and not looked at since
 
 
 def test_what_the_enclave_changes_is_not_told(place: Place) -> None:
