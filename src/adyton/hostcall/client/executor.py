@@ -179,8 +179,8 @@ class Executor:
 
     def _answer(self, name: str, handler: Callable[[Any], abi.Result], request: abi.Request) -> abi.Result:
         try:
+            self._watches_look(request)
             if type(request) not in CHANGING:
-                self._watches_look(request)
                 return handler(request)
             with self._watches.changing():
                 result = handler(request)

@@ -24,7 +24,7 @@ class Through:
     def stat_open(self, handle: Handle, request: abi.Stat) -> Cached:
         file = handle.file
         fresh = file.contents.busy or self._state.names.is_fresh(file)
-        if request.birth or not (fresh or (handle.coherence == "exclusive" and file.attributes.links)):
+        if request.birth or not fresh:
             failed = yield from self._state.ensure_remote(handle)
             if failed is None:
                 if request.birth:
