@@ -114,6 +114,10 @@ class Draw:
                 return self.below(2) == 1
             case inspect.NoneType():
                 return None
+            case inspect.RawType():
+                return msgspec.Raw(b"\xc0")
+            case inspect.TupleType():
+                return tuple(self._value(each) for each in info.item_types)
             case inspect.ListType():
                 return [self._value(info.item_type) for _ in range(self.below(MAX_ITEMS))]
             case inspect.DictType():

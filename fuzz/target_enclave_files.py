@@ -13,8 +13,9 @@ import msgspec
 from draw import Draw, packed
 
 from adyton.communicator import messages
+from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
-from adyton.hostcall.check import check
+from adyton.hostcall.check import Checked, check
 from adyton.hostcall.own_paths import own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
@@ -97,9 +98,16 @@ RESULTS: Mapping[type, Any] = {
     abi.GetLock: abi.Conflict,
     abi.Flock: abi.Done,
     abi.StopWaiting: abi.Done,
+    abi.Look: abi.Found,
+    abi.Peek: abi.Content,
+    abi.Watch: abi.Done,
+    abi.Unwatch: abi.Done,
+    abi.Hold: abi.Done,
+    abi.Compound: abi.Results,
     abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }
+COHERENCES: tuple[Coherence, ...] = ("close-to-open", "exclusive", "strict")
 ERRORS = ("ENOENT", "EAGAIN", "EACCES", "EEXIST", "EIO", "E2BIG", "EINTR", "nonsense")
 
 FLAGS = (*(0, 0, 1, 2, 2, 3), os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_EXCL | os.O_CREAT, -1)
@@ -124,16 +132,14 @@ class _Mount:
         for effect in effects:
             if isinstance(effect, Answer):
                 self._answered(effect.data)
-                continue
-            request = effect.request
-            assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
-            for name in ("path", "source", "target"):
-                path = getattr(request, name, "/")
-                if isinstance(request, abi.Copy | abi.SymbolicLink) and name != "path":
-                    continue  # handles; and where a link leads is the guest's own choice
-                assert path in ("", "/") or own_path(path) is None, "the client was asked about the enclave's own"
-            if isinstance(effect, Ask):
+            elif isinstance(effect, Ask):
+                request = effect.request
+                assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
+                for each in request.requests if isinstance(request, abi.Compound) else [request]:
+                    _check_paths(each)
                 self.asks.append(effect)
+            else:
+                assert struct.unpack_from("<IiQ", effect.data)[1:] == (2, 0)  # FUSE_NOTIFY_INVAL_INODE
 
     def _answered(self, data: bytes) -> None:
         length, error, unique = struct.unpack_from("<IiQ", data)
@@ -163,7 +169,8 @@ class _Mount:
     def _find(self, kind: abi.Kind, identity: int) -> None:
         while self.asks:
             ask = self.asks.pop()
-            self.carry_out(self.server.resume(ask.ticket, abi.Attributes(kind, identity, 1, 0o755, 1, 0, 0, 0)))
+            attributes = abi.Attributes(kind, identity, 1, 0o755, 1, 0, 0, 0)
+            self.carry_out(self.server.resume(ask.ticket, _found(ask.request, attributes)))
 
     def request(self) -> None:
         """A message from the kernel: its fields drawn one by one, or as raw bytes."""
@@ -228,6 +235,12 @@ class _Mount:
                 return draw.number() % fuse_abi.SECOND
         return draw.number()
 
+    def another_program(self) -> None:
+        """Other programs change something, as far as the client is to be believed."""
+        draw = self.draw
+        names = [(draw.pick(PATHS), draw.pick(("", "d", "f", "../x"))) for _ in range(draw.below(3))]
+        self.carry_out(self.server.changed(abi.Changed(names)))
+
     def answer(self) -> None:
         """What the client says to one of the host calls that wait for it."""
         draw = self.draw
@@ -235,8 +248,39 @@ class _Mount:
         self.carry_out(self.server.resume(ask.ticket, check(ask.request, result_of(draw, ask.request))))
 
 
+def _check_paths(request: Any) -> None:
+    for name in ("path", "source", "target", "directory"):
+        path = getattr(request, name, "/")
+        if isinstance(request, abi.Copy | abi.SymbolicLink | abi.Remove) and name != "path":
+            continue  # handles, a flag; and where a link leads is the guest's own choice
+        assert path in ("", "/") or own_path(path) is None, "the client was asked about the enclave's own"
+
+
+def _found(request: Any, attributes: abi.Attributes) -> Any:
+    """What an honest client says of a directory in which there is but this."""
+    match request:
+        case abi.Compound(requests):
+            return Checked([_found(each, attributes) for each in requests])
+        case abi.Look():
+            return abi.Found(attributes)
+        case abi.List():
+            return abi.Entries([], 0)
+        case abi.Watch():
+            return abi.Failed("ENOSPC")
+        case abi.Read():
+            return abi.Data(b"")
+        case _:
+            return attributes
+
+
 def result_of(draw: Draw, request: Any) -> bytes:
     """A client's answer: mostly one that fits the request."""
+    if isinstance(request, abi.Compound) and draw.often():
+        results = [msgspec.Raw(result_of(draw, each)) for each in request.requests]
+        try:
+            return packed(abi.Results(results[: draw.below(8) or None]))
+        except (msgspec.MsgspecError, ValueError):
+            return b""
     kind = draw.below(16)
     if kind == 0:
         return draw.blob()
@@ -260,12 +304,15 @@ def file_server(data: bytes) -> None:
         mount.carry_out(mount.server.receive(draw.rest()))
         return
     if draw.below(8):
-        mount.server.set_layout(draw.pick(LAYOUTS))
+        coherence = draw.pick(COHERENCES)
+        mount.server.set_layout(draw.pick(LAYOUTS), lambda _path: coherence)
         if draw.below(2):
             mount.server.open_standard_input()
         mount.look_around()
     while draw:
         mount.request()
+        if draw.below(8) == 0:
+            mount.another_program()
         while draw and mount.asks and draw.often():
             mount.answer()
     mount.carry_out(mount.server.abort())
@@ -278,5 +325,9 @@ def host_call_result(data: bytes) -> None:
     draw = Draw(data, (*PATHS, *ERRORS))
     request = draw.struct(draw.pick(tuple(RESULTS)))
     result = check(request, draw.rest() if draw.below(4) == 0 else result_of(draw, request))
+    if isinstance(result, Checked):
+        assert isinstance(request, abi.Compound)
+        assert len(result.results) <= len(request.requests)
+        return
     assert isinstance(result, RESULTS[type(request)] | abi.Failed)
     assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result

@@ -292,6 +292,7 @@ with adyton.load(program, policy=policy, allow_write=[directory], allow_call=["t
     enclave.call("record", f"{directory}/records", int(start), 100000)
 """
 
+
 @pytest.mark.parametrize("victim", ["client", "supervisor", "guest", "relay"])
 def test_what_fsync_acknowledged_is_there_whoever_is_killed(home: Path, victim: str) -> None:
     directory = home / f"records-{victim}"

@@ -137,10 +137,10 @@ def test_malformed_values_are_refused(text):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("coherence", ["strict", "exclusive"])
-def test_a_coherence_that_is_not_there_yet_is_refused_and_says_so(coherence):
-    with pytest.raises(UsageError, match=f"{coherence}.*not there yet"):
-        parse(f"[[mount]]\npath = 'x'\ncoherence = '{coherence}'")
+@pytest.mark.parametrize("coherence", ["strict", "close-to-open", "exclusive"])
+def test_a_mount_says_how_coherent_a_path_is(coherence):
+    parsed = parse(f"[[mount]]\npath = 'x'\ncoherence = '{coherence}'")
+    assert parsed.mounts == (Mount("/srv/app/x", coherence),)
 
 
 def test_a_mount_is_close_to_open_if_nothing_is_said():

@@ -164,6 +164,8 @@ class Executor:
             result = self._answer(name, handler, request)
             if isinstance(result, abi.Failed):
                 outcome = "denied" if result is _DENIED else result.errno
+            elif isinstance(result, abi.Found) and result.attributes is None:
+                outcome = "ENOENT"
             return result
         except BaseException as error:
             outcome = f"raised {type(error.error if isinstance(error, FunctionRaised) else error).__name__}"
