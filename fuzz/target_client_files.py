@@ -49,6 +49,7 @@ def host_call(data: bytes) -> None:
             "../secret/f",
             ".",
             "..",
+            "d/../..",
             "é",
             "\0",
         )
@@ -60,6 +61,7 @@ def host_call(data: bytes) -> None:
             allowed,
             "twice",
             "/etc/passwd",
+            *("f", "../f", "../secret/f", "../../secret", "d"),
             *(f"{allowed}/{name}" for name in names),
         ]
         before = _state(secret)
@@ -77,6 +79,9 @@ def host_call(data: bytes) -> None:
                 if isinstance(result, abi.Failed):
                     assert result.errno in abi.ERRNO_NAMES
         assert _state(secret) == before, "a folder that was not allowed was changed"
+        for link, target in _links(allowed):
+            leads_to = os.path.normpath(os.path.join(os.path.dirname(link), target))
+            assert link == f"{allowed}/out" or f"{leads_to}/".startswith(f"{allowed}/"), "a link that leads astray"
 
 
 def leads(request: Any, home: str) -> bool:
@@ -117,6 +122,13 @@ def _requests(draw: Draw, words: Sequence[str]) -> Iterator[Any]:
                 request = abi.Compound(kept or [abi.Look("/")], request.through)
             if not (isinstance(request, abi.Allocate) and request.size > MAX_ALLOCATED):
                 yield request
+
+
+def _links(folder: str) -> Iterator[tuple[str, str]]:
+    for above, directories, files in os.walk(folder):
+        for name in directories + files:
+            if os.path.islink(f"{above}/{name}"):
+                yield f"{above}/{name}", os.readlink(f"{above}/{name}")
 
 
 def _state(folder: str) -> list[tuple[str, int, int, bytes]]:

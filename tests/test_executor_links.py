@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 from executing import DENIED, Client, furnished
+from hypothesis import given, settings
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import link_targets
@@ -137,6 +140,38 @@ class TestSymbolicLinks:
             assert symlink(client, "x", "alias/l").kind == "symlink"
             assert symlink(client, client.path("alias/x"), "alias/m").kind == "symlink"
             assert Path(os.readlink(home / "elsewhere/deep/m")) == home / "alias/x"
+
+
+names = st.sampled_from(["a", "d", "d/a", "d/e", "d/e/a", "d/e/f", "d/e/f/a", "g", "g/a"])
+climbing = st.sampled_from(["a", "../a", "../../a", "../../../a", "../../../../a", "d", "../d/../../secret", ".."])
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just(abi.SymbolicLink), names, climbing),
+        st.tuples(st.just(abi.Rename), names, names, st.just(True), st.booleans()),
+        st.tuples(st.just(abi.Link), names, names),
+        st.tuples(st.just(abi.MakeDirectory), names, st.just(0o755)),
+        st.tuples(st.just(abi.Remove), names, st.booleans()),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=150)
+@given(made=changes)
+def test_no_sequence_of_changes_lays_a_link_that_leads_out(made):
+    with tempfile.TemporaryDirectory() as place:
+        client = Client(furnished(place))
+        root = client.path("write")
+        with client.executor:
+            for folder in ("d", "d/e", "d/e/f", "g"):
+                client(abi.MakeDirectory(f"{root}/{folder}", 0o755))
+            for kind, name, second, *more in made:
+                other = f"{root}/{second}" if kind in (abi.Rename, abi.Link) else second
+                client(kind(f"{root}/{name}", other, *more))
+                for above, directories, files in os.walk(root):
+                    for link in filter(os.path.islink, (f"{above}/{each}" for each in directories + files)):
+                        leads_to = os.path.normpath(f"{above}/{os.readlink(link)}")
+                        assert f"{leads_to}/".startswith(f"{root}/"), (link, os.readlink(link))
 
 
 def test_two_names_change_places(client):
