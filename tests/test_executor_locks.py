@@ -95,6 +95,31 @@ def test_they_end_with_what_they_were_taken_by(client, end):
         assert other("fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)") == "None"
 
 
+def test_one_owner_may_have_locks_of_both_kinds(client):
+    """An open file with OFD locks and a flock is one owner."""
+    with other_program(client) as other:
+        assert client(abi.Lock(1, 7, "write")) == client(abi.Flock(1, 7, "write")) == abi.Done()
+        assert client(abi.Flock(1, 7, "none")) == abi.Done()
+        assert other("fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)") == "BlockingIOError"
+        assert client(abi.Flock(1, 7, "write")) == client(abi.Lock(1, 7, "none", 0, 5)) == abi.Done()
+        assert client(abi.Lock(1, 7, "none")) == abi.Done()
+        assert other("fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)") == "BlockingIOError"
+        assert other("fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)") == "None"
+    assert client(abi.Flock(1, 7, "none")) == abi.Done()
+    assert not client.executor._locks._descriptions
+
+
+def test_a_handle_that_is_closed_during_a_wait_gets_no_lock(client):
+    client.open("write/file", 2, access="read-write")
+    assert client(abi.Lock(2, 7, "write")) == abi.Done()
+    thread, results = waiting(client, abi.Lock(1, 8, "write", wait=5))
+    while not client.executor._locks._waits:
+        time.sleep(0.001)
+    assert client(abi.Close(1)) == client(abi.Close(2)) == abi.Done()
+    thread.join(60)
+    assert results == [abi.Failed("EBADF")]
+
+
 def waiting(client: Client, request: abi.Request) -> tuple[threading.Thread, list[abi.Result]]:
     results: list[abi.Result] = []
     thread = threading.Thread(target=lambda: results.append(client(request)))

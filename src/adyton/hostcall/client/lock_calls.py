@@ -36,13 +36,22 @@ _Key = tuple[int, int, int]  # device, inode, owner
 
 @dataclass
 class _Description:
-    """An open file description of one owner. `ranges`: what it holds locked, to know how much that is."""
+    """An open file description of one owner, and what it holds locked: ranges, and by flock the file."""
 
     descriptor: int
     ranges: LockRanges = field(default_factory=LockRanges)
+    flocked: bool = False
 
     def __len__(self) -> int:
-        return max(1, len(self.ranges))
+        return len(self.ranges) + self.flocked
+
+    def note(self, request: abi.Lock | abi.Flock) -> None:
+        """The kernel has done what was asked."""
+        if isinstance(request, abi.Flock):
+            self.flocked = request.kind != "none"
+        else:
+            end = LAST if request.end is None else request.end
+            self.ranges.set(request.owner, request.kind, request.start, end)
 
 
 class LockCalls:
@@ -97,13 +106,12 @@ class LockCalls:
 
     def _lock(self, request: abi.Lock) -> abi.Result:
         packed = _packed(request)
-        whole = request.start == 0 and request.end is None
-        self._set(request, lambda descriptor: fcntl.fcntl(descriptor, _OFD_SETLK, packed), whole=whole)
+        self._set(request, lambda descriptor: fcntl.fcntl(descriptor, _OFD_SETLK, packed))
         return abi.Done()
 
     def _flock(self, request: abi.Flock) -> abi.Result:
         kind = _FLOCKS[request.kind] | fcntl.LOCK_NB
-        self._set(request, lambda descriptor: fcntl.flock(descriptor, kind), whole=True)
+        self._set(request, lambda descriptor: fcntl.flock(descriptor, kind))
         return abi.Done()
 
     def _get_lock(self, request: abi.GetLock) -> abi.Result:
@@ -131,18 +139,17 @@ class LockCalls:
 
     # -- taking and waiting -------------------------------------------------------------------------------------------
 
-    def _set(self, request: abi.Lock | abi.Flock, apply: Callable[[int], object], *, whole: bool) -> None:
+    def _set(self, request: abi.Lock | abi.Flock, apply: Callable[[int], object]) -> None:
         with self._files.using(request.handle) as file, self._changed:
             key = _key(file, request.owner)
             if request.kind == "none":
                 description = self._descriptions.get(key)
                 if description is not None:
                     apply(description.descriptor)
+                    description.note(request)
                     self._changed.notify_all()
-                    if whole:
+                    if not len(description):
                         self._drop(key)
-                    else:
-                        _note(description, request)
                 return
             if not self._try(file, key, request, apply):
                 if request.wait is None:
@@ -151,6 +158,8 @@ class LockCalls:
 
     def _try(self, file: OpenFile, key: _Key, request: abi.Lock | abi.Flock, apply: Callable[[int], object]) -> bool:
         """Whether the lock is taken. A description that holds nothing yet does not stay without it."""
+        if file.closed:
+            raise OSError(errno.EBADF, "the handle was closed meanwhile")
         if sum(map(len, self._descriptions.values())) >= abi.MAX_LOCKS:
             raise OSError(errno.ENOLCK, "too many locks")
         description = self._descriptions.get(key)
@@ -165,7 +174,7 @@ class LockCalls:
             raise
         if description is None:
             description = self._descriptions[key] = _Description(descriptor)
-        _note(description, request)
+        description.note(request)
         file.locks.add(key)
         return True
 
@@ -186,12 +195,6 @@ class LockCalls:
         finally:
             self._waits.discard(wait)
             self._stopped.pop(wait, None)
-
-
-def _note(description: _Description, request: abi.Lock | abi.Flock) -> None:
-    if isinstance(request, abi.Lock):
-        end = LAST if request.end is None else request.end
-        description.ranges.set(request.owner, request.kind, request.start, end)
 
 
 def _packed(request: abi.Lock | abi.GetLock) -> bytes:
