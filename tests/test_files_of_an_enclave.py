@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -236,6 +237,16 @@ class TestLocks:
                 execute(f"sys.held = held = open({file.name!r}, 'r+'); fcntl.lockf(held, fcntl.LOCK_EX)")
                 assert other(EXCLUSIVE) == "BlockingIOError"
             assert other(EXCLUSIVE) == "None"
+
+    def test_they_end_with_an_enclave_that_is_killed(self, home: Path, file: Path) -> None:
+        """At once, not when the client is closed."""
+        with other_program(file) as other, pytest.raises(adyton.AdytonError), loaded(home) as (enclave, execute):
+            execute(f"sys.held = open({file.name!r}, 'r+'); fcntl.lockf(sys.held, fcntl.LOCK_EX)")
+            assert other(EXCLUSIVE) == "BlockingIOError"
+            os.kill(enclave.processes()["supervisor"].stat.pid, signal.SIGKILL)
+            with pytest.raises(adyton.AdytonError):
+                execute("time.sleep(60)")
+            assert other("fcntl.lockf(file, fcntl.LOCK_EX)") == "None"
 
 
 class TestContent:

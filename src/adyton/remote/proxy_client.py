@@ -432,6 +432,7 @@ class ProxyClient:
         except Exception as failure:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
             error = ConnectionLostError(f"the connection to the enclave failed: {failure!r}")
         self._lost(error)
+        self._executor.close()  # the enclave's locks and open files end with it, not when this client is closed
         if isinstance(error, ProtocolError):
             self._transport.close()
 
