@@ -299,6 +299,18 @@ class TestListings:
         second = client(abi.List(client.path("write"), first.next))
         assert [entry.name for entry in (*first.entries, *second.entries)] == names
 
+    def test_two_listings_at_a_time_do_not_mix(self, client):
+        path = client.path("write")
+        for number in range(abi.MAX_ENTRIES + 10):
+            (client.home / f"write/{number:04}").touch()
+        names = sorted(os.listdir(path))
+        first = client(abi.List(path, 0, 1))
+        for name in names[:5]:
+            (client.home / "write" / name).unlink()
+        assert client(abi.List(path, 0, 2)).entries[0].name == names[5]
+        rest = client(abi.List(path, first.next, 1))
+        assert [entry.name for entry in (*first.entries, *rest.entries)] == names
+
     def test_an_end_of_a_listing_that_never_began(self, client):
         assert client(abi.List(client.path("read"), 1 << 60)) == abi.Entries([], 0)
 

@@ -240,7 +240,8 @@ class TestLocks:
 
     def test_they_end_with_an_enclave_that_is_killed(self, home: Path, file: Path) -> None:
         """At once, not when the client is closed."""
-        with other_program(file) as other, pytest.raises(adyton.AdytonError), loaded(home) as (enclave, execute):
+        lost = contextlib.suppress(adyton.AdytonError)  # the close says so, too
+        with other_program(file) as other, lost, loaded(home) as (enclave, execute):
             execute(f"sys.held = open({file.name!r}, 'r+'); fcntl.lockf(sys.held, fcntl.LOCK_EX)")
             assert other(EXCLUSIVE) == "BlockingIOError"
             os.kill(enclave.processes()["supervisor"].stat.pid, signal.SIGKILL)

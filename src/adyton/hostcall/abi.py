@@ -153,6 +153,7 @@ class ReadLink(_Struct, frozen=True):
 class List(_Struct, frozen=True):
     path: Path
     cookie: Unsigned  # how many entries to leave out: 0, then Entries.next
+    listing: Handle = 0  # whose parts these are, of several listings of a directory at a time
 
 
 class Open(_Struct, frozen=True):

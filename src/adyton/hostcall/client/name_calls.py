@@ -35,7 +35,7 @@ class NameCalls:
         self._targets = LinkTargets(places)
         self._moving = threading.Lock()  # between a look at where links lead, and the move of what was looked at
         self._lock = threading.Lock()
-        self._listings: OrderedDict[str, list[str]] = OrderedDict()
+        self._listings: OrderedDict[tuple[str, int], list[str]] = OrderedDict()
 
     @property
     def handlers(self) -> Handlers:
@@ -70,7 +70,7 @@ class NameCalls:
     def _list(self, request: abi.List) -> abi.Result:
         descriptor = self._tree.list_directory(self._places.followed(request.path, "read"))
         try:
-            names = self._names_of(request.path, descriptor, fresh=request.cookie == 0)
+            names = self._names_of(request, descriptor)
             entries: list[abi.Entry] = []
             position = request.cookie
             while position < len(names) and len(entries) < abi.MAX_ENTRIES:
@@ -86,13 +86,14 @@ class NameCalls:
         if position < len(names):
             return abi.Entries(entries, position)
         with self._lock:
-            self._listings.pop(request.path, None)
+            self._listings.pop((request.path, request.listing), None)
         return abi.Entries(entries, 0)
 
-    def _names_of(self, path: str, descriptor: int, *, fresh: bool) -> list[str]:
+    def _names_of(self, request: abi.List, descriptor: int) -> list[str]:
         """The names in a directory that a host call can carry; the same ones from the first part of a listing to the last."""
+        path, key = request.path, (request.path, request.listing)
         with self._lock:
-            kept = None if fresh else self._listings.get(path)
+            kept = None if request.cookie == 0 else self._listings.get(key)
         if kept is not None:
             return kept
         names = sorted(name for name in os.listdir(descriptor) if len(name) <= abi.MAX_NAME and paths.is_utf8(name))
@@ -100,8 +101,8 @@ class NameCalls:
             names = [name for name in names if own_path(paths.join(path, name)) is None]
         if len(names) > abi.MAX_ENTRIES:
             with self._lock:
-                self._listings[path] = names
-                self._listings.move_to_end(path)
+                self._listings[key] = names
+                self._listings.move_to_end(key)
                 while len(self._listings) > KEPT_LISTINGS:
                     self._listings.popitem(last=False)
         return names

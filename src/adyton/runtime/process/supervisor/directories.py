@@ -116,7 +116,7 @@ class DirectoryOperations:
     def _more(self, opened: OpenDirectory) -> Steps:
         assert opened.cookie is not None
         path = sendable(self._tree.path(opened.node))
-        entries = yield from ask(abi.List(path, opened.cookie), abi.Entries)
+        entries = yield from ask(abi.List(path, opened.cookie, opened.number), abi.Entries)
         mixed = leads_to_own(path)
         for entry in entries.entries:
             if not (mixed and own_path(f"{path.rstrip('/')}/{entry.name}") is not None):
