@@ -137,6 +137,19 @@ def test_paths_that_are_not_normalised_are_invalid(home, path):
             assert client(request) == abi.Failed("EINVAL")
 
 
+def test_access_is_what_the_policy_and_the_permissions_give(client, monkeypatch):
+    assert (
+        client(abi.Access(client.path("write"), "write"))
+        == client(abi.Access(client.path("read"), "read"))
+        == abi.Done()
+    )
+    assert client(abi.Access(client.path("read/none"), "read")) == abi.Failed("ENOENT")
+    asked = []
+    monkeypatch.setattr(os, "access", lambda name, mode, **_: asked.append((name, mode)))
+    assert client(abi.Access(client.path("read/file"), "read")) == abi.Failed("EACCES")
+    assert (asked, client.lines) == ([("file", os.R_OK)], [])
+
+
 def test_dotdot_from_an_allowed_folder_is_no_way_out(client):
     assert client(abi.Open(client.path("read/../secret/file"), 1, "read")) == abi.Failed("EINVAL")
 

@@ -5,7 +5,7 @@ uses this ABI. Paths are absolute and normalised ("/a/b": no ".", "..", "//" or 
 chooses; the client only maps them to its open files. Times are nanoseconds since the epoch (UTC); sizes and offsets are bytes.
 
     request            result            what the client does
-    Access             Done              say whether the policy allows `right` on `path` (and report a denial)
+    Access             Done              say whether the policy (which reports a denial) and the file's permissions allow `right` on `path`
     Stat               Attributes        lstat; fstat of an open handle
     ReadLink           Target            readlink, if what the link finally leads to is allowed
     List               Entries           names, kinds and attributes, from `cookie` on

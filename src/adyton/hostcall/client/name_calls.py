@@ -54,7 +54,12 @@ class NameCalls:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def _access(self, request: abi.Access) -> abi.Result:
-        self._places.allowed(request.path, request.right)
+        """What the policy allows may still be against the file's own permissions."""
+        with self._tree.parent(self._places.allowed(request.path, request.right)) as (directory, name):
+            mode = os.W_OK if request.right == "write" else os.R_OK
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if not os.access(name, mode, dir_fd=directory, effective_ids=True, follow_symlinks=False):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return abi.Done()
 
     def _read_link(self, request: abi.ReadLink) -> abi.Result:

@@ -175,22 +175,22 @@ class AttributeOperations:
         if request.size is request.mode is request.accessed is request.modified is None:
             return b""
         opened = self._handles.file(body.handle) if SetFlag.FH in valid else None
+        found: abi.Attributes | None = None
         if opened is not None and opened.private is None and opened.access != "read":
-            attributes = yield from ask(msgspec.structs.replace(request, handle=opened.number), abi.Attributes)
-        else:
+            found = yield from ask(msgspec.structs.replace(request, handle=opened.number), abi.Attributes)
+        elif request.size is None or path is None:  # else truncate(2), which the file's own permissions must allow
             found = yield from self._handles.ask_open(
                 node,
                 lambda handle: msgspec.structs.replace(request, handle=handle),
                 abi.Attributes,
-                writable=SetFlag.SIZE in valid,
+                writable=request.size is not None,
             )
-            if found is None:
-                self._tree.path(node)  # without one there is nothing to ask about
-                found = yield from ask(request, abi.Attributes)
-            attributes = found
-        if not is_same(node, attributes):
+        if found is None:
+            self._tree.path(node)  # without one there is nothing to ask about
+            found = yield from ask(request, abi.Attributes)
+        if not is_same(node, found):
             raise FileError(errno.ESTALE)
-        learn(node, attributes)
+        learn(node, found)
         return b""
 
     # -- extended attributes ------------------------------------------------------------------------------------------
