@@ -54,7 +54,7 @@ class Looking:
         directory, name = split(path)
         folder = self._state.names.folder(directory)
         if name != "." and not folder.surveyed and self._listable(directory):
-            yield from self._survey(directory)
+            yield from self._survey(directory, 0)
             known, file = self._state.names.known(path)
             if known:
                 return file
@@ -100,12 +100,12 @@ class Looking:
         else:
             self._state.names.learn(path, self._state.current(found.attributes, mark))
 
-    def _survey(self, directory: str) -> Generator[Pending, Any, abi.Result]:
+    def _survey(self, directory: str, listing: int) -> Generator[Pending, Any, abi.Result]:
         """Ask for the names in a directory, and that changes be told."""
         key = (directory, "")
         asked = self._asked.get(key)
         if asked is None:
-            requests: list[Any] = [abi.Watch(directory), abi.List(directory, 0)]
+            requests: list[Any] = [abi.Watch(directory), abi.List(directory, 0, listing)]
             asked = self._ask(key, abi.Compound(requests, through=True), self._surveyed)
         outcome = yield asked
         if isinstance(outcome, Checked) and len(outcome.results) == 2:
@@ -154,7 +154,7 @@ class Looking:
                 found = [(name, file) for name, file in folder.names.items() if file is not None]
                 self._state.hits += 1
                 return abi.Entries([abi.Entry(name, file.attributes) for name, file in found], 0)
-            return (yield from self._survey(request.path))
+            return (yield from self._survey(request.path, request.listing))
 
         def came(result: Any, mark: int) -> None:
             if isinstance(result, abi.Entries):
