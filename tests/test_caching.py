@@ -341,6 +341,7 @@ def test_only_durability_costs_a_wait_where_the_client_holds_the_files(
 ) -> None:
     client.file("/work/out/db", bytes(1000))
     exclusive.listdir("/work/out")
+    exclusive.close(exclusive.open("/work/out/first", WRITE))  # that names can be made there is found out once
     database = exclusive.open("/work/out/db", os.O_RDWR)
     exclusive.run()
 
@@ -373,6 +374,7 @@ def test_a_file_that_another_program_has_locked_is_not_opened(exclusive: Caching
 def test_a_removal_that_failed_is_said_by_the_directory(exclusive: CachingKernel, client: CachingClient) -> None:
     client.file("/work/out/f", b"x")
     exclusive.listdir("/work/out")
+    exclusive.close(exclusive.open("/work/out/first", WRITE))
     client.fails = lambda request: "EROFS" if isinstance(request, abi.Remove) else None
     exclusive.unlink("/work/out/f")
     node = exclusive.lookup("/work/out").node
@@ -386,12 +388,26 @@ def test_a_removal_that_failed_is_said_by_the_directory(exclusive: CachingKernel
 
 def test_a_creation_that_failed_is_said_by_the_close(exclusive: CachingKernel, client: CachingClient) -> None:
     exclusive.listdir("/work/out")
+    exclusive.close(exclusive.open("/work/out/first", WRITE))
     client.fails = lambda request: "EDQUOT" if isinstance(request, abi.Open) else None
     opened = exclusive.open("/work/out/f", WRITE)
     with raises(errno.EDQUOT):
         exclusive.close(opened)
     with raises(errno.ENOENT):
         exclusive.lookup("/work/out/f")
+
+
+def test_what_was_never_tried_is_waited_for(exclusive: CachingKernel, client: CachingClient) -> None:
+    client.file("/work/out/f", b"x")
+    exclusive.listdir("/work/out")
+    client.fails = lambda request: "EACCES" if isinstance(request, abi.Open | abi.Remove) else None
+    for step in (
+        lambda: exclusive.open("/work/out/new", WRITE),
+        lambda: exclusive.open("/work/out/f", WRITE | os.O_TRUNC),
+        lambda: exclusive.unlink("/work/out/f"),
+    ):
+        with raises(errno.EACCES):
+            step()
 
 
 # -- coherence of paths ---------------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import adyton
+from adyton.config import Policy
 
 pytestmark = pytest.mark.sandbox
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "16"))
 BLOCK = 4096
 
 NAMES = ["a", "b", "c", "d", "d/a", "d/e", "d/e/a", "d/c", "l", "d/l", ""]
@@ -218,12 +219,13 @@ class Pair:
                 shutil.rmtree(folder, ignore_errors=True)  # it may have removed itself
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=["strict", "close-to-open", "exclusive"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     home = tmp_path_factory.mktemp("equal")
+    policy = Policy.parse(f'[[mount]]\npath = "{home}"\ncoherence = "{request.param}"\n', name="test", base="/")
     (home / "enclave").mkdir()
     (home / "local").mkdir()
-    with adyton.load(file_operations.__file__, allow_write=[str(home / "enclave")]) as enclave:
+    with adyton.load(file_operations.__file__, policy=policy, allow_write=[str(home / "enclave")]) as enclave:
         yield Pair(enclave, home)
 
 

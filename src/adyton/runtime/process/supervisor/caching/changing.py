@@ -85,7 +85,8 @@ class Changing:
         known, file = self._state.names.known(request.path)
         self._state.note(request.path)
         is_file = known and file is not None and file.attributes.kind != "directory" and not request.directory
-        unasked = is_file and self._state.exclusive(request.path)
+        folder = self._state.names.folder(split(request.path)[0])
+        unasked = is_file and folder.writable and self._state.exclusive(request.path)
         pending = self._state.calls.send(request, ordered=True, behind=unasked)
         if unasked:
             self._removed(request, file)
@@ -94,6 +95,7 @@ class Changing:
             return abi.Done()
         result = yield pending
         if isinstance(result, abi.Done):
+            folder.writable = True
             self._removed(request, self._state.names.at(request.path))
         else:
             self._state.names.unknown(request.path)

@@ -23,10 +23,22 @@ class File:
     """A file of the client's, or whatever else has attributes. `until`: when they have to be asked for again (seconds, monotonic).
 
     `version` is another one when its content was changed by others. `names`: how many are known; `handles`: how many are open.
-    `loose`: its time of change may have moved by what the enclave did; `error`: of a write that failed, and was not said.
+    `writable`: it was opened for writing. `loose`: its time of change may have moved by what the enclave did; `error`: of a write that failed, and was not said.
     """
 
-    __slots__ = ("attributes", "contents", "error", "handles", "loose", "names", "noted", "target", "until", "version")
+    __slots__ = (
+        "attributes",
+        "contents",
+        "error",
+        "handles",
+        "loose",
+        "names",
+        "noted",
+        "target",
+        "until",
+        "version",
+        "writable",
+    )
 
     def __init__(self, attributes: abi.Attributes, version: int) -> None:
         self.attributes = attributes
@@ -35,6 +47,7 @@ class File:
         self.names = 0
         self.handles = 0
         self.loose = False
+        self.writable = False
         self.noted = 0  # the number of the enclave's last change of its content, see state.note_content
         self.error: abi.Failed | None = None
         self.target: abi.Target | None = None  # of a symbolic link
@@ -44,10 +57,10 @@ class File:
 class Folder:
     """What is known of the names in a directory. `complete`: there are no others. `listed`: the program lists it.
 
-    The client promised to tell of changes: of all names if `watched`, of those in `promised`.
+    The client promised to tell of changes: of all names if `watched`, of those in `promised`. `writable`: names were made or removed.
     """
 
-    __slots__ = ("complete", "listed", "names", "progress", "promised", "surveyed", "watched")
+    __slots__ = ("complete", "listed", "names", "progress", "promised", "surveyed", "watched", "writable")
 
     def __init__(self) -> None:
         self.names: dict[str, File | None] = {}
@@ -57,6 +70,7 @@ class Folder:
         self.promised: set[str] = set()
         self.complete = False
         self.listed = False
+        self.writable = False
 
     def covers(self, name: str) -> bool:
         """Whether the client tells of changes of the name."""

@@ -182,7 +182,10 @@ class Opening:
         if request.truncate:
             file.contents.cut(0)
             self._state.note_content(file)
+        if request.access != "read":
+            file.writable = True
         if request.create:
+            self._state.names.folder(split(request.path)[0]).writable = True
             self._state.names.touched(split(request.path)[0], self._state.wall())
         handle = self._add(request, file, remote=True)
         if (
@@ -197,14 +200,13 @@ class Opening:
             handle.next, handle.window = 0, 0
         return file.attributes
 
-    @staticmethod
-    def _may_open_unasked(request: abi.Open, file: File | None) -> bool:
-        """Whether it is known how an open of what the client holds for the enclave will end."""
+    def _may_open_unasked(self, request: abi.Open, file: File | None) -> bool:
+        """Whether it is known how an open of what the client holds for the enclave will end: as one before it did."""
         if file is None:
-            return request.create
+            return request.create and self._state.names.folder(split(request.path)[0]).writable
         if file.attributes.kind != "file" or (request.create and request.exclusive):
             return False
-        return file.handles > 0 or request.truncate
+        return file.writable and (file.handles > 0 or request.truncate)
 
     def _open_unasked(self, request: abi.Open, file: File | None) -> abi.Result:
         """The client is told; what it says is of interest only if it is a failure."""
@@ -216,7 +218,7 @@ class Opening:
             self._provisional += 1
             attributes = abi.Attributes("file", self._provisional, 0, request.mode, 1, now, now, now)
             file = self._state.names.learn(request.path, attributes, own=True)
-            file.loose = True
+            file.loose = file.writable = True
             self._state.names.touched(split(request.path)[0], now)
         elif request.truncate:
             file.contents.cut(0)
