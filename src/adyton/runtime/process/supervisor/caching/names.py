@@ -35,6 +35,7 @@ class File:
         "names",
         "noted",
         "target",
+        "there",
         "until",
         "version",
         "writable",
@@ -48,6 +49,7 @@ class File:
         self.handles = 0
         self.loose = False
         self.writable = False
+        self.there: int | None = None  # its identity on the client, if it is known by another one here
         self.noted = 0  # the number of the enclave's last change of its content, see state.note_content
         self.error: abi.Failed | None = None
         self.target: abi.Target | None = None  # of a symbolic link
@@ -80,13 +82,18 @@ class Folder:
 class Names:
     """See the module. `now`: seconds, monotonic; `given_up`: told of each watched folder that is forgotten.
 
-    `stale`: told of each file whose attributes do not hold any more though they were to.
+    `stale`: told of each file whose attributes do not hold any more though they were to; `dropped`: of each that nothing needs.
     """
 
     def __init__(
-        self, now: Callable[[], float], given_up: Callable[[str], object], stale: Callable[[File], object]
+        self,
+        now: Callable[[], float],
+        given_up: Callable[[str], object],
+        stale: Callable[[File], object],
+        dropped: Callable[[File], object],
     ) -> None:
         self._stale = stale
+        self._dropped = dropped
         self._now = now
         self._given_up = given_up
         self._folders: OrderedDict[str, Folder] = OrderedDict()
@@ -266,6 +273,7 @@ class Names:
             known = self._files.get(file.attributes.identity)
             if known is file:
                 del self._files[file.attributes.identity]
+                self._dropped(file)
 
     def _shrink(self, kept: Folder) -> None:
         for directory, folder in list(self._folders.items()):

@@ -237,7 +237,7 @@ class Opening:
                 self._state.names.unknown(handle.path)
             elif isinstance(results[0], abi.Attributes) and results[0].identity != made.attributes.identity:
                 if made.attributes.identity >= PROVISIONAL:
-                    self._state.aliases[results[0].identity] = made.attributes.identity
+                    self._state.alias(made, results[0].identity)
                 made.attributes = replaced(made.attributes, mode=results[0].mode)
             self._writing.settled(made)
 

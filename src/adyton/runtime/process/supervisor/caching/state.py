@@ -49,7 +49,7 @@ class State:
         self.calls = calls
         self.coherence = coherence
         self.wall = wall
-        self.names = Names(now, self.given_up, self.is_stale)
+        self.names = Names(now, self.given_up, self.is_stale, self._dropped)
         self.blocks = Blocks()
         self.handles: dict[int, Handle] = {}
         self.aliases: dict[int, int] = {}  # the client's identity → the one that the file is known by here
@@ -97,6 +97,15 @@ class State:
 
     def is_stale(self, file: File) -> None:
         self.stale[file.attributes.identity] = file
+
+    def alias(self, file: File, identity: int) -> None:
+        """The client has said its own identity of a file that had to have one before."""
+        self.aliases[identity] = file.attributes.identity
+        file.there = identity
+
+    def _dropped(self, file: File) -> None:
+        if file.there is not None and self.aliases.get(file.there) == file.attributes.identity:
+            del self.aliases[file.there]  # another file may have it next
 
     def own(self, attributes: abi.Attributes) -> abi.Attributes:
         """Under the identity that the file is known by here."""
