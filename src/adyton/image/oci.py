@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, BinaryIO
 
@@ -22,13 +22,14 @@ from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, UsageError
 from adyton.image import archive
 from adyton.image.atomic_file import replacing
+from adyton.image.layers import PIECE, LayerFile, pieces_of
 from adyton.image.manifest import MAX_CONFIG, Manifest, canonical_json, decode_manifest, encode_manifest
 from adyton.image.signature import Signature, read_signature
 
 ARTIFACT_TYPE = "application/vnd.adyton.enclave.v1"
 CONFIG_TYPE = "application/vnd.adyton.manifest.v1+json"
 APPLICATION_LAYER = "application/vnd.adyton.layer.application.v1.tar"
-DEPENDENCY_LAYER = "application/vnd.adyton.layer.dependencies.v1.tar"  # reserved: locked dependencies
+DEPENDENCY_LAYER = "application/vnd.adyton.layer.dependencies.v1.tar"
 SIGNATURE_TYPE = "application/vnd.dsse.envelope.v1+json"
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -38,7 +39,6 @@ MAX_LAYERS = 128
 MAX_SIGNATURES = 16
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_HASH_BLOCK = 1 << 20
 _BLOBS = "blobs/sha256/"
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
@@ -82,19 +82,37 @@ class _Layout(msgspec.Struct, frozen=True):
     imageLayoutVersion: str  # noqa: N815
 
 
+Source = Callable[[], Iterable[bytes]]  # a blob's bytes from its beginning, in pieces of any size
+
+
 @dataclass(frozen=True)
 class Blob:
-    """A blob of an image. `read` gives its bytes, verified each time; ImageError if they are not what they were."""
+    """A blob of an image, wherever its bytes are. ImageError, at the end of the bytes at the latest, if they are not what they were."""
 
     digest: str
     size: int
-    _source: Callable[[], bytes]
+    _source: Source
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes, verified each time: until this ends without an error they may be anybody's."""
+        state, length = hashlib.sha256(), 0
+        for piece in self._source():
+            state.update(piece)
+            length += len(piece)
+            if length > self.size:
+                break
+            yield piece
+        if length != self.size or state.hexdigest() != self.digest[7:]:
+            raise ImageError(f"blob {self.digest} is not what the image says it is: the image was changed")
 
     def read(self) -> bytes:
-        data = self._source()
-        if len(data) != self.size or digest_of(data) != self.digest:
-            raise ImageError(f"blob {self.digest} is not what the image says it is: the image was changed")
-        return data
+        """All of its bytes, verified."""
+        return b"".join(self.pieces())
+
+    def verify(self) -> None:
+        """Read it once."""
+        for _ in self.pieces():
+            pass
 
 
 class Image:
@@ -105,14 +123,14 @@ class Image:
     """
 
     def __init__(
-        self, oci_manifest: bytes, read: Callable[[Descriptor], Callable[[], bytes]], signatures: Iterable[bytes]
+        self, oci_manifest: bytes, source: Callable[[Descriptor], Source], signatures: Iterable[bytes]
     ) -> None:
         self.oci_manifest = oci_manifest
         self.measurement = digest_of(oci_manifest)
         parsed = _parse_oci_manifest(oci_manifest)
         self.layer_descriptors = tuple(parsed.layers)
         self.blobs: Mapping[str, Blob] = {
-            each.digest: Blob(each.digest, each.size, read(each)) for each in (parsed.config, *parsed.layers)
+            each.digest: Blob(each.digest, each.size, source(each)) for each in (parsed.config, *parsed.layers)
         }
         self.config_digest = parsed.config.digest
         if parsed.config.size > MAX_CONFIG:
@@ -137,50 +155,68 @@ class Image:
     def from_parts(cls, oci_manifest: bytes, blobs: Mapping[str, bytes], signatures: Iterable[bytes]) -> Image:
         """From bytes in memory: the OCI manifest, config and layers by digest, DSSE envelopes."""
 
-        def read(digest: str, _size: int) -> bytes:
+        def pieces(digest: str, _size: int) -> Iterable[bytes]:
             if digest not in blobs:
                 raise ImageError(f"the image has no blob {digest}, which its manifest names")
-            return blobs[digest]
+            return [blobs[digest]]
 
-        return cls.from_store(oci_manifest, read, signatures)
-
-    @classmethod
-    def from_store(cls, oci_manifest: bytes, read: Callable[[str, int], bytes], signatures: Iterable[bytes]) -> Image:
-        """From a store of blobs: `read(digest, size)` gives one of that size, or raises ImageError. All are read and verified now."""
-
-        def source(descriptor: Descriptor) -> Callable[[], bytes]:
-            return lambda: read(descriptor.digest, descriptor.size)
-
-        image = cls(oci_manifest, source, signatures)
-        for blob in image.blobs.values():
-            if blob.digest != image.config_digest:
-                blob.read()
-        return image
+        return cls.from_store(oci_manifest, pieces, signatures).verified()
 
     @classmethod
-    def create(cls, manifest: Manifest, application: Mapping[str, bytes]) -> Image:
-        """A new, unsigned image of a manifest and the application's files by path; equal arguments give equal bytes."""
+    def from_store(
+        cls, oci_manifest: bytes, pieces: Callable[[str, int], Iterable[bytes]], signatures: Iterable[bytes]
+    ) -> Image:
+        """From a store of blobs: `pieces(digest, size)` gives the bytes of one of that size, or raises ImageError.
+
+        The layers are not read now: `verified`, or whoever unpacks them, verifies them.
+        """
+
+        def source(descriptor: Descriptor) -> Source:
+            return lambda: pieces(descriptor.digest, descriptor.size)
+
+        return cls(oci_manifest, source, signatures)
+
+    def verified(self) -> Image:
+        """The image, after a look at every byte of its layers; ImageError."""
+        for descriptor in self.layer_descriptors:
+            self.blobs[descriptor.digest].verify()
+        return self
+
+    @classmethod
+    def create(
+        cls, manifest: Manifest, application: Mapping[str, bytes], dependencies: LayerFile | None = None
+    ) -> Image:
+        """A new, unsigned image of a manifest, the application's files by path and its dependencies; equal arguments give equal bytes."""
         config, layer = encode_manifest(manifest), archive.pack(application)
         parts = {digest_of(data): data for data in (config, layer)}
+        layers = [Descriptor(APPLICATION_LAYER, digest_of(layer), len(layer))]
+        if dependencies is not None:
+            layers.append(Descriptor(DEPENDENCY_LAYER, dependencies.digest, dependencies.size))
         oci_manifest = canonical_json(
             _OciManifest(
                 schemaVersion=2,
                 mediaType=OCI_MANIFEST_TYPE,
                 artifactType=ARTIFACT_TYPE,
                 config=Descriptor(CONFIG_TYPE, digest_of(config), len(config)),
-                layers=[Descriptor(APPLICATION_LAYER, digest_of(layer), len(layer))],
+                layers=layers,
             )
         )
-        return cls.from_parts(oci_manifest, parts, [])
+
+        def source(descriptor: Descriptor) -> Source:
+            if dependencies is not None and descriptor.digest == dependencies.digest:
+                return dependencies.pieces
+            return lambda: [parts[descriptor.digest]]
+
+        return cls(oci_manifest, source, [])
 
     def with_signature(self, envelope: bytes) -> Image:
         """The image with one signature more; one of the same signer and debug flag is replaced."""
         new = read_signature(envelope, self.measurement, self.manifest)
         kept = [each.envelope for each in self.signatures if (each.signer, each.debug) != (new.signer, new.debug)]
-        return Image(self.oci_manifest, lambda descriptor: self.blobs[descriptor.digest].read, [*kept, envelope])
+        return Image(self.oci_manifest, lambda descriptor: self.blobs[descriptor.digest].pieces, [*kept, envelope])
 
     def layers(self) -> list[bytes]:
-        """The layers' bytes, verified, bottom first; for `unpack_layer`."""
+        """The layers' bytes, verified, bottom first."""
         return [self.blobs[descriptor.digest].read() for descriptor in self.layer_descriptors]
 
     @property
@@ -192,9 +228,10 @@ class Image:
         name = os.fspath(path)
         try:
             with replacing(name) as file:
-                for member, size, read in self._files():
+                for member, size, source in self._files():
                     file.write(archive.header(member, size))
-                    file.write(read())
+                    for piece in source():
+                        file.write(piece)
                     file.write(bytes(-size % archive.BLOCK))
                 file.write(bytes(2 * archive.BLOCK))
         except OSError as error:
@@ -202,12 +239,12 @@ class Image:
                 f"the image cannot be written to {name}: {error.strerror}. Name a file in a folder of yours"
             ) from error
 
-    def _files(self) -> list[tuple[str, int, Callable[[], bytes]]]:
+    def _files(self) -> list[tuple[str, int, Source]]:
         """Name, size and content of all members of the image file, in order."""
         small = {_BLOBS + digest_of(each.envelope)[7:]: each.envelope for each in self.signatures}
         small |= {_BLOBS + self.measurement[7:]: self.oci_manifest, "oci-layout": _LAYOUT, "index.json": self._index()}
-        files = {name: (len(data), _constant(data)) for name, data in small.items()}
-        files |= {_BLOBS + digest[7:]: (blob.size, blob.read) for digest, blob in self.blobs.items()}
+        files: dict[str, tuple[int, Source]] = {name: (len(data), _constant(data)) for name, data in small.items()}
+        files |= {_BLOBS + digest[7:]: (blob.size, blob.pieces) for digest, blob in self.blobs.items()}
         return [(name, *files[name]) for name in sorted(files)]
 
     def _index(self) -> bytes:
@@ -219,8 +256,8 @@ class Image:
         return canonical_json(_Index(2, OCI_INDEX_TYPE, entries))
 
 
-def _constant(data: bytes) -> Callable[[], bytes]:
-    return lambda: data
+def _constant(data: bytes) -> Source:
+    return lambda: [data]
 
 
 def named_blobs(oci_manifest: bytes) -> dict[str, int]:
@@ -244,13 +281,19 @@ def _parse_oci_manifest(data: bytes) -> _OciManifest:
         ("mediaType", parsed.mediaType, OCI_MANIFEST_TYPE),
         ("artifactType", parsed.artifactType, ARTIFACT_TYPE),
         ("config.mediaType", parsed.config.mediaType, CONFIG_TYPE),
-        *(("layers[].mediaType", layer.mediaType, APPLICATION_LAYER) for layer in parsed.layers),
     )
     for field, got, expected in checks:
         if got != expected:
             raise ImageError(
                 f"this is not an enclave image that this adyton knows: {field} is {got!r}, expected {expected!r}"
             )
+    kinds = [layer.mediaType for layer in parsed.layers]
+    known = [kind for kind in (APPLICATION_LAYER, DEPENDENCY_LAYER) for each in kinds if each == kind]
+    if kinds != known or kinds[0] != APPLICATION_LAYER:
+        raise ImageError(
+            "this is not an enclave image that this adyton knows: its layers are not the application's,"
+            f" and then its dependencies', but {', '.join(kind[:80] for kind in kinds[:4])}"
+        )
     digests = [each.digest for each in (parsed.config, *parsed.layers)]
     if len(set(digests)) != len(digests):
         raise ImageError("the OCI manifest names the same blob twice")
@@ -264,10 +307,10 @@ def _open(cls: type[Image], path: str) -> Image:
             index = _read_index(file, members)
             oci_manifest, envelopes = _indexed(file, members, index)
 
-            def source(descriptor: Descriptor) -> Callable[[], bytes]:
+            def source(descriptor: Descriptor) -> Source:
                 member = _blob_member(members, descriptor.digest, descriptor.size)
                 _verify(file, member, descriptor.digest)
-                return lambda: _read_again(path, member)
+                return lambda: pieces_of(path, member.offset, member.size)
 
             image = cls(oci_manifest, source, envelopes)
     except OSError as error:
@@ -348,19 +391,10 @@ def _verify(file: BinaryIO, member: archive.Member, digest: str) -> None:
     file.seek(member.offset)
     left = member.size
     while left:
-        part = file.read(min(left, _HASH_BLOCK))
+        part = file.read(min(left, PIECE))
         if not part:
             raise ImageError(f"the image was cut off in the middle of blob {digest}")
         state.update(part)
         left -= len(part)
     if state.hexdigest() != digest[7:]:
         raise ImageError(f"blob {digest} of the image is damaged: its bytes have the digest sha256:{state.hexdigest()}")
-
-
-def _read_again(path: str, member: archive.Member) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(member.offset)
-            return file.read(member.size)
-    except OSError as error:
-        raise ImageError(f"the image {path} cannot be read any more: {error.strerror}") from error

@@ -14,11 +14,12 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, ResourceLimitError, UsageError
+from adyton.image.layers import pieces_of
 
 MAX_BLOB = 8 << 30  # bytes
 MAX_STORE = 16 << 30  # bytes of all blobs together
@@ -113,6 +114,12 @@ class BlobStore:
                 f"blob {digest} in the store is damaged: remove {self.path(digest)} and load the image again"
             )
         return data
+
+    def pieces(self, digest: str, size: int) -> Iterator[bytes]:
+        """The bytes of a blob of that size, unverified, and one more if there are more; ImageError if it is not here."""
+        if not self.has(digest):
+            raise ImageError(f"blob {digest} is not in the store")
+        return pieces_of(self.path(digest), 0, size + 1)
 
     def add(self, data: bytes) -> str:
         """Store the bytes; their digest."""

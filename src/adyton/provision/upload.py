@@ -46,12 +46,13 @@ def chunks_of(image: Image, missing: Iterable[str]) -> Iterator[ProvisionRequest
 
 def _chunks(image: Image, digests: Iterable[str]) -> Iterator[ProvisionRequest]:
     for digest in digests:
-        data = image.blobs[digest].read()
-        for offset in range(0, len(data) or 1, CHUNK):
-            part = data[offset : offset + CHUNK]
-            yield ProvisionRequest(
-                chunk=Chunk(digest=digest, offset=offset, data=part, last=offset + len(part) == len(data))
-            )
+        blob, offset = image.blobs[digest], 0
+        for piece in blob.pieces() if blob.size else [b""]:
+            for start in range(0, len(piece) or 1, CHUNK):
+                part = piece[start : start + CHUNK]
+                last = offset + len(part) == blob.size
+                yield ProvisionRequest(chunk=Chunk(digest=digest, offset=offset, data=part, last=last))
+                offset += len(part)
 
 
 class Reception:
@@ -114,7 +115,7 @@ class Reception:
 
     def image(self) -> Image:
         """The received image, every blob verified; its manifest is put into the store now. ImageError if it is none."""
-        image = Image.from_store(self._manifest, self._store.read, self._signatures)
+        image = Image.from_store(self._manifest, self._store.pieces, self._signatures).verified()
         self._store.add(self._manifest)
         self._hold.add(named_blobs(self._manifest))
         return image

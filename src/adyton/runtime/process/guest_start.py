@@ -23,7 +23,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 from adyton.errors import PlatformError
 from adyton.hostcall.own_paths import own_path
@@ -60,6 +60,9 @@ _KINDS = (
     | namespaces.NEWUTS
     | namespaces.NEWCGROUP  # /proc/self/cgroup would name the service or container that the server is
 )
+
+
+_Layer = TypeVar("_Layer")
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ class GuestSide:
 
 def start_guest(
     main: Callable[[GuestSide], NoReturn],
-    layers: list[bytes],
-    unpack: Callable[[bytes, str], None],
+    layers: list[_Layer],
+    unpack: Callable[[_Layer, str], None],
     limits: Limits = Limits(),
     meanwhile: Callable[[], object] = lambda: None,
 ) -> GuestStart:
@@ -162,10 +165,10 @@ def _in_child(step: Callable[[], object], failed: Callable[[bytes], object]) -> 
 
 
 @dataclass
-class _Start:
+class _Start(Generic[_Layer]):
     main: Callable[[GuestSide], NoReturn]
-    layers: list[bytes]
-    unpack: Callable[[bytes, str], None]
+    layers: list[_Layer]
+    unpack: Callable[[_Layer, str], None]
     limits: Limits
     control: socket.socket
     stdout: int
@@ -240,7 +243,6 @@ class _Start:
         for layer in self.layers:
             self.unpack(layer, top + HOME)
         mounts.restrict(top + HOME, mounts.READ_ONLY)
-        self.layers.clear()
         mounts.become_root(top)
 
     def _finish(self, mount_tmp: bool, working_directory: str, host_name: str) -> list[str]:

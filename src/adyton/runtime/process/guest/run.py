@@ -20,14 +20,18 @@ import msgspec
 from adyton.communicator.messages import LoadReply, Raised, Streams, decode, encode
 from adyton.errors import EnclaveTypeError, RemoteProtocolError
 from adyton.hostcall import abi
+from adyton.image.layers import PACKAGES
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
+from adyton.runtime.process.root import LIBRARIES
 from adyton.trusted import host_functions
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
 LINK = b"link"  # supervisor → guest: a new link, its descriptor attached
 THREAD = b"thread"  # guest → supervisor: a link for a thread that no client thread is paired with
+
+_PACKAGES = f"/enclave/{PACKAGES}"
 
 _RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
 
@@ -237,6 +241,10 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
             warnings += set_up(load.logging, load.name)
         sys.argv = [load.entry.partition(":")[0]]
         sys.path.insert(0, "/enclave")
+        if os.path.isdir(_PACKAGES):
+            # As anywhere, behind the standard library; before the runtime's own, of which an image holds none.
+            place = sys.path.index(LIBRARIES) if LIBRARIES in sys.path else len(sys.path)
+            sys.path.insert(place, _PACKAGES)
         return warnings
 
     guest = Guest(control, prepare, find)

@@ -9,16 +9,16 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, NoReturn
 
 from adyton._version import __version__
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, PlatformError
-from adyton.image.layers import unpack_layer
+from adyton.image.layers import PACKAGES, LayerFile, pieces_of, unpack_layer
 from adyton.image.manifest import ABI, RUNTIME_PACKAGES
-from adyton.image.oci import Image
+from adyton.image.oci import DEPENDENCY_LAYER, Image
 from adyton.image.sign import verified_signature
 from adyton.runtime.launch import LaunchRequest
 from adyton.runtime.process.confine import confine_supervisor
@@ -43,8 +43,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     limits = image.manifest.limits
     guest = start_guest(
         enter,
-        image.layers(),
-        unpack_layer,
+        _placed(image),
+        _place,
         Limits(limits.memory, limits.threads, limits.files),
         meanwhile=_load_the_rest,
     )
@@ -69,10 +69,33 @@ def _load_the_rest() -> None:
         importlib.import_module(f"adyton.runtime.process.supervisor.{name}")
 
 
+class _Placed(NamedTuple):
+    """A layer, and the folder of the unpacked image that it goes into; "": the image's own."""
+
+    layer: LayerFile
+    folder: str
+
+
+def _placed(image: Image) -> list[_Placed]:
+    return [
+        _Placed(
+            LayerFile(each.digest, each.size, _path(each.digest)), PACKAGES if each.media_type == DEPENDENCY_LAYER else ""
+        )
+        for each in image.layer_descriptors
+    ]
+
+
+def _place(placed: _Placed, directory: str) -> None:
+    target = os.path.join(directory, placed.folder)
+    os.makedirs(target, mode=0o755, exist_ok=True)
+    unpack_layer(placed.layer, target)
+
+
 def read_image(request: LaunchRequest) -> Image:
-    """The image that was asked for, from the store, every byte verified against the measurement, in memory. ImageError."""
+    """The image that was asked for, from the store, every byte verified against the measurement. ImageError, PlatformError."""
     manifest = _blob(request.measurement, MAX_SMALL)
-    image = Image.from_store(manifest, _blob, [_blob(digest, MAX_SMALL) for digest in request.signatures])
+    signatures = [_blob(digest, MAX_SMALL) for digest in request.signatures]
+    image = Image.from_store(manifest, _pieces, signatures).verified()
     version = sys.version_info[:2]
     if not image.manifest.runs_on_python((version[0], version[1])):
         raise PlatformError(
@@ -85,14 +108,22 @@ def read_image(request: LaunchRequest) -> Image:
     return image
 
 
-def _blob(digest: str, limit: int) -> bytes:
+def _path(digest: str) -> str:
+    """Where a blob is. ImageError: nowhere."""
     if not is_digest(digest):
         raise ImageError(f"{digest[:80]!r} is not a digest")
-    try:
-        with open(f"{STORE}/blobs/sha256/{digest[7:]}", "rb") as file:
-            data = file.read(limit + 1)
-    except FileNotFoundError:
-        raise ImageError(f"blob {digest} is not in the server's store") from None
+    path = f"{STORE}/blobs/sha256/{digest[7:]}"
+    if not os.path.exists(path):
+        raise ImageError(f"blob {digest} is not in the server's store")
+    return path
+
+
+def _pieces(digest: str, size: int) -> Iterator[bytes]:
+    return pieces_of(_path(digest), 0, size + 1)
+
+
+def _blob(digest: str, limit: int) -> bytes:
+    data = b"".join(_pieces(digest, limit))
     if len(data) > limit or digest_of(data) != digest:
         raise ImageError(f"blob {digest} in the server's store is damaged")
     return data
