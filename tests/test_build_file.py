@@ -122,7 +122,6 @@ def test_requirements_of_the_block_are_read(workplace):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ('dependencies = ["numpy"]', "cannot be put into an image yet"),
         ('dependencies = ["cryptography<1"]', "conflicts"),
         ("dependencies = 1", "list of texts"),
         ("dependencies = [1]", "list of texts"),

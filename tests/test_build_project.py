@@ -439,7 +439,6 @@ def test_wasm_is_reserved(workplace):
         "cryptography>=40",
         f"msgspec=={RUNTIME_PACKAGES['msgspec']}",
         "Protobuf (>=5)",
-        "cffi[x]",
         "adyton",
         "cffi ; python_version > '3'",
     ],
@@ -451,16 +450,13 @@ def test_dependencies_that_the_runtime_has_are_accepted(workplace, dependency):
 @pytest.mark.parametrize(
     ("dependency", "match"),
     [
-        ("numpy", "cannot be put into an image yet"),
-        ("numpy==2.0", "cannot be put into an image yet"),
-        ("click>=8", "cannot be put into an image yet"),
         ("cryptography<40", "conflicts with the runtime, which has cryptography"),
         ("msgspec==0.1", "conflicts"),
         ("cffi @ https://example.com/cffi.whl", "the runtime's own"),
         ("cffi>=1.0rc1", "not a comparison"),
         ("-r requirements.txt", "not a requirement"),
         ("", "not a requirement"),
-        ("two words", "not a (requirement|comparison)|cannot be put"),
+        ("two words", "not a (requirement|comparison)"),
     ],
 )
 def test_other_dependencies_are_refused(workplace, dependency, match):

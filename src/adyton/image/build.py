@@ -17,8 +17,9 @@ from typing import Any
 
 from adyton.crypto.keys import debug_key
 from adyton.errors import AdytonError, UsageError
-from adyton.image.dependencies import check_dependencies
+from adyton.image.dependencies import Wanted, script_dependencies
 from adyton.image.entries import APPLICATION, ENCLAVE, find_applications, plain_functions, read_entries
+from adyton.image.layers import PACKAGES, LayerFile
 from adyton.image.manifest import DEFAULT_PYTHON, Entry, Manifest, is_image_name
 from adyton.image.names import Program
 from adyton.image.oci import Image
@@ -32,12 +33,15 @@ MAX_SCRIPT = 1 << 24  # bytes
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 
 
-def make_image(manifest: Manifest, application: Mapping[str, bytes]) -> Image:
+def make_image(manifest: Manifest, application: Mapping[str, bytes], dependencies: LayerFile | None = None) -> Image:
     """An unsigned image; UsageError for files that must not be in one."""
     for path in application:
-        if path.partition("/")[0] in ("adyton", "adyton.py"):
+        first = path.partition("/")[0]
+        if first in ("adyton", "adyton.py"):
             raise UsageError(f"{path} would take the place of the runtime's own adyton: give it another name")
-    return Image.create(manifest, application)
+        if first == PACKAGES:
+            raise UsageError(f"{path} is where an image has its dependencies: give the folder {PACKAGES} another name")
+    return Image.create(manifest, application, dependencies)
 
 
 def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
@@ -56,10 +60,17 @@ def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Im
         raise UsageError(f"{where}: Python has a module {module} of its own: give the file another name")
     program = Program({f"{module}.py": source})
     name, entry, entries = _entry_point(program, module, enclave, where)
+    requirements, python = _block_of(source, where)
+    folder = os.path.dirname(os.path.abspath(path))
+    dependencies = script_dependencies(Wanted(requirements, python, folder, f"{where}: dependencies"))
     manifest = Manifest(
-        name=name if is_image_name(name) else module, entry=entry, entries=entries, python=_requirements(source, where)
+        name=name if is_image_name(name) else module,
+        entry=entry,
+        entries=entries,
+        python=dependencies.python,
+        platforms=dependencies.platforms,
     )
-    return add_signature(make_image(manifest, {f"{module}.py": source}), debug_key())
+    return add_signature(make_image(manifest, {f"{module}.py": source}, dependencies.layer), debug_key())
 
 
 def build_file(path: str | os.PathLike[str], enclave: str | None = None) -> Path:
@@ -120,15 +131,15 @@ def _entry_point(program: Program, module: str, enclave: str | None, where: str)
     return name if is_image_name(name) else module, entry, read_entries(program, entry)
 
 
-def _requirements(source: bytes, where: str) -> str:
-    """The Python versions that the PEP 723 block asks for; UsageError if it asks for what cannot be had."""
+def _block_of(source: bytes, where: str) -> tuple[list[str], str]:
+    """The requirements and the Python versions that the PEP 723 block asks for; UsageError if it cannot be read."""
     try:
         text = source.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         text = source.decode("latin-1")  # a block is ASCII enough in whatever encoding the file declares
     blocks = list(_script_blocks(text))
     if not blocks:
-        return DEFAULT_PYTHON
+        return [], DEFAULT_PYTHON
     if len(blocks) > 1:
         raise UsageError(f"{where} has more than one `# /// script` block")
     content = "".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0].splitlines(keepends=True))
@@ -146,9 +157,8 @@ def _requirements(source: bytes, where: str) -> str:
         or not all(isinstance(each, str) for each in dependencies)
     ):
         raise UsageError(f"{where}: its `# /// script` block: dependencies is a list of texts, requires-python a text")
-    check_dependencies(dependencies, f"{where}: dependencies")
     try:
-        return PythonRange.parse(python).text
+        return dependencies, PythonRange.parse(python).text
     except PythonRangeError as error:
         raise UsageError(f"{where}: requires-{error}") from error
 

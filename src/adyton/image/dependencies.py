@@ -1,50 +1,174 @@
-"""What an image may depend on: today the packages that are the runtime's own, in the versions that its ABI stands for.
+"""The dependencies of an image: resolved once against the runtime's ABI, locked with hashes, and laid out as one layer.
 
-The layer for locked dependencies has its media type (`adyton.image.oci.DEPENDENCY_LAYER`); nothing fills it yet, so anything else is
-refused rather than found missing in the enclave.
+The layer depends on the lock alone. It is kept in this user's cache under its digest, so that what is locked and was built here once
+needs neither an index nor a network.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import hashlib
+import importlib.util
+import os
+import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
-from adyton._version import __version__
-from adyton.errors import UsageError
-from adyton.image.manifest import ABI, RUNTIME_PACKAGES
-from adyton.image.versions import VersionError, VersionRange, parse_release
+from adyton.crypto.digest import digest_of_pieces
+from adyton.errors import ImageError, UsageError
+from adyton.image.layers import LayerFile
+from adyton.image.lock import FILE, Locked, LockFile, Wheel
+from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES, canonical_json
+from adyton.image.platforms import DEFAULT_PLATFORM
+from adyton.image.requirements import oldest_python, others, parsed, runs_on
+from adyton.image.resolver import MISSING, Target, install, resolve
+from adyton.image.site_packages import RUNTIME_DISTRIBUTIONS, distributions, write_layer
 
-# PEP 508: name, extras, and a version specifier with or without parentheses; then an environment marker.
-_REQUIREMENT = re.compile(
-    r"\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<extras>\[[^\]]*\])?\s*"
-    r"(?:\((?P<inner>[^()]*)\)|(?P<versions>[^()@;]*))(?P<rest>[@;].*)?",
-    re.DOTALL,
-)
+MAX_CACHE = 8 << 30  # bytes of layers that are kept
 
 
-def check_dependencies(dependencies: Iterable[str], where: str) -> None:
-    """UsageError for a requirement that the runtime does not fulfil by itself."""
-    own = re.match(r"[0-9.]*[0-9]", __version__)
-    have = {**RUNTIME_PACKAGES, "adyton": own[0] if own else "0"}
-    for text in dependencies:
-        match = _REQUIREMENT.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{where}: {text!r} is not a requirement such as cryptography>=46")
-        name = re.sub(r"[-_.]+", "-", match["name"]).lower()
-        if name not in have:
-            raise UsageError(
-                f"{where}: {text!r} cannot be put into an image yet: of packages, an enclave has the runtime's own"
-                f" ({', '.join(sorted(have))}). Pure Python code can be named in `sources`"
+@dataclass(frozen=True)
+class Dependencies:
+    """What an image has beside its application, and what it runs on because of that. `layer`: None if it has nothing."""
+
+    python: str
+    platforms: list[str]
+    layer: LayerFile | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an image asks for. `dependencies`: PEP 508; `python`: a range; `directory`: whose settings for uv hold; `where`: for errors."""
+
+    dependencies: list[str]
+    python: str
+    directory: str
+    where: str
+    platform: str = DEFAULT_PLATFORM
+
+
+def project_dependencies(wanted: Wanted, name: str, images: Iterable[str], path: str) -> Dependencies:
+    """Of the image `name` of a project that has these images; locked in the file `path`. UsageError, ImageError."""
+    requirements = _checked(wanted)
+    if not requirements:
+        return Dependencies(wanted.python, [ANY_PLATFORM])
+    lock = LockFile(path)
+    locked = lock.get(name)
+    if locked is None or not locked.answers(ABI, requirements, wanted.python, wanted.platform):
+        locked, layer = _resolve(requirements, wanted, locked)
+        lock.put(name, locked, images)
+        return Dependencies(locked.runs_on_python, locked.runs_on_platforms, layer)
+    return _locked(locked, wanted)
+
+
+def script_dependencies(wanted: Wanted) -> Dependencies:
+    """Of a single file; locked in this user's cache, for all files that ask for the same. UsageError, ImageError."""
+    requirements = _checked(wanted)
+    if not requirements:
+        return Dependencies(wanted.python, [ANY_PLATFORM])
+    key = hashlib.sha256(canonical_json([ABI, requirements, wanted.python, wanted.platform])).hexdigest()
+    lock = LockFile(str(_cache("locks") / f"{key}.lock"))
+    locked = lock.get("script")
+    if locked is None:
+        locked, layer = _resolve(requirements, wanted, None)
+        lock.put("script", locked, [])
+        return Dependencies(locked.runs_on_python, locked.runs_on_platforms, layer)
+    return _locked(locked, wanted)
+
+
+def _checked(wanted: Wanted) -> list[str]:
+    """The requirements that are the image's to fulfil, in one spelling."""
+    left = others(wanted.dependencies, wanted.where)
+    if not left:
+        return []
+    if importlib.util.find_spec("packaging") is None:
+        raise UsageError(f"{wanted.where}: {left[0]!r} is not one of the runtime's own packages: {MISSING}")
+    return parsed(left, wanted.where)
+
+
+def _target(wanted: Wanted) -> Target:
+    return Target(oldest_python(wanted.python), wanted.platform, wanted.directory)
+
+
+def _resolve(requirements: list[str], wanted: Wanted, before: Locked | None) -> tuple[Locked, LayerFile]:
+    """Resolve anew; versions that were locked before stay if they can."""
+    abi = [f"{name}=={version}" for name, version in sorted(RUNTIME_PACKAGES.items())]
+
+    def wheels_under(constraints: list[str]) -> list[Wheel]:
+        found = resolve(requirements, [*abi, *constraints], ["adyton"], _target(wanted), wanted.where)
+        return [each for each in found if each.name not in RUNTIME_DISTRIBUTIONS]
+
+    wheels = None
+    if before is not None:
+        with contextlib.suppress(UsageError):
+            wheels = wheels_under([f"{each.name}=={each.version}" for each in before.wheel])
+    return _made(wheels_under([]) if wheels is None else wheels, requirements, wanted)
+
+
+def _locked(locked: Locked, wanted: Wanted) -> Dependencies:
+    """From the cache, else made again of the locked wheels."""
+    path = _cache("layers") / locked.layer[7:]
+    try:
+        layer = LayerFile(locked.layer, path.stat().st_size, str(path))
+        intact = digest_of_pieces(layer.pieces()) == locked.layer
+        os.utime(path)
+    except (OSError, ImageError):
+        intact = False
+    if not intact:
+        made, layer = _made(locked.wheel, locked.requirements, wanted)
+        if made != locked:
+            raise ImageError(
+                f"{wanted.where}: the locked wheels make the layer {made.layer} here, and the lock says {locked.layer}:"
+                f" was it made by another version of adyton? Remove {FILE} to lock anew"
             )
-        if (match["rest"] or "").startswith("@"):
-            raise UsageError(
-                f"{where}: {text!r} names a source, but {name} is the runtime's own: remove what is behind the @"
-            )
-        try:
-            wanted = VersionRange.parse(match["inner"] or match["versions"] or "")
-        except VersionError as error:
-            raise UsageError(f"{where}: {text!r}: {error}") from error
-        if parse_release(have[name]) not in wanted:
-            raise UsageError(
-                f"{where}: {text!r} conflicts with the runtime, which has {name} {have[name]} (ABI {ABI}): widen the range"
-            )
+    return Dependencies(locked.runs_on_python, locked.runs_on_platforms, layer)
+
+
+def _made(wheels: list[Wheel], requirements: list[str], wanted: Wanted) -> tuple[Locked, LayerFile]:
+    """The lock of these wheels, and the layer that they make, in the cache."""
+    folder = _cache("layers")
+    with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder) as installed:
+        install(wheels, installed, _target(wanted), wanted.where)
+        python, platforms = runs_on(distributions(installed), requirements, wanted.python, wanted.platform)
+        temporary = os.path.join(installed, ".layer")
+        with open(temporary, "xb") as file:
+            digest, size = write_layer(installed, file, wanted.where)
+        _make_room(folder, size)
+        path = folder / digest[7:]
+        os.replace(temporary, path)
+    locked = Locked(
+        abi=ABI,
+        requirements=requirements,
+        python=wanted.python,
+        platform=wanted.platform,
+        runs_on_python=python,
+        runs_on_platforms=platforms,
+        layer=digest,
+        wheel=wheels,
+    )
+    return locked, LayerFile(digest, size, str(path))
+
+
+def _cache(name: str) -> Path:
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("adyton") / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
+        ) from error
+    return folder
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Let the layers go that were not used for longest, until there is room for another in the cache."""
+    files = sorted((each for each in folder.iterdir() if each.is_file()), key=lambda each: each.stat().st_mtime_ns)
+    excess = sum(each.stat().st_size for each in files) + size - MAX_CACHE
+    for each in files:
+        if excess <= 0:
+            return
+        excess -= each.stat().st_size
+        each.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from adyton.image.oci import Image
+from adyton.image.oci import DEPENDENCY_LAYER, Image
 
 
 def describe(image: Image) -> dict[str, Any]:
@@ -55,7 +55,10 @@ def describe_text(image: Image) -> str:
     limits = msgspec.structs.asdict(manifest.limits)
     given = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
     lines += [f"  limits            {given}"] if given else []
-    lines += [f"  layer             {layer.digest}  {layer.size} bytes" for layer in image.layer_descriptors]
+    lines += [
+        f"  {'dependencies' if layer.media_type == DEPENDENCY_LAYER else 'application':<16}  {layer.digest}  {layer.size} bytes"
+        for layer in image.layer_descriptors
+    ]
     for each in image.signatures:
         kind = "debug, by everybody's key" if each.debug else "release"
         lines.append(f"  signed by         {each.signer}  ({kind}{'' if each.valid else '; DOES NOT HOLD'})")

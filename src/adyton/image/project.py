@@ -1,7 +1,7 @@
 """Building images of a project: from [tool.adyton] and the project's files to build/NAME.enclave.
 
-Nothing but the files' contents and the table decides about the bytes: no time, no path, no user, no installed version. Nothing of the
-project is executed.
+Nothing but the files' contents, the table and adyton.lock decides about the bytes: no time, no path, no user, no installed version.
+Nothing of the project is executed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from adyton.crypto.keys import SigningKey, debug_key
 from adyton.errors import PlatformError, UsageError
 from adyton.image.atomic_file import replacing
 from adyton.image.build import make_image
-from adyton.image.dependencies import check_dependencies
+from adyton.image.dependencies import Dependencies, Wanted, project_dependencies
 from adyton.image.entries import read_entries
-from adyton.image.manifest import Manifest
+from adyton.image.lock import FILE as LOCK
+from adyton.image.manifest import Entry, Manifest
 from adyton.image.names import Program
 from adyton.image.oci import Image
+from adyton.image.platforms import parse_platform
 from adyton.image.protos import compile_protos
 from adyton.image.pyproject import EnclaveTable, Project, find_project, host_call_groups, limits_of, load_project
 from adyton.image.sign import add_signature
@@ -79,7 +81,12 @@ def build_image(project: Project, name: str, *, key: SigningKey | None = None) -
                 f"{where}: {path} is among the sources, and made of a .proto file too: leave out one of the two"
             )
     application |= modules
-    image = make_image(_manifest(name, table, application, where), application)
+    python = _python(table, where)
+    entries = _entries(table, application, where)  # before anything is resolved: it is what is mostly wrong
+    lock = os.path.join(project.directory, LOCK)
+    wanted = Wanted(table.dependencies, python, project.directory, f"{where}: dependencies", table.platform)
+    dependencies = project_dependencies(wanted, name, project.enclaves, lock)
+    image = make_image(_manifest(name, table, entries, dependencies, where), application, dependencies.layer)
     signer = key or _signer(project, table)
     return (image if signer is None else add_signature(image, signer)), modules
 
@@ -117,22 +124,35 @@ def _check(table: EnclaveTable, where: str) -> None:
     for field in ("product_id", "security_version"):
         if not 0 <= getattr(table, field) <= 0xFFFF:
             raise UsageError(f"{where}: {field} = {getattr(table, field)} is not between 0 and 65535")
-    check_dependencies(table.dependencies, f"{where}: dependencies")
-
-
-def _manifest(name: str, table: EnclaveTable, application: Mapping[str, bytes], where: str) -> Manifest:
-    runtime: Literal["process"] = "process"
     try:
-        entries = read_entries(Program(application), table.entry)
-        python = PythonRange.parse(table.python).text
-    except (UsageError, PythonRangeError) as error:
+        parse_platform(table.platform)
+    except ValueError as error:
+        raise UsageError(f"{where}: platform: {error}") from error
+
+
+def _python(table: EnclaveTable, where: str) -> str:
+    try:
+        return PythonRange.parse(table.python).text
+    except PythonRangeError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _entries(table: EnclaveTable, application: Mapping[str, bytes], where: str) -> list[Entry]:
+    try:
+        return read_entries(Program(application), table.entry)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _manifest(name: str, table: EnclaveTable, entries: list[Entry], dependencies: Dependencies, where: str) -> Manifest:
+    runtime: Literal["process"] = "process"
     return Manifest(
         name=name,
         entry=table.entry,
         entries=entries,
         runtime=runtime,
-        python=python,
+        python=dependencies.python,
+        platforms=dependencies.platforms,
         product_id=table.product_id,
         security_version=table.security_version,
         host_calls=host_call_groups(table.host_calls, where),

@@ -14,6 +14,7 @@ import msgspec
 
 from adyton.errors import UsageError
 from adyton.image.manifest import DEFAULT_PYTHON, HOST_CALL_GROUPS, HostCallGroup, Limits, is_image_name
+from adyton.image.platforms import DEFAULT_PLATFORM
 
 FILE = "pyproject.toml"
 
@@ -31,13 +32,14 @@ class LimitsTable(msgspec.Struct, frozen=True):
 
 
 class EnclaveTable(msgspec.Struct, frozen=True):
-    """[tool.adyton.enclave.NAME]."""
+    """[tool.adyton.enclave.NAME]. `platform`: which wheels are taken, see `adyton.image.platforms`."""
 
     entry: str
     sources: list[str] | None = None
     dependencies: list[str] = msgspec.field(default_factory=list)
     runtime: str = "process"
     python: str = DEFAULT_PYTHON
+    platform: str = DEFAULT_PLATFORM
     product_id: int = 0
     security_version: int = 0
     sign: str = "debug"

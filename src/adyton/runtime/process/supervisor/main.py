@@ -19,6 +19,7 @@ from adyton.errors import ImageError, PlatformError
 from adyton.image.layers import PACKAGES, LayerFile, pieces_of, unpack_layer
 from adyton.image.manifest import ABI, RUNTIME_PACKAGES
 from adyton.image.oci import DEPENDENCY_LAYER, Image
+from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.runtime.launch import LaunchRequest
 from adyton.runtime.process.confine import confine_supervisor
@@ -79,7 +80,8 @@ class _Placed(NamedTuple):
 def _placed(image: Image) -> list[_Placed]:
     return [
         _Placed(
-            LayerFile(each.digest, each.size, _path(each.digest)), PACKAGES if each.media_type == DEPENDENCY_LAYER else ""
+            LayerFile(each.digest, each.size, _path(each.digest)),
+            PACKAGES if each.media_type == DEPENDENCY_LAYER else "",
         )
         for each in image.layer_descriptors
     ]
@@ -99,7 +101,14 @@ def read_image(request: LaunchRequest) -> Image:
     version = sys.version_info[:2]
     if not image.manifest.runs_on_python((version[0], version[1])):
         raise PlatformError(
-            f"the image {image.manifest.name} runs on Python {image.manifest.python}; this server has {version[0]}.{version[1]}"
+            f"the image {image.manifest.name} runs on Python {image.manifest.python}; this server has {version[0]}.{version[1]}:"
+            " build it with another `python` (of a .py file: requires-python), or find a server that has one"
+        )
+    machine, glibc = this_machine()
+    if not fits(image.manifest.platforms, machine, glibc):
+        raise PlatformError(
+            f"the image {image.manifest.name} has compiled code for {', '.join(image.manifest.platforms)}; this server has"
+            f" {f'glibc {glibc}' if glibc else 'another C library'} on {machine}"
         )
     if image.manifest.runtime != "process" or image.manifest.abi != ABI:
         raise PlatformError(

@@ -1,0 +1,191 @@
+"""Requirements as PEP 508 spells them: which are the runtime's own, and which Python versions and platforms a set of packages runs on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from adyton._version import __version__
+from adyton.errors import UsageError
+from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES
+from adyton.image.platforms import parse_platform, wheel_platforms
+from adyton.image.versions import PythonRange, VersionError, VersionRange, parse_release
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+NEWEST_PYTHON = 30  # minor versions of Python 3 that are asked about: those to come are as the newest one
+
+# PEP 508: name, extras, and a version specifier with or without parentheses; then an environment marker.
+_REQUIREMENT = re.compile(
+    r"\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<extras>\[[^\]]*\])?\s*"
+    r"(?:\((?P<inner>[^()]*)\)|(?P<versions>[^()@;]*))(?P<rest>[@;].*)?",
+    re.DOTALL,
+)
+
+
+def normalized(name: str) -> str:
+    """A package's name as it is compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def others(dependencies: Iterable[str], where: str) -> list[str]:
+    """The requirements that the runtime does not fulfil by itself. UsageError for one that conflicts with it, or that is none."""
+    own = re.match(r"[0-9.]*[0-9]", __version__)
+    have = {**RUNTIME_PACKAGES, "adyton": own[0] if own else "0"}
+    left = []
+    for text in dependencies:
+        match = _REQUIREMENT.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{where}: {text!r} is not a requirement such as cryptography>=46")
+        name = normalized(match["name"])
+        if name not in have:
+            left.append(text)
+            continue
+        if (match["rest"] or "").startswith("@"):
+            raise UsageError(
+                f"{where}: {text!r} names a source, but {name} is the runtime's own: remove what is behind the @"
+            )
+        try:
+            wanted = VersionRange.parse(match["inner"] or match["versions"] or "")
+        except VersionError as error:
+            raise UsageError(f"{where}: {text!r}: {error}") from error
+        if parse_release(have[name]) not in wanted:
+            raise UsageError(
+                f"{where}: {text!r} conflicts with the runtime, which has {name} {have[name]} (ABI {ABI}): widen the range"
+            )
+        if match["extras"] and name != "adyton":
+            left.append(text)  # for what the extras bring
+    return left
+
+
+def parsed(requirements: Iterable[str], where: str) -> list[str]:
+    """The requirements in one spelling, sorted, each once; UsageError for one that cannot be read, or that names an address."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    found = set()
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"{where}: {text!r} is not a requirement such as numpy>=2: {reason}") from error
+        if requirement.url:
+            raise UsageError(
+                f"{where}: {text!r} names an address, which an image does not: name a version, and put the wheel into a folder"
+                " that UV_FIND_LINKS names"
+            )
+        requirement.name = normalized(requirement.name)
+        found.add(str(requirement))
+    return sorted(found)
+
+
+def oldest_python(python: str) -> str:
+    """The version for which an image is resolved: the oldest one of its range, so that it is the same for every builder."""
+    wanted = PythonRange.parse(python)
+    minor = next(minor for minor in range(11, 1000) if (3, minor) in wanted)
+    return f"3.{minor}"
+
+
+def runs_on(
+    packages: Iterable[importlib.metadata.Distribution], requirements: Iterable[str], python: str, platform: str
+) -> tuple[str, list[str]]:
+    """Python versions and platforms of an image of these packages, which were resolved for the oldest version in `python`.
+
+    That version and those after it for which the packages have nothing else to say: their tags, Requires-Python and requirements.
+    """
+    from packaging.requirements import Requirement
+
+    found = list(packages)
+    names = {normalized(each.name) for each in found} | RUNTIME_PACKAGES.keys() | {"adyton"}
+    stated = [Requirement(text) for each in found for text in each.requires or ()]
+    stated += [Requirement(text) for text in requirements]
+    conditional = [each for each in stated if each.marker is not None and normalized(each.name) not in names]
+    wanted = PythonRange.parse(python)
+    oldest = int(oldest_python(python)[2:])
+    fitting = []
+    for minor in range(oldest, NEWEST_PYTHON + 1):
+        if (3, minor) not in wanted:
+            continue
+        supported = supported_tags(f"3.{minor}", platform)
+        if not all(_tags(each) & supported.keys() and _requires(each, minor) for each in found):
+            break
+        if any(_new(each, minor, oldest, platform) for each in conditional):
+            break
+        fitting.append(minor)
+    else:
+        return wanted.text, _platforms(found, platform)
+    text = f"{wanted.text},<3.{minor}" if len(fitting) > 1 else f"3.{oldest}"
+    return text, _platforms(found, platform)
+
+
+def supported_tags(python: str, platform: str) -> dict[str, int]:
+    """The tags of wheels that run there (PEP 425), the best one first: their ranks."""
+    from packaging.tags import compatible_tags, cpython_tags
+
+    version, platforms = (3, int(python[2:])), wheel_platforms(platform)
+    tags = [
+        *cpython_tags(version, platforms=platforms),
+        *compatible_tags(version, f"cp3{version[1]}", platforms),
+    ]
+    return {str(tag): rank for rank, tag in reversed(list(enumerate(tags)))}
+
+
+def wheel_tags(file: str) -> set[str]:
+    """The tags in a wheel's file name."""
+    from packaging.tags import parse_tag
+
+    return {str(tag) for tag in parse_tag("-".join(file.removesuffix(".whl").split("-")[-3:]))}
+
+
+def _tags(package: importlib.metadata.Distribution) -> set[str]:
+    from packaging.tags import parse_tag
+
+    lines = (package.read_text("WHEEL") or "").splitlines()
+    return {str(tag) for line in lines if line.startswith("Tag:") for tag in parse_tag(line[4:].strip())}
+
+
+def _requires(package: importlib.metadata.Distribution, minor: int) -> bool:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        return SpecifierSet(package.metadata["Requires-Python"] or "").contains(f"3.{minor}.99")
+    except InvalidSpecifier:
+        return False
+
+
+def _new(requirement: Requirement, minor: int, oldest: int, platform: str) -> bool:
+    """Whether a version of Python asks for a package that the oldest one does not."""
+    marker = requirement.marker
+    assert marker is not None
+    extras = ["", *re.findall(r"""extra\s*==\s*["']([^"']+)["']""", str(marker))]
+    return any(
+        marker.evaluate(_environment(minor, platform, extra))
+        and not marker.evaluate(_environment(oldest, platform, extra))
+        for extra in extras
+    )
+
+
+def _environment(minor: int, platform: str, extra: str) -> dict[str, str]:
+    """The environment of PEP 508's markers in an enclave."""
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": f"3.{minor}.0",
+        "os_name": "posix",
+        "platform_machine": parse_platform(platform)[1],
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": f"3.{minor}.0",
+        "python_version": f"3.{minor}",
+        "sys_platform": "linux",
+        "extra": extra,
+    }
+
+
+def _platforms(packages: Iterable[importlib.metadata.Distribution], platform: str) -> list[str]:
+    pure = all(any(str(tag).endswith("-none-any") for tag in _tags(each)) for each in packages)
+    return [ANY_PLATFORM] if pure else [platform]
