@@ -12,12 +12,17 @@ BIN := $(VENV)/bin
 
 .PHONY: setup quickstart quickstart-remote test repeat coverage lint bench fuzz chaos clean
 
-setup: $(VENV)/ready
+setup: $(VENV)/ready $(VENV)/wheels/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/adyton/*.proto)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What tests put into images.
+$(VENV)/wheels/ready: $(VENV)/ready tests/wheels.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: --dest $(VENV)/wheels -r tests/wheels.txt
 	@touch $@
 
 quickstart: setup

@@ -17,6 +17,7 @@ from typing import Any
 import certificates
 import pytest
 from hypothesis import HealthCheck, settings
+from little_wheels import Wheels
 
 # A loaded machine is no failure: no deadlines, which are about time passing.
 settings.register_profile("adyton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -125,6 +126,30 @@ def waiting_address(kind: str, directory: str) -> str:
         except OSError:
             pytest.skip("NO IPV6 HERE: ::1 cannot be bound")
     return {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0", "any": "[::]:0", "unix": f"unix:{directory}/client.sock"}[kind]
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
+    """A folder for wheels that the test makes, where packages come from, and a cache of the test's own."""
+    found = Wheels(tmp_path / "wheels")
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return found
+
+
+@pytest.fixture
+def published_wheels(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of wheels of tests/wheels.txt, which is where uv looks for packages, and nowhere else."""
+    folder = Path(sys.prefix) / "wheels"
+    if not (folder / "ready").exists():
+        pytest.skip("NO WHEELS HERE: run make setup, which fetches them")
+    index = Path(sys.prefix) / "empty-index"
+    index.mkdir(exist_ok=True)
+    monkeypatch.setenv("UV_FIND_LINKS", str(folder))
+    monkeypatch.setenv("UV_DEFAULT_INDEX", index.as_uri())
+    monkeypatch.setenv("UV_CACHE_DIR", str(Path(sys.prefix) / "uv-cache"))
+    return folder
 
 
 @pytest.fixture(params=["dialled", "ipv4", "ipv6", "unix"])

@@ -20,16 +20,6 @@ PROGRAM = "def f() -> int:\n    return 1\n"
 
 
 @pytest.fixture
-def wheels(tmp_path, monkeypatch):
-    """Where packages come from, and a cache of this test's own."""
-    found = Wheels(tmp_path / "wheels")
-    for name, value in found.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return found
-
-
-@pytest.fixture
 def forget(tmp_path):
     """Forget what was built, as on another machine."""
     return lambda: shutil.rmtree(tmp_path / "cache")
