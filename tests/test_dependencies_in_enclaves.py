@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def touch(path: str) -> str:
     except OSError as error:
         return os.strerror(error.errno)
     return "written"
+
+
+def stat(path: str) -> list[int]:
+    found = os.stat(path)
+    return [found.st_dev, found.st_ino]
+
+
+def compiled(module: str) -> list[str]:
+    found = importlib.import_module(module)
+    if not os.path.exists(found.__cached__):
+        return []
+    with open(found.__cached__, "rb") as file:
+        return [file.read(8)[4:].hex(), found.value.__code__.co_filename]
 """
 
 
@@ -91,6 +105,24 @@ def test_packages_are_found_as_in_site_packages_anywhere(wheels, program):
             said = enclave.call("touch", f"/enclave/site-packages/{name}")
             assert said in ("Read-only file system", "No such file or directory")
         assert enclave.call("touch", "/enclave/site-packages/alpha/table.py") == "Read-only file system"
+
+
+def test_a_layer_is_unpacked_once_for_all_enclaves_of_a_server_and_compiled(wheels, program, server):
+    wheels.add("alpha", "1.0", {"alpha.py": b"def value() -> int:\n    return 1\n", "broken.py": b"def\n"})
+    image = build_file(program("alpha"))
+    found = []
+    for _ in range(2):
+        with adyton.load(image, on=server, allow_sim=True) as enclave:
+            found.append(enclave.call("stat", "/enclave/site-packages"))
+            assert enclave.call("touch", "/enclave/site-packages/alpha.py") == "Read-only file system"
+    assert found[0] == found[1]
+    deadline = time.monotonic() + 60
+    while True:
+        with adyton.load(image, on=server, allow_sim=True) as enclave:
+            if seen := enclave.call("compiled", "alpha"):
+                break
+        assert time.monotonic() < deadline
+    assert seen == ["01000000", "/enclave/site-packages/alpha.py"]  # PEP 552: hash-based, and not checked again
 
 
 def test_an_image_for_another_machine_is_refused_with_what_the_server_has(wheels, program, workplace):

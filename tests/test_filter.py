@@ -21,11 +21,13 @@ from adyton.runtime.process.filter import (
     LOAD,
     RETURN,
     SUPERVISOR_CALLS,
+    UNPACKER_CALLS,
     X32_BIT,
     Rule,
     compile_filter,
     guest_rules,
     supervisor_rules,
+    unpacker_rules,
 )
 from adyton.runtime.process.table import ROWS, Only, row
 
@@ -176,7 +178,16 @@ def test_a_supervisor_cannot(name):
 
 
 def test_supervisor_calls_are_names_of_the_table():
-    assert {each.name for each in ROWS} >= SUPERVISOR_CALLS
+    assert {each.name for each in ROWS} >= SUPERVISOR_CALLS | UNPACKER_CALLS
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_an_unpacker_does_what_is_listed_and_nothing_else(where):
+    program = filters.pack(compile_filter(where, unpacker_rules(where), Rule(errno=errno.EPERM)))
+    for number, each in by_number(where).items():
+        outcome = interpret(program, number, (1, 0x5421, 0, 0, 0, 0), AUDIT_ARCH[where])
+        listed = each.name in UNPACKER_CALLS or each.name == "ioctl"
+        assert outcome == (ALLOW if listed else ERRNO | errno.EPERM), each.name
 
 
 values = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=400, unique=True)

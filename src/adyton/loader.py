@@ -25,7 +25,7 @@ from adyton.hostcall.client.functions import HostFunctions
 from adyton.hostcall.client.paths import visible
 from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.hostcall.client.streams import StandardInput, StandardOutput
-from adyton.image.build import build_file
+from adyton.image.build import built_image
 from adyton.image.oci import Image
 from adyton.load_request import load_request, standard_input, working_directory
 from adyton.proto.enclave import EnclaveConfig
@@ -148,7 +148,7 @@ def open_image(source: ImageSource) -> Image | str:
             raise UsageError(
                 f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file"
             )
-        return Image.open(build_file(source.source, source.name))
+        return built_image(source.source, source.name)
     if not isinstance(source, str | os.PathLike):
         raise UsageError(f"{source!r} is no image: give the path of a .enclave or .py file, or a trusted.Enclave")
     path = os.fsdecode(source)
@@ -158,7 +158,7 @@ def open_image(source: ImageSource) -> Image | str:
         raise UsageError(
             f"there is no file {path}: give a .enclave or .py file, or sha256:… of an image that the server has"
         )
-    return Image.open(build_file(path) if path.endswith(".py") else path)
+    return built_image(path) if path.endswith(".py") else Image.open(path)
 
 
 def load_enclave(image: Image | str, provision: RemoteProvision, arguments: LoadArguments) -> EnclaveClient:

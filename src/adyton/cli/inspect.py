@@ -21,9 +21,9 @@ def command(image: str, as_json: bool) -> None:
     Show what is in IMAGE (a .enclave file, or a .py file, which is built first): its entries with their types, its measurement, its
     signatures and whether they hold. Runs nothing of it.
     """
-    from adyton.image.build import build_file
+    from adyton.image.build import built_image
     from adyton.image.describe import describe, describe_text
     from adyton.image.oci import Image
 
-    opened = Image.open(build_file(image) if image.endswith(".py") and os.path.isfile(image) else image)
+    opened = built_image(image) if image.endswith(".py") and os.path.isfile(image) else Image.open(image)
     click.echo(msgspec.json.encode(describe(opened)) if as_json else describe_text(opened))

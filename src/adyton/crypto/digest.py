@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -12,14 +11,6 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 def digest_of(data: bytes) -> str:
     """The digest of the bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def digest_of_pieces(pieces: Iterable[bytes]) -> str:
-    """The digest of all the pieces' bytes, one after the other."""
-    state = hashlib.sha256()
-    for piece in pieces:
-        state.update(piece)
-    return f"sha256:{state.hexdigest()}"
 
 
 def is_digest(text: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from adyton.crypto.keys import debug_key
 from adyton.errors import AdytonError, UsageError
-from adyton.image.dependencies import Wanted, script_dependencies
+from adyton.image.dependencies import Wanted, save, script_dependencies
 from adyton.image.entries import APPLICATION, ENCLAVE, find_applications, plain_functions, read_entries
 from adyton.image.layers import PACKAGES, LayerFile
 from adyton.image.manifest import DEFAULT_PYTHON, Entry, Manifest, is_image_name
@@ -75,22 +75,31 @@ def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Im
 
 def build_file(path: str | os.PathLike[str], enclave: str | None = None) -> Path:
     """The image file of `script_image`, in this user's cache, under its measurement."""
+    return _built(path, enclave)[0]
+
+
+def built_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
+    """The image in the file of `build_file`, verified."""
+    return _built(path, enclave)[1]
+
+
+def _built(path: str | os.PathLike[str], enclave: str | None) -> tuple[Path, Image]:
     from platformdirs import user_cache_path
 
     image = script_image(path, enclave)
     folder = user_cache_path("adyton") / "images"
     target = folder / f"{image.measurement[7:]}.enclave"
     with contextlib.suppress(AdytonError):
-        if Image.open(target).measurement == image.measurement:
-            return target
+        if (cached := Image.open(target)).measurement == image.measurement:
+            return target, cached
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
         ) from error
-    image.save(target)
-    return target
+    save(lambda: script_image(path, enclave), target)
+    return target, Image.open(target)
 
 
 def _read(path: str) -> bytes:

@@ -11,15 +11,15 @@ import hashlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adyton.crypto.digest import digest_of_pieces
 from adyton.errors import ImageError, UsageError
 from adyton.image.layers import LayerFile
 from adyton.image.lock import FILE, Locked, LockFile, Wheel
 from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES, canonical_json
+from adyton.image.oci import Image
 from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.requirements import oldest_python, others, parsed, runs_on
 from adyton.image.resolver import MISSING, Target, install, resolve
@@ -77,6 +77,20 @@ def script_dependencies(wanted: Wanted) -> Dependencies:
     return _locked(locked, wanted)
 
 
+def save(make: Callable[[], Image], path: str | os.PathLike[str]) -> Image:
+    """Make an image and write it to a file; a layer that was damaged in the cache is made anew. UsageError, ImageError."""
+    image = make()
+    try:
+        image.save(path)
+    except ImageError:
+        folder = _cache("layers")
+        for each in image.layer_descriptors:
+            (folder / each.digest[7:]).unlink(missing_ok=True)
+        image = make()
+        image.save(path)
+    return image
+
+
 def _checked(wanted: Wanted) -> list[str]:
     """The requirements that are the image's to fulfil, in one spelling."""
     left = others(wanted.dependencies, wanted.where)
@@ -111,17 +125,14 @@ def _locked(locked: Locked, wanted: Wanted) -> Dependencies:
     path = _cache("layers") / locked.layer[7:]
     try:
         layer = LayerFile(locked.layer, path.stat().st_size, str(path))
-        intact = digest_of_pieces(layer.pieces()) == locked.layer
         os.utime(path)
-    except (OSError, ImageError):
-        intact = False
-    if not intact:
+    except OSError:
         made, layer = _made(locked.wheel, locked.requirements, wanted)
         if made != locked:
             raise ImageError(
                 f"{wanted.where}: the locked wheels make the layer {made.layer} here, and the lock says {locked.layer}:"
                 f" was it made by another version of adyton? Remove {FILE} to lock anew"
-            )
+            ) from None
     return Dependencies(locked.runs_on_python, locked.runs_on_platforms, layer)
 
 

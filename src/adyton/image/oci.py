@@ -289,10 +289,10 @@ def _parse_oci_manifest(data: bytes) -> _OciManifest:
             )
     kinds = [layer.mediaType for layer in parsed.layers]
     known = [kind for kind in (APPLICATION_LAYER, DEPENDENCY_LAYER) for each in kinds if each == kind]
-    if kinds != known or kinds[0] != APPLICATION_LAYER:
+    if kinds != known or kinds[0] != APPLICATION_LAYER or kinds.count(DEPENDENCY_LAYER) > 1:
         raise ImageError(
             "this is not an enclave image that this adyton knows: its layers are not the application's,"
-            f" and then its dependencies', but {', '.join(kind[:80] for kind in kinds[:4])}"
+            f" and then at most one of dependencies, but {', '.join(kind[:80] for kind in kinds[:4])}"
         )
     digests = [each.digest for each in (parsed.config, *parsed.layers)]
     if len(set(digests)) != len(digests):

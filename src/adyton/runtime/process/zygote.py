@@ -2,8 +2,9 @@
 
     launcher (may have threads and grpc)
       └─ zygote, first `prepare`: namespaces, the tree of root.py; then it executes itself in there: `serve`
-           └─ supervisor, one for each enclave: user id, Landlock domain, few capabilities
-                └─ guest (guest_start)
+           ├─ supervisor, one for each enclave: user id, Landlock domain, few capabilities
+           │    └─ guest (guest_start)
+           └─ unpacker, one for each layer that several enclaves may share (layer_store)
 
 On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two
 descriptors: the enclave's stream socket, and a SEQPACKET socket that is this launch's alone, on which it gets
@@ -31,8 +32,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from adyton.errors import AdytonError, PlatformError
+from adyton.image.layers import PACKAGES
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import landlock, mounts, namespaces, root
+from adyton.runtime.process import landlock, layer_store, mounts, namespaces, root, unpacker
 
 if TYPE_CHECKING:
     from adyton.runtime.launch import LaunchRequest
@@ -42,6 +44,8 @@ FAILED = b"failed:"  # class of the error, newline, its text
 STARTED = b"started:"  # struct PID
 PID = struct.Struct("<i")
 MESSAGE_SIZE = 1 << 16
+
+PLACE = f"/enclave/{PACKAGES}"  # where programs see an unpacked layer
 
 _KEPT = (namespaces.CAP_SYS_CHROOT,)  # capabilities of a supervisor until its guest runs, see confine.py
 
@@ -194,6 +198,7 @@ def _warm_up() -> None:
 
     syscall_filter.guest_filter()
     syscall_filter.supervisor_filter()
+    syscall_filter.unpacker_filter()
     made = add_signature(Image.create(Manifest(name="none", entry="none:", entries=[]), {"none.py": b""}), debug_key())
     blobs = {digest: blob.read() for digest, blob in made.blobs.items()}
     image = Image.from_parts(made.oci_manifest, blobs, [each.envelope for each in made.signatures])
@@ -213,26 +218,31 @@ class _Zygote:
         self._own_ids = namespaces.has_ids_to_give()
         self._supervisors: set[int] = set()
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poller = select.poll()
+        self._layers = layer_store.LayerStore(root.LAYERS, root.layers_limit(), self._unpack, self._poller)
 
     def serve(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        poller = select.poll()
-        poller.register(self._control, select.POLLIN)
-        poller.register(self._woken, select.POLLIN)
+        self._poller.register(self._control, select.POLLIN)
+        self._poller.register(self._woken, select.POLLIN)
         with contextlib.suppress(OSError):  # the launcher was killed meanwhile, which is seen below
             self._control.send(READY)
         while True:
-            for descriptor, _ in poller.poll():
+            for descriptor, _ in self._poller.poll():
                 if descriptor == self._woken:
                     os.read(self._woken, 4096)
                     self._reap()
-                elif not self._take():
-                    self._end()
+                elif descriptor == self._control.fileno():
+                    if not self._take():
+                        self._end()
+                else:
+                    self._layers.ready(descriptor)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                self._layers.ended(pid)
                 if pid in self._supervisors:
                     self._supervisors.discard(pid)
                     self._end_orphans()
@@ -241,7 +251,7 @@ class _Zygote:
         """What a supervisor leaves ends by itself, unless it was stopped."""
         try:
             with open(f"/proc/self/task/{self._pid}/children", encoding="ascii") as file:
-                orphans = {int(each) for each in file.read().split()} - self._supervisors
+                orphans = {int(each) for each in file.read().split()} - self._supervisors - self._layers.unpackers
         except OSError:
             return  # a kernel that does not tell
         for pid in orphans:
@@ -249,7 +259,7 @@ class _Zygote:
                 os.kill(pid, signal.SIGKILL)
 
     def _end(self) -> NoReturn:
-        for pid in self._supervisors:
+        for pid in self._supervisors | self._layers.unpackers:
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -269,28 +279,56 @@ class _Zygote:
         stream, report = (socket.socket(fileno=each) for each in descriptors)
         with stream, report:
             try:
+                asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 pid = os.fork()
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
                 return True
             if pid == 0:
+                asked.close()
+                layer_store.connect(asking)
                 self._supervise(stream, report, request)
+            asking.close()
             self._supervisors.add(pid)
+            self._layers.join(pid, asked)
             handle = os.pidfd_open(pid)
             with contextlib.suppress(OSError):  # a launcher that does not wait any more
                 socket.send_fds(report, [STARTED + PID.pack(pid)], [handle])
             os.close(handle)
         return True
 
+    def _unpack(self, digest: str, size: int, folder: str) -> tuple[int, int]:
+        """Start an unpacker, see layer_store.Unpack."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reading)
+            raise
+        else:
+            if pid == 0:
+                self._leave()
+                namespaces.die_with_parent()
+                blob = f"{root.STORE}/blobs/sha256/{digest[7:]}"
+                unpacker.run(blob, digest, size, folder, PLACE, writing, own_ids=self._own_ids)
+        finally:
+            os.close(writing)
+        return pid, reading
+
+    def _leave(self) -> None:
+        """In a child: let go of what is the zygote's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (self._woken, self._waker):
+            os.close(descriptor)
+        self._control.close()
+        self._layers.abandon()
+
     def _supervise(self, stream: socket.socket, report: socket.socket, request: bytes) -> NoReturn:
         reporter = Reporter(report)
         status = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in (self._woken, self._waker):
-                os.close(descriptor)
-            self._control.close()
+            self._leave()
             self._confine()
             self._run(stream, _decode(request), reporter)
             status = 0

@@ -22,6 +22,7 @@ from adyton.image.oci import DEPENDENCY_LAYER, Image
 from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.runtime.launch import LaunchRequest
+from adyton.runtime.process import layer_store, mounts
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -71,33 +72,41 @@ def _load_the_rest() -> None:
 
 
 class _Placed(NamedTuple):
-    """A layer, and the folder of the unpacked image that it goes into; "": the image's own."""
+    """What goes into the guest's /enclave: a layer to unpack there, or the folder of one that is unpacked already."""
 
-    layer: LayerFile
-    folder: str
+    layer: LayerFile | None
+    folder: str = ""
 
 
 def _placed(image: Image) -> list[_Placed]:
-    return [
-        _Placed(
-            LayerFile(each.digest, each.size, _path(each.digest)),
-            PACKAGES if each.media_type == DEPENDENCY_LAYER else "",
-        )
-        for each in image.layer_descriptors
-    ]
+    """Every byte of it verified; ImageError, ResourceLimitError, PlatformError."""
+    placed, unpacked = [], layer_store.client()
+    for each in image.layer_descriptors:
+        if each.media_type == DEPENDENCY_LAYER:
+            placed.append(_Placed(None, unpacked.unpacked(each.digest, each.size)))
+        else:
+            image.blobs[each.digest].verify()
+            placed.append(_Placed(LayerFile(each.digest, each.size, _path(each.digest))))
+    unpacked.close()
+    return placed
 
 
 def _place(placed: _Placed, directory: str) -> None:
-    target = os.path.join(directory, placed.folder)
-    os.makedirs(target, mode=0o755, exist_ok=True)
-    unpack_layer(placed.layer, target)
+    if placed.layer is not None:
+        unpack_layer(placed.layer, directory)
+        return
+    target = f"{directory}/{PACKAGES}"
+    os.mkdir(target, 0o755)
+    mount = mounts.clone(placed.folder)
+    mounts.restrict(mount, mounts.READ_ONLY | mounts.NO_SUID | mounts.NO_DEV)
+    mounts.attach(mount, target)
 
 
 def read_image(request: LaunchRequest) -> Image:
-    """The image that was asked for, from the store, every byte verified against the measurement. ImageError, PlatformError."""
+    """The image that was asked for, from the store: manifest and signatures, verified. ImageError, PlatformError."""
     manifest = _blob(request.measurement, MAX_SMALL)
     signatures = [_blob(digest, MAX_SMALL) for digest in request.signatures]
-    image = Image.from_store(manifest, _pieces, signatures).verified()
+    image = Image.from_store(manifest, _pieces, signatures)
     version = sys.version_info[:2]
     if not image.manifest.runs_on_python((version[0], version[1])):
         raise PlatformError(
