@@ -69,6 +69,13 @@ class BlobStore:
     def has(self, digest: str) -> bool:
         return os.path.exists(self.path(digest))
 
+    def size(self, digest: str) -> int:
+        """Of the blob, in bytes; ImageError if it is not here."""
+        try:
+            return os.stat(self.path(digest)).st_size
+        except FileNotFoundError:
+            raise ImageError(f"blob {digest} is not in the store") from None
+
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those that are not here, each once, in order."""
         return [digest for digest in dict.fromkeys(digests) if not self.has(digest)]

@@ -114,8 +114,14 @@ class Reception:
             self._due.pop(0)
 
     def image(self) -> Image:
-        """The received image, every blob verified; its manifest is put into the store now. ImageError if it is none."""
+        """The received image; its manifest is put into the store now. ImageError if it is none, or not all of it is here.
+
+        Blobs were verified when they came, and are again by whoever unpacks them.
+        """
         image = Image.from_store(self._manifest, self._store.pieces, self._signatures)
+        for digest, blob in image.blobs.items():
+            if self._store.size(digest) != blob.size:
+                raise ImageError(f"blob {digest} in the store is not of the size that the image says")
         self._store.add(self._manifest)
         self._hold.add(named_blobs(self._manifest))
         return image
