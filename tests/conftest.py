@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,10 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="NOT ROOT: network namespaces cannot be made"))
 
 
+@pytest.fixture(scope="session")
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this run's tests have their built images; not kept, since some are large."""
+    yield (folder := tmp_path_factory.getbasetemp() / "cache")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees another's built images, or the user's ADYTON_ variables."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_cache(monkeypatch: pytest.MonkeyPatch, cache_of_tests: Path) -> None:
+    """No test sees the user's built images, or the user's ADYTON_ variables."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tests))
     for name in list(os.environ):
         if name.startswith("ADYTON_"):
             monkeypatch.delenv(name)
@@ -129,13 +137,15 @@ def waiting_address(kind: str, directory: str) -> str:
 
 
 @pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wheels]:
     """A folder for wheels that the test makes, where packages come from, and a cache of the test's own."""
     found = Wheels(tmp_path / "wheels")
     for name, value in found.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return found
+    yield found
+    for folder in (found.folder, tmp_path / "cache", tmp_path / "work/build"):
+        shutil.rmtree(folder, ignore_errors=True)  # some are large
 
 
 @pytest.fixture

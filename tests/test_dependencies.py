@@ -1,6 +1,7 @@
 """Dependencies of images: resolved against the runtime's ABI, locked by hash, laid out the same way anywhere. No network is used."""
 
 import importlib.util
+import os
 import re
 import shutil
 import tomllib
@@ -292,6 +293,20 @@ def test_a_lock_that_promises_another_layer_is_refused(wheels, build, workplace,
     path.write_text(path.read_text().replace(digest, "sha256:" + "0" * 64))
     with pytest.raises(ImageError, match=f"(?s){digest}.*{'0' * 64}"):
         build("alpha")
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(wheels, workplace, tmp_path, monkeypatch):
+    wheels.add("alpha", "1.0")
+    images, layers = (tmp_path / "cache/adyton" / name for name in ("images", "layers"))
+    first = build_file(script(workplace, "alpha"))
+    monkeypatch.setattr("adyton.image.cache.MAX_CACHE", int(2.5 * first.stat().st_size))
+    os.utime(first, (1, 1))
+    second = build_file(script(workplace, "alpha", python=">=3.12"))
+    os.utime(second, (2, 2))
+    assert build_file(script(workplace, "alpha")) == first
+    third = build_file(script(workplace, "alpha", python=">=3.13"))
+    assert set(images.iterdir()) == {first, third}
+    assert len(list(layers.iterdir())) == 1
 
 
 # -- the layer -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 
 from adyton.crypto.keys import debug_key
 from adyton.errors import AdytonError, UsageError
+from adyton.image.cache import cache_folder, make_room, used
 from adyton.image.dependencies import Wanted, save, script_dependencies
 from adyton.image.entries import APPLICATION, ENCLAVE, find_applications, plain_functions, read_entries
 from adyton.image.layers import PACKAGES, LayerFile
@@ -84,20 +85,14 @@ def built_image(path: str | os.PathLike[str], enclave: str | None = None) -> Ima
 
 
 def _built(path: str | os.PathLike[str], enclave: str | None) -> tuple[Path, Image]:
-    from platformdirs import user_cache_path
-
     image = script_image(path, enclave)
-    folder = user_cache_path("adyton") / "images"
+    folder = cache_folder("images")
     target = folder / f"{image.measurement[7:]}.enclave"
+    used(target)
     with contextlib.suppress(AdytonError):
         if (cached := Image.open(target)).measurement == image.measurement:
             return target, cached
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
-        ) from error
+    make_room(folder, image.size)
     save(lambda: script_image(path, enclave), target)
     return target, Image.open(target)
 

@@ -13,9 +13,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from adyton.errors import ImageError, UsageError
+from adyton.image.cache import cache_folder, make_room, used
 from adyton.image.layers import LayerFile
 from adyton.image.lock import FILE, Locked, LockFile, Wheel
 from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES, canonical_json
@@ -24,8 +24,6 @@ from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.requirements import oldest_python, others, parsed, runs_on
 from adyton.image.resolver import MISSING, Target, install, resolve
 from adyton.image.site_packages import RUNTIME_DISTRIBUTIONS, distributions, write_layer
-
-MAX_CACHE = 8 << 30  # bytes of layers that are kept
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def script_dependencies(wanted: Wanted) -> Dependencies:
     if not requirements:
         return Dependencies(wanted.python, [ANY_PLATFORM])
     key = hashlib.sha256(canonical_json([ABI, requirements, wanted.python, wanted.platform])).hexdigest()
-    lock = LockFile(str(_cache("locks") / f"{key}.lock"))
+    lock = LockFile(str(cache_folder("locks") / f"{key}.lock"))
     locked = lock.get("script")
     if locked is None:
         locked, layer = _resolve(requirements, wanted, None)
@@ -83,7 +81,7 @@ def save(make: Callable[[], Image], path: str | os.PathLike[str]) -> Image:
     try:
         image.save(path)
     except ImageError:
-        folder = _cache("layers")
+        folder = cache_folder("layers")
         for each in image.layer_descriptors:
             (folder / each.digest[7:]).unlink(missing_ok=True)
         image = make()
@@ -122,11 +120,11 @@ def _resolve(requirements: list[str], wanted: Wanted, before: Locked | None) -> 
 
 def _locked(locked: Locked, wanted: Wanted) -> Dependencies:
     """From the cache, else made again of the locked wheels."""
-    path = _cache("layers") / locked.layer[7:]
+    path = cache_folder("layers") / locked.layer[7:]
+    used(path)
     try:
         layer = LayerFile(locked.layer, path.stat().st_size, str(path))
-        os.utime(path)
-    except OSError:
+    except FileNotFoundError:
         made, layer = _made(locked.wheel, locked.requirements, wanted)
         if made != locked:
             raise ImageError(
@@ -138,14 +136,14 @@ def _locked(locked: Locked, wanted: Wanted) -> Dependencies:
 
 def _made(wheels: list[Wheel], requirements: list[str], wanted: Wanted) -> tuple[Locked, LayerFile]:
     """The lock of these wheels, and the layer that they make, in the cache."""
-    folder = _cache("layers")
+    folder = cache_folder("layers")
     with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder) as installed:
         install(wheels, installed, _target(wanted), wanted.where)
         python, platforms = runs_on(distributions(installed), requirements, wanted.python, wanted.platform)
         temporary = os.path.join(installed, ".layer")
         with open(temporary, "xb") as file:
             digest, size = write_layer(installed, file, wanted.where)
-        _make_room(folder, size)
+        make_room(folder, size)
         path = folder / digest[7:]
         os.replace(temporary, path)
     locked = Locked(
@@ -159,27 +157,3 @@ def _made(wheels: list[Wheel], requirements: list[str], wanted: Wanted) -> tuple
         wheel=wheels,
     )
     return locked, LayerFile(digest, size, str(path))
-
-
-def _cache(name: str) -> Path:
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("adyton") / name
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"the cache {folder} cannot be made: {error.strerror}. Set XDG_CACHE_HOME to a folder of yours"
-        ) from error
-    return folder
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Let the layers go that were not used for longest, until there is room for another in the cache."""
-    files = sorted((each for each in folder.iterdir() if each.is_file()), key=lambda each: each.stat().st_mtime_ns)
-    excess = sum(each.stat().st_size for each in files) + size - MAX_CACHE
-    for each in files:
-        if excess <= 0:
-            return
-        excess -= each.stat().st_size
-        each.unlink(missing_ok=True)
