@@ -356,6 +356,25 @@ def test_a_file_that_the_record_does_not_vouch_for_is_refused(wheels, build):
         build("alpha")
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "../../../../etc/passwd,sha256=AAAA,1\n",
+        "alpha/../../../../../../etc/passwd,sha256=AAAA,1\n",
+        "/etc/passwd,sha256=AAAA,1\n",
+        "alpha.py,md5=AAAA,1\n",
+        "alpha.py,,\n",
+    ],
+)
+def test_a_record_that_names_what_is_not_the_packages_brings_nothing(wheels, build, record):
+    wheels.add("alpha", "1.0", {"alpha.py": b"1"}, record=record)
+    try:
+        found = packages(build("alpha"))
+    except (ImageError, UsageError):
+        return
+    assert not any("passwd" in path or path == "alpha.py" for path in found)
+
+
 def test_an_application_may_not_lie_where_the_dependencies_do(wheels, build, workplace):
     (workplace / "site-packages").mkdir()
     (workplace / "site-packages/x.py").write_text("")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adyton.crypto.digest import digest_of
 from adyton.errors import ImageError, UsageError
 from adyton.image import archive
-from adyton.image.layers import unpack_layer
+from adyton.image.layers import LayerFile, unpack_layer
 
 NAME = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz0123456789_.-é漢"), min_size=1, max_size=12).filter(
     lambda name: name not in (".", "..")
@@ -201,6 +202,30 @@ def test_a_name_may_be_there_once(tmp_path):
 def test_long_names_by_extension_headers_are_refused(tmp_path, layout):
     with pytest.raises(ImageError):
         unpack_layer(tar(("n" * 200, b""), layout=layout), tmp_path)
+
+
+@given(content=files())
+def test_a_layer_in_a_file_is_unpacked_as_one_in_memory(tmp_path_factory, content):
+    home = tmp_path_factory.mktemp("layer")
+    data = archive.pack(content)
+    (home / "layer").write_bytes(data)
+    for name, layer in (("one", data), ("two", LayerFile(digest_of(data), len(data), str(home / "layer")))):
+        (home / name).mkdir()
+        unpack_layer(layer, home / name)
+    assert tree(home / "one") == tree(home / "two") == content
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"y" + data[1:]])
+def test_a_layer_in_a_file_that_is_not_the_one_is_refused(tmp_path, damage):
+    data = archive.pack({"a": b"x" * 5000})
+    (tmp_path / "layer").write_bytes(damage(data))
+    (tmp_path / "folder").mkdir()
+    layer = LayerFile(digest_of(data), len(data), str(tmp_path / "layer"))
+    with pytest.raises(ImageError, match="is damaged where it is stored"):
+        unpack_layer(layer, tmp_path / "folder")
+    (tmp_path / "layer").unlink()
+    with pytest.raises(ImageError, match="cannot be read"):
+        unpack_layer(layer, tmp_path / "folder")
 
 
 def test_a_size_beyond_the_archive_is_refused_before_anything_is_made(tmp_path):

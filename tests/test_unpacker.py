@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import socket
@@ -15,6 +16,7 @@ from adyton.runtime.process import libc, unpacker
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: an unpacker changes its root directory and user")
 
+PR_GET_PDEATHSIG = 2
 PLACE = "/enclave/site-packages"
 
 
@@ -25,11 +27,12 @@ def run(tmp_path, layer, *, digest=None, size=None):
         blob.write_bytes(layer)
     folder.mkdir()
     reading, writing = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
-            expected = digest or digest_of(layer)
-            unpacker.run(str(blob), expected, size or len(layer or b""), str(folder), PLACE, writing, own_ids=True)
+            expected = digest or digest_of(layer), size or len(layer or b"")
+            unpacker.run(str(blob), *expected, str(folder), PLACE, writing, parent, own_ids=True)
         finally:
             os._exit(77)
     os.close(writing)
@@ -117,3 +120,14 @@ def test_who_takes_it_over_has_its_folder_and_nothing_else(tmp_path, monkeypatch
     said, _, _ = run(tmp_path, archive.pack({"a": b"1"}))
     assert said.startswith(unpacker.UNPACKED + b"failed:PlatformError")
     assert b"refused" in said
+
+
+def test_it_ends_with_its_parent(tmp_path, monkeypatch):
+    def tell(_):
+        signal_number = ctypes.c_int()
+        libc.prctl(PR_GET_PDEATHSIG, ctypes.addressof(signal_number))
+        raise RuntimeError(f"signal {signal_number.value}")
+
+    monkeypatch.setattr(unpacker, "install_filter", tell)
+    said, _, _ = run(tmp_path, archive.pack({"a": b"1"}))
+    assert said.endswith(b"signal 9")

@@ -7,6 +7,7 @@ needs neither an index nor a network.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import importlib.util
 import os
@@ -139,10 +140,13 @@ def _made(wheels: list[Wheel], requirements: list[str], wanted: Wanted) -> tuple
     folder = cache_folder("layers")
     with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder) as installed:
         install(wheels, installed, _target(wanted), wanted.where)
-        python, platforms = runs_on(distributions(installed), requirements, wanted.python, wanted.platform)
         temporary = os.path.join(installed, ".layer")
-        with open(temporary, "xb") as file:
-            digest, size = write_layer(installed, file, wanted.where)
+        try:
+            python, platforms = runs_on(distributions(installed), requirements, wanted.python, wanted.platform)
+            with open(temporary, "xb") as file:
+                digest, size = write_layer(installed, file, wanted.where)
+        except (ValueError, csv.Error) as error:  # of packaging and importlib.metadata, too
+            raise ImageError(f"{wanted.where}: what a wheel says of itself cannot be read: {error}") from error
         make_room(folder, size)
         path = folder / digest[7:]
         os.replace(temporary, path)

@@ -7,6 +7,7 @@ read once, from its beginning to its end, and verified as it is read: what was u
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from adyton.errors import ImageError
+from adyton.errors import ImageError, ResourceLimitError
 from adyton.image.archive import Member, members
 
 PACKAGES = "site-packages"  # folder of an unpacked image where its dependencies are: as everywhere, behind the standard library
@@ -53,7 +54,8 @@ def unpack_layer(layer: bytes | LayerFile, directory: int | str | os.PathLike[st
     """Unpack a layer (an uncompressed tar) into a folder, given by path or descriptor.
 
     Files get mode 0644 (0755 if the layer says that somebody may execute them), folders 0755, whatever the umask. ImageError: the
-    layer holds what it must not, a name is taken, or the file's bytes are not the layer's; what was unpacked until then stays.
+    layer holds what it must not, a name is taken, or the file's bytes are not the layer's; ResourceLimitError: there is
+    no room. What was unpacked until then stays.
     """
     if isinstance(layer, bytes):
         file: BinaryIO = io.BytesIO(layer)
@@ -143,7 +145,8 @@ def _unpack(stream: _Stream, size: int, directory: int | str | os.PathLike[str])
             except (FileExistsError, NotADirectoryError) as error:
                 raise ImageError(f"the layer's {member.path!r} is where something else is already") from error
             except OSError as error:
-                raise ImageError(f"the layer's {member.path!r} cannot be unpacked: {error.strerror}") from error
+                kind = ResourceLimitError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM) else ImageError
+                raise kind(f"the layer's {member.path!r} cannot be unpacked: {error.strerror}") from error
     finally:
         os.close(root)
         if parent >= 0:

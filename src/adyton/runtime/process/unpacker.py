@@ -33,12 +33,17 @@ _MAX_MEMORY = 4 << 30  # bytes, of which a source as long as they come needs som
 _LAST = ("test", "tests")  # folders that hardly any program imports from
 
 
-def run(blob: str, digest: str, size: int, folder: str, place: str, pipe: int, *, own_ids: bool) -> NoReturn:
-    """Unpack a blob (its path) into an empty folder, compile, and exit; `place`: where programs will see the folder."""
+def run(
+    blob: str, digest: str, size: int, folder: str, place: str, pipe: int, parent: int, *, own_ids: bool
+) -> NoReturn:
+    """Unpack a blob (its path) into an empty folder, compile, and exit; `place`: where programs will see the folder.
+
+    `parent`: the process that forked this one, without which it does not go on.
+    """
     status = 1
     try:
         with open(blob, "rb") as file:
-            _confine(folder, own_ids=own_ids)
+            _confine(folder, parent, own_ids=own_ids)
             unpack_file(file, digest, size, ".")
         os.write(pipe, UNPACKED)
         _compile(place)
@@ -58,7 +63,7 @@ def _fail(pipe: int, kind: str, text: str) -> None:
         os.write(pipe, FAILED + f"{kind}\n{text}".encode()[:2048])
 
 
-def _confine(folder: str, *, own_ids: bool) -> None:
+def _confine(folder: str, parent: int, *, own_ids: bool) -> None:
     os.setsid()
     namespaces.set_name("adyton-unpack")
     namespaces.no_new_privileges()
@@ -71,6 +76,9 @@ def _confine(folder: str, *, own_ids: bool) -> None:
         namespaces.take_ids(UID)
     else:
         namespaces.set_capabilities()
+    namespaces.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MAX_MEMORY)):
         resource.setrlimit(kind, (most, most))
     landlock.enter_domain()

@@ -308,9 +308,8 @@ class _Zygote:
         else:
             if pid == 0:
                 self._leave()
-                namespaces.die_with_parent()
                 blob = f"{root.STORE}/blobs/sha256/{digest[7:]}"
-                unpacker.run(blob, digest, size, folder, PLACE, writing, own_ids=self._own_ids)
+                unpacker.run(blob, digest, size, folder, PLACE, writing, self._pid, own_ids=self._own_ids)
         finally:
             os.close(writing)
         return pid, reading
