@@ -174,6 +174,24 @@ def test_a_layer_under_way_is_not_removed_though_its_supervisor_ended(zygote, un
     assert not os.path.exists(unpackers.folders[FIRST])
 
 
+def test_who_has_ended_uses_nothing_whatever_it_asked_last(zygote, unpackers):
+    unpacked(zygote, unpackers, 1, FIRST)
+    zygote.asks(2, SECOND)
+    zygote.sockets[1].send(WANTED.pack(FIRST.encode(), SIZE))
+    zygote.store.ended(1)
+    unpackers.says(SECOND, UNPACKED)
+    unpacked(zygote, unpackers, 3, THIRD)
+    assert not os.path.exists(unpackers.folders[FIRST])
+
+
+def test_an_event_of_a_closed_descriptor_whose_number_is_another_s_now_is_ignored(zygote, unpackers):
+    zygote.asks(1, FIRST)
+    for descriptor in (*zygote.store._pipes, *zygote.store._askers):
+        assert zygote.store.ready(descriptor)  # nothing is there to read
+    assert zygote.answer(1) is None
+    assert not zygote.store.ready(9999)
+
+
 @pytest.mark.parametrize("digest", ["", "sha256:", "../../../etc", "sha256:" + "A" * 64, "sha512:" + "a" * 64])
 def test_what_is_no_digest_is_refused(zygote, unpackers, digest):
     zygote.asks(1, digest)

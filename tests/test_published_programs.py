@@ -85,3 +85,41 @@ def test_numpy_and_pandas_work_on_csv_and_parquet_of_the_client(published_wheels
         assert frames.call("product", 300) == [0.0, 300]  # OpenBLAS, on threads of its own
         with pytest.raises(PermissionError):
             frames.call("totals", os.path.abspath("other.csv"), "shop", "amount")
+
+
+MODEL = """
+import importlib
+import ssl
+
+import pydantic
+
+
+class Order(pydantic.BaseModel):
+    item: str
+    amount: int = pydantic.Field(gt=0)
+
+
+def total(orders: list[dict[str, str]]) -> int:
+    return sum(Order.model_validate(order).amount for order in orders)
+
+
+def versions(names: list[str]) -> list[str]:
+    return [importlib.import_module(name).__name__ for name in names]
+
+
+def certificates() -> int:
+    import certifi
+
+    return len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
+"""
+
+
+def test_web_frameworks_and_their_compiled_parts_import_and_work(published_wheels, workplace):
+    program = script(workplace, MODEL, "fastapi", "grpcio", "httpx", "requests", "uvicorn")
+    names = ["fastapi", "grpc", "httpx", "pydantic_core", "requests", "starlette.applications", "uvicorn"]
+    with adyton.load(program) as model:
+        assert model.call("versions", names) == names
+        assert model.call("total", [{"item": "a", "amount": "2"}, {"item": "b", "amount": "3"}]) == 5
+        assert model.call("certificates") > 50
+        with pytest.raises(adyton.errors.EnclaveError, match="greater than 0"):
+            model.call("total", [{"item": "a", "amount": "-1"}])

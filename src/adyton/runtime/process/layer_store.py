@@ -76,8 +76,11 @@ class LayerStore:
         return True
 
     def ended(self, pid: int) -> None:
-        """A child of the zygote has ended."""
+        """A child of the zygote has ended: what it asked last is no matter."""
         self.unpackers.discard(pid)
+        for asker, sock in list(self._askers.values()):
+            if asker == pid:
+                self._leave(sock)
         for layer in self._layers.values():
             layer.users.discard(pid)
 
@@ -90,7 +93,9 @@ class LayerStore:
 
     def _asked(self, pid: int, sock: socket.socket) -> None:
         try:
-            message = sock.recv(MESSAGE_SIZE)
+            message = sock.recv(MESSAGE_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the event was of a socket that had this number before
+            return
         except OSError:
             message = b""
         if not message:  # it wants no more
@@ -124,6 +129,7 @@ class LayerStore:
             except OSError:
                 os.rmdir(folder)
                 raise
+            os.set_blocking(pipe, False)
             layer = self._layers[digest] = _Layer(size, pipe)
             self.unpackers.add(pid)
             self._pipes[pipe] = digest
@@ -149,8 +155,11 @@ class LayerStore:
     def _told(self, pipe: int) -> None:
         digest = self._pipes[pipe]
         layer = self._layers[digest]
-        message = os.read(pipe, MESSAGE_SIZE)
-        if message == UNPACKED:
+        try:
+            message = os.read(pipe, MESSAGE_SIZE)
+        except BlockingIOError:  # the event was of a pipe that had this number before
+            return
+        if message.startswith(UNPACKED):
             layer.unpacked = True
             self._tell(layer, READY + self._folder(digest).encode())
             return

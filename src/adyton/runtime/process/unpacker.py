@@ -30,6 +30,7 @@ UID = (
 )  # of all unpackers where enclaves have ids of their own: no process has the id 0, so no enclave has this one
 
 _MAX_MEMORY = 4 << 30  # bytes, of which a source as long as they come needs some
+_MAX_SECONDS = 1800  # of a processor: some source takes the compiler for ever
 _LAST = ("test", "tests")  # folders that hardly any program imports from
 
 
@@ -79,7 +80,8 @@ def _confine(folder: str, parent: int, *, own_ids: bool) -> None:
     namespaces.die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MAX_MEMORY)):
+    limits = ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MAX_MEMORY), (resource.RLIMIT_CPU, _MAX_SECONDS))
+    for kind, most in limits:
         resource.setrlimit(kind, (most, most))
     landlock.enter_domain()
     install_filter(unpacker_filter())

@@ -280,15 +280,15 @@ class _Zygote:
         with stream, report:
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                pid = os.fork()
+                with asking:
+                    pid = os.fork()
+                    if pid == 0:
+                        asked.close()
+                        layer_store.connect(asking)
+                        self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
                 return True
-            if pid == 0:
-                asked.close()
-                layer_store.connect(asking)
-                self._supervise(stream, report, request)
-            asking.close()
             self._supervisors.add(pid)
             self._layers.join(pid, asked)
             handle = os.pidfd_open(pid)
