@@ -10,9 +10,9 @@ LANES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart quickstart-remote test repeat coverage lint bench fuzz chaos clean
+.PHONY: setup wheels quickstart quickstart-remote test repeat coverage lint bench fuzz chaos clean
 
-setup: $(VENV)/ready $(VENV)/wheels/ready
+setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/adyton/*.proto)
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +20,9 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/adyt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What tests put into images.
+# What tests put into images: published packages.
+wheels: $(VENV)/wheels/ready
+
 $(VENV)/wheels/ready: $(VENV)/ready tests/wheels.txt
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: --dest $(VENV)/wheels -r tests/wheels.txt
 	@touch $@
@@ -35,15 +37,15 @@ quickstart-remote: setup
 example-%: setup
 	@$(BIN)/python examples/$*/run.py $(ARGS)
 
-test: setup
+test: setup wheels
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # make repeat COUNT=20: all tests so often, each time in another random order.
-repeat: setup
+repeat: setup wheels
 	$(BIN)/python measure/repeat.py --count $(COUNT)
 
 # The tests once more, slower, with the lines and branches that all processes ran, enclaves' too. Details: .coverage-data/html
-coverage: setup
+coverage: setup wheels
 	$(BIN)/python measure/run.py -n 2
 
 lint: setup

@@ -153,7 +153,7 @@ def published_wheels(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of wheels of tests/wheels.txt, which is where uv looks for packages, and nowhere else."""
     folder = Path(sys.prefix) / "wheels"
     if not (folder / "ready").exists():
-        pytest.skip("NO WHEELS HERE: run make setup, which fetches them")
+        pytest.skip("NO WHEELS HERE: make wheels fetches them")
     index = Path(sys.prefix) / "empty-index"
     index.mkdir(exist_ok=True)
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))

@@ -8,11 +8,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from little_wheels import Wheels
 
 from adyton.errors import ImageError, UsageError
 from adyton.image import archive
 from adyton.image.build import build_file, script_image
+from adyton.image.lock import Locked, Wheel, format_lock, parse_lock
 from adyton.image.manifest import RUNTIME_PACKAGES
 from adyton.image.oci import APPLICATION_LAYER, DEPENDENCY_LAYER, Image
 from adyton.image.project import build_project
@@ -307,6 +310,48 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(wheels, workplace, tm
     third = build_file(script(workplace, "alpha", python=">=3.13"))
     assert set(images.iterdir()) == {first, third}
     assert len(list(layers.iterdir())) == 1
+
+
+def test_what_a_killed_build_left_goes(wheels, build, tmp_path):
+    wheels.add("alpha", "1.0")
+    for name in (".installing-old", ".installing-new"):
+        (tmp_path / "cache/adyton/layers" / name).mkdir(parents=True)
+    os.utime(tmp_path / "cache/adyton/layers/.installing-old", (1, 1))
+    build("alpha")
+    assert len(list((tmp_path / "cache/adyton/layers").glob(".installing-*"))) == 1
+
+
+def test_extras_that_bring_nothing_are_no_error(wheels, build):
+    wheels.add("cffi", RUNTIME_PACKAGES["cffi"], extras=["x"])
+    assert packages(build("cffi[x]")) == {}
+
+
+@given(
+    st.dictionaries(
+        st.text(st.sampled_from("ab.+-_09"), min_size=1),
+        st.builds(
+            Locked,
+            abi=st.text(),
+            requirements=st.lists(st.text()),
+            python=st.text(),
+            platform=st.text(),
+            runs_on_python=st.text(),
+            runs_on_platforms=st.lists(st.text()),
+            layer=st.just("sha256:" + "0" * 64),
+            wheel=st.lists(st.just(Wheel("a", "1!2+x", "a-1-py3-none-any.whl", "sha256:" + "f" * 64)), max_size=2),
+        ),
+    )
+)
+def test_a_lock_reads_back_as_it_was_written(enclaves):
+    assert parse_lock(format_lock(enclaves).encode()) == enclaves
+
+
+@given(st.binary())
+def test_nothing_but_a_usage_error_leaves_the_reader_of_locks(data):
+    try:
+        parse_lock(data)
+    except UsageError:
+        pass
 
 
 # -- the layer -------------------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from pathlib import Path
 
 from adyton.errors import UsageError
 
+LEFT_SECONDS = 24 * 3600.0
 MAX_CACHE = 4 << 30  # bytes that each of the folders keeps
 
 
@@ -27,13 +29,18 @@ def cache_folder(name: str) -> Path:
 
 
 def make_room(folder: Path, size: int) -> None:
-    """Let the files go that were not used for longest, until there is room for another one of so many bytes."""
+    """Let the files go that were not used for longest, until there is room for another one of so many bytes.
+
+    A folder in there is somebody's workplace; one that is old has been left by a process that was killed.
+    """
     files = []
     for each in folder.iterdir():
         with contextlib.suppress(OSError):  # another process removes them, too
+            found = each.stat()
             if each.is_file():
-                found = each.stat()
                 files.append((max(found.st_atime_ns, found.st_mtime_ns), found.st_size, each))
+            elif found.st_mtime < time.time() - LEFT_SECONDS:
+                shutil.rmtree(each, ignore_errors=True)
     excess = sum(each[1] for each in files) + size - MAX_CACHE
     for _, length, path in sorted(files):
         if excess <= 0:

@@ -51,7 +51,7 @@ class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     runs_on_python: str
     runs_on_platforms: list[str]
     layer: Hash
-    wheel: list[Wheel]
+    wheel: list[Wheel] = msgspec.field(default_factory=list)
 
     def answers(self, abi: str, requirements: Iterable[str], python: str, platform: str) -> bool:
         """Whether it was made for exactly that."""
@@ -132,4 +132,4 @@ def _value(value: Any) -> str:
     """A text or list of texts. JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
     if isinstance(value, list):
         return "[" + ", ".join(_value(each) for each in value) + "]"
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
