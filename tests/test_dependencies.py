@@ -384,6 +384,12 @@ def test_two_packages_with_one_file_are_refused_unless_it_is_the_same(wheels, bu
     wheels.add("beta", "1.0", {"shared/__init__.py": b"", "shared/b.py": b"2"})
     assert {"shared/a.py", "shared/b.py"} < set(packages(build("alpha", "beta")))
     wheels.add("gamma", "1.0", {"shared/a.py": b"3"})
+    wheels.add("delta", "1.0", {"LICENSE": b"1", "delta.py": b""})
+    wheels.add("epsilon", "1.0", {"LICENSE": b"2", "epsilon.py": b""})
+    found = packages(build("delta", "epsilon"))
+    assert {"delta.py", "epsilon.py"} < set(found)
+    assert "LICENSE" not in found
+    assert b"LICENSE" not in found["delta-1.0.dist-info/RECORD"]
     with pytest.raises(UsageError, match=r"alpha.*gamma.*both have a file shared/a\.py"):
         build("alpha", "gamma")
 

@@ -1,5 +1,6 @@
 """Root of a user namespace that maps one user id, as in a rootless container: there are enclaves, all of one user."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from adyton.image.build import build_file
 
 pytestmark = pytest.mark.sandbox
 PAY = Path(__file__).parent.parent / "examples/pay"
@@ -41,6 +44,38 @@ with adyton.load(sys.argv[1] + "/pay.py", allow_read=[sys.argv[1] + "/pay.csv"])
     print(pay.call("mean_pay", sys.argv[1] + "/pay.csv"))
 """
     assert in_a_user_namespace(program, PAY) > 0
+
+
+def test_packages_are_unpacked_once_for_its_enclaves_and_read_only(wheels, workplace):
+    wheels.add("alpha", "1.0")
+    (workplace / "prog.py").write_text(
+        "# /// script\n# dependencies = ['alpha']\n# ///\nimport os\nimport alpha\n\n"
+        "def where() -> list[str]:\n    return [alpha.VERSION, str(os.stat(alpha.__file__).st_ino)]\n\n"
+        "def touch() -> None:\n    open(alpha.__file__, 'a')\n"
+    )
+    image = build_file(workplace / "prog.py")
+    program = """
+import subprocess
+import adyton
+command = [sys.executable, "-m", "adyton.cli", "serve", "--port", "0"]
+server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+on = "grpc://" + server.stdout.readline().rpartition(" ")[2].strip()
+seen = []
+for _ in range(2):
+    with adyton.load(sys.argv[1], on=on, allow_sim=True) as enclave:
+        seen.append(enclave.call("where"))
+        try:
+            enclave.call("touch")
+        except OSError as error:
+            seen.append(error.errno)
+server.terminate()
+server.wait()
+print(json.dumps(seen))
+"""
+    one, errno_of_one, other, errno_of_other = in_a_user_namespace(program, image)
+    assert one == other
+    assert one[0] == "1.0"
+    assert errno_of_one == errno_of_other == errno.EROFS
 
 
 def test_its_processes_have_no_capabilities_and_see_no_other_enclave(tmp_path):

@@ -114,7 +114,7 @@ def _uv(arguments: list[str], target: Target, where: str) -> str:
 _MEANINGS = (
     (r"hash mismatch", "a wheel is not the one that adyton.lock names"),
     (
-        r"failed to fetch|error sending request|could not connect|network|dns error",
+        r"failed to fetch|error sending request|could not connect|network was disabled|network is unreachable|dns error",
         "the package index cannot be reached: connect, or set UV_FIND_LINKS or UV_INDEX_URL to a folder or index that can be",
     ),
     (

@@ -53,16 +53,23 @@ def write_layer(folder: str, file: BinaryIO, where: str) -> tuple[str, int]:
     UsageError: two packages have the same file, or one has a file that cannot be in an image; ImageError: a file is not what its
     package's RECORD says.
     """
-    records = dict[str, bytes]()
+    kept = dict[str, list[tuple[str, str, str]]]()
     hashes = dict[str, tuple[str, str]]()  # path → hash as RECORD spells it, and the package
+    strays = set[str]()
     for each in distributions(folder):
         name = os.path.basename(str(each._path))  # noqa: SLF001 - it has no public name
-        lines = list(_kept(each, name))
-        for path, digest, _ in lines:
+        kept[name] = list(_kept(each, name))
+        for path, digest, _ in kept[name]:
             if hashes.setdefault(path, (digest, name))[0] != digest:
+                if "/" not in path and not path.endswith((".py", ".so")):
+                    strays.add(path)  # a licence or the like, where it does not belong: nobody can say whose is there
+                    continue
                 raise UsageError(f"{where}: {hashes[path][1]} and {name} both have a file {path}, and not the same one")
             _check_place(path, name, where)
-        records[f"{name}/RECORD"] = _record([*lines, (f"{name}/RECORD", "", "")])
+    records = {
+        f"{name}/RECORD": _record([*(line for line in lines if line[0] not in strays), (f"{name}/RECORD", "", "")])
+        for name, lines in kept.items()
+    }
     state, size = hashlib.sha256(), 0
 
     def put(data: bytes) -> None:
@@ -71,7 +78,7 @@ def write_layer(folder: str, file: BinaryIO, where: str) -> tuple[str, int]:
         state.update(data)
         size += len(data)
 
-    for path in sorted([*hashes, *records], key=lambda each: each.encode("utf-8", "surrogatepass")):
+    for path in sorted([*(hashes.keys() - strays), *records], key=lambda each: each.encode("utf-8", "surrogatepass")):
         if path in records:
             length, content = len(records[path]), iter([records[path]])
         else:
