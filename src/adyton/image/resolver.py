@@ -50,6 +50,7 @@ def resolve(
             paths[name] = os.path.join(folder, f"{name}.txt")
             with open(paths[name], "w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
+        _say(f"resolving what the program depends on, for {target}")
         output = _uv(
             [
                 *("compile", paths["requirements"]),
@@ -65,10 +66,17 @@ def resolve(
 def install(wheels: Iterable[Wheel], folder: str, target: Target, where: str) -> None:
     """Unpack exactly these wheels, their hashes checked, into a folder."""
     lines = [f"{each.name}=={each.version} --hash={each.hash}\n" for each in wheels]
+    _say(f"fetching {len(lines)} packages")
     with tempfile.NamedTemporaryFile("w", prefix="adyton-wheels-", suffix=".txt", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
         _uv(["install", "--target", folder, "--no-deps", "--require-hashes", "-r", file.name], target, where)
+
+
+def _say(text: str) -> None:
+    """To a person who waits: downloads may take minutes."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write(f"adyton: {text}\n")
 
 
 def _find_uv() -> str:
