@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
 
 import msgspec
@@ -11,8 +12,9 @@ from draw import Draw
 
 from adyton.crypto.digest import digest_of
 from adyton.crypto.keys import debug_key
+from adyton.errors import ImageError
 from adyton.image import archive, dsse
-from adyton.image.layers import unpack_layer
+from adyton.image.layers import LayerFile, unpack_layer
 from adyton.image.manifest import Entry, Manifest, Parameter, canonical_json, decode_manifest, encode_manifest
 from adyton.image.oci import APPLICATION_LAYER, ARTIFACT_TYPE, CONFIG_TYPE, OCI_MANIFEST_TYPE, SIGNATURE_TYPE, Image
 from adyton.image.sign import add_signature, verified_signature
@@ -138,6 +140,32 @@ def _archive(draw: Draw) -> bytes:
     return b"".join(parts) + bytes(draw.pick((1024, 1024, 512, 0)))
 
 
+def _unpack_file(content: bytes, home: str) -> None:
+    """The same from a file gives what it gives in memory; from a file with another digest nothing but an error."""
+    path = f"{home}/layer"
+    with open(path, "wb") as file:
+        file.write(content)
+    outcomes = []
+    for number, form in enumerate((content, LayerFile(digest_of(content), len(content), path))):
+        os.mkdir(f"{home}/{number}")
+        try:
+            unpack_layer(form, f"{home}/{number}")
+            outcomes.append("")
+        except ImageError as error:
+            outcomes.append(str(error))
+        shutil.rmtree(f"{home}/{number}")
+    assert outcomes[0] == outcomes[1], outcomes
+    os.mkdir(f"{home}/other")
+    try:
+        unpack_layer(LayerFile(digest_of(content + b"x"), len(content), path), f"{home}/other")
+    except ImageError:
+        pass
+    else:
+        raise AssertionError("a layer with another digest was taken")
+    shutil.rmtree(f"{home}/other")
+    os.unlink(path)
+
+
 def layer(data: bytes) -> None:
     """A layer, unpacked twice: below an empty folder, and over what is there then. Nothing appears beside the folder."""
     draw = Draw(data)
@@ -146,6 +174,7 @@ def layer(data: bytes) -> None:
         folder = f"{home}/folder"
         os.mkdir(folder)
         os.symlink("/", f"{folder}/b")
+        _unpack_file(content, home)
         try:
             unpack_layer(content, folder)
             unpack_layer(content, folder)

@@ -24,7 +24,7 @@ from adyton.image.oci import Image
 from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.requirements import oldest_python, others, parsed, runs_on
 from adyton.image.resolver import MISSING, Target, install, resolve
-from adyton.image.site_packages import RUNTIME_DISTRIBUTIONS, distributions, write_layer
+from adyton.image.site_packages import distributions, write_layer
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _resolve(requirements: list[str], wanted: Wanted, before: Locked | None) -> 
 
     def wheels_under(constraints: list[str]) -> list[Wheel]:
         found = resolve(requirements, [*abi, *constraints], ["adyton"], _target(wanted), wanted.where)
-        return [each for each in found if each.name not in RUNTIME_DISTRIBUTIONS]
+        return [each for each in found if each.name not in RUNTIME_PACKAGES]
 
     wheels = None
     if before is not None:
@@ -142,7 +142,7 @@ def _made(wheels: list[Wheel], requirements: list[str], wanted: Wanted) -> tuple
         install(wheels, installed, _target(wanted), wanted.where)
         temporary = os.path.join(installed, ".layer")
         try:
-            python, platforms = runs_on(distributions(installed), requirements, wanted.python, wanted.platform)
+            python, platforms = runs_on(distributions(installed).values(), requirements, wanted.python, wanted.platform)
             with open(temporary, "xb") as file:
                 digest, size = write_layer(installed, file, wanted.where)
         except (ValueError, csv.Error) as error:  # of packaging and importlib.metadata, too

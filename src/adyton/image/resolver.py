@@ -66,7 +66,7 @@ def resolve(
 def install(wheels: Iterable[Wheel], folder: str, target: Target, where: str) -> None:
     """Unpack exactly these wheels, their hashes checked, into a folder."""
     lines = [f"{each.name}=={each.version} --hash={each.hash}\n" for each in wheels]
-    _say(f"fetching {len(lines)} packages")
+    _say(f"fetching {len(lines)} package{'' if len(lines) == 1 else 's'}")
     with tempfile.NamedTemporaryFile("w", prefix="adyton-wheels-", suffix=".txt", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()

@@ -21,16 +21,7 @@ from adyton.errors import ImageError, UsageError
 from adyton.image import archive
 
 _INSTALLERS = frozenset(
-    {
-        "INSTALLER",
-        "REQUESTED",
-        "RECORD",
-        "direct_url.json",
-        "uv_build.json",
-        "uv_cache.json",
-        "RECORD.jws",
-        "RECORD.p7s",
-    }
+    ["INSTALLER", "REQUESTED", "RECORD", "RECORD.jws", "RECORD.p7s", "direct_url.json", "uv_build.json", "uv_cache.json"]
 )
 _SCRIPTS = ("bin", "Scripts")
 _PIECE = 1 << 20
@@ -38,13 +29,10 @@ _PIECE = 1 << 20
 # Where the runtime's own packages are imported from: an image that had them would say something else than what runs.
 _RUNTIMES = ("adyton", "msgspec", "google/protobuf", "google/_upb", "cryptography", "cffi", "_cffi_backend")
 
-# Of the names that `adyton.image.manifest.RUNTIME_PACKAGES` and adyton itself have, as distributions.
-RUNTIME_DISTRIBUTIONS = frozenset({"adyton", "cffi", "cryptography", "msgspec", "protobuf"})
 
-
-def distributions(folder: str) -> list[PathDistribution]:
-    """The packages in the folder, sorted by their names."""
-    return [PathDistribution(path) for path in sorted(Path(folder).glob("*.dist-info"))]
+def distributions(folder: str) -> dict[str, PathDistribution]:
+    """The packages in the folder by their information's folder, sorted."""
+    return {path.name: PathDistribution(path) for path in sorted(Path(folder).glob("*.dist-info"))}
 
 
 def write_layer(folder: str, file: BinaryIO, where: str) -> tuple[str, int]:
@@ -56,8 +44,7 @@ def write_layer(folder: str, file: BinaryIO, where: str) -> tuple[str, int]:
     kept = dict[str, list[tuple[str, str, str]]]()
     hashes = dict[str, tuple[str, str]]()  # path → hash as RECORD spells it, and the package
     strays = set[str]()
-    for each in distributions(folder):
-        name = os.path.basename(str(each._path))  # noqa: SLF001 - it has no public name
+    for name, each in distributions(folder).items():
         kept[name] = list(_kept(each, name))
         for path, digest, _ in kept[name]:
             if hashes.setdefault(path, (digest, name))[0] != digest:
