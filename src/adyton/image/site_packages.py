@@ -21,7 +21,16 @@ from adyton.errors import ImageError, UsageError
 from adyton.image import archive
 
 _INSTALLERS = frozenset(
-    ["INSTALLER", "REQUESTED", "RECORD", "RECORD.jws", "RECORD.p7s", "direct_url.json", "uv_build.json", "uv_cache.json"]
+    [
+        "INSTALLER",
+        "REQUESTED",
+        "RECORD",
+        "RECORD.jws",
+        "RECORD.p7s",
+        "direct_url.json",
+        "uv_build.json",
+        "uv_cache.json",
+    ]
 )
 _SCRIPTS = ("bin", "Scripts")
 _PIECE = 1 << 20
