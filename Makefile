@@ -10,7 +10,7 @@ LANES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup wheels quickstart quickstart-remote test repeat coverage lint bench fuzz chaos clean
+.PHONY: setup wheels quickstart quickstart-remote test repeat coverage lint bench bench-imports fuzz chaos clean
 
 setup: $(VENV)/ready
 
@@ -56,6 +56,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python bench/run.py
+
+# What it costs to import pandas from an image, beside plain CPython.
+bench-imports: setup wheels
+	$(BIN)/python bench/imports.py
 
 # make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only.
 fuzz: setup
