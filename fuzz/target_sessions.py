@@ -28,7 +28,7 @@ from adyton.runtime.process.supervisor.layout import Layout, is_normal
 # -- communicator: sessions, and the bodies of calls ------------------------------------------------------------------
 
 SMALL = Limits(message=3 << 14, notification=2 << 14, buffered=5 << 14, pairs=4, nesting=4, in_flight=8)
-METHODS = ("load", "enter", "run", "finalize", "host", "output", "ended", "")
+METHODS = ("load", "enter", "run", "finalize", "host", "output", "counts", "ended", "")
 FRAMES = (*[frames.CallFrame] * 3, *[frames.ReplyFrame] * 2, frames.NotifyFrame, *[frames.MoreFrame] * 3)
 RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.PingFrame, frames.PongFrame)
 
@@ -87,7 +87,7 @@ def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
 def message(data: bytes) -> None:
     """Each type of body; a load's grants go on into the layout of the guest's files."""
     draw = Draw(data, (*PATHS, "UTC", "TZ"))
-    kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised)
+    kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised, messages.Counts)
     kind: Any = draw.pick(kinds)
     body = draw.spoilt(packed(draw.struct(kind))) if draw.often() else draw.rest()
     decoded = messages.decode(body, kind)

@@ -49,7 +49,6 @@ build                                               | no project                
 run quick                                           | no project                  | 2  | no pyproject.toml with a [tool.adyton] table in
 run                                                 | no target                   | 2  | Missing argument 'TARGET'. For example: adyton run quickstart -- --message "Asylo Rocks"
 run quick --message x                               | no --                       | 2  | No such option '--message'. Arguments that begin with - stand after --.
-run quick --trace t                                 | a later option              | 2  | --trace is not in this version: --stats FILE writes counts of calls
 inspect                                             | no image                    | 2  | Missing argument 'IMAGE'. For example: adyton inspect build/demo_enclave.enclave
 inspect a b                                         | too many                    | 2  | Got unexpected extra argument (b)
 inspect --jsno good.enclave                         | a mistyped option           | 2  | Did you mean '--json'?
@@ -129,7 +128,7 @@ call prog.py double 1 --allow-read                  | no value                  
 call prog.py double 1 --allow-read /usr/lib         | the enclave's own           | 2  | /usr/lib cannot be the client's: /usr is the enclave's own. Leave it out
 call prog.py double 1 --allow-net h:99999           | no port                     | 2  | '99999' is no port (1 to 65535)
 call prog.py double 1 --allow-env LD_PRELOAD        | what the loader obeys       | 2  | LD_PRELOAD is obeyed by the loader or the interpreter
-call prog.py double 1 --trace t.json                | a later option              | 2  | --trace is not in this version: --stats FILE writes counts of calls
+call prog.py double 1 --trace missing/t             | a missing folder            | 2  | --trace missing/t: no file can be written there
 call prog.py double 1 --stats folder                | a folder                    | 2  | --stats folder: no file can be written there: name one in a folder of yours
 call prog.py double 1 --stats missing/s             | a missing folder            | 2  | --stats missing/s: no file can be written there
 call prog.py double 1 --remote_proxy nothing        | no such program             | 10 | the proxy server cannot be started: nothing: No such file or directory. Check --remote_proxy

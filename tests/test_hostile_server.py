@@ -225,6 +225,7 @@ HOSTILE_FRAMES = [
     frames.encode(frames.DisposeFrame(1)),
     frames.encode(frames.NotifyFrame(1, "output", 1, b"\xc1")),
     frames.encode(frames.NotifyFrame(1, "output", 1 << 40, b"")),
+    frames.encode(frames.NotifyFrame(1, "counts", 5, msgspec.msgpack.encode([-1, 0, 0, 0]))),
     frames.encode(frames.GoodbyeFrame("\x1b[31m")) * 2,
 ]
 

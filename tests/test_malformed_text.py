@@ -11,7 +11,7 @@ import pytest
 
 from adyton.attestation.expectation import Expectation
 from adyton.communicator import session
-from adyton.communicator.messages import EnterRequest, Grant, LoadReply, LoadRequest, Raised, decode
+from adyton.communicator.messages import Counts, EnterRequest, Grant, LoadReply, LoadRequest, Raised, decode
 from adyton.errors import EnclaveTypeError, RemoteProtocolError, UnreachableError
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.policy import HostCallPolicy
@@ -37,6 +37,7 @@ def spoilt(*fields: Any) -> bytes:
         (LoadReply, ([MARK], [])),
         (EnterRequest, (MARK, b"")),
         (Raised, ("raised", MARK, "")),
+        (Counts, (0, 0, 0, 0, 0, 0, 0, 0, [[0, 0, MARK]])),
     ],
 )
 def test_a_message(kind: Any, fields: tuple[Any, ...]) -> None:

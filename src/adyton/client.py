@@ -107,11 +107,11 @@ class EnclaveClient:
         """
         name, annotation = self._entry(entry)
         body = encode(EnterRequest(name, encode_arguments(name, args, kwargs)))
-        return decode_result(name, self._call("enter", body), annotation)
+        return decode_result(name, self._call("enter", body, name), annotation)
 
     def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
         """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
-        return self._call("enter", encode(EnterRequest(entry, arguments, encoding)))
+        return self._call("enter", encode(EnterRequest(entry, arguments, encoding)), entry)
 
     def submit(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """`call` from a thread of ours."""
@@ -154,6 +154,16 @@ class EnclaveClient:
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
         return self._core.proxy.stats()
+
+    def summary(self) -> str:
+        """What its entries have cost so far, in one line: how often and how long they waited for this client, of how long they took, and
+        how many requests about this client's files were answered without asking it. By the enclave's own count, but for the seconds.
+        """
+        counts, seconds = self._core.proxy.counts(), self._core.proxy.seconds
+        waited = min(counts.waiting / 1e9, seconds)
+        trips = f"{counts.round_trips} round trip{'' if counts.round_trips == 1 else 's'}"
+        cached = f"{counts.hits} of {counts.hits + counts.misses} requests from cache"
+        return f"{trips}, {waited:.2f} s waiting of {seconds:.2f} s, {cached}"
 
     def processes(self) -> dict[str, ProcessReport]:
         """What the server's kernel says of the enclave's processes now, by "proxy", "supervisor" and "guest": each has `stat` and `status`
@@ -239,11 +249,11 @@ class EnclaveClient:
             signature = self._core.signatures[entry] = Signature(entry)
         return signature.name, signature.returns
 
-    def _call(self, method: str, body: bytes, *, closing: bool = False) -> bytes:
+    def _call(self, method: str, body: bytes, name: str = "", *, closing: bool = False) -> bytes:
         if self._core.closed and not closing:
             raise _closed(self.name)
         try:
-            return self._core.proxy.call(method, body, self._timeout)
+            return self._core.proxy.call(method, body, self._timeout, name)
         except CallFailed as failed:
             raise error_of(failed) from None
 

@@ -35,6 +35,7 @@ from adyton.remote.address import TLS
 from adyton.remote.in_process import in_process
 from adyton.remote.process_metrics import ProcessMetrics
 from adyton.remote.proxy_client import CallFailed, ProxyClient
+from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
 from adyton.trusted.application import Enclave, TrustedApplication
 
@@ -58,6 +59,7 @@ class LoadArguments:
     tls: TLS | None = None
     timeout: float | None = None
     stats: str | None = None
+    trace: str | None = None
     stdout: int = 1  # descriptor that the program's standard output goes to, unless `config` names one
     metrics: ProcessMetrics | None = None
     exit_logging: bool = False
@@ -85,6 +87,7 @@ def load(
     remote_proxy: str | None = None,
     security_type: str | None = None,
     stats: str | None = None,
+    trace: str | None = None,
     stdout: int = 1,
 ) -> EnclaveClient:
     """Load a confidential program into an enclave, and return the client that calls it.
@@ -134,6 +137,7 @@ def load(
         tls=tls,
         timeout=timeout,
         stats=stats,
+        trace=trace,
         stdout=stdout,
     )
     return load_enclave(found, provision, arguments)
@@ -168,10 +172,12 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     if platform not in ("auto", *PLATFORMS):
         raise UsageError(f"there is no platform {platform!r}: it is auto or one of {', '.join(PLATFORMS)}")
     timeout = checked_timeout(arguments.timeout) if arguments.timeout is not None else _timeout_of_environment()
-    stats = arguments.stats or os.environ.get("ADYTON_STATS") or None
-    if stats:
-        _check_stats(stats)
-    arguments = replace(arguments, timeout=timeout, stats=stats)
+    arguments = replace(
+        arguments,
+        timeout=timeout,
+        stats=_writable("--stats", arguments.stats or os.environ.get("ADYTON_STATS")),
+        trace=_writable("--trace", arguments.trace or os.environ.get("ADYTON_TRACE")),
+    )
     if provision.local and platform not in PLATFORMS_HERE:
         raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
@@ -226,13 +232,18 @@ def _connect(
             config.stdout_fd if config.HasField("stdout_fd") else arguments.stdout, config.stderr_fd
         )
         undo.callback(output.close)
+        trace = None
+        if arguments.trace is not None:
+            trace = Trace(arguments.trace, visible(name))
+            undo.callback(_close_trace, trace, {})
+            request = msgspec.structs.replace(request, trace=True)
         executor = Executor(
             policy,
             functions,
             denied=_say,
             output=output.write,
             standard_input=StandardInput(descriptor) if (descriptor := standard_input(config)) >= 0 else None,
-            log=ExitLog(visible(name)) if arguments.exit_logging else None,
+            logs=[*([ExitLog(visible(name))] if arguments.exit_logging else []), *([trace] if trace else [])],
         )
         proxy = _connected(
             provide,
@@ -240,6 +251,7 @@ def _connect(
             expectation,
             request,
             arguments.timeout,
+            trace,
             says_simulated=provision is not None,
         )
         undo.callback(proxy.abort)
@@ -249,6 +261,8 @@ def _connect(
     client.on_close(output.close)
     if end_of_metrics is not None:
         client.on_close(end_of_metrics)
+    if trace is not None:
+        client.on_close(lambda: _close_trace(trace, client.stats()))
     stats = arguments.stats
     if stats is not None:
         client.on_close(lambda: _write_stats(stats, client.stats()))
@@ -261,6 +275,7 @@ def _connected(
     expectation: Expectation,
     request: LoadRequest,
     timeout: float | None,
+    trace: Trace | None,
     *,
     says_simulated: bool,
 ) -> ProxyClient:
@@ -271,7 +286,7 @@ def _connected(
     except BaseException:
         executor.close()
         raise
-    proxy = ProxyClient(transport, executor, expectation)
+    proxy = ProxyClient(transport, executor, expectation, trace)
     try:
         reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:
@@ -354,11 +369,21 @@ def _warn(text: str) -> None:
     _say(f"adyton: warning: {text}")
 
 
-def _check_stats(path: str) -> None:
-    """UsageError, before anything is started, if the file cannot be written."""
+def _writable(option: str, path: str | None) -> str | None:
+    """The path, None for none; UsageError, before anything is started, if the file cannot be written."""
+    if not path:
+        return None
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UsageError(f"--stats {path}: no file can be written there: name one in a folder of yours")
+        raise UsageError(f"{option} {path}: no file can be written there: name one in a folder of yours")
+    return path
+
+
+def _close_trace(trace: Trace, stats: dict[str, Any]) -> None:
+    try:
+        trace.close(stats)
+    except OSError as error:
+        _warn(f"the trace cannot be written to {trace.path}: {error.strerror}")
 
 
 def _write_stats(path: str, stats: dict[str, Any]) -> None:

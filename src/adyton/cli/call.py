@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 @click.argument("args", nargs=-1)
 @load_options
 @option("--raw", is_flag=True, help="Write a bytes or str result as it is.")
+@option("--verbose", "-v", is_flag=True, help="At the end, say what the call has cost: round trips, waiting, cache.")
 @json_option("Failures as JSON, too; results always are.")
-def command(image: str, entry: str | None, args: tuple[str, ...], load: LoadOptions, raw: bool, as_json: bool) -> None:  # noqa: ARG001
+def command(
+    image: str,
+    entry: str | None,
+    args: tuple[str, ...],
+    load: LoadOptions,
+    raw: bool,
+    verbose: bool,
+    as_json: bool,  # noqa: ARG001 - root's
+) -> None:
     """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
@@ -46,7 +55,7 @@ def command(image: str, entry: str | None, args: tuple[str, ...], load: LoadOpti
         arguments = encode(find(opened.manifest.entries, entry, image), args)
     else:
         arguments = b"[[" + b",".join(_json(text) for text in args) + b"],{}]"
-    with load_image(
+    client = load_image(
         opened,
         on=load.on,
         policy=load.policy,
@@ -55,8 +64,13 @@ def command(image: str, entry: str | None, args: tuple[str, ...], load: LoadOpti
         timeout=load.timeout,
         stdout=2,
         **_lists_and_connection(load),
-    ) as client:
-        result = client.call_encoded(entry, arguments, "json")
+    )
+    try:
+        with client:
+            result = client.call_encoded(entry, arguments, "json")
+    finally:
+        if verbose:
+            click.echo(f"adyton: {client.summary()}", err=True)
     value = msgspec.msgpack.decode(result)
     if raw and isinstance(value, bytes | str):
         sys.stdout.buffer.write(value if isinstance(value, bytes) else value.encode())
@@ -79,6 +93,7 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
         "security_type": load.security_type,
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,
+        "trace": load.trace,
     }
 
 

@@ -12,8 +12,6 @@ from adyton.cli.options import variable
 
 # Options that the interface has and this version has not: what can be said instead.
 _LATER = {
-    ("call", "--trace"): "--stats FILE writes counts of calls",
-    ("run", "--trace"): "--stats FILE writes counts of calls",
     ("serve", "--config"): "all clients that are let in may do the same",
     ("serve", "--data"): "enclaves get no data of the server's",
     ("serve", "--data-for"): "enclaves get no data of the server's",

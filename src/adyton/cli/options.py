@@ -54,6 +54,7 @@ class LoadOptions:
     token_file: str | None
     security_type: str | None
     stats: str | None
+    trace: str | None
 
     def environment(self) -> dict[str, str]:
         """The same as environment variables, for a driver that `run` starts: instead of those that `run` leaves out."""
@@ -70,6 +71,7 @@ class LoadOptions:
             "token-file": self.token_file and os.path.abspath(self.token_file),
             "security-type": self.security_type,
             "stats": self.stats and os.path.abspath(self.stats),
+            "trace": self.trace and os.path.abspath(self.trace),
         }
         for right, given in self.allow.items():
             separator = os.pathsep if right in ("read", "write") else " "
@@ -98,6 +100,7 @@ def load_options(command: _C) -> _C:
             token_file=given.pop("token_file"),
             security_type=given.pop("security_type"),
             stats=given.pop("stats"),
+            trace=given.pop("trace"),
         )
         return command(**given)
 
@@ -149,6 +152,11 @@ def load_options(command: _C) -> _C:
             help="As in the original: ssl insists on TLS, also with a server here; local is without, and for a server here only.",
         ),
         option("--stats", metavar="FILE", help="Write counts of calls and bytes there, as JSON."),
+        option(
+            "--trace",
+            metavar="FILE",
+            help="Write there when each call, and each wait for this machine, began and ended; Perfetto opens it.",
+        ),
     )
     result: Any = wrapped
     for decorate in reversed(decorators):

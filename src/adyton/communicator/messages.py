@@ -11,6 +11,7 @@
     host       a request of adyton.hostcall.abi           its result
     output     (one way) an Output of adyton.hostcall.abi
     order      the same behind its number (ORDER): carried out one after the other, whatever overtakes what on the way
+    counts     (one way) Counts: before the reply to an entry if anything changed, and about each second during one
     ended      (one way) text: why the enclave ended by itself
 
 A call that failed is replied to with Raised.
@@ -19,7 +20,7 @@ A call that failed is replied to with Raised.
 from __future__ import annotations
 
 import struct
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -28,6 +29,8 @@ from adyton.proto.values import Encoding
 
 Right = Literal["read", "write"]
 ORDER = struct.Struct("<Q")  # from 0
+Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+MAX_WAITS = 1024  # of one Counts
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -79,6 +82,7 @@ class LoadRequest(Message, frozen=True):
     streams: Streams = Streams()
     logging: Logging | None = None  # None: as the program sets it up
     coherence: list[Mount] = []
+    trace: bool = False  # Counts are to have `waits`
 
 
 class LoadReply(Message, frozen=True):
@@ -90,6 +94,32 @@ class EnterRequest(Message, frozen=True):
     entry: str
     arguments: bytes
     encoding: Encoding = "msgpack"
+
+
+class Wait(Message, frozen=True):
+    """A time in which something in the enclave waited for its client: nanoseconds since the enclave started."""
+
+    start: Unsigned
+    duration: Unsigned
+    what: Annotated[str, msgspec.Meta(max_length=32)]  # it asked for first
+
+
+class Counts(Message, frozen=True):
+    """What the enclave has counted since it started: `waiting` in nanoseconds, `hits` and `misses` of requests about the client's files.
+
+    `received` and `sent`: in nanoseconds since then, when `call` arrived, the entry that is about to be replied to (0: none), and when this
+    was sent. `waits`: those since the last Counts, if the load asked for a trace; `lost`: how many are in none.
+    """
+
+    round_trips: Unsigned
+    waiting: Unsigned
+    hits: Unsigned
+    misses: Unsigned
+    call: Unsigned = 0
+    received: Unsigned = 0
+    sent: Unsigned = 0
+    lost: Unsigned = 0
+    waits: Annotated[list[Wait], msgspec.Meta(max_length=MAX_WAITS)] = []
 
 
 RaisedKind = Literal["raised", "unknown-entry", "type", "state"]

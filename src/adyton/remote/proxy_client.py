@@ -27,7 +27,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import ORDER, LoadReply, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, Counts, LoadReply, LoadRequest, Raised, decode, encode
 from adyton.communicator.sequence import Sequence
 from adyton.errors import (
     AdytonError,
@@ -41,6 +41,7 @@ from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
+from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
@@ -89,7 +90,9 @@ class _Token:
 class ProxyClient:
     """See the module. `connect` first; after `close`, or when the connection was lost, every call raises."""
 
-    def __init__(self, transport: Transport, executor: Executor, expectation: Expectation) -> None:
+    def __init__(
+        self, transport: Transport, executor: Executor, expectation: Expectation, trace: Trace | None = None
+    ) -> None:
         self._transport = transport
         self._executor = executor
         self._expectation = expectation
@@ -112,7 +115,9 @@ class ProxyClient:
         self._closing = False
         self._error: AdytonError | None = None
         self._reason = ""
-        self._counted = {"entry_calls": 0, "round_trips": 0, "bytes_sent": 0, "bytes_received": 0}
+        self._trace = trace
+        self._counted = {"entry_calls": 0, "bytes_sent": 0, "bytes_received": 0}
+        self._loading = self._counts = Counts(0, 0, 0, 0)  # what the enclave counted until it was loaded, and until now
         self._first_start: float | None = None
         self._last_end = 0.0
         self.identity: EnclaveIdentity | None = None
@@ -139,7 +144,9 @@ class ProxyClient:
             with self._lock:
                 self._channel.accept()
             left = None if until is None else max(0.0, until - time.monotonic())
-            return decode(self.call("load", encode(load), left), LoadReply)
+            reply = decode(self.call("load", encode(load), left), LoadReply)
+            self._loading = self._counts
+            return reply
         except queue.Empty:
             self.abort()
             raise DeadlineError(
@@ -192,8 +199,8 @@ class ProxyClient:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def call(self, method: str, body: bytes, timeout: float | None = None) -> bytes:
-        """One call on the calling thread's pair; its result, or CallFailed.
+    def call(self, method: str, body: bytes, timeout: float | None = None, name: str = "") -> bytes:
+        """One call on the calling thread's pair; its result, or CallFailed. `name`: for the trace, if it is not the method's.
 
         `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
         runs is not interrupted: its caller's time is looked at when it returns.
@@ -210,6 +217,8 @@ class ProxyClient:
                 self._counted["entry_calls"] += 1
                 self._first_start = self._first_start or time.monotonic()
         self._wake.put(None)
+        if self._trace is not None:
+            self._trace.entered(call)
         pair.deadline = deadline
         try:
             while True:
@@ -244,6 +253,8 @@ class ProxyClient:
         finally:
             pair.deadline = around
             self._last_end = time.monotonic()
+            if self._trace is not None:
+                self._trace.returned(call, name or method)
         if item.ok:
             result: bytes = item.body
             return result
@@ -353,8 +364,6 @@ class ProxyClient:
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
             self._reply(called.call, ok=False, body=_NOBODY_WAITS)
             raise
-        if not isinstance(request, abi.Close | abi.StopWaiting):
-            self._counted["round_trips"] += 1
         self._answer(called, ok=ok, body=body)
 
     def _answer(self, called: communicator.Called, *, ok: bool, body: bytes) -> None:
@@ -472,6 +481,10 @@ class ProxyClient:
                     self._executor.write_output(_OUTPUT.decode(body))
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed output from the enclave: {error}") from error
+            case communicator.Notified("counts", body):
+                self._counts = decode(body, Counts)
+                if self._trace is not None:
+                    self._trace.counted(self._counts)
             case communicator.Notified("ended", body):
                 self._reason = body.decode("utf-8", "replace")[:1024]
             case _:
@@ -495,17 +508,31 @@ class ProxyClient:
         """What the server says of the enclave's processes: see Transport."""
         return self._transport.processes(timeout)
 
+    @property
+    def seconds(self) -> float:
+        """From the first entry's start to the end of what came last."""
+        return 0.0 if self._first_start is None else max(0.0, self._last_end - self._first_start)
+
+    def counts(self) -> Counts:
+        """What the enclave says that it has counted since it was loaded."""
+        now, before = self._counts, self._loading
+        return Counts(
+            round_trips=max(0, now.round_trips - before.round_trips),
+            waiting=max(0, now.waiting - before.waiting),
+            hits=max(0, now.hits - before.hits),
+            misses=max(0, now.misses - before.misses),
+        )
+
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
-        seconds = 0.0 if self._first_start is None else max(0.0, self._last_end - self._first_start)
         return {
             "entry_calls": self._counted["entry_calls"],
             "host_calls": dict(self._executor.counts),
             "denied": dict(self._executor.denied),
-            "round_trips": self._counted["round_trips"],
+            "round_trips": self.counts().round_trips,
             "bytes_sent": self._counted["bytes_sent"],
             "bytes_received": self._counted["bytes_received"],
-            "seconds": seconds,
+            "seconds": self.seconds,
         }
 
 

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from adyton.hostcall import abi
 from adyton.hostcall.client import paths
 from adyton.hostcall.client.ahead_calls import UNCOUNTED, AheadCalls
 from adyton.hostcall.client.attribute_calls import AttributeCalls
-from adyton.hostcall.client.exit_log import ExitLog
+from adyton.hostcall.client.exit_log import HostCallLog, size_of
 from adyton.hostcall.client.file_calls import FileCalls
 from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunctions
 from adyton.hostcall.client.handlers import Handlers
@@ -71,12 +71,12 @@ class Executor:
         denied: Callable[[str], None],
         output: Callable[[abi.Output], None],
         standard_input: StandardInput | None = None,
-        log: ExitLog | None = None,
+        logs: Sequence[HostCallLog] = (),
         walk: bool | None = None,
     ) -> None:
         """`denied` is given a line for each path and right that was refused, once; `output` what the enclave prints.
 
-        `standard_input` is closed with this. `log` is told of each host call.
+        `standard_input` is closed with this. `logs` are told of each host call.
         `walk`: reach files without openat2 (True), with it (False), as this machine allows (None).
 
         `changed`, which may be set, is called when there may be something to `take_changes`.
@@ -86,7 +86,7 @@ class Executor:
         self._tell = denied
         self._output = output
         self._input = standard_input
-        self._log = log
+        self._logs = logs
         self._tree = ConfinedTree(walk=walk)
         self._files = OpenFiles()
         self._locks = LockCalls(self._files)
@@ -147,8 +147,8 @@ class Executor:
             self.counts["output"] += 1
         started = time.monotonic()
         self._output(output)
-        if self._log is not None:
-            self._log.note("output", "ok", started)
+        for log in self._logs:
+            log.note("output", "ok", started, len(output.data))
 
     def execute(self, request: abi.Request) -> abi.Result:
         """What the client answers. Only FunctionRaised leaves, and KeyboardInterrupt or SystemExit of a registered function."""
@@ -159,7 +159,7 @@ class Executor:
             if name != UNCOUNTED:
                 self.counts[name] += 1
             self._active += 1
-        started, outcome = time.monotonic(), "ok"
+        started, outcome, result = time.monotonic(), "ok", None
         try:
             result = self._answer(name, handler, request)
             if isinstance(result, abi.Failed):
@@ -176,8 +176,9 @@ class Executor:
                 last = self._closed and self._active == 0
             if last:
                 self._release()
-            if self._log is not None and name != UNCOUNTED:
-                self._log.note(_logged(name, request), outcome, started)
+            if name != UNCOUNTED:
+                for log in self._logs:
+                    log.note(_logged(name, request), outcome, started, size_of(request) + size_of(result))
 
     def _answer(self, name: str, handler: Callable[[Any], abi.Result], request: abi.Request) -> abi.Result:
         try:

@@ -13,8 +13,30 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from typing import Protocol
+
+import msgspec
 
 LOGGER = "adyton.exits"
+
+
+class HostCallLog(Protocol):
+    """Who is told of each host call."""
+
+    def note(self, name: str, outcome: str, started: float, size: int) -> None:
+        """A host call has ended, executed by the calling thread.
+
+        `outcome`: "ok", "denied", an errno's name, or what it raised; `started`: by time.monotonic; `size`: bytes of data that it carried.
+        """
+
+
+def size_of(part: object) -> int:
+    """Bytes of files, arguments or values in a request or an answer, or in a part of one."""
+    if isinstance(part, bytes):
+        return len(part)
+    if isinstance(part, msgspec.Struct):
+        part = msgspec.structs.astuple(part)
+    return sum(map(size_of, part)) if isinstance(part, list | tuple) else 0
 
 
 class _ToStandardError(logging.Handler):
@@ -44,7 +66,7 @@ class ExitLog:
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
 
-    def note(self, name: str, outcome: str, started: float) -> None:
-        """A host call has ended. `outcome`: "ok", "denied", an errno's name, or what it raised; `started`: by time.monotonic."""
+    def note(self, name: str, outcome: str, started: float, size: int) -> None:  # noqa: ARG002
+        """See HostCallLog."""
         milliseconds = (time.monotonic() - started) * 1000
         self._logger.info("%s: %s %s %.3f ms", self._enclave, name, outcome, milliseconds)

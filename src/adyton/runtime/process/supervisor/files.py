@@ -34,6 +34,7 @@ from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
 from adyton.runtime.process.supervisor.view import Park, Steps, View, errno_of
+from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
@@ -142,6 +143,7 @@ class _Task:
     steps: Generator[Pending, Any, bytes] | None = None
     request: abi.Request | Flush | Park | None = None
     answered: bool = False
+    waited: bool = False  # for the client
 
 
 class FileServer:
@@ -185,6 +187,7 @@ class FileServer:
         self._ready: deque[tuple[_Task, Any]] = deque()  # what they waited for is there
         self._parked: list[Pending] = []  # of those that wait for locks to be given back
         self._input = StandardInput()
+        self.waits = Waits()
 
     def set_layout(self, layout: Layout, coherence: Callable[[str], Coherence] | None = None) -> None:
         """The client's load has arrived: from now on the client is asked. Only once; before, the enclave's own directories exist.
@@ -233,6 +236,7 @@ class FileServer:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
         if ticket == STANDARD_INPUT_TICKET:
             assert not isinstance(result, Checked)
+            self.waits.ended(self._input)
             return self._read_input(self._input.receive(result, errno_of(result)))
         self._calls.complete(ticket, result)
         return self._run()
@@ -262,6 +266,10 @@ class FileServer:
             for each in answered
         ]
         request = self._input.wanted()
+        if self._input.is_waited_for:
+            self.waits.began(self._input, "ReadInput")
+        else:
+            self.waits.ended(self._input)
         return effects if request is None else [*effects, Ask(STANDARD_INPUT_TICKET, request)]
 
     def _cached(self, task: _Task) -> Generator[Pending, Any, bytes]:
@@ -302,6 +310,9 @@ class FileServer:
                 answers.append(self._answered(task, fuse_answers.failure(task.unique, error.number)))
             else:
                 self._waiting[task.unique] = task
+                if not isinstance(task.request, Park):
+                    task.waited = True
+                    self.waits.began(task.unique, type(task.request).__name__)
                 pending.after.append(self._goes_on(task))
             self._tell()
         return [*self._calls.take(), *self._notices(), *answers]
@@ -327,10 +338,19 @@ class FileServer:
         return [Notice(fuse_answers.stale_attributes(node)) for node in nodes]
 
     def _goes_on(self, task: _Task) -> Callable[[Outcome], None]:
-        return lambda outcome: self._ready.append((task, outcome))
+        def goes_on(outcome: Outcome) -> None:
+            self.waits.ended(task.unique)
+            self._ready.append((task, outcome))
+
+        return goes_on
 
     def _answered(self, task: _Task, answer: bytes) -> Answer:
         self._waiting.pop(task.unique, None)
+        self.waits.ended(task.unique)
+        if task.waited:
+            self.waits.miss()
+        elif task.request is not None and not isinstance(task.request, Park):
+            self.waits.hit()
         task.answered = True
         return Answer(answer)
 

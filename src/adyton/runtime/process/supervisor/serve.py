@@ -25,7 +25,7 @@ import msgspec
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import ORDER, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
@@ -34,9 +34,11 @@ from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, READY
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
+from adyton.runtime.process.supervisor.calls import Pending
 from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
+from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 18
@@ -114,6 +116,7 @@ class Supervisor:
         self._thread_links: set[socket.socket] = set()
         self._waiting: dict[int, tuple[int, abi.Request] | _Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
+        self._waits = files.waits if files is not None else Waits()
         self._main: _Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
@@ -141,6 +144,7 @@ class Supervisor:
             self._watch_stops()
         try:
             while self._loop.turn():
+                self._tell(self._waits.report())
                 self._guarded(self._flush)()
         finally:
             self._close()
@@ -350,6 +354,7 @@ class Supervisor:
         except AdytonError as error:
             self._refuse(call, str(error))
             return
+        self._waits.keep = request.trace
         if self._files is not None:
             self._files.set_layout(layout, coherence_of(request.coherence))
             if request.streams.stdin:
@@ -374,6 +379,7 @@ class Supervisor:
     def _replied(self, call: int, ok: bool, body: bytes) -> None:
         waiting = self._waiting.pop(call)
         if isinstance(waiting, _Link):
+            self._waits.ended(waiting.sock)
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
             assert expected == call, (expected, call)
@@ -399,6 +405,8 @@ class Supervisor:
         return link
 
     def _enter(self, link: _Link, call: int, pair: int, method: str, body: bytes) -> None:
+        self._waits.entered(call)
+        self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
         link.stack.append(("enter", call))
         link.outbox.put(protocol.encode(protocol.Enter(method, body)))
@@ -456,11 +464,17 @@ class Supervisor:
                 if link is self._main and message.ok:
                     self._running = True  # the first thing that it returns from is the load
                 self._returned(call, message)
+                if link.stack:
+                    self._waits.began(link.sock, "Call")
             else:
                 if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
                 self._host_call(link, abi.Call(message.name, message.arguments))
+
+    def _tell(self, counts: Counts | None) -> None:
+        if counts is not None and self._channel_open:
+            self._session.notify("counts", encode(counts))
 
     def _returned(self, call: int, message: protocol.Return) -> None:
         """What an entry did to files has reached the client when its caller hears that it is done."""
@@ -468,12 +482,18 @@ class Supervisor:
             effects, pending = self._files.settle()
             self._do(effects)
             if pending is not None:
-                pending.after.append(lambda _: self._reply(call, message))
+                self._waits.began(pending, "Settle")
+                pending.after.append(lambda _: self._settled(pending, call, message))
                 return
+        self._reply(call, message)
+
+    def _settled(self, pending: Pending, call: int, message: protocol.Return) -> None:
+        self._waits.ended(pending)
         self._reply(call, message)
 
     def _reply(self, call: int, result: protocol.Return) -> None:
         self._drain_output()
+        self._tell(self._waits.report(call))
         try:
             self._session.reply(call, result.ok, result.body)
         except ResourceLimitError as error:
@@ -487,6 +507,7 @@ class Supervisor:
             raised = Raised("raised", "RecursionError", error.message, "RecursionError")
             link.outbox.put(protocol.encode(protocol.HostReturn(ok=False, body=encode(raised))))
             return
+        self._waits.began(link.sock, "Call")
         self._waiting[call] = link
         link.stack.append(("host", call))
 

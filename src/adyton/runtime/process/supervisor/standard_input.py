@@ -45,6 +45,11 @@ class StandardInput:
         self._waiting.append((unique, size))
         return self._serve()
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a read of the kernel's has no answer."""
+        return bool(self._waiting)
+
     def wanted(self) -> abi.ReadInput | None:
         """What to ask the client for now; it counts as asked."""
         if self._asked or not self._waiting:

@@ -1,0 +1,205 @@
+"""What happened between a client and its enclave, in time: a file in the Chrome trace format, which Perfetto and chrome://tracing open.
+
+    process 1, the client of an enclave    a track per thread: each entry call (category "entry") from its start to its end; each host
+                                           call ("host call") while it is executed, with its outcome and the bytes of data that it carried
+    process 2, the enclave                 one track: each time in which something in it waited for the client ("wait"), with what it
+                                           asked for first
+    processes 3 and 4, …                   of the next enclave of the same program that is traced into the same file
+
+Names only: never a path, an argument or content. The enclave's waits come by its own clock; where they lie in the client's is told from
+the entries: call sent, call arrived, answer sent, answer arrived, as NTP has it, by the entry whose way was the shortest. What an enclave
+says is put in order and between the load and now. Source: "Trace Event Format" of the Chromium project; complete events (ph X, in microseconds) and metadata (M).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from adyton.communicator.messages import Counts, Wait
+
+MAX_EVENTS = 2_000_000  # some 250 MB; what comes later is counted only
+MAX_HELD = 1 << 16  # waits whose place in time is not known
+_FLUSH = 512  # events
+
+
+class _File:
+    """A trace file of this process, written by the traces of one enclave or several; complete when the last of them is closed."""
+
+    _open: ClassVar[dict[str, _File]] = {}
+    _opening = threading.Lock()
+
+    def __init__(self, path: str, start: float) -> None:
+        self.path = path
+        self.start = start
+        self.lock = threading.Lock()
+        self.enclaves = 0  # so far
+        self._users = 0
+        self._stats: list[Mapping[str, Any]] = []
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by the last user
+        self._file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+        self._separator = ""
+        self._lines: list[str] = []
+        self._written = self._left_out = 0
+
+    @classmethod
+    def joined(cls, path: str, now: float) -> _File:
+        """The file at a path, which `leave` gives back. OSError."""
+        path = os.path.abspath(path)
+        with cls._opening:
+            file = cls._open.get(path)
+            if file is None:
+                file = cls._open[path] = cls(path, now)
+            file._users += 1
+            file.enclaves += 1
+            return file
+
+    def leave(self, stats: Mapping[str, Any]) -> None:
+        """A trace is over. OSError, if it was the last one."""
+        with self._opening:
+            self._stats.append(stats)
+            self._users -= 1
+            if self._users:
+                return
+            del self._open[self.path]
+            with self.lock, self._file:
+                self._flush()
+                self._file.write('\n], "otherData": ')
+                json.dump({"enclaves": self._stats, "events_left_out": self._left_out}, self._file)
+                self._file.write("}\n")
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Under the lock."""
+        if self._written >= MAX_EVENTS or self._file.closed:
+            self._left_out += 1
+            return
+        self._written += 1
+        self._lines.append(json.dumps(event))
+        if len(self._lines) >= _FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """A disk that is full ends the trace, not what is traced."""
+        if self._lines:
+            try:
+                self._file.write(self._separator + ",\n".join(self._lines))
+            except OSError:
+                self._left_out += len(self._lines)
+            self._separator = ",\n"
+            self._lines.clear()
+
+
+class Trace:
+    """Of one enclave, written to its file as it goes on. Thread-safe; `close` it. OSError."""
+
+    def __init__(self, path: str, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, what the times that this is given are by. Of a path that is being traced to already: into the same file."""
+        self.path = path
+        self._name = name
+        self._clock = clock
+        self._file = _File.joined(path, clock())
+        self._lock = self._file.lock
+        self._client = 2 * self._file.enclaves - 1
+        self._enclave = self._client + 1
+        self._closed = False
+        self._threads: set[int] = set()
+        self._calls: dict[int, float] = {}  # entries under way → their start
+        self._held: list[Wait] = []
+        self._lost = 0  # waits that the enclave says are in no report
+        self._shortest = float("inf")  # seconds that an entry was on its way, both ways
+        self._offset = 0.0  # the enclave's clock and this make the client's
+        self._waited_until = clock()
+        with self._lock:
+            for process, text in ((self._client, f"client of {name}"), (self._enclave, f"enclave {name}")):
+                self._metadata("process_name", process, 0, text)
+            self._metadata("thread_name", self._enclave, 0, "waits for the client")
+
+    # -- what happens ---------------------------------------------------------------------------------------------------
+
+    def entered(self, call: int) -> None:
+        """The calling thread has made the call of that number."""
+        with self._lock:
+            self._calls[call] = self._clock()
+
+    def returned(self, call: int, name: str) -> None:
+        """Its call is over."""
+        with self._lock:
+            self._slice("entry", name, self._calls.pop(call), self._clock(), {})
+
+    def note(self, name: str, outcome: str, started: float, size: int) -> None:
+        """The calling thread has executed a host call; `size`: bytes of data in request and answer."""
+        with self._lock:
+            self._slice("host call", name, started, self._clock(), {"outcome": outcome, "bytes": size})
+
+    def counted(self, counts: Counts) -> None:
+        """The enclave's counts have arrived."""
+        with self._lock:
+            now = self._clock()
+            sent = self._calls.get(counts.call)
+            if sent is not None:
+                received, answered = counts.received / 1e9, counts.sent / 1e9
+                way = (now - sent) - (answered - received)
+                if 0 <= way < self._shortest:
+                    self._shortest = way
+                    self._offset = ((sent - received) + (now - answered)) / 2
+            self._lost = counts.lost
+            self._held += counts.waits[: MAX_HELD - len(self._held)]
+            if self._shortest < float("inf"):
+                held, self._held = self._held, []
+                for wait in held:
+                    self._wait(wait, now)
+
+    def close(self, stats: Mapping[str, Any]) -> None:
+        """Nothing more comes; with the statistics. Once more: nothing."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._file.leave({"name": self._name, **stats, "waits_left_out": self._lost})
+
+    # -- under the lock -------------------------------------------------------------------------------------------------
+
+    def _wait(self, wait: Wait, now: float) -> None:
+        start = min(max(wait.start / 1e9 + self._offset, self._waited_until), now)
+        end = min(start + wait.duration / 1e9, now)
+        self._waited_until = end
+        self._event("wait", wait.what, self._enclave, 0, start, end, {})
+
+    def _slice(self, category: str, name: str, start: float, end: float, arguments: Mapping[str, Any]) -> None:
+        thread = threading.get_native_id()
+        if thread not in self._threads:
+            self._threads.add(thread)
+            self._metadata("thread_name", self._client, thread, threading.current_thread().name)
+        self._event(category, name, self._client, thread, start, end, arguments)
+
+    def _metadata(self, name: str, process: int, thread: int, text: str) -> None:
+        self._file.add({"ph": "M", "name": name, "pid": process, "tid": thread, "args": {"name": text}})
+
+    def _event(
+        self,
+        category: str,
+        name: str,
+        process: int,
+        thread: int,
+        start: float,
+        end: float,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        begin = round((start - self._file.start) * 1e6, 3)
+        # From rounded times, so that the end of one and the start of the next agree.
+        duration = round((end - self._file.start) * 1e6, 3) - begin
+        self._file.add(
+            {
+                "ph": "X",
+                "cat": category,
+                "name": name,
+                "pid": process,
+                "tid": thread,
+                "ts": begin,
+                "dur": round(duration, 3),
+                "args": arguments,
+            }
+        )
