@@ -93,6 +93,10 @@ def test_native_modules_can_be_imported(finished, module):
 def test_time_zones_and_names_are_known(finished):
     assert finished.guest("import zoneinfo; return str(zoneinfo.ZoneInfo('Europe/Paris'))") == "Europe/Paris"
     assert finished.guest("import getpass, os, pwd; return pwd.getpwuid(os.getuid()).pw_name") == "enclave"
+    assert finished.guest("import grp, pwd; return [pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name]") == [
+        "root",
+        "root",
+    ]
     assert finished.guest("import socket; return socket.gethostname()") == "host"  # as finish was told
 
 

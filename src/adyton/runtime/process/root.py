@@ -77,8 +77,10 @@ _DEVICE_LINKS = (
 )
 
 _ETC = {
-    "passwd": "enclave:x:1000:1000::/enclave:/sbin/nologin\nnobody:x:65534:65534::/:/sbin/nologin\n",
-    "group": "enclave:x:1000:\nnogroup:x:65534:\n",
+    "passwd": "enclave:x:1000:1000::/enclave:/sbin/nologin\n"
+    "root:x:0:0:root:/:/sbin/nologin\n"
+    "nobody:x:65534:65534::/:/sbin/nologin\n",
+    "group": "enclave:x:1000:\nroot:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost enclave\n::1 localhost enclave\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
