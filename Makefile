@@ -7,6 +7,7 @@ SECONDS ?= 60
 COUNT ?= 100
 SEED ?= 1
 LANES ?= 4
+ROUNDS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -60,6 +61,12 @@ bench: setup
 # What it costs to import pandas from an image, beside plain CPython.
 bench-imports: setup wheels
 	$(BIN)/python bench/imports.py
+
+# make bench-hostcalls ONLY=read,sqlite DELAYS=0,20 ROUNDS=1: host calls at a distance, beside the same work done otherwise.
+.PHONY: bench-hostcalls
+bench-hostcalls: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
+	@$(BIN)/python bench/hostcalls.py --only "$(ONLY)" --delays "$(DELAYS)" --rounds $(ROUNDS)
 
 # make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only.
 fuzz: setup

@@ -1,0 +1,110 @@
+"""The reference for throughput: bytes over a bare grpcio stream, with no options but those it has by itself.
+
+The client dials, as adyton's does; "up" are bytes to the server (what an enclave reads), "down" from it (what an enclave writes), "echo" there and back.
+Its server is a process of its own: `python bench/bare_stream.py` prints the port, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+PIECE = 1 << 18
+AHEAD = 16  # pieces that are queued for the stream
+
+
+def _up(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
+    size = sum(len(each) for each in requests)
+    yield str(size).encode()
+
+
+def _down(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
+    for each in requests:
+        left = int(each)
+        while left:
+            yield bytes(min(left, PIECE))
+            left -= min(left, PIECE)
+
+
+def _echo(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
+    yield from requests
+
+
+@contextlib.contextmanager
+def server() -> Iterator[int]:
+    """Its port."""
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+def seconds(port: int, way: str, warm: int, size: int) -> float:
+    """For `size` bytes, after `warm` bytes on the same connection."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        _transfer(channel, way, warm)
+        start = time.perf_counter()
+        _transfer(channel, way, size)
+        return time.perf_counter() - start
+
+
+def _transfer(channel: grpc.Channel, way: str, size: int) -> None:
+    call = channel.stream_stream(f"/Bare/{way}")
+    if way == "down":
+        got = sum(len(each) for each in call(iter([str(size).encode()])))
+        assert got == size
+    elif way == "up":
+        (answer,) = call(_pieces(size))
+        assert int(answer) == size
+    else:
+        # What is sent is paced by what comes back, so that neither side holds more than AHEAD pieces.
+        room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(AHEAD):
+            room.put(None)
+
+        def paced() -> Iterator[bytes]:
+            for piece in _pieces(size):
+                room.get()
+                yield piece
+
+        got = 0
+        for each in call(paced()):
+            got += len(each)
+            room.put(None)
+        assert got == size
+
+
+def _pieces(size: int) -> Iterator[bytes]:
+    piece = bytes(PIECE)
+    for start in range(0, size, PIECE):
+        yield piece[: min(PIECE, size - start)]
+
+
+def main() -> None:
+    handlers = {
+        name: grpc.stream_stream_rpc_method_handler(step)
+        for name, step in (("up", _up), ("down", _down), ("echo", _echo))
+    }
+    served = grpc.server(ThreadPoolExecutor(4))
+    served.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bare", handlers),))
+    print(served.add_insecure_port("127.0.0.1:0"), flush=True)
+    served.start()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
