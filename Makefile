@@ -73,6 +73,11 @@ fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
+# make conformance MODULES="files test_socket": CPython's own tests in an enclave, all of them or these areas and modules.
+.PHONY: conformance
+conformance: setup
+	@nice $(BIN)/python conformance/conformance_run.py $(MODULES)
+
 # make chaos COUNT=100 SEED=1 LANES=4: kill -9 and SIGSTOP of each party at so many moments; 1000 of them take about 20 minutes.
 chaos: setup
 	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED) --lanes $(LANES)
