@@ -10,6 +10,7 @@ import datetime as dt
 import ipaddress
 import random
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from targets import TARGETS
 
 from adyton.attestation import sim
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.hostcall import sockets as net
 from adyton.image.manifest import encode_manifest
 from adyton.image.signature import Payload
 from adyton.provision.upload import offer_of
@@ -146,6 +148,27 @@ def _certificates() -> list[bytes]:
     return [each.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER) for each in (builder, extended)]
 
 
+def _queries() -> list[bytes]:
+    """An address of a name, and its other family's; a reverse one; what has more than one question."""
+    head = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0)
+    name, reverse = b"\2db\7example\0", b"\0011\0010\0010\003127\7in-addr\4arpa\0"
+    queries = [head + text + struct.pack(">2H", kind, 1) for text, kind in ((name, 1), (name, 28), (reverse, 12))]
+    return [*queries, struct.pack(">6H", 7, 0, 2, 0, 0, 1) + name + struct.pack(">2H", 1, 1) + bytes(11)]
+
+
+def _socket_messages() -> list[bytes]:
+    new = net.New("inet", "stream", [net.Option("SO_LINGER", [1, 5])])
+    peer = net.Endpoint("127.0.0.1", 80)
+    return [
+        b"\0" + net.encode(net.Received(1, b"data")),
+        b"\0" + net.encode(net.Incoming(1, 2, peer, peer)),
+        b"\1" + net.encode(net.SendTo(1, peer, b"data")),
+        b"\1" + net.encode(net.Accepts(1, [2, 3])),
+        b"\2" + net.encode(net.Connect(1, new, peer)),
+        b"\2" + net.encode(net.Listen(1, new, 5, [2, 3])),
+    ]
+
+
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "evidence": lambda: [
         b"\0" + sim.attest(_IDENTITY, bytes(64)),
@@ -169,6 +192,8 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "proc-file": lambda: [b"\0" + _STAT, b"\1" + _STATUS, b"\2" + b"12 345 ", b"\3" + b"a) S 1 (b\n1"],
     "value": _values,
     "server-certificate": _certificates,
+    "name-query": _queries,
+    "socket-message": _socket_messages,
 }
 
 

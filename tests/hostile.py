@@ -10,6 +10,7 @@ from adyton.channel.client import ClientChannel, Data, EvidenceReceived
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import ORDER, EnterRequest, LoadRequest, Mount, Raised, decode, encode
 from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.proto.values import decode_result, encode_arguments
@@ -55,6 +56,7 @@ class Client:
         self.replies = {}
         self.output = bytearray()
         self.asked = []
+        self.told = []  # messages about sockets
         self.ended = None
         self.evidence = None
         self._pump(lambda: self.evidence is not None)
@@ -106,6 +108,14 @@ class Client:
                     self.session.reply(call, True, answer)
                 elif answer is not None:
                     self.session.reply(call, True, msgspec.msgpack.encode(answer))
+            case communicator.Called(call, _, "net", body):
+                request = net.request_of(body)
+                self.asked.append(request)
+                answer = self.answer(request)
+                if answer is not None:
+                    self.session.reply(call, True, answer if isinstance(answer, bytes) else net.encode(answer))
+            case communicator.Notified("net", body):
+                self.told.append(net.from_enclave(body))
             case communicator.Replied():
                 self.replies[event.call] = event
             case communicator.Notified("output", body):
@@ -120,6 +130,11 @@ class Client:
                 raise TimeoutError("the enclave does not answer")
             if not self.receive():
                 raise ConnectionResetError(self.ended or "the enclave closed the connection")
+
+    def tell(self, message):
+        """A message about a socket: a Struct, or bytes."""
+        self.session.notify("net", message if isinstance(message, bytes) else net.encode(message))
+        self.send()
 
     def call(self, method, body, pair=1):
         """Make a call; its number."""

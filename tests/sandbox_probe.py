@@ -8,11 +8,14 @@ import errno
 import json
 import os
 import select
+import socket
 import struct
 import sys
 
 from adyton.runtime.process.confine import confine_supervisor
-from adyton.runtime.process.guest_start import Limits, start_guest
+from adyton.runtime.process.guest_start import LISTENER, Limits, start_guest
+from adyton.runtime.process.supervisor.notifications import Listener
+from adyton.runtime.process.supervisor.system_calls import SystemCalls
 
 NAMES = [
     "bin",
@@ -115,7 +118,8 @@ def _serve(sock, started, report):
     poller = select.poll()
     for each in (sock, started.control, started.fuse, started.pidfd, started.stdout, started.stderr):
         poller.register(each, select.POLLIN)
-    names = {"started": started, "output": b"", "os": os, "sock": sock}
+    names = {"started": started, "output": b"", "os": os, "sock": sock, "refused": []}
+    calls = listener = None
     lines = sock.makefile("rwb")
     ready = False
     while True:
@@ -129,9 +133,15 @@ def _serve(sock, started, report):
                     pass
                 except OSError:
                     poller.unregister(descriptor)
+            elif calls is not None and descriptor == listener.fileno():
+                calls.receive()
             elif descriptor == started.control.fileno():
-                message = started.control.recv(1 << 18)
-                if not message:
+                message, descriptors, _, _ = socket.recv_fds(started.control, 1 << 18, 1)
+                if message == LISTENER:
+                    listener = Listener(descriptors[0], started.pid)
+                    calls = SystemCalls(listener, {}, lambda call: names["refused"].append([call.name, call.errno]))
+                    poller.register(listener, select.POLLIN)
+                elif not message:
                     poller.unregister(descriptor)
                 elif not ready:
                     report(None if message == b"ready" else message.decode())

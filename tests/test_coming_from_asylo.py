@@ -220,7 +220,7 @@ def outcomes(folder: str) -> dict[str, str]:
         "mmap": lambda: mapped(path),
         "sqlite3": lambda: database(folder + "/database"),
         "inotify": lambda: by_libc("inotify_init"),
-        "socket": socket.socket,
+        "connection": lambda: socket.create_connection(("127.0.0.1", 9)),
         "unix socket": lambda: socket.socket(socket.AF_UNIX),
         "socketpair": socket.socketpair,
         "epoll": select.epoll,
@@ -248,8 +248,7 @@ REFUSED = {
     "setxattr of the machine": "EPERM",
     "mkfifo": "EPERM",
     "inotify": "ENOSYS",
-    "socket": "EACCES",
-    "unix socket": "EACCES",
+    "connection": "EACCES",
     "execve": "EACCES",
 }
 

@@ -81,7 +81,7 @@ def messages() -> list[int]:
 
 def names() -> list[str]:
     found = []
-    for ask in (lambda: socket.if_indextoname(77), lambda: socket.getaddrinfo("no.such.host", 80)):
+    for ask in (lambda: socket.if_indextoname(77), lambda: socket.getaddrinfo("no.such.host.invalid", 80)):
         try:
             ask()
         except socket.gaierror:

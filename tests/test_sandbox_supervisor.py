@@ -267,3 +267,31 @@ except PlatformError as error:
     assert exit_code == 31
     assert failures == ["fuse"]
     assert said in message
+
+
+def test_it_reaches_the_descriptors_of_every_thread_of_its_guest(zygote):
+    """Of those that are no process's first thread too, in the way of Linux before 6.9 as well; and of nobody else's."""
+    with enclave(zygote) as started:
+        started.guest("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
+        (guest,) = children(started.pid)
+        threads = sorted(int(each) for each in os.listdir(f"/proc/{guest}/task"))
+        assert len(threads) == 2
+        code = """
+            from adyton.runtime.process.libc import system_call
+            from adyton.runtime.process.supervisor.notifications import Listener
+            listener = Listener.__new__(Listener)
+            listener._leaders = [started.pid]
+            found = []
+            for find in (listener._process, listener._process_of_old):
+                for thread in {threads}:
+                    try:
+                        descriptor = find(thread)
+                        os.close(system_call("pidfd_getfd", descriptor, 0, 0))
+                        os.close(descriptor)
+                        found.append("reached")
+                    except OSError as error:
+                        found.append(error.errno)
+            return found
+        """
+        assert started.supervisor(code.format(threads=threads)) == ["reached"] * 4
+        assert set(started.supervisor(code.format(threads=[os.getpid()]))) <= {1, 9}  # EPERM, EBADF

@@ -74,7 +74,7 @@ def test_checks_look_at_arguments_that_a_call_has():
 
 
 REFUSED = """
-    socket connect bind listen accept accept4 execve execveat ptrace process_vm_readv process_vm_writev pidfd_getfd
+    execve execveat ptrace process_vm_readv process_vm_writev pidfd_getfd
     io_uring_setup io_uring_enter io_uring_register userfaultfd bpf perf_event_open keyctl add_key request_key mount umount2
     unshare setns chroot pivot_root move_mount open_tree fsopen fsmount kexec_load kexec_file_load init_module finit_module
     delete_module swapon swapoff reboot quotactl name_to_handle_at open_by_handle_at fanotify_init seccomp clone3 iopl
@@ -85,6 +85,16 @@ REFUSED = """
 @pytest.mark.parametrize("name", REFUSED.split())
 def test_is_refused(name):
     assert row(name).action == "refused"
+
+
+EMULATED = """
+    socket connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt shutdown sendto recvfrom
+"""
+
+
+@pytest.mark.parametrize("name", EMULATED.split())
+def test_is_emulated(name):
+    assert row(name).action == "emulated"
 
 
 LOCAL = """
@@ -108,9 +118,9 @@ def test_the_command_prints_every_row():
     printed = json.loads(CliRunner().invoke(command, ["--json"], catch_exceptions=False).output)
     assert [each["name"] for each in printed] == [each.name for each in ROWS]
     socket = next(each for each in printed if each["name"] == "socket")
-    assert socket["action"] == "refused"
-    assert socket["errno"] == "EACCES"
-    assert socket["reason"]
+    assert (socket["action"], socket["errno"]) == ("emulated", None)
+    assert socket["how"]
+    assert next(each for each in printed if each["name"] == "ptrace")["reason"]
     assert (socket["group"], socket["x86_64"], socket["aarch64"]) == ("net", 41, 198)
     text = CliRunner().invoke(command, [], catch_exceptions=False).output
     assert len(text.splitlines()) == len(ROWS)

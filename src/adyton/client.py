@@ -165,6 +165,11 @@ class EnclaveClient:
         cached = f"{counts.hits} of {counts.hits + counts.misses} requests from cache"
         return f"{trips}, {waited:.2f} s waiting of {seconds:.2f} s, {cached}"
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """The system calls that the enclave's runtime refused to its program, or did not know, and how often: see `adyton syscalls`."""
+        return self._core.proxy.refused()
+
     def processes(self) -> dict[str, ProcessReport]:
         """What the server's kernel says of the enclave's processes now, by "proxy", "supervisor" and "guest": each has `stat` and `status`
         (/proc/PID/stat and /proc/PID/status), or an `error`. The server's operator can make it up: it is no evidence.

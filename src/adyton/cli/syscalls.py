@@ -14,7 +14,7 @@ from adyton.cli.options import json_option
 def command(as_json: bool) -> None:
     """adyton syscalls
 
-    What becomes of each system call in an enclave: done locally, or refused with an errno, and why.
+    What becomes of each system call in an enclave: done locally, emulated by the supervisor, or refused with an errno, and why.
     """
     from adyton.runtime.process.table import ROWS
 
@@ -25,6 +25,7 @@ def command(as_json: bool) -> None:
             "action": row.action,
             "errno": row.refused.errno if row.refused else None,
             "reason": row.refused.reason if row.refused else None,
+            "how": row.emulated.how if row.emulated else None,
             "conditions": [
                 {"argument": check.argument, "errno": check.otherwise.errno, "reason": check.otherwise.reason}
                 for check in row.checks
@@ -44,5 +45,6 @@ def command(as_json: bool) -> None:
             limits = "; ".join(
                 f"{each.otherwise.errno} where argument {each.argument}: {each.otherwise.reason}" for each in row.checks
             )
-            outcome = f"local    {limits}".rstrip()
+            how = f"emulated {row.emulated.how}" if row.emulated else "local   "
+            outcome = f"{how} {limits}".rstrip()
         click.echo(f"{row.group:8} {row.name:24} {outcome}")

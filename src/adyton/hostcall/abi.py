@@ -549,3 +549,12 @@ class Output(_Struct, frozen=True):
 
     stream: Literal["stdout", "stderr"]
     data: Annotated[bytes, msgspec.Meta(max_length=1 << 16)]
+
+
+class RefusedCall(_Struct, frozen=True):
+    """A system call that the enclave's runtime refused; `count` times so far. Unknown calls are named by their number."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    errno: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    reason: Annotated[str, msgspec.Meta(max_length=256)]
+    count: Unsigned

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,7 +38,9 @@ from adyton.errors import (
     RemoteProtocolError,
 )
 from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor, FunctionRaised
+from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
 from adyton.remote.trace import Trace
@@ -51,6 +53,7 @@ WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "f
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
+_REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
 
 
 _NOBODY_WAITS = encode(
@@ -111,6 +114,7 @@ class ProxyClient:
         self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight)
         self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
         executor.changed = self._files_changed
+        self._sockets = ClientSockets(executor.net, _Way(self, executor))
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
         self._closing = False
         self._error: AdytonError | None = None
@@ -180,6 +184,7 @@ class ProxyClient:
         self._lost(ClosedError("the enclave was destroyed: load it again"))
         self._pool.shutdown(wait=False)
         self._order.shutdown(wait=False)
+        self._sockets.close()
         self._executor.close()
 
     def _lost(self, error: AdytonError) -> None:
@@ -394,9 +399,32 @@ class ProxyClient:
 
     def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
         with self._lock:
+            self._tell_changes()
             if self._error is None:
                 self._session.reply(call, ok, body)
         self._wake.put(None)
+
+    def notify(self, method: str, bodies: Iterable[bytes]) -> None:
+        """Tell the enclave what has no answer."""
+        with self._lock:
+            if self._error is not None:
+                return
+            self._tell_changes()
+            for body in bodies:
+                self._session.notify(method, body)
+        self._wake.put(None)
+
+    def replied_host_call(self, call: int, body: bytes) -> None:
+        """Answer a host call that something in the enclave waited for."""
+        self._reply(call, ok=True, body=body)
+
+    def bytes_pending(self) -> int:
+        """How much is on its way out, and not sent yet."""
+        return self._session.pending_bytes
+
+    def submit(self, step: Callable[[], None]) -> None:
+        """Run a step on a thread of the pool for host calls. RuntimeError: the client is closed."""
+        self._pool.submit(step)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -407,6 +435,8 @@ class ProxyClient:
                     self._dispose_ended()
                     if plaintext := self._session.data_to_send(PIECE):
                         self._channel.send(plaintext)
+                    if self._session.pending_bytes < CAUGHT_UP:
+                        self._sockets.caught_up()
                 data = self._channel.data_to_send()
                 closing = self._closing or self._error is not None
             if data:
@@ -465,6 +495,8 @@ class ProxyClient:
                     raise RemoteProtocolError("an ordered host call without its number")
                 for each in self._sequence.arrived(ORDER.unpack_from(body)[0], event):
                     self._order.submit(self._serve, each)
+            case communicator.Called(call, 0, "net", body):
+                self._sockets.request(call, net.request_of(body))
             case communicator.Called(_, 0, _, _):
                 self._pool.submit(self._serve, event)
             case communicator.Called(call, number, _, _):
@@ -476,6 +508,13 @@ class ProxyClient:
                     pair.mailbox.put(event)
             case communicator.Replied():
                 self._replied(event)
+            case communicator.Notified("net", body):
+                self._sockets.message(net.from_enclave(body))
+            case communicator.Notified("refused", body):
+                try:
+                    self._executor.refused_call(_REFUSED.decode(body))
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                    raise RemoteProtocolError(f"malformed account of a refused call: {error}") from error
             case communicator.Notified("output", body):
                 try:
                     self._executor.write_output(_OUTPUT.decode(body))
@@ -523,6 +562,10 @@ class ProxyClient:
             misses=max(0, now.misses - before.misses),
         )
 
+    def refused(self) -> dict[str, int]:
+        """How often the enclave's runtime has refused which system calls."""
+        return dict(self._executor.refused)
+
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
         return {
@@ -541,6 +584,28 @@ def _waits(request: abi.Request) -> bool:
     if isinstance(request, abi.Compound):
         return any(_waits(each) for each in request.requests)
     return isinstance(request, abi.Lock | abi.Flock) and request.wait is not None
+
+
+class _Way:
+    """What the sockets have of a ProxyClient: see hostcall.client.sockets.Way."""
+
+    def __init__(self, client: ProxyClient, executor: Executor) -> None:
+        self._client = client
+        self.note = executor.note
+        self.denied = executor.report
+
+    def send(self, *messages: net.FromClient) -> None:
+        self._client.notify("net", map(net.encode, messages))
+
+    def reply(self, call: int, result: net.Result | abi.Failed) -> None:
+        self._client.replied_host_call(call, net.encode(result))
+
+    def bytes_pending(self) -> int:
+        return self._client.bytes_pending()
+
+    def submit(self, step: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the enclave is being destroyed
+            self._client.submit(step)
 
 
 def _note(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:

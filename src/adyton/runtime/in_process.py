@@ -25,6 +25,7 @@ class _GuestThreads:
     stdout: int | None = None
     stderr: int | None = None
     pidfd: int | None = None
+    pid: int = 0
 
 
 def launch(application: TrustedApplication) -> socket.socket:

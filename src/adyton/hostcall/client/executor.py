@@ -28,6 +28,7 @@ from adyton.hostcall.client.functions import FunctionRaised, Functions, HostFunc
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.name_calls import NameCalls
+from adyton.hostcall.client.net_policy import NetPolicy
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.places import Places, Refused
@@ -108,6 +109,8 @@ class Executor:
         self._closed = False
         self.counts: Counter[str] = Counter()
         self.denied: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.net = NetPolicy(policy)
 
     def __enter__(self) -> Self:
         return self
@@ -149,6 +152,29 @@ class Executor:
         self._output(output)
         for log in self._logs:
             log.note("output", "ok", started, len(output.data))
+
+    def note(self, name: str, outcome: str, started: float) -> None:
+        """A host call that was answered elsewhere has ended."""
+        with self._lock:
+            self.counts[name] += 1
+        for log in self._logs:
+            log.note(name, outcome, started, 0)
+
+    def report(self, name: str, denied: Denied) -> None:
+        """A host call `name` was denied; a line says so, once."""
+        self._report(name, denied)
+
+    def refused_call(self, call: abi.RefusedCall) -> None:
+        """Count a system call that the enclave's runtime refused; a line says so, once for each name."""
+        with self._lock:
+            if call.name not in self.refused and len(self.refused) >= SHOWN_DENIALS:
+                return
+            first = call.name not in self.refused
+            self.refused[call.name] = call.count
+        if first:
+            name, code, reason = (paths.visible(each) for each in (call.name, call.errno, call.reason))
+            with suppress(OSError, ValueError):  # standard error is closed
+                self._tell(f"adyton: the enclave called {name}, which fails there with {code}: {reason}")
 
     def execute(self, request: abi.Request) -> abi.Result:
         """What the client answers. Only FunctionRaised leaves, and KeyboardInterrupt or SystemExit of a registered function."""

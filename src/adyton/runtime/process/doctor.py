@@ -241,9 +241,9 @@ def _seccomp() -> str:
     def step() -> None:
         program = syscall_filter.guest_filter()
         namespaces.no_new_privileges()
-        libc.install_filter(program)
+        libc.install_filter(program, listened=True)
         try:
-            libc.system_call("io_uring_setup", 1, None)
+            libc.system_call("clone3", None, 0)  # refused by the filter itself: nobody listens here
         except OSError as error:
             if error.errno == errno.ENOSYS:
                 return

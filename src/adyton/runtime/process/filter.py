@@ -1,7 +1,7 @@
 """Seccomp filters: the guest's, from the table, and the supervisor's, a short list. Pure functions to classic BPF.
 
 A filter looks at struct seccomp_data (linux/seccomp.h): the call's number at 0, the architecture at 4, argument n at 16 + 8n, of
-which only the low 32 bits are looked at. A program is a list of struct sock_filter; every block below ends in a return on each of
+which mostly only the low 32 bits are looked at. A program is a list of struct sock_filter; every block below ends in a return on each of
 its paths, so that blocks can be put one behind the other.
 """
 
@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adyton.errors import PlatformError
-from adyton.runtime.process.table import ROWS, Architecture, Check, Only, Refused, architecture
+from adyton.runtime.process.table import ROWS, Architecture, Check, Is, Only, Refused, architecture
 
 # seccomp's return values (linux/seccomp.h)
 ALLOW = 0x7FFF0000
 KILL = 0x80000000  # the whole process
 ERRNO = 0x00050000
+ASK = 0x7FC00000  # whoever has the listener: SECCOMP_RET_USER_NOTIF
 
 AUDIT_ARCH: Mapping[Architecture, int] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 X32_BIT = 0x40000000
@@ -56,18 +57,20 @@ Block = list[Instruction]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of a call: refused with `errno` (if not 0), else allowed where every check holds."""
+    """What becomes of a call: refused with `errno` (if not 0) or by a check that does not hold; else allowed.
+
+    `asks`: refusals are the listener's to answer, and so is what is `emulated` (but where `local` holds).
+    """
 
     errno: int = 0
     checks: tuple[Check, ...] = ()
+    asks: bool = False
+    emulated: bool = False
+    local: Is | None = None
 
 
 def _plain(code: int, value: int) -> Instruction:
     return Instruction(code, 0, 0, value)
-
-
-def _refusal(refused: Refused) -> int:
-    return ERRNO | int(getattr(errno, refused.errno))
 
 
 def _branch(code: int, value: int, if_true: Block, if_false: Block) -> Block:
@@ -87,16 +90,31 @@ def _one_of(values: Sequence[int], if_one: Block, if_none: Block) -> Block:
 
 def _rule(rule: Rule) -> Block:
     if rule.errno:
-        return [_plain(RETURN, ERRNO | rule.errno)]
-    block = [_plain(RETURN, ALLOW)]
+        return [_plain(RETURN, ASK if rule.asks else ERRNO | rule.errno)]
+    block = [_plain(RETURN, ASK if rule.emulated else ALLOW)]
+    if rule.local is not None:
+        block = _where(rule.local, [_plain(RETURN, ALLOW)], block)
     for check in reversed(rule.checks):
-        refuse = [_plain(RETURN, _refusal(check.otherwise))]
+        refuse = [_plain(RETURN, ASK if rule.asks else ERRNO | number_of(check.otherwise))]
         load = [_plain(LOAD, _ARGUMENTS_OFFSET + 8 * check.argument)]
         if isinstance(check, Only):
             block = [*load, _plain(AND, check.mask), *_one_of(check.values, block, refuse)]
         else:
             block = [*load, *_one_of(check.values, refuse, block)]
     return block
+
+
+def _where(condition: Is, holds: Block, fails: Block) -> Block:
+    words = range(0, condition.bits, 32)
+    for word in reversed(words):
+        load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument + word // 8)
+        holds = [load, *_branch(IF_EQUAL, condition.value >> word & 0xFFFFFFFF, holds, fails)]
+    return holds
+
+
+def number_of(refused: Refused) -> int:
+    """The errno of a refusal."""
+    return int(getattr(errno, refused.errno))
 
 
 def _search(bounds: Sequence[tuple[int, Rule]]) -> Block:
@@ -116,7 +134,7 @@ def compile_filter(where: Architecture, rules: Mapping[int, Rule], default: Rule
             bounds.append((number, rule))
     calls = _search(bounds)
     if where == "x86_64":
-        calls = _branch(IF_ANY_BIT, X32_BIT, [_plain(RETURN, ERRNO | errno.ENOSYS)], calls)
+        calls = _branch(IF_ANY_BIT, X32_BIT, _rule(default), calls)
     # The jump over all calls may be far; so the short block comes first.
     program = [
         _plain(LOAD, _ARCHITECTURE_OFFSET),
@@ -129,13 +147,22 @@ def compile_filter(where: Architecture, rules: Mapping[int, Rule], default: Rule
     return program
 
 
+UNKNOWN = Rule(errno=errno.ENOSYS, asks=True)  # a call without a row
+
+
 def guest_rules(where: Architecture) -> dict[int, Rule]:
     """The table's rows, by number."""
     rules = {}
     for row in ROWS:
         number = row.number(where)
-        if number is not None:
-            rules[number] = Rule(errno=getattr(errno, row.refused.errno)) if row.refused else Rule(checks=row.checks)
+        if number is None:
+            continue
+        if row.refused is not None:
+            rules[number] = Rule(errno=number_of(row.refused), asks=not row.refused.often)
+        else:
+            local = row.emulated.local if row.emulated else None
+            asks = bool(row.checks)  # as rules are compared, those that differ in nothing else are one
+            rules[number] = Rule(checks=row.checks, asks=asks, emulated=row.emulated is not None, local=local)
     return rules
 
 
@@ -147,18 +174,21 @@ _SUPERVISOR_CALLS = """
     sendto recvfrom sendmsg recvmsg socketpair shutdown getsockopt setsockopt getsockname getpeername
     epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 pipe2 eventfd2
     mmap munmap mprotect mremap madvise brk futex rseq set_robust_list membarrier sched_yield sched_getaffinity
-    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom setitimer
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack restart_syscall
+    process_vm_readv process_vm_writev pidfd_open pidfd_getfd
     kill tgkill pidfd_send_signal wait4 waitid getpid gettid getppid getuid geteuid getgid getegid getrusage uname sysinfo
     exit exit_group
 """
 SUPERVISOR_CALLS = frozenset(_SUPERVISOR_CALLS.split())
 _NOT_FOR_SUPERVISORS = Refused("EPERM", "a supervisor does not need it")
 _AF_UNIX = 1
-_FIOCLEX, _FIONBIO, _FIONREAD = 0x5451, 0x5421, 0x541B  # asm-generic/ioctls.h
+_FIOCLEX, _FIONBIO, _FIONREAD, _SIOCOUTQ = 0x5451, 0x5421, 0x541B, 0x5411  # asm-generic/ioctls.h, linux/sockios.h
+# SECCOMP_IOCTL_NOTIF_: RECV, SEND, ID_VALID, ADDFD, SET_FLAGS (linux/seccomp.h)
+_NOTIFICATIONS = (0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104)
 _SUPERVISOR_CHECKS: Mapping[str, tuple[Check, ...]] = {
     "socketpair": (Only(0, 0xFFFFFFFF, (_AF_UNIX,), _NOT_FOR_SUPERVISORS),),
-    "ioctl": (Only(1, 0xFFFFFFFF, (_FIOCLEX, _FIONBIO, _FIONREAD), _NOT_FOR_SUPERVISORS),),
+    "ioctl": (Only(1, 0xFFFFFFFF, (_FIOCLEX, _FIONBIO, _FIONREAD, _SIOCOUTQ, *_NOTIFICATIONS), _NOT_FOR_SUPERVISORS),),
 }
 
 
@@ -208,7 +238,7 @@ def _here() -> Architecture:
 def guest_filter() -> bytes:
     """The guest's filter for this machine. PlatformError where there is none."""
     where = _here()
-    return pack(compile_filter(where, guest_rules(where), Rule(errno=errno.ENOSYS)))
+    return pack(compile_filter(where, guest_rules(where), UNKNOWN))
 
 
 @functools.cache

@@ -7,6 +7,7 @@
     supervisor ── GO ────► guest: dies with its parent from now on
                ◄─ READY ─  or FAILED
     guest: main(side), which calls side.finish before it runs any of the image's code
+               ◄─ LISTENER, on which the supervisor is asked about system calls from then on
 
 The guest's mounts are clones of what the zygote prepared (root.py), so few calls are left to do here. No descriptor of /dev/fuse
 stays in the guest: a second holder would keep a dead enclave's programs waiting for ever.
@@ -35,6 +36,7 @@ from adyton.runtime.process.namespaces import GUEST_UID
 GO = b"go"
 FUSE = b"fuse"
 READY = b"ready"
+LISTENER = b"listener"  # guest → supervisor, before any of the image's code runs: the filter's listener, its descriptor attached
 FAILED = b"failed:"
 
 HOME = "/enclave"
@@ -273,5 +275,7 @@ class _Start(Generic[_Layer]):
                 resource.setrlimit(kind, (bound, bound))
         namespaces.drop_capabilities_for_good()
         namespaces.no_new_privileges()
-        install_filter(syscall_filter.guest_filter())
+        listener = install_filter(syscall_filter.guest_filter(), listened=True)
+        socket.send_fds(self.control, [LISTENER], [listener])
+        os.close(listener)
         return warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Any
 
@@ -39,12 +40,20 @@ class _Program(ctypes.Structure):
 
 
 _SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
 
-def install_filter(program: bytes) -> None:
+def install_filter(program: bytes, *, listened: bool = False, every_thread: bool = False) -> int:
     """Put this thread, and all that it starts, under a seccomp filter for good. Needs no_new_privs. See seccomp(2).
 
-    `program`: struct sock_filter, 8 bytes each.
+    `program`: struct sock_filter, 8 bytes each. `listened`: what is returned is a descriptor on which another process is asked.
+    `every_thread`: the process's other threads come under it too.
     """
     argument = _Program(len(program) // 8, program)
-    system_call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(argument))
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER if listened else 0
+    flags |= _SECCOMP_FILTER_FLAG_TSYNC if every_thread else 0
+    result = system_call("seccomp", _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(argument))
+    if every_thread and result:
+        raise OSError(errno.EBUSY, f"seccomp: thread {result} cannot come under the filter")
+    return result

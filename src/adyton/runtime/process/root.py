@@ -82,7 +82,11 @@ _ETC = {
     "nobody:x:65534:65534::/:/sbin/nologin\n",
     "group": "enclave:x:1000:\nroot:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost enclave\n::1 localhost enclave\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+    # The supervisor answers there, see supervisor.sockets.resolver; the client has search lists of its own.
+    "resolv.conf": "nameserver 127.0.0.53\nsearch .\noptions timeout:30 attempts:1\n",
+    "services": "http 80/tcp\nhttps 443/tcp\ndomain 53/tcp\ndomain 53/udp\nssh 22/tcp\nsmtp 25/tcp\n",
+    "protocols": "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\n",
 }
 
 

@@ -3,9 +3,10 @@
     Row(name, number on x86-64, number on arm64, group, action, checks)
 
 A number is None where the architecture has no such call. LOCAL: the guest's kernel does it, within the guest's namespaces and its
-file tree. Refused(errno, reason): it fails with that errno and does nothing. `checks` narrow a local call by its arguments;
-the filter sees registers only, so no check follows a pointer. A call that has no row fails with ENOSYS, as it would on an older
-kernel, and so does every x32 call; a call of another architecture ends the process.
+file tree. Emulated(how): the supervisor does it in the kernel's stead. Refused(errno, reason): it fails with that errno and does
+nothing. `checks` narrow a call by its arguments; the filter sees registers only, so no check follows a pointer. A call that has no
+row fails with ENOSYS, as it would on an older kernel, and so does every x32 call; a call of another architecture ends the process.
+What is refused goes to the supervisor, which counts it, unless it is made `often`.
 
 The filter, `adyton syscalls` and the documentation are derived from these rows. Sources: the kernel's
 arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.18, and the calls' man pages.
@@ -18,16 +19,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal["x86_64", "aarch64"]
-Errno = Literal["EACCES", "EINVAL", "ENOSYS", "EPERM"]
+Errno = Literal["EACCES", "EDESTADDRREQ", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"]
 Group = Literal["file", "event", "net", "memory", "process", "signal", "time", "ipc", "mount", "system"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Fails with `errno`, because of `reason`."""
+    """Fails with `errno`, because of `reason`. `often`: libraries make the call all the time, so the filter answers it, uncounted."""
 
     errno: Errno
     reason: str
+    often: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,23 @@ Check = Only | Never
 
 
 @dataclass(frozen=True, slots=True)
+class Is:
+    """An argument equals `value`: all of it, or its low 32 bits."""
+
+    argument: int
+    value: int
+    bits: Literal[32, 64] = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """The supervisor does it, `how`. Where `local` holds, the guest's kernel does."""
+
+    how: str
+    local: Is | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """See the module."""
 
@@ -60,7 +79,7 @@ class Row:
     x86_64: int | None
     aarch64: int | None
     group: Group
-    refused: Refused | None
+    outcome: Refused | Emulated | None
     checks: tuple[Check, ...] = ()
 
     def number(self, architecture: Architecture) -> int | None:
@@ -68,8 +87,16 @@ class Row:
         return self.x86_64 if architecture == "x86_64" else self.aarch64
 
     @property
-    def action(self) -> Literal["local", "refused"]:
-        return "refused" if self.refused else "local"
+    def refused(self) -> Refused | None:
+        return self.outcome if isinstance(self.outcome, Refused) else None
+
+    @property
+    def emulated(self) -> Emulated | None:
+        return self.outcome if isinstance(self.outcome, Emulated) else None
+
+    @property
+    def action(self) -> Literal["local", "emulated", "refused"]:
+        return "refused" if self.refused else "emulated" if self.emulated else "local"
 
 
 LOCAL = None
@@ -82,7 +109,6 @@ WATCHING = (
 )
 WHOLE_FILE_SYSTEM = "it acts on a whole file system, past the paths that were allowed"
 ASYNC_IO = "the kernel would act outside the filter; programs fall back on threads"
-SOCKETS = "an enclave has no network yet; socketpair is local"
 PLACEMENT = "it moves memory of other processes too"
 FAULTS = "it can hold the kernel in the middle of an operation"
 OTHERS = "it reaches into another process"
@@ -134,11 +160,17 @@ NO_WATCHES = (
 # PER_LINUX, and the value that only asks (personality(2))
 PERSONALITIES = (Only(0, 0xFFFFFFFF, (0, 0xFFFFFFFF), Refused("EPERM", "it weakens the layout of memory")),)
 
-# SOL_SOCKET; SO_BINDTODEVICE, SO_ATTACH_FILTER and its kin, SO_LOCK_FILTER (asm-generic/socket.h)
-SOCKET_OPTIONS = (
-    Only(1, 0xFFFFFFFF, (1,), Refused("EACCES", SOCKETS)),
-    Never(2, (25, 26, 27, 44, 50, 51, 52), Refused("EPERM", KERNEL_PROGRAMS)),
-)
+ON_STAND_IN = "on the client's socket, if it stands for one; else locally"
+NAMES = Emulated("names of the client's socket, if it stands for one; else locally")
+ON_SOCKET = Emulated(ON_STAND_IN)
+# The family is AF_UNIX: sockets among the enclave's own processes.
+SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", Is(0, 1, 32))
+# A null pointer in place of an address
+SEND_TO = Emulated("a datagram to an address; without one it is local", Is(4, 0))
+RECEIVE_FROM = Emulated("a datagram with its sender; without the sender it is local", Is(4, 0))
+
+_OUT_OF_BAND = Refused("EOPNOTSUPP", "a stand-in has no out-of-band data")
+NOT_OUT_OF_BAND = {argument: (Only(argument, 1, (0,), _OUT_OF_BAND),) for argument in (2, 3)}  # MSG_OOB
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
@@ -289,24 +321,24 @@ ROWS: tuple[Row, ...] = (
     Row("pipe", 22, None, "event", LOCAL),
     Row("pipe2", 293, 59, "event", LOCAL),
     # -- net --
-    Row("socket", 41, 198, "net", Refused("EACCES", SOCKETS)),
+    Row("socket", 41, 198, "net", SOCKET),
     Row("socketpair", 53, 199, "net", LOCAL, UNIX_PAIRS),
-    Row("connect", 42, 203, "net", Refused("EACCES", SOCKETS)),
-    Row("bind", 49, 200, "net", Refused("EACCES", SOCKETS)),
-    Row("listen", 50, 201, "net", Refused("EACCES", SOCKETS)),
-    Row("accept", 43, 202, "net", Refused("EACCES", SOCKETS)),
-    Row("accept4", 288, 242, "net", Refused("EACCES", SOCKETS)),
-    Row("getsockname", 51, 204, "net", LOCAL),
-    Row("getpeername", 52, 205, "net", LOCAL),
-    Row("getsockopt", 55, 209, "net", LOCAL),
-    Row("setsockopt", 54, 208, "net", LOCAL, SOCKET_OPTIONS),
-    Row("shutdown", 48, 210, "net", LOCAL),
-    Row("sendto", 44, 206, "net", LOCAL),
-    Row("recvfrom", 45, 207, "net", LOCAL),
-    Row("sendmsg", 46, 211, "net", LOCAL),
-    Row("recvmsg", 47, 212, "net", LOCAL),
-    Row("sendmmsg", 307, 269, "net", LOCAL),
-    Row("recvmmsg", 299, 243, "net", LOCAL),
+    Row("connect", 42, 203, "net", ON_SOCKET),
+    Row("bind", 49, 200, "net", ON_SOCKET),
+    Row("listen", 50, 201, "net", ON_SOCKET),
+    Row("accept", 43, 202, "net", ON_SOCKET),
+    Row("accept4", 288, 242, "net", ON_SOCKET),
+    Row("getsockname", 51, 204, "net", NAMES),
+    Row("getpeername", 52, 205, "net", NAMES),
+    Row("getsockopt", 55, 209, "net", ON_SOCKET),
+    Row("setsockopt", 54, 208, "net", ON_SOCKET),
+    Row("shutdown", 48, 210, "net", ON_SOCKET),
+    Row("sendto", 44, 206, "net", SEND_TO, NOT_OUT_OF_BAND[3]),
+    Row("recvfrom", 45, 207, "net", RECEIVE_FROM, NOT_OUT_OF_BAND[3]),
+    Row("sendmsg", 46, 211, "net", LOCAL, NOT_OUT_OF_BAND[2]),
+    Row("recvmsg", 47, 212, "net", LOCAL, NOT_OUT_OF_BAND[2]),
+    Row("sendmmsg", 307, 269, "net", LOCAL, NOT_OUT_OF_BAND[3]),
+    Row("recvmmsg", 299, 243, "net", LOCAL, NOT_OUT_OF_BAND[3]),
     # -- memory --
     Row("mmap", 9, 222, "memory", LOCAL),
     Row("munmap", 11, 215, "memory", LOCAL),
@@ -343,7 +375,7 @@ ROWS: tuple[Row, ...] = (
     Row("process_vm_writev", 311, 271, "memory", Refused("EPERM", OTHERS)),
     # -- process --
     Row("clone", 56, 220, "process", LOCAL, NO_NAMESPACES),
-    Row("clone3", 435, 435, "process", Refused("ENOSYS", CLONE3)),
+    Row("clone3", 435, 435, "process", Refused("ENOSYS", CLONE3, often=True)),
     Row("fork", 57, None, "process", LOCAL),
     Row("vfork", 58, None, "process", LOCAL),
     Row("execve", 59, 221, "process", Refused("EACCES", EXEC)),

@@ -94,6 +94,7 @@ PRELOAD = (
     "adyton.runtime.process.guest_start",
     "adyton.runtime.process.supervisor.files",
     "adyton.runtime.process.supervisor.loop",
+    "adyton.runtime.process.supervisor.emulation",
     "adyton.runtime.process.supervisor.wanted",
     "adyton.trusted",
     "adyton.trusted.aead",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import selectors
 import socket
 import time
@@ -19,6 +20,8 @@ class Loop:
         self._writers: dict[int, Callback] = {}
         self._readers: dict[int, Callback] = {}
         self._alarm: tuple[float, Callback] | None = None
+        self._later: list[tuple[float, int, Callback]] = []  # a heap
+        self._counted = 0
         self._running = True
 
     def read(self, source: Any, callback: Callback | None) -> None:
@@ -60,13 +63,20 @@ class Loop:
         """Call back once, so much later, in place of what was set before; None: not at all."""
         self._alarm = None if callback is None else (time.monotonic() + seconds, callback)
 
+    def later(self, seconds: float, callback: Callback) -> None:
+        """Call back once, so much later; nothing takes it back."""
+        self._counted += 1  # of two at the same time, the first comes first
+        heapq.heappush(self._later, (time.monotonic() + seconds, self._counted, callback))
+
     def stop(self) -> None:
         """Make `turn` return False from now on."""
         self._running = False
 
     def turn(self) -> bool:
         """Wait once, and call back for all that is ready. False: stopped."""
-        left = None if self._alarm is None else max(0.0, self._alarm[0] - time.monotonic())
+        due = [self._alarm[0]] if self._alarm is not None else []
+        due += [self._later[0][0]] if self._later else []
+        left = max(0.0, min(due) - time.monotonic()) if due else None
         for key, events in self._selector.select(left):
             if events & selectors.EVENT_READ and (reader := self._readers.get(key.fd)):
                 reader()
@@ -75,6 +85,8 @@ class Loop:
         if self._alarm is not None and time.monotonic() >= self._alarm[0]:
             callback, self._alarm = self._alarm[1], None
             callback()
+        while self._later and time.monotonic() >= self._later[0][0]:
+            heapq.heappop(self._later)[2]()
         return self._running
 
     def close(self) -> None:

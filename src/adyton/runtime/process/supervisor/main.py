@@ -52,14 +52,16 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     )
 
     from adyton.attestation.sim import attest
+    from adyton.runtime.process.supervisor.closing import Closer
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.serve import Program, Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     files = FileServer(wanted=GuestThreads(1, ".").wanted)
-    supervisor = Supervisor(sock, guest, program, identity, attest, files, lambda: report(None))
-    confine_supervisor(guest.proc)
+    closer = Closer()
+    supervisor = Supervisor(sock, guest, program, identity, attest, files, lambda: report(None), closer.close)
+    confine_supervisor(guest.proc, closer.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

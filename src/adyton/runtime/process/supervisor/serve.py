@@ -4,6 +4,7 @@
                          ▲           ▲          │
                          └───────────┴──── host calls of registered functions
     /dev/fuse ──► FileServer ──► session (pair 0) ──► client ──► check ──► FileServer ──► /dev/fuse
+    the filter's listener ──► SystemCalls ──► SocketCalls ──► session (pair 0, "net") ──► client and back;  stand-ins ◄─► Pump
 
 Single-threaded. The guest's bytes, its file requests and the relay's bytes are hostile; each breach ends the enclave with a reason,
 never the supervisor with a traceback.
@@ -32,9 +33,10 @@ from adyton.hostcall.check import check
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
-from adyton.runtime.process.guest_start import FAILED, READY
+from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Pending
+from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -66,6 +68,8 @@ class GuestProcess(Protocol):
     def stderr(self) -> int | None: ...
     @property
     def pidfd(self) -> int | None: ...
+    @property
+    def pid(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Supervisor:
         attest: Callable[[EnclaveIdentity, bytes], bytes],
         files: FileServer | None,
         ready: Callable[[], None],
+        close_file: Callable[[int], None] = os.close,
     ) -> None:
         self._relay = relay
         self._guest = guest
@@ -117,6 +122,8 @@ class Supervisor:
         self._waiting: dict[int, tuple[int, abi.Request] | _Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
+        self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits)
+        self._host_name = ""
         self._main: _Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
@@ -199,6 +206,7 @@ class Supervisor:
             sock.close()
         if self._main is not None:
             self._main.sock.close()
+        self._emulation.close()
         self._relay.close()
         self._loop.close()
 
@@ -287,6 +295,7 @@ class Supervisor:
             if not ciphertext:
                 break
             self._outbox.put(ciphertext)
+        self._emulation.caught_up()
         if self._output_paused and self._session.pending_bytes < OUTPUT_HIGH_WATER:
             self._watch_output()
 
@@ -295,7 +304,10 @@ class Supervisor:
             case communicator.Called(call, pair, method, body):
                 self._called(call, pair, method, body)
             case communicator.Replied(call, ok, body, _):
-                self._replied(call, ok, body)
+                if not self._emulation.replied(call, ok=ok, body=body):
+                    self._replied(call, ok, body)
+            case communicator.Notified("net", body):
+                self._emulation.take(body)
             case communicator.Disposed(pair):
                 link = self._links.pop(pair, None)
                 if link is not None:
@@ -359,6 +371,7 @@ class Supervisor:
             self._files.set_layout(layout, coherence_of(request.coherence))
             if request.streams.stdin:
                 self._files.open_standard_input()
+        self._host_name = request.host_name
         load = protocol.GuestLoad(
             entry=self._program.entry,
             entries=self._program.entries,
@@ -413,6 +426,15 @@ class Supervisor:
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
+        if (
+            message == LISTENER
+            and len(descriptors) == 1
+            and not self._emulation.listens
+            and self._guest.pidfd is not None
+        ):
+            # Sent before any code of the image ran
+            self._emulation.listen(descriptors[0], self._guest.pid, self._host_name)
+            return
         received = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if message == THREAD and len(received) == 1:
             if len(self._thread_links) < THREAD_LINKS:
@@ -463,6 +485,7 @@ class Supervisor:
                 _, call = link.stack.pop()
                 if link is self._main and message.ok:
                     self._running = True  # the first thing that it returns from is the load
+                self._emulation.tell_counts()
                 self._returned(call, message)
                 if link.stack:
                     self._waits.began(link.sock, "Call")

@@ -1,0 +1,90 @@
+"""The options that an enclave may have on the client's sockets: by their C names, with what this machine calls them."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from adyton.hostcall.sockets import Option
+
+_LEVELS = {
+    "SO": getattr(socket, "SOL_SOCKET", None),
+    "TCP": getattr(socket, "IPPROTO_TCP", None),
+    "IP": getattr(socket, "IPPROTO_IP", None),
+    "IPV6": getattr(socket, "IPPROTO_IPV6", None),
+}
+
+# Nothing that needs a privilege, names an interface, a file or a group, or lets somebody else's traffic be seen.
+NAMES = frozenset(
+    [
+        "SO_BROADCAST",
+        "SO_DONTROUTE",
+        "SO_KEEPALIVE",
+        "SO_LINGER",
+        "SO_PRIORITY",
+        "SO_RCVBUF",
+        "SO_REUSEADDR",
+        "SO_REUSEPORT",
+        "SO_SNDBUF",
+        "TCP_CORK",
+        "TCP_DEFER_ACCEPT",
+        "TCP_KEEPCNT",
+        "TCP_KEEPIDLE",
+        "TCP_KEEPINTVL",
+        "TCP_LINGER2",
+        "TCP_MAXSEG",
+        "TCP_NODELAY",
+        "TCP_NOTSENT_LOWAT",
+        "TCP_QUICKACK",
+        "TCP_SYNCNT",
+        "TCP_USER_TIMEOUT",
+        "TCP_WINDOW_CLAMP",
+        "IP_MTU_DISCOVER",
+        "IP_TOS",
+        "IP_TTL",
+        "IPV6_MTU_DISCOVER",
+        "IPV6_TCLASS",
+        "IPV6_UNICAST_HOPS",
+        "IPV6_V6ONLY",
+    ]
+)
+_LINGER = struct.Struct("ii")
+
+# What Python's module does not name, from linux/in.h, linux/in6.h and linux/tcp.h
+_LINUX = {
+    "IP_MTU_DISCOVER": 10,
+    "IPV6_MTU_DISCOVER": 23,
+    "IPV6_TCLASS": 67,
+    "SO_PRIORITY": 12,
+    "TCP_NOTSENT_LOWAT": 25,
+    "TCP_USER_TIMEOUT": 18,
+}
+
+
+def _numbers(name: str) -> tuple[int, int]:
+    """Level and option; OSError ENOPROTOOPT where there is none."""
+    import errno
+    import sys
+
+    level = _LEVELS[name.partition("_")[0]] if name in NAMES else None
+    option = getattr(socket, name, _LINUX.get(name) if sys.platform == "linux" else None)
+    if level is None or option is None:
+        raise OSError(errno.ENOPROTOOPT, f"no option {name} here")
+    return level, option
+
+
+def set_option(sock: socket.socket, option: Option) -> None:
+    """OSError as the system has it."""
+    level, number = _numbers(option.name)
+    if option.name == "SO_LINGER":
+        sock.setsockopt(level, number, _LINGER.pack(option.values[0], option.values[-1]))
+    else:
+        sock.setsockopt(level, number, option.values[0])
+
+
+def get_option(sock: socket.socket, name: str) -> list[int]:
+    """Its values; OSError as the system has it."""
+    level, number = _numbers(name)
+    if name == "SO_LINGER":
+        return list(_LINGER.unpack(sock.getsockopt(level, number, _LINGER.size)))
+    return [sock.getsockopt(level, number)]

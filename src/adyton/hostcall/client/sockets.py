@@ -1,0 +1,597 @@
+"""The enclave's sockets on its client's machine: opened under the policy, moved by one thread that never waits for any of them.
+
+    request ──► policy (in a pool: names may have to be looked up) ──► the thread ──► result
+    message ─────────────────────────────────────────────────────────► the thread ──► message
+
+Nothing is read from a socket beyond what its enclave has credit for, nor while the connection to the enclave is behind; nothing is
+taken from the enclave beyond what the socket has credit for. So a peer that is slow or fast costs a bounded amount of memory here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.hostcall.client.net_policy import NetPolicy
+from adyton.hostcall.client.policy import Denied
+from adyton.hostcall.client.socket_decisions import Decisions, Opening
+from adyton.hostcall.client.socket_options import get_option, set_option
+
+BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
+CAUGHT_UP = 1 << 18
+READ_SIZE = 1 << 17
+CREDIT_STEP = net.WINDOW // 8  # bytes taken from the enclave before it is told so
+_CLOSE_WITH_RESET = struct.pack("ii", 1, 0)  # SO_LINGER
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# Under which name a request is counted and logged
+COUNTED_AS: dict[type[Any], str] = {
+    net.Resolve: "resolve",
+    net.Bind: "bind",
+    net.Connect: "connect",
+    net.Reach: "sendto",
+    net.Listen: "listen",
+    net.GetOption: "getsockopt",
+}
+_FAMILIES: dict[net.Family, int] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+_KINDS: dict[net.Kind, int] = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
+_NAMES = {number: name for name in sorted(net.ERRNO_NAMES) if (number := getattr(errno, name, None)) is not None}
+_DENIED = abi.Failed("EACCES")
+
+Result = net.Result | abi.Failed
+
+
+class Way(Protocol):
+    """What sockets need of the connection to the enclave and of the account of its host calls. All may be called from any thread."""
+
+    def send(self, *messages: net.FromClient) -> None: ...
+    def reply(self, call: int, result: Result) -> None: ...
+    def bytes_pending(self) -> int: ...
+    def submit(self, step: Callable[[], None]) -> None:
+        """Run a step that may wait, in another thread."""
+
+    def note(self, name: str, outcome: str, started: float) -> None:
+        """A request has been answered."""
+
+    def denied(self, name: str, denied: Denied) -> None: ...
+
+
+@dataclass
+class _Socket:
+    """One open socket. `credit`: bytes that may be sent to the enclave; `room`: that it may send us; `taken`: not yet told of."""
+
+    number: int
+    sock: socket.socket
+    kind: net.Kind
+    state: str = "open"  # open, connecting, connected, listening
+    credit: int = net.WINDOW
+    room: int = net.WINDOW
+    taken: int = 0
+    out: deque[tuple[bytes, tuple[Any, ...] | None]] = field(default_factory=deque)
+    accepts: deque[int] = field(default_factory=deque)
+    connecting: tuple[int, float] | None = None  # the call, and when it began
+    ended: bool = False  # nothing more is read
+    shut: bool = False  # nothing more will come from the enclave
+    closing: bool = False  # to be closed when `out` has been written
+    serves: bool = False  # a datagram socket that takes from everybody
+    watched: int = 0
+
+
+class ClientSockets:
+    """See the module. `request` and `message` may be called from one thread; `close` from any."""
+
+    def __init__(self, policy: NetPolicy, way: Way) -> None:
+        self._policy = policy
+        self._way = way
+        self._sockets: dict[int, _Socket] = {}
+        self._decisions = Decisions(policy)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._awake = False  # or about to be: there are steps to take
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._released = False
+        self._behind = False
+        self._starved = False  # a connection could not be accepted for lack of descriptors
+
+    # -- from the enclave, any thread -----------------------------------------------------------------------------------
+
+    def request(self, call: int, request: net.Request) -> None:
+        """Answered later, by `Way.reply`."""
+        started = time.monotonic()
+        name = COUNTED_AS[type(request)]
+        if isinstance(request, net.GetOption):
+            self._put(lambda: self._answer(call, name, started, lambda: self._get_option(request)))
+            return
+        if not isinstance(request, net.Resolve):
+            self._decisions.begin(request.socket)
+        self._way.submit(lambda: self._decide(call, name, started, request))
+
+    def message(self, message: net.FromEnclave) -> None:
+        self._put(lambda: self._take(message))
+
+    def caught_up(self) -> None:
+        """The connection to the enclave has room again, if `behind`."""
+        if self._behind:
+            self._put(self._go_on)
+
+    def close(self) -> None:
+        """Close all sockets. Idempotent."""
+        self._closed = True
+        if self._thread is not None:
+            self._put(lambda: None)
+
+    def _start(self) -> None:
+        """Under the lock, with the first thing to do: most enclaves have no sockets."""
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = socket.socketpair()
+        for end in (self._woken, self._wake):
+            end.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="adyton-sockets", daemon=True)
+        self._thread.start()
+
+    def _put(self, step: Callable[[], None]) -> None:
+        with self._lock:
+            if self._released or (self._closed and self._thread is None):
+                return
+            asleep, self._awake = not self._awake, True
+            self._inbox.append(step)
+            if self._thread is None:
+                self._start()
+            if asleep:  # else it is on its way to what is there
+                with suppress(BlockingIOError):
+                    self._wake.send(b"x")
+
+    def _decide(self, call: int, name: str, started: float, request: net.Request) -> None:
+        """In the pool."""
+        if isinstance(request, net.Resolve):
+            self._done(call, name, started, self._decisions.resolve(request.name))
+            return
+        assert not isinstance(request, net.GetOption)
+        judged = self._decisions.judge(request)
+        if judged is None:
+            self._put(lambda: self._answer(call, name, started, lambda: self._open(call, started, request)))
+            return
+        self._decisions.end(request.socket)
+        if isinstance(judged, Denied):
+            self._way.denied(name, judged)
+            judged = _DENIED
+        self._done(call, name, started, judged)
+
+    # -- the thread -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            for key, events in self._selector.select():
+                if key.fileobj is self._woken:
+                    with suppress(BlockingIOError):
+                        self._woken.recv(4096)
+                    self._take_steps()
+                    continue
+                entry = self._sockets.get(key.data)
+                if entry is not None and events & selectors.EVENT_WRITE:
+                    self._writable(entry)
+                if entry is not None and events & selectors.EVENT_READ and key.data in self._sockets:
+                    self._readable(entry)
+        self._release()
+
+    def _take_steps(self) -> None:
+        while not self._closed:
+            with self._lock:
+                if not self._inbox:
+                    return
+                step = self._inbox.popleft()
+                self._awake = bool(self._inbox)
+            step()
+
+    def _release(self) -> None:
+        for entry in list(self._sockets.values()):
+            self._forget(entry)
+        self._selector.close()
+        with self._lock:
+            self._released = True
+            for end in (self._woken, self._wake):
+                end.close()
+
+    def _done(self, call: int, name: str, started: float, result: Result) -> None:
+        outcome = "denied" if result is _DENIED else result.errno if isinstance(result, abi.Failed) else "ok"
+        self._way.note(name, outcome, started)
+        self._way.reply(call, result)
+
+    def _answer(self, call: int, name: str, started: float, step: Callable[[], Result | None]) -> None:
+        """Reply with what the step gives; None: it replies later."""
+        try:
+            result = step()
+        except OSError as error:
+            result = abi.Failed(_name_of(error))
+        except (ValueError, OverflowError):
+            result = abi.Failed("EINVAL")
+        if result is not None:
+            self._done(call, name, started, result)
+
+    # -- requests -------------------------------------------------------------------------------------------------------
+
+    def _open(self, call: int, started: float, request: Opening) -> Result | None:
+        if not self._decisions.end(request.socket):
+            return abi.Failed("EBADF")
+        entry = self._entry(request.socket, request.new)
+        try:
+            match request:
+                case net.Bind(_, _, local):
+                    entry.sock.bind((local.host, local.port))
+                    entry.serves = local.port != 0 or self._policy.listen(local.host, 0) is None
+                case net.Reach(_, new):
+                    if not _is_bound(entry.sock):
+                        entry.sock.bind(("::" if new.family == "inet6" else "0.0.0.0", 0))  # noqa: S104 - as sending does
+                case net.Listen(_, _, backlog, accepts):
+                    self._listen(entry, backlog, accepts)
+                case net.Connect(_, _, peer):
+                    return self._connect(call, started, entry, peer)
+        except OSError:
+            if not _is_bound(entry.sock):
+                self._forget(entry)
+            raise
+        self._watch(entry)
+        return net.Bound(_endpoint(entry.sock.getsockname()))
+
+    def _entry(self, number: int, new: net.New) -> _Socket:
+        entry = self._sockets.get(number)
+        if entry is not None:
+            if entry.kind != new.kind:
+                raise OSError(errno.EINVAL, "the socket is of another kind")
+            return entry
+        if len(self._sockets) >= net.MAX_SOCKETS:
+            raise OSError(errno.EMFILE, "too many sockets")
+        sock = _new(new)
+        entry = self._sockets[number] = _Socket(number, sock, new.kind)
+        return entry
+
+    def _listen(self, entry: _Socket, backlog: int, accepts: list[int]) -> None:
+        if entry.kind != "stream":
+            raise OSError(errno.EOPNOTSUPP, "not a stream")
+        local = _endpoint(entry.sock.getsockname())
+        denied = self._policy.listen(local.host, local.port)
+        if denied is not None:
+            self._way.denied("listen", denied)
+            raise OSError(errno.EACCES, "denied")
+        entry.sock.listen(min(backlog, 4096))
+        entry.state = "listening"
+        entry.accepts.extend(accepts[: net.MAX_ACCEPTS - len(entry.accepts)])
+
+    def _connect(self, call: int, started: float, entry: _Socket, peer: net.Endpoint) -> Result | None:
+        address = (peer.host, peer.port)
+        if entry.state == "connecting":
+            raise OSError(errno.EALREADY, "connecting")
+        if entry.kind == "datagram":
+            entry.sock.connect(address)
+            entry.state = "connected"
+            self._watch(entry)
+            return self._connected(entry, peer)
+        code = entry.sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            entry.state = "connecting"
+            entry.connecting = (call, started)
+            self._watch(entry)
+            return None
+        if code:
+            if not _is_bound(entry.sock):
+                self._forget(entry)
+            raise OSError(code, os.strerror(code))
+        entry.state = "connected"
+        self._watch(entry)
+        return self._connected(entry, peer)
+
+    def _connected(self, entry: _Socket, peer: net.Endpoint | None = None) -> Result:
+        return net.Connected(
+            _endpoint(entry.sock.getsockname()), _endpoint(entry.sock.getpeername()) if peer is None else peer
+        )
+
+    def _connect_ended(self, entry: _Socket) -> None:
+        assert entry.connecting is not None
+        call, started = entry.connecting
+        entry.connecting = None
+        code = entry.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        result: Result
+        if not code:
+            entry.state = "connected"
+            try:
+                result = self._connected(entry)
+            except OSError as error:  # reset in the same moment
+                code = error.errno or errno.ECONNRESET
+        if code:
+            result = abi.Failed(_NAMES.get(code, "EIO"))
+            self._forget(entry)
+        else:
+            self._watch(entry)
+        self._done(call, "connect", started, result)
+
+    def _get_option(self, request: net.GetOption) -> Result:
+        entry = None if request.socket is None else self._sockets.get(request.socket)
+        if entry is not None:
+            return net.OptionValue(get_option(entry.sock, request.name))
+        with _new(request.new) as sock:
+            return net.OptionValue(get_option(sock, request.name))
+
+    # -- messages -------------------------------------------------------------------------------------------------------
+
+    def _take(self, message: net.FromEnclave) -> None:
+        entry = self._sockets.get(message.socket)
+        if entry is None:  # closed here already, or not opened yet
+            if isinstance(message, net.CloseSocket):
+                self._decisions.give_up(message.socket)
+            return
+        try:
+            match message:
+                case net.Send(_, data):
+                    self._send(entry, data, None, len(data))
+                case net.SendTo(_, peer, data):
+                    self._send_to(entry, peer, data)
+                case net.ShutWrite():
+                    entry.shut = True
+                    self._shut_when_sent(entry)
+                case net.Credit(_, size):
+                    entry.credit = min(entry.credit + size, net.WINDOW)
+                    self._watch(entry)
+                case net.Accepts(_, accepts):
+                    entry.accepts.extend(accepts[: net.MAX_ACCEPTS - len(entry.accepts)])
+                    self._watch(entry)
+                case net.SetOption(_, option):
+                    with suppress(OSError, OverflowError):
+                        set_option(entry.sock, option)
+                case net.CloseSocket(_, reset):
+                    self._close_socket(entry, reset=reset)
+        except OSError as error:
+            self._break(entry, error)
+
+    def _send(self, entry: _Socket, data: bytes, address: tuple[Any, ...] | None, cost: int) -> None:
+        if cost > entry.room or entry.shut or entry.state == "listening":
+            self._break(entry, OSError(errno.EIO, "more than there was credit for"))
+            return
+        entry.room -= cost
+        entry.out.append((data, address))
+        if len(entry.out) == 1 and entry.state != "connecting":
+            self._push(entry)
+        self._watch(entry)
+
+    def _send_to(self, entry: _Socket, peer: net.Endpoint | None, data: bytes) -> None:
+        if entry.kind != "datagram":
+            self._break(entry, OSError(errno.EIO, "a datagram on a stream"))
+            return
+        if peer is None and entry.state != "connected":
+            self._taken(entry, len(data) + net.DATAGRAM_COST)  # it has no destination
+            entry.room -= len(data) + net.DATAGRAM_COST
+            return
+        if peer is not None and not self._policy.allows(peer.host, peer.port):
+            entry.room -= len(data) + net.DATAGRAM_COST
+            self._taken(entry, len(data) + net.DATAGRAM_COST)
+            denied = self._policy.connect(peer.host, peer.port)
+            if denied is not None:
+                self._way.denied("sendto", denied)
+            return
+        address = None if peer is None else (peer.host, peer.port)
+        self._send(entry, data, address, len(data) + net.DATAGRAM_COST)
+
+    def _push(self, entry: _Socket) -> None:
+        """Write what waits, as far as the socket takes it."""
+        while entry.out:
+            data, address = entry.out[0]
+            try:
+                if entry.kind == "stream":
+                    sent = entry.sock.send(data)
+                    if sent < len(data):
+                        entry.out[0] = (data[sent:], None)
+                        self._taken(entry, sent)
+                        return
+                    self._taken(entry, sent)
+                elif address is None:
+                    entry.sock.send(data)
+                else:
+                    entry.sock.sendto(data, address)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if entry.kind == "stream":
+                    raise
+                self._way.send(net.Broken(entry.number, _name_of(error)))
+            if entry.kind == "datagram":
+                self._taken(entry, len(data) + net.DATAGRAM_COST)
+            entry.out.popleft()
+
+    def _taken(self, entry: _Socket, size: int) -> None:
+        entry.taken += size
+        if entry.taken >= CREDIT_STEP:
+            self._give_credit(entry)
+
+    def _give_credit(self, entry: _Socket) -> None:
+        size, entry.taken = entry.taken, 0
+        entry.room += size
+        self._way.send(net.Credit(entry.number, size))
+
+    def _shut_when_sent(self, entry: _Socket) -> None:
+        if entry.shut and not entry.out and entry.kind == "stream":
+            with suppress(OSError):  # the peer is gone already, which reading tells
+                entry.sock.shutdown(socket.SHUT_WR)
+
+    def _close_socket(self, entry: _Socket, *, reset: bool) -> None:
+        if reset:
+            with suppress(OSError):
+                entry.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WITH_RESET)
+            self._forget(entry)
+        elif entry.out:
+            entry.closing = True
+            self._watch(entry)
+        else:
+            self._forget(entry)
+
+    # -- the sockets ----------------------------------------------------------------------------------------------------
+
+    def _watch(self, entry: _Socket) -> None:
+        """Have the selector look for what is of use now."""
+        wanted = 0
+        if entry.state == "connecting" or entry.out:
+            wanted |= selectors.EVENT_WRITE
+        if entry.state == "listening":
+            if entry.accepts and not self._starved:
+                wanted |= selectors.EVENT_READ
+        elif (
+            (entry.state == "connected" or entry.kind == "datagram")
+            and not (entry.ended or entry.closing or self._behind)
+            and entry.credit > (net.MAX_DATAGRAM + net.DATAGRAM_COST if entry.kind == "datagram" else 0)
+        ):
+            wanted |= selectors.EVENT_READ
+        if wanted == entry.watched:
+            return
+        if not entry.watched:
+            self._selector.register(entry.sock, wanted, entry.number)
+        elif not wanted:
+            self._selector.unregister(entry.sock)
+        else:
+            self._selector.modify(entry.sock, wanted, entry.number)
+        entry.watched = wanted
+
+    def _writable(self, entry: _Socket) -> None:
+        if entry.state == "connecting":
+            self._connect_ended(entry)
+            return
+        try:
+            self._push(entry)
+        except OSError as error:
+            self._break(entry, error)
+            return
+        if not entry.out:
+            self._shut_when_sent(entry)
+            if entry.closing:
+                self._forget(entry)
+                return
+        self._watch(entry)
+
+    def _readable(self, entry: _Socket) -> None:
+        if self._way.bytes_pending() > BEHIND:
+            self._behind = True
+            for each in self._sockets.values():
+                self._watch(each)
+            if self._way.bytes_pending() < CAUGHT_UP:  # it was sent in this very moment, and nobody will tell
+                self._go_on()
+            return
+        try:
+            if entry.state == "listening":
+                self._accept(entry)
+            elif entry.kind == "stream":
+                self._read_stream(entry)
+            else:
+                self._read_datagrams(entry)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._break(entry, error)
+
+    def _go_on(self) -> None:
+        self._behind = False
+        for each in self._sockets.values():
+            self._watch(each)
+
+    def _accept(self, entry: _Socket) -> None:
+        while entry.accepts:
+            try:
+                sock, address = entry.sock.accept()
+            except BlockingIOError:
+                break
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    raise
+                self._starved = True
+                break
+            sock.setblocking(False)
+            number = entry.accepts.popleft()
+            if number in self._sockets or len(self._sockets) >= net.MAX_SOCKETS:
+                sock.close()
+                continue
+            accepted = self._sockets[number] = _Socket(number, sock, "stream", "connected")
+            try:
+                local = _endpoint(sock.getsockname())
+            except OSError:
+                self._forget(accepted)
+                continue
+            self._way.send(net.Incoming(entry.number, number, local, _endpoint(address)))
+            self._watch(accepted)
+        self._watch(entry)
+
+    def _read_stream(self, entry: _Socket) -> None:
+        data = entry.sock.recv(min(READ_SIZE, entry.credit))
+        if not data:
+            entry.ended = True
+            self._way.send(net.EndOfStream(entry.number))
+        entry.credit -= len(data)
+        self._way.send(
+            *(net.Received(entry.number, data[start : start + net.CHUNK]) for start in range(0, len(data), net.CHUNK))
+        )
+        self._watch(entry)
+
+    def _read_datagrams(self, entry: _Socket) -> None:
+        data, address = entry.sock.recvfrom(net.MAX_DATAGRAM)
+        peer = _endpoint(address)
+        if entry.state == "connected" or entry.serves or self._policy.allows(peer.host, peer.port):
+            entry.credit -= len(data) + net.DATAGRAM_COST
+            self._way.send(net.ReceivedFrom(entry.number, peer, data))
+        self._watch(entry)
+
+    def _break(self, entry: _Socket, error: OSError) -> None:
+        self._way.send(net.Broken(entry.number, _name_of(error)))
+        if entry.kind == "stream":
+            self._forget(entry)
+
+    def _forget(self, entry: _Socket) -> None:
+        if entry.watched:
+            self._selector.unregister(entry.sock)
+            entry.watched = 0
+        del self._sockets[entry.number]
+        entry.sock.close()
+        if entry.connecting is not None and not self._closed:
+            call, started = entry.connecting
+            self._done(call, "connect", started, abi.Failed("ECONNABORTED"))
+        if self._starved and not self._closed:
+            self._starved = False
+            for each in self._sockets.values():
+                self._watch(each)
+
+
+def _new(new: net.New) -> socket.socket:
+    sock = socket.socket(_FAMILIES[new.family], _KINDS[new.kind])
+    try:
+        sock.setblocking(False)
+        for option in new.options:
+            set_option(sock, option)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockname()[1])
+    except OSError:
+        return False
+
+
+def _endpoint(address: Any) -> net.Endpoint:
+    return net.Endpoint(address[0].partition("%")[0], address[1])
+
+
+def _name_of(error: OSError) -> str:
+    return _NAMES.get(error.errno or 0, "EIO")

@@ -1,0 +1,88 @@
+"""What the guest's filter asks for, put together: the listener, who reads it, the sockets that it emulates, and their client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from adyton.communicator.session import Session
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.loop import Callback, Loop
+from adyton.runtime.process.supervisor.notifications import Listener
+from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
+from adyton.runtime.process.supervisor.sockets.client import SocketClient
+from adyton.runtime.process.supervisor.system_calls import SystemCalls
+from adyton.runtime.process.supervisor.waits import Waits
+from adyton.runtime.process.table import Refused
+
+
+class Emulation:
+    """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
+
+    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        loop: Loop,
+        guarded: Callable[[Callback], Callback],
+        close_file: Callable[[int], None],
+        waits: Waits,
+    ) -> None:
+        self._session = session
+        self._loop = loop
+        self._guarded = guarded
+        self._close_file = close_file
+        self._client = SocketClient(session, waits)
+        self._listener: Listener | None = None
+        self._sockets: SocketCalls | None = None
+        self._calls: SystemCalls | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the guest's filter asks here already."""
+        return self._listener is not None
+
+    def listen(self, descriptor: int, leader: int, own_name: str) -> None:
+        """From now on the guest's filter asks here. `leader`: its first process; `own_name`: its host name."""
+        self._listener = Listener(descriptor, leader)
+        self._sockets = SocketCalls(
+            self._listener, self._loop, self._client, leader, own_name, self._count, self._close_file
+        )
+        self._calls = SystemCalls(self._listener, self._sockets.handlers, self._tell)
+        self._loop.read(self._listener, self._guarded(self._calls.receive))
+
+    def _count(self, name: str, refused: Refused) -> None:
+        assert self._calls is not None
+        self._calls.count(name, refused)
+
+    def _tell(self, call: abi.RefusedCall) -> None:
+        self._session.notify("refused", msgspec.msgpack.encode(call))
+
+    def replied(self, call: int, *, ok: bool, body: bytes) -> bool:
+        """Whether the client's reply was one about a socket."""
+        return self._client.replied(call, ok, body)
+
+    def take(self, body: bytes) -> None:
+        """The client's message about a socket. RemoteProtocolError."""
+        message = net.from_client(body)
+        if self._sockets is not None:
+            self._sockets.pump.take(message)
+
+    def caught_up(self) -> None:
+        """The connection to the client may have room again."""
+        if self._sockets is not None:
+            self._sockets.pump.caught_up()
+
+    def tell_counts(self) -> None:
+        """Before the client hears of a result, it hears of what was refused meanwhile."""
+        if self._calls is not None:
+            self._calls.tell_counts()
+
+    def close(self) -> None:
+        if self._sockets is not None and self._listener is not None:
+            self._sockets.close()
+            self._listener.close()

@@ -1,0 +1,223 @@
+"""System calls of the guest about which its filter asks: seccomp user notification, and the memory and descriptors of who waits.
+
+    note = listener.receive()               a thread of the guest waits in a system call
+    listener.read(note, address, size)      its arguments, copied once; what is decided, is decided on the copy
+    listener.fetch(note, descriptor)        a duplicate of one of its descriptors
+    listener.write(note, address, data)
+    listener.answer / give / go_on          once; None of them blocks. GoneError: a signal has ended the wait, or the thread
+
+A thread that waits can be interrupted by its program's signals, as in any system call that blocks: then its number is void, and the
+call, if it is restarted, comes with another one. Source: seccomp_unotify(2), linux/seccomp.h, process_vm_readv(2), pidfd_getfd(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+
+from adyton.runtime.process.libc import system_call
+
+_RECEIVE = 0xC0502100
+_SEND = 0xC0182101
+_ID_VALID = 0x40082102
+_ADD_DESCRIPTOR = 0x40182103
+_SET_FLAGS = 0x40082104
+_SYNCHRONOUS_WAKE_UP = 1  # who waits and who answers hand the CPU to one another (Linux 6.6)
+_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_ADD_AND_SEND = 2  # SECCOMP_ADDFD_FLAG_SEND
+_PIDFD_THREAD = os.O_EXCL  # Linux 6.9
+
+_NOTE = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags; nr, arch, instruction pointer, args
+_ANSWER = struct.Struct("<QqiI")  # struct seccomp_notif_resp: id, val, error, flags
+_ADD = struct.Struct("<QIIII")  # struct seccomp_notif_addfd: id, flags, srcfd, newfd, newfd_flags
+_MAX_ERRNO = 4095
+COPY_SECONDS = 2.0  # that a copy of memory may take: it takes microseconds
+
+_NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
+
+
+class GoneError(Exception):
+    """Nobody waits for this answer any more."""
+
+
+class FaultError(Exception):
+    """There is no such memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Thread `thread` (as this process numbers it) waits in system call `number` of `architecture` with `arguments`, six of 64 bits."""
+
+    id: int
+    thread: int
+    number: int
+    architecture: int
+    arguments: tuple[int, ...]
+
+    def argument(self, position: int) -> int:
+        """An argument that is an int: the low 32 bits, signed."""
+        low = self.arguments[position] & 0xFFFFFFFF
+        return low - (1 << 32) if low & 0x80000000 else low
+
+
+def parse(data: bytes | bytearray) -> Note:
+    """A struct seccomp_notif."""
+    identity, thread, _, number, architecture, _, *arguments = _NOTE.unpack_from(data)
+    return Note(identity, thread, number, architecture, tuple(arguments))
+
+
+class Listener:
+    """A filter's listener. The holder closes it; a guest whose listener is closed gets ENOSYS for what it would have asked."""
+
+    def __init__(self, descriptor: int, leader: int) -> None:
+        """`leader`: the guest's first process, as this process numbers it."""
+        self._descriptor = descriptor
+        self._leaders = [leader]
+        with contextlib.suppress(OSError):  # an older kernel
+            fcntl.ioctl(descriptor, _SET_FLAGS, _SYNCHRONOUS_WAKE_UP)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def receive(self) -> Note | None:
+        """The next that waits, when the descriptor is readable; None: it gave up meanwhile."""
+        data = bytearray(_NOTE.size)  # the kernel wants zeros
+        try:
+            fcntl.ioctl(self._descriptor, _RECEIVE, data)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        return parse(data)
+
+    # -- what the waiting thread has ------------------------------------------------------------------------------------
+
+    def read(self, note: Note, address: int, size: int) -> bytes:
+        """A copy of `size` bytes of its memory. FaultError; GoneError."""
+        data = ctypes.create_string_buffer(size)
+        self._copy("process_vm_readv", note, data, address, size)
+        self.check(note)
+        return data.raw
+
+    def write(self, note: Note, address: int, data: bytes) -> None:
+        """FaultError; GoneError."""
+        self.check(note)  # else the number might be another thread's by now
+        self._copy("process_vm_writev", note, ctypes.create_string_buffer(data, len(data)), address, len(data))
+
+    def _copy(self, call: str, note: Note, buffer: ctypes.Array[ctypes.c_char], address: int, size: int) -> None:
+        if not size:
+            return
+        here = struct.pack("<QQ", ctypes.addressof(buffer), size)
+        there = struct.pack("<QQ", address, size)
+        # The guest may have mapped a file that this very process serves, and cannot serve while it waits for the page. Nothing but
+        # the process's end gets it out of that, and so SIGALRM has its default action.
+        signal.setitimer(signal.ITIMER_REAL, COPY_SECONDS)
+        try:
+            copied = system_call(call, note.thread, here, 1, there, 1, 0)
+        except ProcessLookupError:
+            raise GoneError from None
+        except OSError as error:
+            raise FaultError from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if copied != size:
+            raise FaultError
+
+    def fetch(self, note: Note, descriptor: int) -> int:
+        """A duplicate of its descriptor, close-on-exec, the caller's to close. OSError EBADF; GoneError."""
+        process = self._process(note.thread)
+        try:
+            fetched = system_call("pidfd_getfd", process, descriptor, 0)
+        except ProcessLookupError:
+            raise GoneError from None
+        finally:
+            os.close(process)
+        try:
+            self.check(note)
+        except GoneError:
+            os.close(fetched)
+            raise
+        return fetched
+
+    def _process(self, thread: int) -> int:
+        """A pidfd through which the thread's descriptors can be had."""
+        try:
+            return os.pidfd_open(thread, _PIDFD_THREAD)
+        except ProcessLookupError:
+            raise GoneError from None
+        except OSError:
+            return self._process_of_old(thread)
+
+    def _process_of_old(self, thread: int) -> int:
+        """The same before Linux 6.9, where only processes have pidfds: that of its process, if that is known."""
+        try:
+            found = os.pidfd_open(thread)
+        except OSError:
+            pass
+        else:
+            if thread not in self._leaders:
+                self._leaders.append(thread)
+                del self._leaders[1:-256]
+            return found
+        for leader in reversed(self._leaders):
+            try:
+                system_call("tgkill", leader, thread, 0)  # no signal, only the question whether it is a thread of it
+                return os.pidfd_open(leader)
+            except OSError:
+                continue
+        raise OSError(errno.EBADF, "the process of the thread cannot be told")
+
+    # -- answers --------------------------------------------------------------------------------------------------------
+
+    def check(self, note: Note) -> None:
+        """GoneError unless the thread still waits."""
+        try:
+            fcntl.ioctl(self._descriptor, _ID_VALID, struct.pack("<Q", note.id))
+        except OSError as error:
+            raise GoneError from error
+
+    def waits(self, note: Note) -> bool:
+        """Whether the thread still waits."""
+        try:
+            self.check(note)
+        except GoneError:
+            return False
+        return True
+
+    def answer(self, note: Note, value: int = 0, error: int = 0) -> None:
+        """The call's result, or its errno. GoneError."""
+        assert 0 <= error <= _MAX_ERRNO, error
+        self._send(_ANSWER.pack(note.id, 0 if error else value, -error, 0))
+
+    def go_on(self, note: Note) -> None:
+        """The kernel does the call, with whatever its arguments point to by then: no decision may rest on a copy of that. GoneError."""
+        self._send(_ANSWER.pack(note.id, 0, 0, _CONTINUE))
+
+    def give(self, note: Note, descriptor: int, *, close_on_exec: bool) -> int:
+        """Answer with a duplicate of our descriptor, in one step; its number there. GoneError; OSError EMFILE."""
+        flags = os.O_CLOEXEC if close_on_exec else 0
+        try:
+            request = bytearray(_ADD.pack(note.id, _ADD_AND_SEND, descriptor, 0, flags))
+            given: int = fcntl.ioctl(self._descriptor, _ADD_DESCRIPTOR, request)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINPROGRESS, errno.EINTR):
+                raise GoneError from error
+            raise
+        return given
+
+    def _send(self, answer: bytes) -> None:
+        try:
+            fcntl.ioctl(self._descriptor, _SEND, answer)
+        except OSError as error:
+            if error.errno in _NOBODY_WAITS:
+                raise GoneError from error
+            raise

@@ -1,0 +1,291 @@
+"""The system calls on sockets that the supervisor does in the kernel's stead. What a stand-in shows is what the client's socket has.
+
+A socket that is no stand-in is a unix socket of the guest's own: the kernel does the call. Nothing is decided on a copy of memory there,
+and whatever the guest changes meanwhile, it can do no more than the filter lets pass anyway: its sockets reach its own network
+namespace, and a stand-in, were it put in place, is a connected pair that can be neither connected nor listened on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
+from adyton.runtime.process.supervisor.sockets import addresses, options
+from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, errno_of, failure
+from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls
+from adyton.runtime.process.supervisor.sockets.names import Names
+from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
+from adyton.runtime.process.supervisor.sockets.standin import StandIn
+from adyton.runtime.process.supervisor.sockets.streams import CLOEXEC, NONBLOCK, StreamCalls
+from adyton.runtime.process.table import Refused, number
+
+_KIND_MASK = 0xF
+_FAMILIES: dict[int, net.Family] = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
+_PROTOCOLS: dict[tuple[int, int], net.Kind] = {
+    (socket.SOCK_STREAM, 0): "stream",
+    (socket.SOCK_STREAM, socket.IPPROTO_TCP): "stream",
+    (socket.SOCK_DGRAM, 0): "datagram",
+    (socket.SOCK_DGRAM, socket.IPPROTO_UDP): "datagram",
+}
+# SO_BINDTODEVICE, SO_ATTACH_FILTER and its kin, SO_LOCK_FILTER (asm-generic/socket.h): programs and devices of the kernel's
+_NEVER_LOCAL = frozenset({25, 26, 27, 44, 50, 51, 52})
+
+_NAME_CACHE = b"/var/run/nscd/socket"
+
+
+class SocketCalls:
+    """`handlers` are those of SystemCalls; `pump.take` is given the client's messages."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        loop: Loop,
+        client: Client,
+        leader: int,
+        own_name: str,
+        tell: Callable[[str, Refused], None],
+        close_file: Callable[[int], None],
+    ) -> None:
+        """`leader`: the guest's first process; `own_name`: its host name; `tell` is given what was dropped, by its call and why.
+
+        `close_file`: closes a descriptor that is no socket, see closing.
+        """
+        self._close_file = close_file
+        self._a = Answering(listener, loop, client)
+        self._streams = StreamCalls(self._a)
+        self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
+        self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent)
+        self._setting, self._connecting = number("setsockopt"), number("connect")
+        self._defaults: dict[tuple[str, str, str], list[int]] = {}
+        self.handlers = {
+            "socket": self._handler(self._socket),
+            "connect": self._on(self._connect),
+            "bind": self._on(self._bind),
+            "listen": self._on(self._streams.listen),
+            "accept": self._on(lambda note, standin, fetched: self._streams.accept(note, standin, fetched, 0)),
+            "accept4": self._on(
+                lambda note, standin, fetched: self._streams.accept(note, standin, fetched, note.argument(3))
+            ),
+            "getsockname": self._on(self._getsockname),
+            "getpeername": self._on(self._getpeername),
+            "getsockopt": self._on(self._getsockopt),
+            "setsockopt": self._on(self._setsockopt),
+            "shutdown": self._on(self._shutdown),
+            "sendto": self._on(self._datagrams.sendto),
+            "recvfrom": self._on(self._datagrams.recvfrom),
+        }
+
+    def close(self) -> None:
+        self.pump.close()
+
+    # -- whose a call is ------------------------------------------------------------------------------------------------
+
+    def _handler(self, step: Callable[[Note], int | None]) -> Callable[[Note], None]:
+        def handle(note: Note) -> None:
+            try:
+                result = step(note)
+            except FaultError:
+                self._a.listener.answer(note, error=errno.EFAULT)
+            except OSError as error:
+                self._a.listener.answer(note, error=error.errno or errno.EIO)
+            else:
+                if result is not LATER:
+                    self._a.listener.answer(note, result)
+
+        return handle
+
+    def _on(self, step: Callable[[Note, StandIn, socket.socket], int | None]) -> Callable[[Note], None]:
+        """A call whose first argument is a socket."""
+
+        def find(note: Note) -> int | None:
+            descriptor = self._a.listener.fetch(note, note.argument(0))
+            try:
+                fetched = socket.socket(fileno=descriptor)
+            except OSError:
+                self._close_file(descriptor)
+                raise failure(errno.ENOTSOCK) from None
+            with fetched:
+                standin = self._a.pump.find(os.fstat(descriptor).st_ino)
+                if standin is None:
+                    self._not_ours(note, fetched)
+                    return LATER
+                standin.seen = (note.thread, note.argument(0))
+                return step(note, standin, fetched)
+
+        return self._handler(find)
+
+    def _not_ours(self, note: Note, fetched: socket.socket) -> None:
+        if fetched.family != socket.AF_UNIX:
+            raise failure(errno.EACCES)
+        if note.number == self._setting and note.argument(1) == options.SOL_SOCKET and note.argument(2) in _NEVER_LOCAL:
+            raise failure(errno.EPERM)
+        if note.number == self._connecting and self._is_name_cache(note):
+            raise failure(errno.ENOENT)
+        self._a.listener.go_on(note)
+
+    def _is_name_cache(self, note: Note) -> bool:
+        """Whether a C library looks for a cache of names that no enclave has. The look-up of its path would be denied, and tell so."""
+        return 0 < note.argument(2) <= addresses.MAX_LENGTH and _NAME_CACHE in self._a.read_address(note, 1, 2)
+
+    # -- socket ---------------------------------------------------------------------------------------------------------
+
+    def _socket(self, note: Note) -> int | None:
+        family, kind, protocol = (note.argument(each) for each in range(3))
+        if family not in _FAMILIES:
+            raise failure(errno.EAFNOSUPPORT)
+        if kind & ~(_KIND_MASK | CLOEXEC | NONBLOCK):
+            raise failure(errno.EINVAL)
+        if kind & _KIND_MASK == socket.SOCK_RAW:
+            raise failure(errno.EPERM)
+        try:
+            sort = _PROTOCOLS[kind & _KIND_MASK, protocol]
+        except KeyError:
+            raise failure(errno.EPROTONOSUPPORT) from None
+        made = self._a.pump.make(_FAMILIES[family], sort)
+        assert made.guest_end is not None
+        try:
+            made.guest_end.setblocking(not kind & NONBLOCK)
+            given = self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=bool(kind & CLOEXEC))
+        except (GoneError, OSError):
+            self._a.pump.drop_refused(made)
+            raise
+        made.seen = (note.thread, given)
+        made.guest_end.close()
+        made.guest_end = None
+        return LATER
+
+    # -- connect, bind and shutdown --------------------------------------------------------------------------------------
+
+    def _connect(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        if standin.kind == "datagram":
+            return self._datagrams.connect(note, standin)
+        return self._streams.connect(note, standin, fetched)
+
+    def _bind(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
+        local = addresses.parse(self._a.read_address(note, 1, 2), standin.family)
+        flight = self._a.flights.get(standin.inode)
+        if (standin.opened or standin.state != "new") and (flight is None or flight.result is None):
+            raise failure(errno.EINVAL)
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.Bound):
+                raise failure(errno_of(result))
+            standin.opened, standin.local = True, result.local
+            self._a.pump.watch(standin)
+            return 0
+
+        return self._a.ask(note, standin, net.Bind(standin.number, standin.new, local), finish)
+
+    # -- names and options ----------------------------------------------------------------------------------------------
+
+    def _getsockname(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
+        self._a.write_address(note, 1, standin.local or addresses.ANY[standin.family], standin.family)
+        return 0
+
+    def _getpeername(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
+        if standin.state != "connected" or standin.peer is None:
+            raise failure(errno.ENOTCONN)
+        self._a.write_address(note, 1, standin.peer, standin.family)
+        return 0
+
+    @staticmethod
+    def _check_option(name: str, standin: StandIn) -> None:
+        """OSError ENOPROTOOPT for an option of another kind of socket."""
+        if (name.startswith("TCP_") and standin.kind != "stream") or (
+            name.startswith("IPV6_") and standin.family != "inet6"
+        ):
+            raise failure(errno.ENOPROTOOPT)
+
+    def _setsockopt(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        level, number, size = note.argument(1), note.argument(2), note.argument(4)
+        option = options.known(level, number)
+        if size < 0:
+            raise failure(errno.EINVAL)
+        data = self._a.listener.read(note, note.arguments[3], min(size, options.MAX_LENGTH))
+        if option.place == "told":
+            raise failure(errno.ENOPROTOOPT)
+        if option.place == "local":
+            fetched.setsockopt(level, number, data)
+            return 0
+        self._check_option(option.name, standin)
+        values = options.values_of(option, data)
+        if option.place == "client":
+            standin.options[option.name] = values
+            if standin.opened:
+                self._a.client.tell(net.SetOption(standin.number, net.Option(option.name, values)))
+        return 0
+
+    def _getsockopt(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        level, number = note.argument(1), note.argument(2)
+        option = options.known(level, number)
+        if option.place == "local":
+            (room,) = INT.unpack(self._a.listener.read(note, note.arguments[4], INT.size))
+            self._a.write_sized(
+                note, 3, fetched.getsockopt(level, number, max(0, min(room, options.MAX_LENGTH))), cut=True
+            )
+            return 0
+        if option.place in ("told", "ignored"):
+            value = self._told(number, standin) if option.place == "told" else 0
+            self._a.write_sized(note, 3, options.data_of([value]), cut=True)
+            return 0
+        self._check_option(option.name, standin)
+        default = (standin.family, standin.kind, option.name)
+        values = standin.options.get(option.name)
+        if (values is None or option.asked) and not standin.opened and not standin.options:
+            values = self._defaults.get(default)
+        elif option.asked:
+            values = None
+        if values is not None:
+            self._a.write_sized(note, 3, options.data_of(values), cut=True)
+            return 0
+        plain = not standin.opened and not standin.options
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.OptionValue):
+                raise failure(errno_of(result))
+            if plain:
+                self._defaults[default] = result.values
+            flight = self._a.flights.get(standin.inode)
+            if flight is not None:
+                try:
+                    self._a.write_sized(flight.note, 3, options.data_of(result.values), cut=True)
+                except FaultError:
+                    raise failure(errno.EFAULT) from None
+            return 0
+
+        request = net.GetOption(standin.number if standin.opened else None, standin.new, option.name)
+        return self._a.ask(note, standin, request, finish)
+
+    @staticmethod
+    def _told(number: int, standin: StandIn) -> int:
+        stream = standin.kind == "stream"
+        if number == options.SO_ERROR:
+            code, standin.error = standin.error, 0
+            standin.unreported = False
+            return code
+        return {
+            options.SO_TYPE: socket.SOCK_STREAM if stream else socket.SOCK_DGRAM,
+            options.SO_ACCEPTCONN: int(standin.state == "listening"),
+            options.SO_PROTOCOL: socket.IPPROTO_TCP if stream else socket.IPPROTO_UDP,
+            options.SO_DOMAIN: socket.AF_INET if standin.family == "inet" else socket.AF_INET6,
+        }[number]
+
+    def _shutdown(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        how = note.argument(1)
+        if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise failure(errno.EINVAL)
+        if standin.state == "listening" and how != socket.SHUT_WR:
+            self._a.pump.renumber(standin)
+            standin.state = "new"
+            self._a.moved(standin)
+            return 0
+        if standin.state != "connected":
+            raise failure(errno.ENOTCONN)
+        fetched.shutdown(how)
+        return 0

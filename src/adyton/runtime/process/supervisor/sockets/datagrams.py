@@ -1,0 +1,211 @@
+"""Datagram sockets: connect, sendto and recvfrom, and what the guest sends without an address. See `answering` and `calls`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.notifications import Note
+from adyton.runtime.process.supervisor.sockets import addresses, resolver
+from adyton.runtime.process.supervisor.sockets import standin as standins
+from adyton.runtime.process.supervisor.sockets.answering import (
+    INT,
+    LATER,
+    Answering,
+    blocks,
+    errno_of,
+    failure,
+    patience,
+)
+from adyton.runtime.process.supervisor.sockets.names import Names
+from adyton.runtime.process.supervisor.sockets.standin import StandIn
+from adyton.runtime.process.table import Refused
+
+_NO_ADDRESS = Refused(
+    "EDESTADDRREQ",
+    "datagrams go to an address by sendto, or without one after connect; what sendmsg was to send is lost",
+)
+
+
+class DatagramCalls:
+    """Each public method but `sent` is a system call: see calls.SocketCalls."""
+
+    def __init__(self, answering: Answering, names: Names, tell: Callable[[str, Refused], None]) -> None:
+        """`tell` is given what was dropped, by its call and why."""
+        self._a = answering
+        self._names = names
+        self._tell = tell
+
+    def connect(self, note: Note, standin: StandIn) -> int | None:
+        data = self._a.read_address(note, 1, 2)
+        if addresses.family_of(data) == addresses.UNSPECIFIED:
+            if standin.opened:
+                self._a.pump.renumber(standin)
+            standin.peer, standin.local, standin.state = None, None, "new"
+            self._a.pump.watch(standin)
+            return 0
+        peer = addresses.parse(data, standin.family)
+        if peer == resolver.ADDRESS or (peer.host in self._names.sources and not standin.opened):
+            return self._connect_locally(standin, peer)
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.Connected):
+                raise failure(errno_of(result))
+            standin.opened, standin.state = True, "connected"
+            standin.local, standin.peer = result.local, peer
+            self._a.pump.start(standin)
+            return 0
+
+        return self._a.ask(note, standin, net.Connect(standin.number, standin.new, peer), finish)
+
+    def _connect_locally(self, standin: StandIn, peer: net.Endpoint) -> int:
+        """To the name server; or to what a name resolved to, where a C library only wants to know whether there is a way."""
+        source = "127.0.0.1" if peer == resolver.ADDRESS else self._names.sources[peer.host]
+        if source is None:
+            raise failure(errno.ENETUNREACH)
+        standin.peer, standin.local = peer, net.Endpoint(source, 0)
+        standin.state = "connected"
+        self._a.pump.start(standin)
+        return 0
+
+    def sendto(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        size = note.arguments[2]
+        if standin.kind == "stream":
+            return self._send_on_stream(note, standin, fetched)
+        if size > net.MAX_DATAGRAM:
+            raise failure(errno.EMSGSIZE)
+        peer = addresses.parse(self._a.read_address(note, 4, 5), standin.family)
+        if not peer.port:
+            raise failure(errno.EINVAL)
+        data = self._a.listener.read(note, note.arguments[1], size)
+        if peer == resolver.ADDRESS:
+            self._names.query(standin, data)
+            return size
+        if standin.error:
+            code, standin.error = standin.error, 0
+            raise failure(code)
+        if peer in standin.reachable and standin.opened:
+            return self._send_when_there_is_room(note, standin, fetched, peer, data)
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.Bound):
+                raise failure(errno_of(result))
+            standin.opened = True
+            standin.local = result.local
+            if len(standin.reachable) >= net.MAX_SOCKETS:
+                standin.reachable.clear()
+            standin.reachable.add(peer)
+            if standin.credit < size + net.DATAGRAM_COST:
+                raise failure(errno.EAGAIN)
+            self._a.pump.send_datagram(standin, peer, data)
+            return size
+
+        return self._a.ask(note, standin, net.Reach(standin.number, standin.new, peer), finish)
+
+    def _send_when_there_is_room(
+        self, note: Note, standin: StandIn, fetched: socket.socket, peer: net.Endpoint, data: bytes
+    ) -> int | None:
+        def send() -> bool:
+            if standin.credit < len(data) + net.DATAGRAM_COST:
+                return False
+            self._a.listener.answer(note, len(data))
+            self._a.pump.send_datagram(standin, peer, data)
+            return True
+
+        if standin.credit >= len(data) + net.DATAGRAM_COST:
+            send()
+            return LATER
+        if not blocks(fetched) or note.argument(3) & socket.MSG_DONTWAIT:
+            raise failure(errno.EAGAIN)
+        self._a.wait(note, standin, send, patience(fetched, socket.SO_SNDTIMEO))
+        return LATER
+
+    def _send_on_stream(self, note: Note, standin: StandIn, fetched: socket.socket) -> int:
+        """The address is of no use there, as with TCP. It may send less than was asked for, and never waits."""
+        if standin.state != "connected":
+            raise failure(errno.EPIPE)
+        data = self._a.listener.read(note, note.arguments[1], min(note.arguments[2], net.CHUNK))
+        return fetched.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        if self._receive(note, standin, fetched):
+            return LATER
+        if not blocks(fetched) or note.argument(3) & socket.MSG_DONTWAIT:
+            raise failure(errno.EAGAIN)
+
+        def ready() -> bool:
+            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
+                if os.fstat(again.fileno()).st_ino != standin.inode:
+                    raise failure(errno.EBADF)
+                return self._receive(note, standin, again)
+
+        self._a.wait(note, standin, ready, patience(fetched, socket.SO_RCVTIMEO))
+        return LATER
+
+    def _receive(self, note: Note, standin: StandIn, fetched: socket.socket) -> bool:
+        """Receive in the guest's stead, if there is something; False: nothing."""
+        if standin.kind == "datagram" and standin.error:
+            code, standin.error = standin.error, 0
+            raise failure(code)
+        flags = note.argument(3) & (socket.MSG_PEEK | socket.MSG_TRUNC)
+        size = min(note.arguments[2], net.MAX_DATAGRAM)
+        # Looked at first: what cannot be written to where the guest wants it stays where it is.
+        try:
+            data, _, _, _ = fetched.recvmsg(size, 0, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            whole = fetched.recv_into(bytearray(1), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK | socket.MSG_TRUNC)
+        except BlockingIOError:
+            return False
+        if standin.kind == "datagram":
+            standins.forget_read(standin)
+        else:
+            whole = len(data)
+        self._a.listener.write(note, note.arguments[1], data)
+        if standin.kind == "datagram" and standin.senders:
+            self._a.write_address(note, 4, standin.senders[0][0], standin.family)
+        elif note.arguments[5]:
+            self._a.listener.write(note, note.arguments[5], INT.pack(0))
+        if not flags & socket.MSG_PEEK and (
+            data or standin.kind == "datagram"
+        ):  # before it goes on, and reads the next
+            fetched.recv_into(bytearray(max(1, len(data))), 0, socket.MSG_DONTWAIT)
+            if standin.senders:
+                standin.senders.popleft()
+        self._a.listener.answer(note, max(whole, len(data)) if flags & socket.MSG_TRUNC else len(data))
+        return True
+
+    def sent(self, standin: StandIn, data: bytes) -> None:
+        """A datagram that the guest wrote without an address."""
+        if standin.peer is None:
+            self._tell("sendmsg", _NO_ADDRESS)
+        elif standin.peer == resolver.ADDRESS:
+            self._names.query(standin, data)
+        elif standin.opened:
+            self._a.pump.send_datagram(standin, None, data)
+        else:
+            self._open_and_send(standin, standin.peer, data)
+
+    def _open_and_send(self, standin: StandIn, peer: net.Endpoint, data: bytes) -> None:
+        """The first datagrams of a socket whose connect has not asked the client yet."""
+        standin.credit -= len(data) + net.DATAGRAM_COST
+        standin.held.append(data)
+        if len(standin.held) > 1:
+            return
+
+        def done(result: net.Result | abi.Failed) -> None:
+            held, standin.held = standin.held, []
+            if not self._a.pump.knows(standin) or standin.peer != peer:
+                return
+            if isinstance(result, net.Connected):
+                standin.opened, standin.local = True, result.local
+                for each in held:
+                    self._a.client.tell(net.SendTo(standin.number, None, each))
+            else:
+                standin.error = errno_of(result)
+                standin.credit += sum(len(each) + net.DATAGRAM_COST for each in held)
+            self._a.pump.watch(standin)
+
+        self._a.client.request(net.Connect(standin.number, standin.new, peer), done)

@@ -1,0 +1,151 @@
+"""A stand-in: a pair of unix sockets, of which the guest has one end as if it were the client's socket.
+
+What the guest writes is read from the other end and goes to the client, as far as there is credit; what the client sends is written
+there, as far as the guest reads. So the guest's read, write, poll and epoll are the kernel's own. A stream is a pair of streams; a
+datagram socket is a pair of SEQPACKET sockets, which keep boundaries and yet tell of their end.
+
+    hidden behind it                          how the guest's kernel is made to show it
+    a connect that is under way               the guest's end is filled: it is not writable
+    a connection to accept                    one byte each is readable
+    end of stream                             shutdown of our end
+    a reset                                   our end is closed while something in it is unread: ECONNRESET
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.notifications import Note
+
+State = Literal["new", "connecting", "connected", "listening", "broken"]
+
+READ_SIZE = 1 << 17
+CREDIT_STEP = net.WINDOW // 8  # bytes taken from the client before it is told so
+_SIOCOUTQ = 0x5411  # linux/sockios.h: bytes that the other end has not read, with what the kernel needs to keep them
+_FILLING = bytes(1 << 16)
+
+
+@dataclass(eq=False)
+class StandIn:
+    """One of them. `credit`: bytes that the client takes; `room`: that it may still send; `taken`: of those, what it is not told of yet."""
+
+    family: net.Family
+    kind: net.Kind
+    number: int  # on the client
+    end: socket.socket
+    guest_end: socket.socket | None  # until the guest has it
+    inode: int
+    state: State = "new"
+    opened: bool = False  # the client has a socket for it
+    local: net.Endpoint | None = None
+    peer: net.Endpoint | None = None
+    options: dict[str, list[int]] = field(default_factory=dict)
+    error: int = 0  # what SO_ERROR has
+    unreported: bool = False  # a connect has ended, and nobody has been told
+    filled: int = 0  # bytes in our end that are none of the guest's
+    credit: int = net.WINDOW
+    room: int = net.WINDOW
+    taken: int = 0
+    incoming: deque[bytes] = field(default_factory=deque)
+    incoming_from: deque[net.Endpoint] = field(default_factory=deque)  # where each of them comes from, of datagrams
+    ended: bool = False  # the client sends nothing more
+    lost: str = ""  # the errno with which the connection was lost, to be shown once all has been read
+    shut: bool = False  # the guest sends nothing more
+    hung: bool = False  # the guest has closed all its copies
+    seen: tuple[int, int] = (0, -1)  # a thread of the guest, and the descriptor under which it had this last
+    pending: deque[StandIn] = field(default_factory=deque)  # connections to accept
+    promised: set[int] = field(default_factory=set)  # numbers that the client has for connections to come
+    waiting: list[tuple[Note, Callable[[], bool]]] = field(default_factory=list)
+    senders: deque[tuple[net.Endpoint, int]] = field(default_factory=deque)  # of datagrams in the guest's end
+    reachable: set[net.Endpoint] = field(default_factory=set)
+    held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
+
+    @property
+    def new(self) -> net.New:
+        return net.New(self.family, self.kind, [net.Option(name, values) for name, values in self.options.items()])
+
+
+def make(family: net.Family, kind: net.Kind, number: int) -> StandIn:
+    """A new one. OSError EMFILE."""
+    end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM if kind == "stream" else socket.SOCK_SEQPACKET)
+    end.setblocking(False)
+    return StandIn(family, kind, number, end, other, os.fstat(other.fileno()).st_ino)
+
+
+def has_hung_up(end: socket.socket) -> bool:
+    """Whether the guest has closed its end, all copies of it."""
+    poller = select.poll()
+    poller.register(end, 0)
+    return bool(poller.poll(0))
+
+
+# -- the look of a connect that is under way --------------------------------------------------------------------------------
+
+
+def fill(standin: StandIn, guest_end: socket.socket) -> None:
+    """Make the guest's end not writable."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            standin.filled += guest_end.send(_FILLING, socket.MSG_DONTWAIT)
+
+
+def drain(standin: StandIn) -> None:
+    """Make it writable again."""
+    while standin.filled > 0:
+        standin.filled -= len(standin.end.recv(standin.filled, socket.MSG_DONTWAIT))
+
+
+# -- which datagram the guest reads next ------------------------------------------------------------------------------------
+
+
+def unread(end: socket.socket) -> int:
+    """What the guest has not read of what was written to `end`, in the kernel's own measure."""
+    return int(struct.unpack("=i", fcntl.ioctl(end, _SIOCOUTQ, bytes(4)))[0])
+
+
+class Costs:
+    """What a datagram of some size counts in `unread`: found out once for each size, on a pair of our own."""
+
+    def __init__(self) -> None:
+        self._pair: tuple[socket.socket, socket.socket] | None = None
+        self._known: dict[int, int] = {}
+
+    def of(self, size: int) -> int:
+        """In the kernel's measure."""
+        found = self._known.get(size)
+        if found is None:
+            if self._pair is None:
+                self._pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            here, there = self._pair
+            here.send(bytes(size), socket.MSG_DONTWAIT)
+            found = self._known[size] = unread(here)
+            there.recv(1, socket.MSG_DONTWAIT)
+        return found
+
+    def close(self) -> None:
+        for each in self._pair or ():
+            each.close()
+
+
+def forget_read(standin: StandIn) -> None:
+    """Drop the senders of datagrams that the guest has read by itself."""
+    left = unread(standin.end)
+    senders = standin.senders
+    total = sum(cost for _, cost in senders)
+    while senders and total > left:
+        total -= senders.popleft()[1]
+
+
+def would_block(error: OSError) -> bool:
+    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)

@@ -1,0 +1,161 @@
+"""Streams: connect, listen and accept. See `answering` and `calls`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.notifications import GoneError, Note
+from adyton.runtime.process.supervisor.sockets import addresses
+from adyton.runtime.process.supervisor.sockets import standin as standins
+from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering, blocks, errno_of, failure, patience
+from adyton.runtime.process.supervisor.sockets.standin import StandIn
+
+CLOEXEC, NONBLOCK = 0o2000000, 0o4000  # of socket and accept4, on every architecture of the table
+
+
+class StreamCalls:
+    """Each method is a system call: see calls.SocketCalls."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._a = answering
+
+    def connect(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        data = self._a.read_address(note, 1, 2)
+        match standin.state:
+            case "connecting":
+                if not blocks(fetched):
+                    raise failure(errno.EALREADY)
+                self._wait_for_connect(note, standin, fetched)
+                return LATER
+            case "connected":
+                if standin.unreported:
+                    standin.unreported = False
+                    return 0
+                raise failure(errno.EISCONN)
+            case "listening":
+                raise failure(errno.EISCONN)
+            case "broken":
+                code, standin.error, standin.unreported = standin.error, 0, False
+                raise failure(code or errno.ECONNABORTED)
+            case _:
+                pass
+        peer = addresses.parse(data, standin.family)
+        standin.state = "connecting"
+        standins.fill(standin, fetched)
+        if blocks(fetched):
+            self._wait_for_connect(note, standin, fetched)
+        self._a.client.request(
+            net.Connect(standin.number, standin.new, peer), lambda result: self._connect_ended(standin, result)
+        )
+        if blocks(fetched):
+            return LATER
+        raise failure(errno.EINPROGRESS)
+
+    def _wait_for_connect(self, note: Note, standin: StandIn, fetched: socket.socket) -> None:
+        seconds = patience(fetched, socket.SO_SNDTIMEO)
+        self._a.wait(note, standin, lambda: self._connect_over(note, standin), seconds, errno.EINPROGRESS)
+
+    def _connect_ended(self, standin: StandIn, result: net.Result | abi.Failed) -> None:
+        if standin.state != "connecting" or not self._a.pump.knows(standin):
+            return
+        standin.unreported = True
+        if isinstance(result, net.Connected):
+            standin.state, standin.opened = "connected", True
+            standin.local, standin.peer = result.local, result.peer
+            standins.drain(standin)
+            self._a.moved(standin)
+            self._a.pump.start(standin)
+            return
+        standin.state, standin.error = "new", errno_of(result)
+        self._a.moved(standin)
+        if standin.unreported:  # nobody waits: who polls is to see it
+            self._a.pump.break_(standin, standin.error)
+        else:
+            standins.drain(standin)
+            standin.error = 0
+
+    def _connect_over(self, note: Note, standin: StandIn) -> bool:
+        if standin.state == "connecting":
+            return False
+        if not standin.unreported:
+            self._a.listener.answer(note, error=errno.EISCONN)
+            return True
+        if standin.state == "connected":
+            self._a.listener.answer(note)
+        else:
+            self._a.listener.answer(note, error=standin.error or errno.ECONNABORTED)
+        standin.unreported = False
+        return True
+
+    def listen(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
+        if standin.kind != "stream":
+            raise failure(errno.EOPNOTSUPP)
+        backlog = note.argument(1)
+        if standin.state == "listening":
+            self._a.flights.pop(standin.inode, None)
+            return 0
+        if standin.state != "new":
+            raise failure(errno.EINVAL)
+        wanted = max(1, min(backlog if backlog >= 0 else net.MAX_ACCEPTS, net.MAX_ACCEPTS))
+        if not standin.promised:
+            self._a.pump.promise(standin, wanted)
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.Bound):
+                standin.promised.clear()
+                raise failure(errno_of(result))
+            standin.opened, standin.state, standin.local = True, "listening", result.local
+            return 0
+
+        request = net.Listen(
+            standin.number, standin.new, max(0, backlog) or wanted, sorted(standin.promised)[: net.MAX_ACCEPTS]
+        )
+        return self._a.ask(note, standin, request, finish)
+
+    def accept(self, note: Note, standin: StandIn, fetched: socket.socket, flags: int) -> int | None:
+        if flags & ~(CLOEXEC | NONBLOCK):
+            raise failure(errno.EINVAL)
+        if standin.kind != "stream":
+            raise failure(errno.EOPNOTSUPP)
+        if standin.state != "listening":
+            raise failure(errno.EINVAL)
+        if self._accept_first(note, standin, flags, fetched):
+            return LATER
+        if not blocks(fetched):
+            raise failure(errno.EAGAIN)
+        seconds = patience(fetched, socket.SO_RCVTIMEO)
+        self._a.wait(note, standin, lambda: self._accept_first(note, standin, flags, None), seconds)
+        return LATER
+
+    def _accept_first(self, note: Note, standin: StandIn, flags: int, fetched: socket.socket | None) -> bool:
+        """Give the first pending connection to who waits. False: there is none."""
+        if standin.state != "listening" or not self._a.pump.knows(standin):
+            raise failure(errno.EINVAL)
+        if not standin.pending:
+            return False
+        if fetched is None:
+            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
+                if os.fstat(again.fileno()).st_ino != standin.inode:
+                    raise failure(errno.EBADF)
+                return self._accept_first(note, standin, flags, again)
+        made = standin.pending[0]
+        assert made.guest_end is not None
+        assert made.peer is not None
+        made.guest_end.setblocking(not flags & NONBLOCK)
+        if note.arguments[1]:
+            self._a.write_address(note, 1, made.peer, made.family)
+        with contextlib.suppress(OSError):  # the guest has read it, to its own confusion
+            fetched.recv(1, socket.MSG_DONTWAIT)  # before it goes on, and looks whether there are more
+        try:
+            given = self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=bool(flags & CLOEXEC))
+        except (GoneError, OSError):
+            self._a.pump.show_pending(standin)
+            raise
+        made.seen = (note.thread, given)
+        self._a.pump.accepted(standin)
+        return True
