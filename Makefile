@@ -11,7 +11,7 @@ ROUNDS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup wheels quickstart quickstart-remote test repeat coverage lint bench bench-imports fuzz chaos clean
+.PHONY: setup wheels quickstart quickstart-remote test repeat coverage lint docs bench bench-imports fuzz chaos clean
 
 setup: $(VENV)/ready
 
@@ -54,6 +54,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pages that are made from the code.
+docs: setup
+	$(BIN)/adyton syscalls --markdown > docs/syscalls.md
 
 bench: setup
 	$(BIN)/python bench/run.py

@@ -84,6 +84,12 @@ def children(pid):
     return found - {pid}
 
 
+def guest_of(supervisor):
+    """The process that the program runs in: of the supervisor's children not the init."""
+    (guest,) = [pid for pid in children(supervisor) if status(pid)["NSpid"].split()[-1] == "2"]
+    return guest
+
+
 def alive(pids):
     """Those of the processes that have not ended."""
     found = set()

@@ -109,7 +109,8 @@ def run(sock, request, report):
     if "die" in options:
         os._exit(3)
     layer = b"hello.py\nGREETING = 'hello'\n"
-    started = start_guest(guest_main, [layer], unpack, Limits(**options.get("limits", {})))
+    limits = Limits(**options.get("limits", {}))
+    started = start_guest(guest_main, [layer], unpack, limits, options.get("programs", []))
     confine_supervisor(started.proc)
     _serve(sock, started, report)
 

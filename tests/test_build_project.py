@@ -497,6 +497,8 @@ def test_inspect_shows_what_the_interface_promises(workplace):
         "security_version": 0,
         "host_calls": ["call", "file", "net"],
         "limits": {"threads": 2},
+        "programs": ["python"],
+        "time": "client",
         "layers": [{"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}],
         "size": os.path.getsize("build/demo.enclave"),
     }

@@ -315,8 +315,10 @@ except OSError as error:
 def test_threads_that_the_guest_is_too_busy_to_begin_with_are_refused(ward):
     with ward.enclave() as client:
         assert client.load().ok
-        assert client.enter("attempt", "os.kill(1, signal.SIGUSR1)") == "None"
+        assert client.enter("attempt", "1") == "1"
+        held = client.start("attempt", "ctypes.PyDLL(None).sleep(1)")  # none of its threads runs meanwhile
         numbers = [client.start("attempt", "1", pair=pair) for pair in range(10, 1010)]
         refused = client.result(numbers[-1])
         assert "no more threads" in refusal(refused)
+        assert client.entered(held) == "0"
         assert client.enter("attempt", "6 * 7", pair=1) == "42"

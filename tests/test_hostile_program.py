@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from hostile import STRICT, Ward
-from sandbox import children, wait_until_ended
+from sandbox import guest_of, wait_until_ended
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
@@ -286,8 +286,8 @@ def test_messages_that_never_end_are_bounded_together(monkeypatch):
 def test_a_client_that_is_behind_still_gets_all_output_and_the_reason_of_the_end(ward):
     with ward.enclave() as client:
         assert client.load().ok
+        guest = guest_of(client.enclave.pid)
         client.start("execute", KIT + "os.write(1, bytes(3 << 20)); os._exit(7)")
-        guests = children(client.enclave.pid)
-        assert wait_until_ended(guests) == set()  # and nothing has been read meanwhile
+        assert wait_until_ended({guest}) == set()  # and nothing has been read meanwhile
         assert "status 7" in client.wait_for_end()
         assert len(client.output) == 3 << 20

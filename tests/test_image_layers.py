@@ -122,14 +122,17 @@ def test_modes_are_the_runtime_s_whatever_layer_and_umask_say(tmp_path):
     script.mode, hidden.mode, folder.mode = 0o4711, 0o000, 0o700
     mask = os.umask(0o077)
     try:
-        unpack_layer(tar(script, hidden, folder, ("sub/file", b"")), tmp_path)
+        unpack_layer(tar(script, hidden, folder, ("sub/file", b""), ("sub/tool", b"")), tmp_path, ["sub/tool", "tool"])
     finally:
         os.umask(mask)
     modes = {
         name: stat.S_IMODE(os.stat(tmp_path / name).st_mode)
-        for name in ("script", "hidden", "folder", "sub", "sub/file")
+        for name in ("script", "hidden", "folder", "sub", "sub/file", "sub/tool")
     }
-    assert modes == {"script": 0o755, "hidden": 0o644, "folder": 0o755, "sub": 0o755, "sub/file": 0o644}
+    assert modes == {
+        **dict.fromkeys(("script", "hidden", "sub/file"), 0o644),
+        **dict.fromkeys(("folder", "sub", "sub/tool"), 0o755),
+    }
 
 
 def test_a_folder_can_be_given_by_descriptor(tmp_path):

@@ -154,7 +154,7 @@ def test_the_raw_values(load, provider):
     supervisor, guest = reports["supervisor"], reports["guest"]
     assert (supervisor.stat.comm, guest.stat.comm) == ("adyton-super", "enclave")
     assert guest.stat.ppid == supervisor.stat.pid
-    assert guest.status.ns_pid == [guest.stat.pid, 1]
+    assert guest.status.ns_pid == [guest.stat.pid, 2]
     assert (guest.status.seccomp, guest.status.cap_eff, guest.status.no_new_privs) == (2, 0, True)
     if os.geteuid() == 0:
         assert supervisor.status.uid.real == guest.status.uid.real != 0

@@ -104,7 +104,7 @@ print(json.dumps(seen))
         "server": [],
         "null": 1,
         "capabilities": ["0" * 16],
-        "refused": ["PermissionError"] * 3,
+        "refused": ["PermissionError"] * 4,
         "left": [],
     }
 

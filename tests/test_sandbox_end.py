@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from parties import stop
-from sandbox import PATIENCE, PROBE, alive, children, enclave, start_zygote, wait_until_ended
+from sandbox import PATIENCE, PROBE, alive, children, enclave, guest_of, start_zygote, wait_until_ended
 
 from adyton.errors import ClosedError, ImageError, PlatformError, SignatureError
 from adyton.runtime import launch
@@ -28,7 +28,7 @@ def zygote(tmp_path_factory):
 def processes_of(probe):
     """Supervisor and guest."""
     found = {probe.pid, *children(probe.pid)}
-    assert len(found) == 2
+    assert len(found) == 3  # supervisor, init and guest
     return found
 
 
@@ -75,14 +75,14 @@ def test_a_guest_with_children_ends_as_a_whole(zygote):
         probe.guest("finish(True, '/client', 'host')")
         probe.guest("import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        time.sleep(1000)")
         processes = {probe.pid, *children(probe.pid)}
-        assert len(processes) == 5
+        assert len(processes) == 6
         os.kill(probe.pid, signal.SIGKILL)
         assert wait_until_ended(processes) == set()
 
 
 def test_a_guest_that_ends_is_noticed(zygote):
     with enclave(zygote) as probe:
-        (guest,) = children(probe.pid)
+        guest = guest_of(probe.pid)
         os.kill(guest, signal.SIGKILL)
         assert probe.answer() == {"ended": signal.SIGKILL}
         assert wait_until_ended({guest, probe.pid}) == set()

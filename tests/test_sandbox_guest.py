@@ -175,8 +175,8 @@ def test_an_unusable_working_directory_is_replaced_with_a_warning(zygote, path):
 
 
 def test_it_sees_its_own_processes_only(finished):
-    assert finished.guest("import os; return [name for name in os.listdir('/proc') if name.isdigit()]") == ["1"]
-    assert finished.guest("import os; return os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0)") == [1, 0, 1, 1]
+    assert finished.guest("import os; return [name for name in os.listdir('/proc') if name.isdigit()]") == ["1", "2"]
+    assert finished.guest("import os; return os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0)") == [2, 0, 2, 2]
 
 
 def test_it_is_an_ordinary_user_without_capabilities(finished):
@@ -207,7 +207,7 @@ def test_it_holds_no_descriptor_but_its_own(zygote):
     assert held.pop("0") == "/dev/stdin"  # of the FUSE tree
     assert held.pop("1").startswith("pipe:")
     assert held.pop("2").startswith("pipe:")
-    assert list(held.values()) == ["/proc/1/fd"]  # open for this listing
+    assert list(held.values()) == ["/proc/2/fd"]  # open for this listing
 
 
 def test_its_standard_streams_reach_the_supervisor(zygote):
@@ -280,7 +280,7 @@ LOCAL = {
     "asyncio": "import asyncio; return asyncio.run(asyncio.sleep(0, 5))",
     "pool": "from concurrent.futures import ThreadPoolExecutor as P\nwith P(2) as p: return list(p.map(abs, [-1, 2]))",
     "processes": "import multiprocessing as m; c = m.get_context('fork'); a, b = c.Pipe(); p = c.Process(target=b.send, args=(3,)); p.start(); r = a.recv(); p.join(); return r",
-    "signals": "import signal, os; r = []; signal.signal(10, lambda *_: r.append(1)); os.kill(1, 10); return r",
+    "signals": "import signal, os; r = []; signal.signal(10, lambda *_: r.append(1)); os.kill(os.getpid(), 10); return r",
     "timer": "import time; time.sleep(0.001); return 1",
     "memfd": "import os; return os.write(os.memfd_create('x'), b'abc')",
     "scheduling": "import os; return len(os.sched_getaffinity(0)) > 0",

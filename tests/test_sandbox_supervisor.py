@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sandbox import PROBE, CodeError, children, enclave, own_user, start_zygote, status
+from sandbox import PROBE, CodeError, children, enclave, guest_of, own_user, start_zygote, status
 
 import adyton
 
@@ -37,7 +37,7 @@ def test_each_enclave_has_a_user_of_its_own(zygote, probe):
     if os.geteuid() != 0:
         pytest.skip("only root gives enclaves user ids of their own")
     with enclave(zygote) as other:
-        (guest,) = children(probe.pid)
+        guest = guest_of(probe.pid)
         own = own_user(probe.pid)
         for pid in (probe.pid, guest):
             assert status(pid)["Uid"].split() == [str(own)] * 4
@@ -55,14 +55,14 @@ def test_it_has_no_capability_and_is_under_a_filter(probe):
 
 def test_others_of_its_user_cannot_look_into_it(probe):
     assert os.stat(f"/proc/{probe.pid}/maps").st_uid != own_user(probe.pid)  # as it is not dumpable, see proc_pid(5)
-    (guest,) = children(probe.pid)
+    guest = guest_of(probe.pid)
     assert os.stat(f"/proc/{guest}/maps").st_uid == own_user(probe.pid)
 
 
 def test_it_shares_no_network_and_no_mounts_with_the_server(probe):
     for kind in ("net", "mnt", "ipc"):
         assert os.readlink(f"/proc/{probe.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
-    (guest,) = children(probe.pid)
+    guest = guest_of(probe.pid)
     for kind in ("net", "mnt", "ipc", "pid", "user", "uts"):
         assert os.readlink(f"/proc/{guest}/ns/{kind}") != os.readlink(f"/proc/{probe.pid}/ns/{kind}")
 
@@ -111,15 +111,15 @@ def test_it_cannot_write_files(probe):
 def test_it_can_look_into_its_guest(probe):
     code = """
         import os
-        descriptor = os.open("1/syscall", os.O_RDONLY, dir_fd=started.proc)
+        descriptor = os.open("2/syscall", os.O_RDONLY, dir_fd=started.proc)
         first = os.read(descriptor, 100).split()
-        memory = os.open("1/mem", os.O_RDONLY, dir_fd=started.proc)
-        with open(os.open("1/maps", os.O_RDONLY, dir_fd=started.proc)) as maps:
+        memory = os.open("2/mem", os.O_RDONLY, dir_fd=started.proc)
+        with open(os.open("2/maps", os.O_RDONLY, dir_fd=started.proc)) as maps:
             start = next(int(line.split("-")[0], 16) for line in maps if "libc" in line)
         return [len(first) > 0, os.pread(memory, 4, start).hex()]
     """
     assert probe.supervisor(code) == [True, b"\x7fELF".hex()]
-    assert probe.supervisor("import os; return [n for n in os.listdir(started.proc) if n.isdigit()]") == ["1"]
+    assert probe.supervisor("import os; return [n for n in os.listdir(started.proc) if n.isdigit()]") == ["1", "2"]
 
 
 def test_it_cannot_signal_another_enclave(zygote, probe):
@@ -216,7 +216,7 @@ with start_zygote(sys.argv[1]) as zygote, enclave(zygote) as one, enclave(zygote
     seen["fork"] = one.guest("import os; pid = os.fork(); os._exit(7) if pid == 0 else None; return os.waitpid(pid, 0)[1]")
     seen["null"] = one.guest("return open('/dev/null', 'wb').write(b'x')")
     seen["supervisor"] = one.supervisor("import os; return os.path.exists('/proc')")
-    seen["look"] = one.supervisor("import os; return len(os.open('1/mem', os.O_RDONLY, dir_fd=started.proc).__str__())") > 0
+    seen["look"] = one.supervisor("import os; return len(os.open('2/mem', os.O_RDONLY, dir_fd=started.proc).__str__())") > 0
     seen["capabilities"] = sorted({status(one.pid)[n] for n in ("CapInh", "CapPrm", "CapEff", "CapAmb")})
     seen["refused"] = []
     for pid in (other.pid, *children(other.pid), os.getpid()):
@@ -237,16 +237,52 @@ print(json.dumps(seen))
     assert as_ordinary_user(program) == {
         "warnings": [],
         "ids": [1000] * 3,
-        "processes": ["1"],
+        "processes": ["1", "2"],
         "server": [],
         "fork": 7 << 8,
         "null": 1,
         "supervisor": False,
         "look": True,
         "capabilities": ["0" * 16],
-        "refused": ["PermissionError: [Errno "] * 3,
+        "refused": ["PermissionError: [Errno "] * 4,
         "closed": True,
         "left": [],
+    }
+
+
+@pytest.mark.netns
+def test_limits_and_programs_of_an_ordinary_users_enclaves_are_their_own():
+    program = (
+        START
+        + """
+THREADS = '''
+import threading
+finish(True, "/client", "host")
+stop = threading.Event()
+threads = [threading.Thread(target=stop.wait, daemon=True) for _ in range(10)]
+for thread in threads:
+    thread.start()
+return len(threads)
+'''
+limits = {"threads": 14}
+with start_zygote(sys.argv[1]) as zygote:
+    with enclave(zygote, limits=limits, programs=["python"]) as one, enclave(zygote, limits=limits) as other:
+        seen = {"threads": [one.guest(THREADS), other.guest(THREADS)]}
+        command = "import subprocess, sys; return subprocess.run([sys.executable, '-S', '-c', 'print(1)'], capture_output=True).stdout.decode()"
+        seen["started"] = one.guest(command)
+        try:
+            other.guest(command)
+        except CodeError as error:
+            seen["other"] = str(error)[:15]
+        seen["score"] = one.guest("return open('/proc/self/oom_score_adj').read()")
+print(json.dumps(seen))
+"""
+    )
+    assert as_ordinary_user(program) == {
+        "threads": [10, 10],
+        "started": "1\n",
+        "other": "PermissionError",
+        "score": "300\n",
     }
 
 
@@ -269,11 +305,16 @@ except PlatformError as error:
     assert said in message
 
 
+def name_of(pid):
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read().strip()
+
+
 def test_it_reaches_the_descriptors_of_every_thread_of_its_guest(zygote):
     """Of those that are no process's first thread too, in the way of Linux before 6.9 as well; and of nobody else's."""
     with enclave(zygote) as started:
         started.guest("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
-        (guest,) = children(started.pid)
+        (guest,) = [each for each in children(started.pid) if name_of(each) == "enclave"]
         threads = sorted(int(each) for each in os.listdir(f"/proc/{guest}/task"))
         assert len(threads) == 2
         code = """

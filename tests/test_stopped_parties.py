@@ -86,7 +86,7 @@ def victims(above, program, on=None):
         elif on is None:
             pid = processes()[party(found, "adyton-zygote")][0]
         else:
-            pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave"))
+            pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave", "enclave-init"))
         chosen[victim] = client, pid, set(found)
     return chosen
 

@@ -6,6 +6,7 @@
     run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
     finalize   EnclaveFinal, serialized protobuf          empty
     changed    (one way) a Changed of adyton.hostcall.abi
+    time       (one way) the client's time in ns since 1970, 8 bytes, little-endian
 
     method     from enclave to client                     reply
     host       a request of adyton.hostcall.abi           its result
@@ -83,6 +84,7 @@ class LoadRequest(Message, frozen=True):
     logging: Logging | None = None  # None: as the program sets it up
     coherence: list[Mount] = []
     trace: bool = False  # Counts are to have `waits`
+    time: int = 0  # the client's, in ns since 1970; 0: it says none
 
 
 class LoadReply(Message, frozen=True):

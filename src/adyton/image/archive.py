@@ -27,11 +27,10 @@ _FILE, _OLD_FILE, _FOLDER = b"0", b"\0", b"5"
 
 @dataclass(frozen=True)
 class Member:
-    """One member. `offset`: where its bytes begin in the archive; `executable`: whether anybody may execute it."""
+    """One member. `offset`: where its bytes begin in the archive."""
 
     path: str
     folder: bool
-    executable: bool
     offset: int
     size: int
 
@@ -151,7 +150,8 @@ def _parse(block: bytes, offset: int) -> Member:
     size = _octal(block[124:136], "size")
     if folder and size:
         raise ImageError(f"the folder {path[:80]!r} in the archive has content")
-    return Member(path, folder, bool(_octal(block[100:108], "mode") & 0o111), offset, size)
+    _octal(block[100:108], "mode")  # well-formed, and of no effect: what may be executed is the manifest's to say
+    return Member(path, folder, offset, size)
 
 
 def _text(field: bytes) -> bytes:

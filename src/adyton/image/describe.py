@@ -33,6 +33,8 @@ def describe(image: Image) -> dict[str, Any]:
         "security_version": manifest.security_version,
         "host_calls": list(manifest.host_calls),
         "limits": {name: value for name, value in msgspec.structs.asdict(manifest.limits).items() if value is not None},
+        "programs": list(manifest.programs),
+        "time": manifest.time,
         "layers": [
             {"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
             for layer in image.layer_descriptors
@@ -55,6 +57,8 @@ def describe_text(image: Image) -> str:
     limits = msgspec.structs.asdict(manifest.limits)
     given = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
     lines += [f"  limits            {given}"] if given else []
+    lines.append(f"  programs          {', '.join(manifest.programs) or 'none'}")
+    lines.append(f"  time              the {manifest.time}'s")
     lines += [
         f"  {'dependencies' if layer.media_type == DEPENDENCY_LAYER else 'application':<16}  {layer.digest}  {layer.size} bytes"
         for layer in image.layer_descriptors

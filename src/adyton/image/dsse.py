@@ -41,6 +41,10 @@ class Opened(msgspec.Struct, frozen=True):
     valid: bool
 
 
+# Made at import: msgspec's first look at a type must not be two threads' at once, of which one would see it half done.
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+
+
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
     """The bytes that are signed."""
     kind = payload_type.encode()
@@ -59,7 +63,7 @@ def open_envelope(data: bytes) -> Opened:
     if len(data) > MAX_ENVELOPE:
         raise SignatureError(f"a signature of {len(data)} bytes is longer than {MAX_ENVELOPE}")
     try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
+        envelope = _ENVELOPE.decode(data)
         if len(envelope.signatures) != 1:
             raise SignatureError(f"a DSSE envelope with {len(envelope.signatures)} signatures; exactly one is expected")
         signature = envelope.signatures[0]

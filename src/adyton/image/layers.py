@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -50,32 +50,36 @@ def pieces_of(path: str, offset: int, size: int) -> Iterator[bytes]:
         raise ImageError(f"the image {path} cannot be read any more: {error.strerror}") from error
 
 
-def unpack_layer(layer: bytes | LayerFile, directory: int | str | os.PathLike[str]) -> None:
+def unpack_layer(
+    layer: bytes | LayerFile, directory: int | str | os.PathLike[str], programs: Collection[str] = ()
+) -> None:
     """Unpack a layer (an uncompressed tar) into a folder, given by path or descriptor.
 
-    Files get mode 0644 (0755 if the layer says that somebody may execute them), folders 0755, whatever the umask. ImageError: the
+    Files get mode 0644 (0755 those whose paths are among `programs`, whatever the layer says), folders 0755, whatever the umask. ImageError: the
     layer holds what it must not, a name is taken, or the file's bytes are not the layer's; ResourceLimitError: there is
     no room. What was unpacked until then stays.
     """
     if isinstance(layer, bytes):
         file: BinaryIO = io.BytesIO(layer)
         _check(file, len(layer))
-        _unpack(_Stream(file), len(layer), directory)
+        _unpack(_Stream(file), len(layer), directory, programs)
         return
     try:
         file = open(layer.path, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise ImageError(f"the layer {layer.digest} cannot be read: {error.strerror}") from error
     with file:
-        unpack_file(file, layer.digest, layer.size, directory)
+        unpack_file(file, layer.digest, layer.size, directory, programs)
 
 
-def unpack_file(file: BinaryIO, digest: str, size: int, directory: int | str | os.PathLike[str]) -> None:
+def unpack_file(
+    file: BinaryIO, digest: str, size: int, directory: int | str | os.PathLike[str], programs: Collection[str] = ()
+) -> None:
     """`unpack_layer` from an open file, which is at its beginning."""
     stream = _Stream(file)
     try:
         _check(file, size)
-        _unpack(stream, size, directory)
+        _unpack(stream, size, directory, programs)
     except ImageError:
         if stream.finish() != (size, digest):  # which explains what was wrong in it
             raise ImageError(f"the layer {digest} is damaged where it is stored") from None
@@ -126,7 +130,7 @@ def _check(file: BinaryIO, size: int) -> None:
         file.seek(0)
 
 
-def _unpack(stream: _Stream, size: int, directory: int | str | os.PathLike[str]) -> None:
+def _unpack(stream: _Stream, size: int, directory: int | str | os.PathLike[str], programs: Collection[str]) -> None:
     root = os.dup(directory) if isinstance(directory, int) else os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     above, parent = "", os.dup(root)  # the last member's folder, which is mostly the next one's too
     try:
@@ -141,7 +145,7 @@ def _unpack(stream: _Stream, size: int, directory: int | str | os.PathLike[str])
                 if member.folder:
                     os.close(_folder(parent, name))
                 else:
-                    _file(parent, name, member, stream)
+                    _file(parent, name, member, stream, 0o755 if member.path in programs else 0o644)
             except (FileExistsError, NotADirectoryError) as error:
                 raise ImageError(f"the layer's {member.path!r} is where something else is already") from error
             except OSError as error:
@@ -175,7 +179,7 @@ def _folder(parent: int, name: str) -> int:
     return made
 
 
-def _file(parent: int, name: str, member: Member, stream: _Stream) -> None:
+def _file(parent: int, name: str, member: Member, stream: _Stream, mode: int) -> None:
     descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
     try:
         left = member.size
@@ -187,6 +191,6 @@ def _file(parent: int, name: str, member: Member, stream: _Stream) -> None:
             view = memoryview(piece)
             while view:
                 view = view[os.write(descriptor, view) :]
-        os.fchmod(descriptor, 0o755 if member.executable else 0o644)
+        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)

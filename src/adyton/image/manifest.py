@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from adyton.errors import ImageError
+from adyton.image.archive import check_path
 from adyton.image.versions import PythonRange, PythonRangeError
 
 ABI = "adyton-1"  # of the runtime: its entry and host-call ABI, and the packages in RUNTIME_PACKAGES
@@ -19,6 +20,7 @@ DEFAULT_PYTHON = ">=3.11"
 ANY_PLATFORM = "any"
 MAX_CONFIG = 1 << 20  # bytes of the config blob
 MAX_ENTRIES = 4096
+MAX_PROGRAMS = 1024
 
 # Packages that are the runtime's, not the image's, with the versions that the ABI stands for. adyton itself: the one that builds.
 RUNTIME_PACKAGES = {"cffi": "2.1.1", "cryptography": "50.0.2", "msgspec": "0.22.0", "protobuf": "7.36.2"}
@@ -29,6 +31,8 @@ HostCallGroup = Literal["call", "file", "net"]
 HOST_CALL_GROUPS: tuple[HostCallGroup, ...] = ("call", "file", "net")
 
 Runtime = Literal["process", "wasm"]
+Time = Literal["client", "server"]
+PYTHON_PROGRAM = "python"  # in `programs`: the runtime's own interpreter
 ParameterKind = Literal["positional", "keyword", "rest", "keywords"]
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -74,17 +78,23 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the image never needs more of; None: whatever the server gives. `memory` in bytes; `files`: open at a time."""
+    """What the image never needs more of; None: whatever the server gives.
+
+    `memory`: bytes of data of each process; `threads`: of all processes together; `files`: open at a time in each process; `cpu`:
+    seconds of processor time of each process.
+    """
 
     memory: Bytes | None = None
     threads: Count | None = None
     files: Count | None = None
+    cpu: Count | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """See the module. `entry`: "module:attribute" of an Enclave or TrustedApplication, or "module:" for plain functions.
 
-    `python`: the versions that it runs on, as in `requires-python`; `platforms`: wheel platforms, or "any".
+    `python`: the versions that it runs on, as in `requires-python`; `platforms`: wheel platforms, or "any". `programs`: what it may
+    start as processes: paths of the image's own files, and "python". `time`: whose clock it sees.
     """
 
     name: str
@@ -98,6 +108,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     security_version: Number16 = 0
     host_calls: list[HostCallGroup] = msgspec.field(default_factory=lambda: list(HOST_CALL_GROUPS))
     limits: Limits = msgspec.field(default_factory=Limits)
+    programs: Annotated[list[Text], msgspec.Meta(max_length=MAX_PROGRAMS)] = msgspec.field(
+        default_factory=lambda: [PYTHON_PROGRAM]
+    )
+    time: Time = "client"
 
     @property
     def module(self) -> str:
@@ -112,6 +126,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def runs_on_python(self, version: tuple[int, int]) -> bool:
         """Whether a Python of this (major, minor) may run it."""
         return version in PythonRange.parse(self.python)
+
+
+# Made at import: msgspec's first look at a type must not be two threads' at once, of which one would see it half done.
+_MANIFEST = msgspec.json.Decoder(Manifest)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -131,7 +149,7 @@ def decode_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_CONFIG:
         raise ImageError(f"the manifest of the image is {len(data)} bytes long; at most {MAX_CONFIG} are accepted")
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _MANIFEST.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ImageError(f"the manifest of the image is malformed: {error}") from error
     if canonical_json(manifest) != data:
@@ -159,6 +177,10 @@ def _check(manifest: Manifest) -> None:
         raise ImageError("the image's groups of host calls are not sorted, or one is there twice")
     if sorted(set(manifest.platforms)) != manifest.platforms or not manifest.platforms:
         raise ImageError("the image's platforms are not sorted, one is there twice, or there is none")
+    if sorted(set(manifest.programs)) != manifest.programs:
+        raise ImageError("the image's programs are not sorted, or one is there twice")
+    for program in manifest.programs:
+        check_path(program)
     try:
         PythonRange.parse(manifest.python)
     except PythonRangeError as error:

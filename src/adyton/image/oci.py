@@ -83,6 +83,10 @@ class _Layout(msgspec.Struct, frozen=True):
 
 
 Source = Callable[[], Iterable[bytes]]  # a blob's bytes from its beginning, in pieces of any size
+# Made at import: msgspec's first look at a type must not be two threads' at once, of which one would see it half done.
+_OCI_MANIFEST_DECODER = msgspec.json.Decoder(_OciManifest)
+_INDEX_DECODER = msgspec.json.Decoder(_Index)
+_LAYOUT_DECODER = msgspec.json.Decoder(_Layout)
 
 
 @dataclass(frozen=True)
@@ -270,7 +274,7 @@ def _parse_oci_manifest(data: bytes) -> _OciManifest:
     if len(data) > MAX_OCI_MANIFEST:
         raise ImageError(f"the OCI manifest is longer than {MAX_OCI_MANIFEST} bytes")
     try:
-        parsed = msgspec.json.decode(data, type=_OciManifest)
+        parsed = _OCI_MANIFEST_DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ImageError(f"the OCI manifest is malformed: {error}") from error
     if canonical_json(parsed) != data:
@@ -348,8 +352,8 @@ def _content(file: BinaryIO, members: Mapping[str, archive.Member], name: str, l
 
 def _read_index(file: BinaryIO, members: Mapping[str, archive.Member]) -> _Index:
     try:
-        layout = msgspec.json.decode(_content(file, members, "oci-layout", 4096), type=_Layout)
-        index = msgspec.json.decode(_content(file, members, "index.json", MAX_OCI_MANIFEST), type=_Index)
+        layout = _LAYOUT_DECODER.decode(_content(file, members, "oci-layout", 4096))
+        index = _INDEX_DECODER.decode(_content(file, members, "index.json", MAX_OCI_MANIFEST))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ImageError(f"the index of the image is malformed: {error}") from error
     if layout.imageLayoutVersion != "1.0.0" or index.schemaVersion != 2:

@@ -24,7 +24,15 @@ from adyton.image.names import Program
 from adyton.image.oci import Image
 from adyton.image.platforms import parse_platform
 from adyton.image.protos import compile_protos
-from adyton.image.pyproject import EnclaveTable, Project, find_project, host_call_groups, limits_of, load_project
+from adyton.image.pyproject import (
+    EnclaveTable,
+    Project,
+    find_project,
+    host_call_groups,
+    limits_of,
+    load_project,
+    programs_of,
+)
 from adyton.image.sign import add_signature
 from adyton.image.sources import collect
 from adyton.image.versions import PythonRange, PythonRangeError
@@ -90,7 +98,9 @@ def build_image(project: Project, name: str, *, key: SigningKey | None = None) -
     lock = os.path.join(project.directory, LOCK)
     wanted = Wanted(table.dependencies, python, project.directory, f"{where}: dependencies", table.platform)
     dependencies = project_dependencies(wanted, name, project.enclaves, lock)
-    image = make_image(_manifest(name, table, entries, dependencies, where), application, dependencies.layer)
+    programs = programs_of(table.programs, application, where)
+    manifest = _manifest(name, table, entries, programs, dependencies, where)
+    image = make_image(manifest, application, dependencies.layer)
     signer = key or _signer(project, table)
     return (image if signer is None else add_signature(image, signer)), modules
 
@@ -148,7 +158,9 @@ def _entries(table: EnclaveTable, application: Mapping[str, bytes], where: str) 
         raise UsageError(f"{where}: {error}") from error
 
 
-def _manifest(name: str, table: EnclaveTable, entries: list[Entry], dependencies: Dependencies, where: str) -> Manifest:
+def _manifest(
+    name: str, table: EnclaveTable, entries: list[Entry], programs: list[str], dependencies: Dependencies, where: str
+) -> Manifest:
     runtime: Literal["process"] = "process"
     return Manifest(
         name=name,
@@ -161,6 +173,8 @@ def _manifest(name: str, table: EnclaveTable, entries: list[Entry], dependencies
         security_version=table.security_version,
         host_calls=host_call_groups(table.host_calls, where),
         limits=limits_of(table.limits, where),
+        programs=programs,
+        time=table.time,
     )
 
 

@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from adyton.errors import UsageError
-from adyton.image.manifest import DEFAULT_PYTHON, HOST_CALL_GROUPS, HostCallGroup, Limits, is_image_name
+from adyton.image.manifest import (
+    DEFAULT_PYTHON,
+    HOST_CALL_GROUPS,
+    PYTHON_PROGRAM,
+    HostCallGroup,
+    Limits,
+    Time,
+    is_image_name,
+)
 from adyton.image.platforms import DEFAULT_PLATFORM
 
 FILE = "pyproject.toml"
@@ -24,11 +32,12 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class LimitsTable(msgspec.Struct, frozen=True):
-    """`memory`: bytes, or a text such as "512MiB"."""
+    """`memory`: bytes, or a text such as "512MiB"; `cpu`: seconds."""
 
     memory: int | str | None = None
     threads: int | None = None
     files: int | None = None
+    cpu: int | None = None
 
 
 class EnclaveTable(msgspec.Struct, frozen=True):
@@ -45,6 +54,8 @@ class EnclaveTable(msgspec.Struct, frozen=True):
     sign: str = "debug"
     host_calls: list[str] | None = None
     limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
+    programs: list[str] = msgspec.field(default_factory=lambda: [PYTHON_PROGRAM])
+    time: Time = "client"
 
 
 class LoaderTable(msgspec.Struct, frozen=True):
@@ -153,9 +164,21 @@ def limits_of(table: LimitsTable, where: str) -> Limits:
             raise UsageError(f"{where}: limits: memory = {memory!r} is not a size such as 512MiB")
         memory = int(match[1]) * _UNITS[match[2]]
     try:
-        return msgspec.convert({"memory": memory, "threads": table.threads, "files": table.files}, Limits)
+        return msgspec.convert({**msgspec.structs.asdict(table), "memory": memory}, Limits)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: limits: {error}") from error
+
+
+def programs_of(paths: Iterable[str], files: Iterable[str], where: str) -> list[str]:
+    """`programs` of a table, sorted; UsageError for what is not among the image's files (by path), nor "python"."""
+    known = [*files, PYTHON_PROGRAM]
+    for path in paths:
+        if path not in known:
+            raise UsageError(
+                f"{where}: programs: {path!r} is none of the image's files{_nearest(path, known)}; "
+                f"name files of `sources` by their path, and Python itself as {PYTHON_PROGRAM!r}"
+            )
+    return sorted(set(paths))
 
 
 def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

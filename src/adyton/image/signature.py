@@ -26,6 +26,10 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     debug: bool
 
 
+# Made at import: msgspec's first look at a type must not be two threads' at once, of which one would see it half done.
+_PAYLOAD = msgspec.json.Decoder(Payload)
+
+
 class Signature(msgspec.Struct, frozen=True):
     """One signature of an image. `signer`: digest of the public key; `envelope`: the DSSE envelope, byte for byte."""
 
@@ -54,7 +58,7 @@ def read_signature(envelope: bytes, measurement: str, manifest: Manifest) -> Sig
     if opened.payload_type != PAYLOAD_TYPE:
         raise SignatureError(f"a signature of {opened.payload_type[:80]!r}, not of an image ({PAYLOAD_TYPE})")
     try:
-        payload = msgspec.json.decode(opened.payload, type=Payload)
+        payload = _PAYLOAD.decode(opened.payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SignatureError(f"what the signature is over is malformed: {error}") from error
     valid = (

@@ -25,6 +25,9 @@ ADDRESSES = (
 )
 
 
+_INIT = 1  # its process id there
+
+
 class ProcessReporter:
     """Answers the client of one enclave. `proc`: where the kernel's proc file system is."""
 
@@ -76,7 +79,7 @@ class ProcessReporter:
         return ProcessesReply(processes=processes)
 
     def _guest(self, supervisor: int, started: int | None) -> ProcessReport:
-        """The supervisor's only child. (The orphans of the guest's own children are the guest's, which is init to them.)"""
+        """Of the supervisor's two children the one that the program runs in; the other is the init of its pid namespace."""
         try:
             tasks = os.listdir(f"{self._proc}/{supervisor}/task")
             children = [
@@ -90,7 +93,10 @@ class ProcessReporter:
             )
         if not children:
             return ProcessReport(kind=ProcessReport.GUEST, error="it has ended")
-        return self._process(ProcessReport.GUEST, min(children), lambda stat: stat.ppid == supervisor)
+        reports = [
+            self._process(ProcessReport.GUEST, pid, lambda stat: stat.ppid == supervisor) for pid in sorted(children)
+        ]
+        return next((each for each in reports if each.status.ns_pid[-1:] != [_INIT]), reports[0])
 
     def _process(self, kind: ProcessReport.Kind, pid: int, is_it: Callable[[ProcStat], bool]) -> ProcessReport:
         report = ProcessReport(kind=kind)

@@ -43,6 +43,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
+from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
 
@@ -103,6 +104,7 @@ class ProxyClient:
         self._channel = channel_client.ClientChannel()
         self._session = communicator.Session(communicator.Side.CLIENT)
         self._pulse = Pulse()
+        self._time = TimeTeller()
         self._dispatching = False  # the reader has bytes, and does not listen
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
@@ -148,6 +150,7 @@ class ProxyClient:
             with self._lock:
                 self._channel.accept()
             left = None if until is None else max(0.0, until - time.monotonic())
+            load = msgspec.structs.replace(load, time=self._time.told())
             reply = decode(self.call("load", encode(load), left), LoadReply)
             self._loading = self._counts
             return reply
@@ -217,6 +220,7 @@ class ProxyClient:
         with self._lock:
             self._check_open()
             self._tell_changes()
+            self._tell_time()
             call = self._session.call(pair.number, method, body)
             if method in ("enter", "run"):
                 self._counted["entry_calls"] += 1
@@ -281,6 +285,7 @@ class ProxyClient:
             if self._dispatching or self._error is not None:
                 self._pulse.heard()
                 return
+            self._tell_time()
             limit = LOST_AFTER if self._channel.established else HANDSHAKE_LOST_AFTER
             due = self._pulse.tick(time.monotonic(), limit)
             if due == "wait" or (due == "ping" and not self._channel.established):
@@ -297,6 +302,11 @@ class ProxyClient:
             )
         )
         self._transport.close()
+
+    def _tell_time(self) -> None:
+        """Under the lock: say what time it is, if the enclave cannot know."""
+        if self._time.due():
+            self._session.notify("time", self._time.told().to_bytes(8, "little", signed=True))
 
     def _check_open(self) -> None:
         if self._error is not None:

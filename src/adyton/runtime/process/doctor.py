@@ -17,7 +17,7 @@ from typing import NoReturn
 from adyton import errors
 from adyton.errors import AdytonError
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import landlock, libc, mounts, namespaces, root, table
+from adyton.runtime.process import landlock, libc, mounts, namespaces, root, table, vdso
 
 KERNEL = (6, 6)
 PROBE_SECONDS = 30.0
@@ -239,7 +239,7 @@ def _fuse() -> str:
 
 def _seccomp() -> str:
     def step() -> None:
-        program = syscall_filter.guest_filter()
+        program = syscall_filter.guest_filter(programs=False)
         namespaces.no_new_privileges()
         libc.install_filter(program, listened=True)
         try:
@@ -271,6 +271,16 @@ def _landlock() -> str:
 def _process_descriptors() -> str:
     os.close(os.pidfd_open(os.getpid()))
     return "processes have descriptors"
+
+
+def _clock() -> str:
+    def step() -> None:
+        try:
+            vdso.install()
+        except vdso.VdsoError as error:
+            raise _LackingError(f"{error}: enclaves have the server's clock, not their client's") from None
+
+    return _in_child(step) or "enclaves can have their client's"
 
 
 def _identities() -> str:
@@ -314,6 +324,7 @@ PROBES: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("seccomp", True, _seccomp),
     ("process descriptors", True, _process_descriptors),
     ("landlock", False, _landlock),
+    ("clock", False, _clock),
     ("user ids", False, _identities),
     ("cgroup", False, _cgroup),
     ("sgx", False, _device("/dev/sgx_enclave", "Intel SGX")),

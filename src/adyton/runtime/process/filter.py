@@ -14,7 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adyton.errors import PlatformError
-from adyton.runtime.process.table import ROWS, Architecture, Check, Is, Only, Refused, architecture
+from adyton.runtime.process.table import (
+    NO_PROGRAMS,
+    PROGRAM_CALLS,
+    ROWS,
+    Architecture,
+    Check,
+    Is,
+    Only,
+    Refused,
+    architecture,
+)
 
 # seccomp's return values (linux/seccomp.h)
 ALLOW = 0x7FFF0000
@@ -150,15 +160,16 @@ def compile_filter(where: Architecture, rules: Mapping[int, Rule], default: Rule
 UNKNOWN = Rule(errno=errno.ENOSYS, asks=True)  # a call without a row
 
 
-def guest_rules(where: Architecture) -> dict[int, Rule]:
-    """The table's rows, by number."""
+def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule]:
+    """The table's rows, by number. `programs`: whether any may be started."""
     rules = {}
     for row in ROWS:
         number = row.number(where)
         if number is None:
             continue
-        if row.refused is not None:
-            rules[number] = Rule(errno=number_of(row.refused), asks=not row.refused.often)
+        refused = NO_PROGRAMS if row.name in PROGRAM_CALLS and not programs else row.refused
+        if refused is not None:
+            rules[number] = Rule(errno=number_of(refused), asks=not refused.often)
         else:
             local = row.emulated.local if row.emulated else None
             asks = bool(row.checks)  # as rules are compared, those that differ in nothing else are one
@@ -235,10 +246,10 @@ def _here() -> Architecture:
 
 
 @functools.cache
-def guest_filter() -> bytes:
+def guest_filter(*, programs: bool) -> bytes:
     """The guest's filter for this machine. PlatformError where there is none."""
     where = _here()
-    return pack(compile_filter(where, guest_rules(where), UNKNOWN))
+    return pack(compile_filter(where, guest_rules(where, programs=programs), UNKNOWN))
 
 
 @functools.cache

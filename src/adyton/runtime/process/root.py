@@ -3,9 +3,11 @@
     /system/                       what a guest sees, and a supervisor from its guest's start on; read-only
         usr/lib*, usr/share/…      the server's shared libraries, locales and time zones; no Python packages
         bin sbin lib*              as the server has them: links into usr, or directories of their own
-        etc/                       a few files written here
+        etc/                       a few files written here; ld.so.cache says where the interpreter's own library is
         dev/                       null zero full random urandom, links to the standard streams, shm/
         opt/adyton/python/         the interpreter and its standard library, without site-packages
+        opt/adyton/venv/           a virtual environment: Python with the image's modules and the runtime's, as programs start it
+        opt/adyton/clock/          an empty directory, for the guest's clock
         opt/adyton/lib/            adyton and the libraries that are the runtime's own
     /opt/adyton/supervisor         libraries of the supervisor alone
     /bin /dev /etc /lib* /sbin /usr, /opt/adyton/lib     links to those
@@ -25,21 +27,26 @@ import dataclasses
 import importlib.util
 import os
 import stat
+import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adyton.errors import PlatformError
+from adyton.image.layers import PACKAGES as DEPENDENCIES
 from adyton.runtime.process import mounts
+from adyton.runtime.process.guest import CLOCK
 
 SYSTEM = "/system"
 PYTHON = "/opt/adyton/python"
+VENV = "/opt/adyton/venv"
 LIBRARIES = "/opt/adyton/lib"
 SUPERVISOR_LIBRARIES = "/opt/adyton/supervisor"
 STORE = "/opt/adyton/store"
 LAYERS = "/opt/adyton/layers"
 FUSE = "/opt/adyton/fuse"
+IMAGE = "/enclave"  # where a guest sees its image
 MOUNT_POINT = "/mnt"
 
 # The runtime's own packages, and whether it can do without: those that an image may use too, and those of the supervisor alone.
@@ -97,7 +104,6 @@ class Plan:
     store: str
     python: dict[str, str]
     interpreter: str  # relative to PYTHON
-    library_path: bool  # the interpreter does not find its shared library by itself
     libraries: dict[str, str]
     supervisor_libraries: dict[str, str]
     mask: list[str]  # relative to PYTHON: folders whose content is not the interpreter's own
@@ -114,7 +120,6 @@ def plan(store: str, supervisor: str, additions: Mapping[str, str]) -> Plan:
         store=os.path.realpath(store),
         python=python,
         interpreter=interpreter,
-        library_path=bool(sysconfig.get_config_var("Py_ENABLE_SHARED")),
         libraries={**_plan_libraries(PACKAGES), **additions},
         supervisor_libraries=_plan_libraries(SUPERVISOR_PACKAGES),
         mask=mask,
@@ -218,12 +223,14 @@ def build(plan: Plan) -> None:
     _hide(tree.empty)
     for name, text in _ETC.items():
         _file(f"{SYSTEM}/etc/{name}", text)
+    _file(f"{SYSTEM}/etc/ld.so.cache", ld_so_cache(_shared_libraries(plan)))
+    _virtual_environment(plan)
     for name, numbers in _DEVICES.items():
         _device(f"{SYSTEM}/dev/{name}", devices[name], numbers)
     for name, text in _DEVICE_LINKS:
         _link(f"{SYSTEM}/dev/{name}", text)
     _device(FUSE, devices["fuse"], FUSE_DEVICE)
-    for target in (f"{SYSTEM}/dev/shm", "/proc", MOUNT_POINT, LAYERS):  # noqa: S108 - below the new root
+    for target in (f"{SYSTEM}/dev/shm", SYSTEM + CLOCK, "/proc", MOUNT_POINT, LAYERS):  # noqa: S108 - below the new root
         _directory(target)
     for name in os.listdir(SYSTEM[1:]):
         if name != "opt":
@@ -277,6 +284,47 @@ def _system() -> _Tree:
             tree.binds[SYSTEM + path] = path
             tree.empty += [f"{SYSTEM}{path}/{name}" for name in os.listdir(path) if name.startswith("python")]
     return tree
+
+
+def _shared_libraries(plan: Plan) -> dict[str, str]:
+    """Of the interpreter, which looks for them where it was installed: name → path in the tree."""
+    found = {}
+    for target, source in plan.python.items():
+        names = os.listdir(source) if target == "lib" else [os.path.basename(target)]
+        for name in names:
+            if name.startswith(f"{os.path.basename(plan.interpreter).replace('python', 'libpython')}.so"):
+                found[name] = f"{PYTHON}/lib/{name}"
+    return found
+
+
+def ld_so_cache(libraries: Mapping[str, str]) -> bytes:
+    """An ld.so.cache of libraries by name, for 64-bit programs of this machine. See sysdeps/generic/dl-cache.h of glibc."""
+    flags = {"x86_64": 0x0303, "aarch64": 0x0A03}.get(os.uname().machine, 0x0003)  # FLAG_ELF_LIBC6 and the machine's
+    entry = struct.Struct("<iIIIQ")  # flags, name, path (offsets from the file's start), unused, required hardware
+    count = len(libraries)
+    strings = b""
+    entries = b""
+    start = 48 + entry.size * count
+    for name, path in sorted(libraries.items(), reverse=True):  # ld.so halves a list that descends
+        at = start + len(strings)
+        entries += entry.pack(flags, at, at + len(name) + 1, 0, 0)
+        strings += name.encode() + b"\0" + path.encode() + b"\0"
+    head = struct.pack("<20sIIB3xI12x", b"glibc-ld.so.cache1.1", count, len(strings), 2, 0)  # 2: little-endian
+    return head + entries + strings
+
+
+def _virtual_environment(plan: Plan) -> None:
+    """See venv(3). Its .pth is run when it starts, see guest/child.py."""
+    name = os.path.basename(plan.interpreter)
+    _link(f"{SYSTEM}{VENV}/bin/{name}", f"{PYTHON}/{plan.interpreter}")
+    for link in ("python3", "python"):
+        _link(f"{SYSTEM}{VENV}/bin/{link}", name)
+        _link(f"{SYSTEM}{PYTHON}/bin/{link}", name)
+    home = os.path.dirname(f"{PYTHON}/{plan.interpreter}")
+    version = ".".join(map(str, sys.version_info[:3]))
+    _file(f"{SYSTEM}{VENV}/pyvenv.cfg", f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n")
+    lines = [IMAGE, f"{IMAGE}/{DEPENDENCIES}", LIBRARIES, "import adyton.runtime.process.guest.child"]
+    _file(f"{SYSTEM}{VENV}/lib/{name}/site-packages/adyton.pth", "\n".join([*lines, ""]))
 
 
 def _clone(source: str) -> int:
@@ -333,10 +381,10 @@ def _directory(path: str) -> None:
     os.makedirs(f".{path}", exist_ok=True)
 
 
-def _file(path: str, text: str) -> None:
+def _file(path: str, content: str | bytes) -> None:
     _directory(os.path.dirname(path))
-    with open(path[1:], "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
-        file.write(text)
+    with open(path[1:], "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
+        file.write(content.encode("ascii") if isinstance(content, str) else content)
 
 
 def _link(path: str, text: str) -> None:

@@ -1,15 +1,16 @@
 """One row per system call: its numbers, and what becomes of it in an enclave. The whole truth about them.
 
-    Row(name, number on x86-64, number on arm64, group, action, checks)
+    Row(name, number on x86-64, number on arm64, group, action, checks, note)
 
 A number is None where the architecture has no such call. LOCAL: the guest's kernel does it, within the guest's namespaces and its
 file tree. Emulated(how): the supervisor does it in the kernel's stead. Refused(errno, reason): it fails with that errno and does
-nothing. `checks` narrow a call by its arguments; the filter sees registers only, so no check follows a pointer. A call that has no
+nothing. `checks` narrow a call by its arguments; the filter sees registers only, so no check follows a pointer. `note`: what a local call does
+otherwise than outside. A call that has no
 row fails with ENOSYS, as it would on an older kernel, and so does every x32 call; a call of another architecture ends the process.
 What is refused goes to the supervisor, which counts it, unless it is made `often`.
 
 The filter, `adyton syscalls` and the documentation are derived from these rows. Sources: the kernel's
-arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.18, and the calls' man pages.
+arch/x86/entry/syscalls/syscall_64.tbl and scripts/syscall.tbl of Linux 7.0, and the calls' man pages.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Row:
     group: Group
     outcome: Refused | Emulated | None
     checks: tuple[Check, ...] = ()
+    note: str = ""
 
     def number(self, architecture: Architecture) -> int | None:
         """The call's number there."""
@@ -113,7 +115,9 @@ PLACEMENT = "it moves memory of other processes too"
 FAULTS = "it can hold the kernel in the middle of an operation"
 OTHERS = "it reaches into another process"
 CLONE3 = "its flags lie behind a pointer, where no filter sees them; libraries fall back on clone"
-EXEC = "an image runs in its own interpreter; no program is started from files"
+CLIENT_CLOCK = "realtime is the client's where it is asked for as the C library does, by the vDSO; else the server's"
+ABSOLUTE = "a time on the realtime clock to wait for is the server's"
+EXEC = "only programs that the image's manifest names, else EACCES"
 FILTERS = "an enclave has its filter already"
 CLOCK = "the clock is the server's and the client's"
 MOUNTS = "the file tree is fixed when the enclave starts"
@@ -123,7 +127,9 @@ ADMINISTRATION = "it administers the server"
 KERNEL_PROGRAMS = "it puts programs or probes into the kernel"
 KEYS = "the kernel's keys are shared with the server"
 SECURITY_MODULES = "the server's security modules are not the enclave's business"
-PROBES = "only the kernel's own trampolines use it"
+PROBES = (
+    "no filter is asked: it is the call of the kernel's own trampolines, and from elsewhere ends the process by SIGILL"
+)
 
 # CLONE_NEW*: NS CGROUP UTS IPC USER PID NET (sched.h). NEWTIME is a flag of clone3 and unshare only: in clone its bit is a part
 # of the exit signal.
@@ -316,7 +322,7 @@ ROWS: tuple[Row, ...] = (
     Row("signalfd", 282, None, "event", LOCAL),
     Row("signalfd4", 289, 74, "event", LOCAL),
     Row("timerfd_create", 283, 85, "event", LOCAL),
-    Row("timerfd_settime", 286, 86, "event", LOCAL),
+    Row("timerfd_settime", 286, 86, "event", LOCAL, note=ABSOLUTE),
     Row("timerfd_gettime", 287, 87, "event", LOCAL),
     Row("pipe", 22, None, "event", LOCAL),
     Row("pipe2", 293, 59, "event", LOCAL),
@@ -378,8 +384,8 @@ ROWS: tuple[Row, ...] = (
     Row("clone3", 435, 435, "process", Refused("ENOSYS", CLONE3, often=True)),
     Row("fork", 57, None, "process", LOCAL),
     Row("vfork", 58, None, "process", LOCAL),
-    Row("execve", 59, 221, "process", Refused("EACCES", EXEC)),
-    Row("execveat", 322, 281, "process", Refused("EACCES", EXEC)),
+    Row("execve", 59, 221, "process", LOCAL, note=EXEC),
+    Row("execveat", 322, 281, "process", LOCAL, note=EXEC),
     Row("exit", 60, 93, "process", LOCAL),
     Row("exit_group", 231, 94, "process", LOCAL),
     Row("wait4", 61, 260, "process", LOCAL),
@@ -417,13 +423,14 @@ ROWS: tuple[Row, ...] = (
     Row("set_robust_list", 273, 99, "process", LOCAL),
     Row("get_robust_list", 274, 100, "process", LOCAL),
     Row("rseq", 334, 293, "process", LOCAL),
+    Row("rseq_slice_yield", 471, 471, "process", LOCAL),
     Row("set_thread_area", 205, None, "process", Refused("ENOSYS", OBSOLETE)),
     Row("get_thread_area", 211, None, "process", Refused("ENOSYS", OBSOLETE)),
     Row("modify_ldt", 154, None, "process", Refused("ENOSYS", OBSOLETE)),
-    Row("futex", 202, 98, "process", LOCAL),
-    Row("futex_waitv", 449, 449, "process", LOCAL),
+    Row("futex", 202, 98, "process", LOCAL, note=ABSOLUTE),
+    Row("futex_waitv", 449, 449, "process", LOCAL, note=ABSOLUTE),
     Row("futex_wake", 454, 454, "process", LOCAL),
-    Row("futex_wait", 455, 455, "process", LOCAL),
+    Row("futex_wait", 455, 455, "process", LOCAL, note=ABSOLUTE),
     Row("futex_requeue", 456, 456, "process", LOCAL),
     Row("getrlimit", 97, 163, "process", LOCAL),
     Row("setrlimit", 160, 164, "process", LOCAL),
@@ -475,13 +482,13 @@ ROWS: tuple[Row, ...] = (
     Row("pause", 34, None, "signal", LOCAL),
     Row("restart_syscall", 219, 128, "signal", LOCAL),
     # -- time --
-    Row("time", 201, None, "time", LOCAL),
-    Row("gettimeofday", 96, 169, "time", LOCAL),
+    Row("time", 201, None, "time", LOCAL, note=CLIENT_CLOCK),
+    Row("gettimeofday", 96, 169, "time", LOCAL, note=CLIENT_CLOCK),
     Row("settimeofday", 164, 170, "time", Refused("EPERM", CLOCK)),
-    Row("clock_gettime", 228, 113, "time", LOCAL),
+    Row("clock_gettime", 228, 113, "time", LOCAL, note=CLIENT_CLOCK),
     Row("clock_settime", 227, 112, "time", Refused("EPERM", CLOCK)),
     Row("clock_getres", 229, 114, "time", LOCAL),
-    Row("clock_nanosleep", 230, 115, "time", LOCAL),
+    Row("clock_nanosleep", 230, 115, "time", LOCAL, note=ABSOLUTE),
     Row("clock_adjtime", 305, 266, "time", Refused("EPERM", CLOCK)),
     Row("adjtimex", 159, 171, "time", Refused("EPERM", CLOCK)),
     Row("nanosleep", 35, 101, "time", LOCAL),
@@ -489,7 +496,7 @@ ROWS: tuple[Row, ...] = (
     Row("getitimer", 36, 102, "time", LOCAL),
     Row("setitimer", 38, 103, "time", LOCAL),
     Row("timer_create", 222, 107, "time", LOCAL),
-    Row("timer_settime", 223, 110, "time", LOCAL),
+    Row("timer_settime", 223, 110, "time", LOCAL, note=ABSOLUTE),
     Row("timer_gettime", 224, 108, "time", LOCAL),
     Row("timer_getoverrun", 225, 109, "time", LOCAL),
     Row("timer_delete", 226, 111, "time", LOCAL),
@@ -508,8 +515,8 @@ ROWS: tuple[Row, ...] = (
     Row("msgctl", 71, 187, "ipc", LOCAL),
     Row("mq_open", 240, 180, "ipc", LOCAL),
     Row("mq_unlink", 241, 181, "ipc", LOCAL),
-    Row("mq_timedsend", 242, 182, "ipc", LOCAL),
-    Row("mq_timedreceive", 243, 183, "ipc", LOCAL),
+    Row("mq_timedsend", 242, 182, "ipc", LOCAL, note=ABSOLUTE),
+    Row("mq_timedreceive", 243, 183, "ipc", LOCAL, note=ABSOLUTE),
     Row("mq_notify", 244, 184, "ipc", LOCAL),
     Row("mq_getsetattr", 245, 185, "ipc", LOCAL),
     # -- mount --
@@ -566,10 +573,14 @@ ROWS: tuple[Row, ...] = (
     Row("vserver", 236, None, "system", Refused("ENOSYS", OBSOLETE)),
     Row("uselib", 134, None, "system", Refused("ENOSYS", OBSOLETE)),
     Row("_sysctl", 156, None, "system", Refused("ENOSYS", OBSOLETE)),
-    Row("uprobe", 336, None, "system", Refused("ENOSYS", PROBES)),
-    Row("uretprobe", 335, None, "system", Refused("ENOSYS", PROBES)),
+    Row("uprobe", 336, None, "system", LOCAL, note=PROBES),
+    Row("uretprobe", 335, None, "system", LOCAL, note=PROBES),
 )
 # fmt: on
+
+# What a program is started by, and what becomes of it where none may be.
+PROGRAM_CALLS = ("execve", "execveat")
+NO_PROGRAMS = Refused("EACCES", EXEC)
 
 GROUPS: tuple[Group, ...] = ("file", "event", "net", "memory", "process", "signal", "time", "ipc", "mount", "system")
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NoReturn
 from adyton.errors import AdytonError, PlatformError
 from adyton.image.layers import PACKAGES
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import landlock, layer_store, mounts, namespaces, root, unpacker
+from adyton.runtime.process import landlock, layer_store, mounts, namespaces, root, unpacker, vdso
 
 if TYPE_CHECKING:
     from adyton.runtime.launch import LaunchRequest
@@ -143,16 +143,16 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
             namespaces.set_capabilities(_KEPT, inherited=True)
     except OSError as error:
         raise PlatformError(f"the zygote's namespaces and file tree cannot be made here ({error})") from error
-    environment = {"LANG": "C.UTF-8"}
-    if plan.library_path:
-        environment["LD_LIBRARY_PATH"] = f"{root.PYTHON}/lib"
     code = (
         f"import sys; sys.path += [{root.LIBRARIES!r}, {root.SUPERVISOR_LIBRARIES!r}]; "
         f"from adyton.runtime.process.zygote import serve; serve({descriptor}, {plan.supervisor!r})"
     )
     os.set_inheritable(descriptor, True)
     interpreter = f"{root.PYTHON}/{plan.interpreter}"
-    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-X", "utf8", "-c", code], environment)  # noqa: S606
+    # multiprocessing starts its processes with the same options, which therefore are no others than these; there are no packages and
+    # no environment in here that site or Python could obey.
+    options = ["-s", "-P", "-B", "-X", "utf8"]
+    os.execve(interpreter, [interpreter, *options, "-c", code], {"LANG": "C.UTF-8"})  # noqa: S606
 
 
 # -- the second half, under its own Python ----------------------------------------------------------------------------------
@@ -163,9 +163,6 @@ def serve(descriptor: int, supervisor: str) -> NoReturn:
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     try:
-        import site
-
-        site.setquit()  # exit() and quit(), which -S leaves out
         for name in PRELOAD:
             importlib.import_module(name)
         module, _, attribute = supervisor.partition(":")
@@ -197,9 +194,12 @@ def _warm_up() -> None:
     from adyton.image.oci import Image
     from adyton.image.sign import add_signature, verified_signature
 
-    syscall_filter.guest_filter()
+    for programs in (False, True):
+        syscall_filter.guest_filter(programs=programs)
     syscall_filter.supervisor_filter()
     syscall_filter.unpacker_filter()
+    with contextlib.suppress(vdso.VdsoError):  # clocks are the server's then, and each load says so
+        vdso.install()
     made = add_signature(Image.create(Manifest(name="none", entry="none:", entries=[]), {"none.py": b""}), debug_key())
     blobs = {digest: blob.read() for digest, blob in made.blobs.items()}
     image = Image.from_parts(made.oci_manifest, blobs, [each.envelope for each in made.signatures])

@@ -130,6 +130,7 @@ class Application:
         """Close what the calling thread kept for its `async def` entries."""
         if hasattr(self._loops, "runner"):
             self._loops.runner.close()
+            del self._loops.runner  # the main thread goes on
 
     def raised(self, error: BaseException) -> bytes:
         """An encoded Raised for what a call ended with."""

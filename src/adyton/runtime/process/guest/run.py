@@ -1,8 +1,9 @@
-"""The guest's threads: the main one takes new links, loads and finalizes; each link has a worker that enters the application."""
+"""The guest's threads: the main one loads, finalizes, and enters the application for the first client thread; others have workers."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import select
@@ -11,9 +12,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -21,9 +23,10 @@ from adyton.communicator.messages import LoadReply, Raised, Streams, decode, enc
 from adyton.errors import EnclaveTypeError, RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.image.layers import PACKAGES
+from adyton.runtime.process import root
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
-from adyton.runtime.process.root import LIBRARIES
+from adyton.runtime.process.guest.main_thread import MainThread
 from adyton.trusted import host_functions
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
@@ -31,7 +34,15 @@ Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → 
 LINK = b"link"  # supervisor → guest: a new link, its descriptor attached
 THREAD = b"thread"  # guest → supervisor: a link for a thread that no client thread is paired with
 
-_PACKAGES = f"/enclave/{PACKAGES}"
+_PACKAGES = f"{root.IMAGE}/{PACKAGES}"
+# The interpreter as programs start it: with the image's modules, see root.py.
+PYTHON = f"{root.VENV}/bin/{os.path.basename(sys.executable)}"
+_ENVIRONMENT = {
+    "HOME": root.IMAGE,
+    "LANG": "C.UTF-8",
+    "PATH": f"{root.VENV}/bin:{root.IMAGE}/bin:/usr/bin:/bin",
+    "TMPDIR": "/tmp",  # noqa: S108 - the enclave's own
+}
 
 _RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
 
@@ -46,67 +57,105 @@ class Guest:
         self._current = threading.local()
         self._links: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # each is its thread's, and ends with it
         self._application: Application | None = None
+        self._forked = False
 
     def main(self) -> None:
         """Serve until the supervisor closes the control socket."""
         main_link = self._take_link()
         if main_link is None:
             return
-        self._current.link = main_link
-        host_functions.connect(self.call_host, whole_process=False)
+        self._become(main_link)
         try:
-            self._serve(main_link)
+            message = main_link.receive()
+            if message is None:
+                return
+            # There must be no other thread before the program is loaded: it would be outside of the walls.
+            self._answer(main_link, message)
+            main = MainThread()
+            threading.Thread(target=self._keep_door, args=(main_link, main), name="adyton-door", daemon=True).start()
+            self._become(None)
+            with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
+                main.serve(self._answer_first, self._ended)
         finally:
             main_link.close()
 
-    def _serve(self, main_link: GuestLink) -> None:
+    def _become(self, link: GuestLink | None) -> None:
+        """Make host calls of this thread on that link; None: on one of its own, when it makes one."""
+        self._current.link = link
+        host_functions.connect(self.call_host, whole_process=False)
+
+    def _keep_door(self, main_link: GuestLink, main: MainThread) -> None:
+        """Give new links to threads, and each finalize to the main thread, unless that is in a call."""
+        # A signal that the program's threads block, to wait for it, must find no thread here that does not.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._become(main_link)
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(main_link, select.POLLIN)
-        woken = _woken_by_signals()
-        if woken is not None:
-            poller.register(woken, select.POLLIN)
-        while True:
-            for descriptor, _ in poller.poll():
-                if descriptor == woken:
-                    os.read(woken, 4096)  # the program's handlers run now
-                elif descriptor == main_link.fileno():
+        with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
+            while True:
+                for descriptor, _ in poller.poll():
+                    if descriptor == self._control.fileno():
+                        link = self._take_link()
+                        if link is None:
+                            main.close()
+                            return
+                        if not main.take(link):
+                            work = functools.partial(self._work, link, mask)
+                            threading.Thread(target=work, name="adyton-entry", daemon=True).start()
+                        continue
                     message = main_link.receive()
                     if message is None:
+                        main.close()
                         return
-                    self._answer(main_link, message)
-                else:
-                    link = self._take_link()
-                    if link is None:
-                        return
-                    threading.Thread(target=self._work, args=(link,), name="adyton-entry", daemon=True).start()
+                    done = threading.Event()
+                    finalize = functools.partial(self._answer_first, main_link, message, done)
+                    if not main.run(finalize):
+                        finalize()
+                    done.wait()  # until then the link is that thread's
+
+    def _answer_first(self, link: GuestLink, message: Enter | HostReturn, done: threading.Event | None = None) -> None:
+        """In the main thread, or in its place."""
+        self._become(link)
+        try:
+            self._answer(link, message)
+        finally:
+            self._become(None)
+            if done is not None:
+                done.set()
 
     def _take_link(self) -> GuestLink | None:
         message, descriptors, _, _ = socket.recv_fds(self._control, 64, 1)
         if message != LINK or not descriptors:
             return None
+        os.set_inheritable(descriptors[0], False)
         link = GuestLink(socket.socket(fileno=descriptors[0]))
         self._links.add(link)
         return link
 
-    def _work(self, link: GuestLink) -> None:
-        self._current.link = link
-        host_functions.connect(self.call_host, whole_process=False)
+    def _work(self, link: GuestLink, mask: Iterable[int]) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._become(link)
         try:
             while (message := link.receive()) is not None:
                 self._answer(link, message)
         except OSError:
             pass  # the supervisor is gone, and so will be this process
         finally:
-            if self._application is not None:
-                self._application.end_of_thread()
-            self._links.discard(link)
-            link.close()
+            self._ended(link)
+
+    def _ended(self, link: GuestLink) -> None:
+        """No call comes on that link any more, whose thread this is."""
+        if self._application is not None:
+            self._application.end_of_thread()
+        self._links.discard(link)
+        link.close()
 
     def _answer(self, link: GuestLink, message: Enter | HostReturn) -> None:
         if not isinstance(message, Enter):
             raise TypeError("the supervisor answered a host call that nobody made")
         application = self._application
+        error: BaseException | None = None
         try:
             if message.method == "load":
                 body = self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
@@ -117,14 +166,17 @@ class Guest:
                     message.method
                 ](message.body)
             ok = True
-        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
-            body = (self._application or Application(debug=False)).raised(error)
+        except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
+            error = raised
+            body = (self._application or Application(debug=False)).raised(raised)
             ok = False
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError):
                 pass  # the program closed it
+        if self._forked:
+            _end_forked(error)
         link.send(Return(ok, body))
 
     def _load(self, load: GuestLoad) -> bytes:
@@ -168,6 +220,7 @@ class Guest:
 
     def forked(self) -> None:
         """A forked child must not speak on its parent's links."""
+        self._forked = True
         host_functions.connect(None, whole_process=True)
         host_functions.connect(None, whole_process=False)
         signal.set_wakeup_fd(-1)
@@ -176,14 +229,17 @@ class Guest:
             link.close()
 
 
-def _woken_by_signals() -> int | None:
-    """A descriptor that is readable after a signal, whichever thread the kernel gave it to: Python's handlers run in the main thread, and
-    only if that does not sleep. None: this is another thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    return woken
+def _end_forked(error: BaseException | None) -> NoReturn:
+    """A forked process that comes back from its parent's entry ends there, as a program that comes to its end; see sys.exit()."""
+    status = 0
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        status = error.code or 0
+    elif error is not None:
+        status = 1
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
+            sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
 def exception_of(raised: Raised) -> Exception:
@@ -227,7 +283,7 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
 
     def prepare(load: GuestLoad) -> list[str]:
         os.environ.clear()
-        os.environ.update({"HOME": "/enclave", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"})  # noqa: S108
+        os.environ.update(_ENVIRONMENT)
         os.environ.update(load.environment)
         os.environ["TZ"] = load.time_zone or "UTC"
         time.tzset()
@@ -240,10 +296,11 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
 
             warnings += set_up(load.logging, load.name)
         sys.argv = [load.entry.partition(":")[0]]
-        sys.path.insert(0, "/enclave")
+        sys.executable = PYTHON
+        sys.path.insert(0, root.IMAGE)
         if os.path.isdir(_PACKAGES):
             # As anywhere, behind the standard library; before the runtime's own, of which an image holds none.
-            place = sys.path.index(LIBRARIES) if LIBRARIES in sys.path else len(sys.path)
+            place = sys.path.index(root.LIBRARIES) if root.LIBRARIES in sys.path else len(sys.path)
             sys.path.insert(place, _PACKAGES)
         return warnings
 

@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, NoReturn
 
 from adyton._version import __version__
@@ -26,6 +26,7 @@ from adyton.runtime.process import layer_store, mounts
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
+from adyton.runtime.process.init import INIT, PROGRAM
 
 STORE = "/opt/adyton/store"  # bound there by the zygote
 MAX_SMALL = 1 << 20  # bytes of an OCI manifest or a signature
@@ -46,21 +47,27 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     guest = start_guest(
         enter,
         _placed(image),
-        _place,
-        Limits(limits.memory, limits.threads, limits.files),
+        lambda placed, directory: _place(placed, directory, image.manifest.programs),
+        Limits(limits.memory, limits.threads, limits.files, limits.cpu),
+        image.manifest.programs,
+        image.manifest.time == "client",
         meanwhile=_load_the_rest,
     )
 
     from adyton.attestation.sim import attest
+    from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.closing import Closer
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.serve import Program, Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
-    files = FileServer(wanted=GuestThreads(1, ".").wanted)
+    clock = Clock(guest.clock)
+    files = FileServer(wanted=GuestThreads(PROGRAM, ".", INIT).wanted, now=clock.now)
     closer = Closer()
-    supervisor = Supervisor(sock, guest, program, identity, attest, files, lambda: report(None), closer.close)
+    supervisor = Supervisor(
+        sock, guest, program, identity, attest, files, lambda: report(None), close_file=closer.close, clock=clock
+    )
     confine_supervisor(guest.proc, closer.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
@@ -93,9 +100,9 @@ def _placed(image: Image) -> list[_Placed]:
     return placed
 
 
-def _place(placed: _Placed, directory: str) -> None:
+def _place(placed: _Placed, directory: str, programs: Collection[str]) -> None:
     if placed.layer is not None:
-        unpack_layer(placed.layer, directory)
+        unpack_layer(placed.layer, directory, programs)
         return
     target = f"{directory}/{PACKAGES}"
     os.mkdir(target, 0o755)

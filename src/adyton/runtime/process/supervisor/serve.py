@@ -36,6 +36,7 @@ from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Pending
+from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
 from adyton.runtime.process.supervisor.layout import Layout
@@ -105,6 +106,7 @@ class Supervisor:
         files: FileServer | None,
         ready: Callable[[], None],
         close_file: Callable[[int], None] = os.close,
+        clock: Clock | None = None,
     ) -> None:
         self._relay = relay
         self._guest = guest
@@ -113,6 +115,7 @@ class Supervisor:
         self._attest = attest
         self._files = files
         self._ready = ready
+        self._clock = clock or Clock()
         self._loop = Loop()
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
@@ -308,6 +311,8 @@ class Supervisor:
                     self._replied(call, ok, body)
             case communicator.Notified("net", body):
                 self._emulation.take(body)
+            case communicator.Notified("time", body):
+                self._clock.tell(body)
             case communicator.Disposed(pair):
                 link = self._links.pop(pair, None)
                 if link is not None:
@@ -362,6 +367,7 @@ class Supervisor:
                 raise UsageError(f"{request.time_zone[:80]!r} is no time zone")
             if not is_host_name(request.host_name):
                 raise UsageError(f"{request.host_name[:80]!r} is no host name")
+            self._clock.load(request.time)
             layout = Layout(request.grants, request.working_directory)
         except AdytonError as error:
             self._refuse(call, str(error))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from adyton.hostcall import abi
 from adyton.runtime.process.filter import AUDIT_ARCH, number_of
 from adyton.runtime.process.supervisor.notifications import GoneError, Listener, Note
-from adyton.runtime.process.table import ROWS, Only, Refused, Row, architecture
+from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, Only, Refused, Row, architecture
 
 UNKNOWN = Refused("ENOSYS", "this version of adyton does not know the call")
 KEPT_NAMES = 1024  # counted apart; what comes after that is counted together
@@ -27,6 +27,8 @@ def refusal(row: Row | None, arguments: tuple[int, ...]) -> Refused | None:
         return UNKNOWN
     if row.refused is not None:
         return row.refused
+    if row.name in PROGRAM_CALLS:
+        return NO_PROGRAMS  # asked about only where no program may be started
     for check in row.checks:
         low = arguments[check.argument] & 0xFFFFFFFF
         holds = low & check.mask in check.values if isinstance(check, Only) else low not in check.values

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sysconfig
 from collections.abc import Callable, Generator
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -52,8 +53,10 @@ Steps = Generator["abi.Request | Flush | Park", abi.Result, bytes]
 WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")
 
-# What the C library looks for by itself, and does well without: no program of anybody's wanted it, so no denial is said.
-UNSAID = ("/sys/devices/system/cpu",)
+# What is looked for by itself, and done well without: no program of anybody's wanted it, so no denial is said. By the C library; by its
+# loader, for the interpreter's libraries, where they were installed; by a Python that starts, which looks for a zip of its library in
+# each directory above it (Modules/getpath.py).
+UNSAID = ("/sys/devices/system/cpu", str(sysconfig.get_config_var("LIBDIR")), "/opt/lib")
 
 _ERRNOS = {name: getattr(errno, name) for name in abi.ERRNO_NAMES}
 # ENOSYS is the supervisor's word: the guest's kernel would remember it, and do without the operation for every file from then on.

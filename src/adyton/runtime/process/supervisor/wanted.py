@@ -114,10 +114,13 @@ def calls_of(machine: str) -> Mapping[int, PathCall]:
 
 
 class GuestThreads:
-    """Answers `wanted` for the guest whose first process is `pid`, as `proc` (a mounted proc file system) numbers it."""
+    """Answers `wanted` for the guest whose first process is `pid`, as `proc` (a mounted proc file system) numbers it.
 
-    def __init__(self, pid: int, proc: str = "/proc") -> None:
-        self._pid = pid
+    `init`: who has the guest's orphans; 0: they are not looked for.
+    """
+
+    def __init__(self, pid: int, proc: str = "/proc", init: int = 0) -> None:
+        self._first = [pid, *([init] if init else [])]
         self._proc = proc
         self._known: dict[int, str] = {}
         self._calls = calls_of(platform.machine())
@@ -173,7 +176,7 @@ class GuestThreads:
 
     def _threads(self) -> Iterator[str]:
         """The proc directories of all threads of the guest's processes, the first process's first."""
-        processes = [self._pid]
+        processes = list(self._first)
         for process in processes:  # grows: each process's children follow
             try:
                 threads = os.listdir(f"{self._proc}/{process}/task")

@@ -1,0 +1,49 @@
+"""What each Python that a program starts does first: root.py's virtual environment imports this module.
+
+`python -c`, `python -m` and a Python that reads its program from standard input put their working directory in front of the modules'
+places. That may be a folder of the client, who would then decide which code runs in the enclave: such an entry is taken out again, before
+the first module is looked for. Nothing is taken away that a program adds itself.
+
+And its clock is the enclave's, which an exec takes away (see vdso.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from adyton.runtime.process.guest import CLOCK_FILE
+
+
+class _WorkingDirectory:
+    """The first finder on sys.meta_path until the program looks for its first module; it finds none."""
+
+    def __init__(self, own: Sequence[str]) -> None:
+        self._own = list(own)  # sys.path as site left it; the interpreter puts one entry before
+
+    def find_spec(self, _name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None) -> None:
+        count = len(sys.path) - len(self._own)
+        if count < 1:
+            return  # site still looks for sitecustomize
+        sys.meta_path = [each for each in sys.meta_path if each is not self]  # a new list: the old one is being walked
+        if sys.path[count:] != self._own:
+            return
+        from adyton.hostcall.own_paths import own_path
+
+        entry = sys.path[count - 1]
+        if entry in ("", os.getcwd()) and own_path(os.path.normpath(os.getcwd())) is None:
+            del sys.path[count - 1]
+
+
+if not sys.flags.safe_path and sys.argv[0] in ("-c", "-m", ""):
+    sys.meta_path.insert(0, _WorkingDirectory(sys.path))
+
+with contextlib.suppress(FileNotFoundError), open(CLOCK_FILE, "rb") as _file:  # not there: the clock is the server's
+    from adyton.runtime.process import vdso
+
+    with contextlib.suppress(vdso.VdsoError):
+        vdso.install()
+        vdso.follow(_file.fileno())
