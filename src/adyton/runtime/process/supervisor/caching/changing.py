@@ -43,7 +43,6 @@ class Changing:
         if unasked and file is not None:
             file.contents.under_way += 1
             pending.after.append(lambda outcome: self._cut(file, outcome))
-            self._state.hits += 1
             return file.attributes
         result = yield pending
         if not isinstance(result, abi.Attributes):
@@ -91,7 +90,6 @@ class Changing:
         if unasked:
             self._removed(request, file)
             pending.after.append(self._name_checked(request.path))
-            self._state.hits += 1
             return abi.Done()
         result = yield pending
         if isinstance(result, abi.Done):

@@ -29,9 +29,7 @@ class Looking:
         if request.birth:
             return (yield from self.stat_birth(request))
         known, file = self._state.names.known(path)
-        if known:
-            self._state.hits += 1
-        else:
+        if not known:
             found = yield from self._look(path)
             if isinstance(found, abi.Failed):
                 return found
@@ -152,7 +150,6 @@ class Looking:
         if request.cookie == 0:
             if folder.watched and folder.complete:
                 found = [(name, file) for name, file in folder.names.items() if file is not None]
-                self._state.hits += 1
                 return abi.Entries([abi.Entry(name, file.attributes) for name, file in found], 0)
             return (yield from self._survey(request.path, request.listing))
 
@@ -166,7 +163,6 @@ class Looking:
     def read_link(self, request: abi.ReadLink) -> Cached:
         known, file = self._state.names.known(request.path)
         if known and file is not None and file.target is not None and file.until == FOREVER:
-            self._state.hits += 1
             return file.target
         result = yield self._state.calls.send(request, ordered=True)
         if isinstance(result, abi.Target) and self._state.names.at(request.path) is file and file is not None:

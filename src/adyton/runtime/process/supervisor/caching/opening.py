@@ -38,7 +38,6 @@ class Opening:
         known, file = self._state.names.known(request.path)
         reads = request.access == "read" and not request.create and not request.truncate
         if known and file is None and not request.create:
-            self._state.hits += 1
             return abi.Failed("ENOENT")
         if reads and known and file is not None and file.attributes.kind == "file" and not exclusive:
             if file.contents.busy or (file.until == FOREVER and file.attributes.size <= SMALL):
@@ -76,8 +75,6 @@ class Opening:
             snapshot = self._whole(file)
             if snapshot is None or file.version != version:
                 return (yield from self._open_remote(request))
-        else:
-            self._state.hits += 1
         handle = self._add(request, file, remote=False)
         handle.snapshot, handle.version = snapshot, file.version
         return file.attributes
@@ -242,7 +239,6 @@ class Opening:
             self._writing.settled(made)
 
         pending.after.append(came)
-        self._state.hits += 1
         return file.attributes
 
     def open_unnamed(self, request: abi.OpenUnnamed) -> Cached:

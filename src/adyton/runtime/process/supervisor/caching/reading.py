@@ -26,7 +26,6 @@ class Reading:
                 and not file.contents.busy
                 and len(handle.snapshot) == file.attributes.size
             ):
-                self._state.hits += 1
                 return abi.Data(handle.snapshot[request.offset : request.offset + request.size])
             failed = yield from self._state.ensure_remote(handle)
             if failed is not None:
@@ -36,13 +35,11 @@ class Reading:
         self._writing.push(file, everything=True)
         self._read_ahead(handle, request.offset, request.size)
         parts: list[bytes | bytearray] = []
-        waited = False
         for block in blocks_of(request.offset, request.size):
             held = file.contents.blocks.get(block)
             if held is None:
                 held = self._fetch_run(handle, block, 1)
             if isinstance(held, Run):
-                waited = True
                 outcome = yield held
                 if not isinstance(outcome, abi.Data):
                     return outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO")
@@ -54,8 +51,6 @@ class Reading:
             parts.append(part)
             if len(held) < BLOCK:
                 break
-        if not waited:
-            self._state.hits += 1
         return abi.Data(bytes(parts[0]) if len(parts) == 1 else b"".join(parts))
 
     def _read_ahead(self, handle: Handle, offset: int, size: int) -> None:

@@ -37,7 +37,7 @@ class Handle:
 
 
 class State:
-    """`coherence` of a path; `now` in seconds (monotonic), `wall` in nanoseconds since the epoch. `hits`: requests answered from here.
+    """`coherence` of a path; `now` in seconds (monotonic), `wall` in nanoseconds since the epoch.
 
     `stale`: files, by identity, of whose attributes the kernel has to be told that they changed; `moved`: directories at which
     there may be another now: the same of all that is below.
@@ -55,7 +55,6 @@ class State:
         self.aliases: dict[int, int] = {}  # the client's identity → the one that the file is known by here
         self.stale: dict[int, File] = {}
         self.moved: list[str] = []
-        self.hits = 0
         self.learning = 0  # requests under way from whose results something is learnt
         self.changes = 0
         self.changed_at: dict[str, int] = {}  # paths that changed while something was asked

@@ -34,8 +34,6 @@ class Through:
                     return result  # type: ignore[no-any-return]
             elif failed.errno != "ESTALE":
                 return failed
-        else:
-            self._state.hits += 1
         return file.attributes
 
     def _learn(self, outcome: Outcome, mark: int) -> None:
@@ -92,7 +90,6 @@ class Through:
         self._writing.push(handle.file, everything=True)
         if request.kind == "none":
             self._state.calls.send(request, ordered=True)
-            self._state.hits += 1
             return abi.Done()
         stat = abi.Stat(handle.path, handle.number)
         outcome = yield self._state.send(abi.Compound([request, stat]), self._learn)

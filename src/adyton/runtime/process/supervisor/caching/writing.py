@@ -49,7 +49,6 @@ class Writing:
         self._files[file] = None
         self._state.note_content(file)
         self.push(file, everything=False)
-        self._state.hits += 1
         return abi.Written(len(data))
 
     def push(self, file: File, *, everything: bool) -> None:
