@@ -42,7 +42,9 @@ from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.processes_pb2 import ProcessReport
+from adyton.remote.client_pairs import Pair, Token, note_end
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
+from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
@@ -71,26 +73,6 @@ class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public AP
         self.denied = denied
 
 
-class _Pair:
-    """A client thread's pair, alive as long as the thread. `mailbox`: Called, Replied, or the error that ended all."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
-        self.deadline: float | None = None  # of the innermost call under way, by the monotonic clock
-        self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
-
-
-class _Token:
-    """Dies with its thread's local storage, which is how the end of a thread is noticed."""
-
-    __slots__ = ("__weakref__", "pair")
-
-    def __init__(self, pair: _Pair) -> None:
-        self.pair = pair
-
-
 class ProxyClient:
     """See the module. `connect` first; after `close`, or when the connection was lost, every call raises."""
 
@@ -109,14 +91,14 @@ class ProxyClient:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        self._pairs: dict[int, _Pair] = {}
+        self._pairs: dict[int, Pair] = {}
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(POOL_THREADS, "adyton-host")
         self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight)
         self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
         executor.changed = self._files_changed
-        self._sockets = ClientSockets(executor.net, _Way(self, executor))
+        self._sockets = ClientSockets(executor.net, SocketWay(self, executor))
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
         self._closing = False
         self._error: AdytonError | None = None
@@ -314,18 +296,18 @@ class ProxyClient:
         if self._closing:
             raise ClosedError("the enclave is being destroyed: load it again")
 
-    def _own_pair(self) -> _Pair:
-        token: _Token | None = getattr(self._local, "token", None)
+    def _own_pair(self) -> Pair:
+        token: Token | None = getattr(self._local, "token", None)
         if token is None or token.pair.abandoned:
-            pair = _Pair(next(self._numbers))
-            token = self._local.token = _Token(pair)
+            pair = Pair(next(self._numbers))
+            token = self._local.token = Token(pair)
             # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
-            weakref.finalize(token, _note, self._ended_threads, self._wake, pair.number).atexit = False
+            weakref.finalize(token, note_end, self._ended_threads, self._wake, pair.number).atexit = False
             with self._lock:
                 self._pairs[pair.number] = pair
         return token.pair
 
-    def _abandon(self, pair: _Pair, call: int) -> None:
+    def _abandon(self, pair: Pair, call: int) -> None:
         pair.abandoned = True
         with self._lock:
             if self._error is None:
@@ -594,34 +576,6 @@ def _waits(request: abi.Request) -> bool:
     if isinstance(request, abi.Compound):
         return any(_waits(each) for each in request.requests)
     return isinstance(request, abi.Lock | abi.Flock) and request.wait is not None
-
-
-class _Way:
-    """What the sockets have of a ProxyClient: see hostcall.client.sockets.Way."""
-
-    def __init__(self, client: ProxyClient, executor: Executor) -> None:
-        self._client = client
-        self.note = executor.note
-        self.denied = executor.report
-
-    def send(self, *messages: net.FromClient) -> None:
-        self._client.notify("net", map(net.encode, messages))
-
-    def reply(self, call: int, result: net.Result | abi.Failed) -> None:
-        self._client.replied_host_call(call, net.encode(result))
-
-    def bytes_pending(self) -> int:
-        return self._client.bytes_pending()
-
-    def submit(self, step: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the enclave is being destroyed
-            self._client.submit(step)
-
-
-def _note(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:
-    """Runs when a thread's storage dies, at any moment: SimpleQueue.put is re-entrant."""
-    ended.put(number)
-    wake.put(None)
 
 
 def _raised_by_function(raised: FunctionRaised) -> Raised:

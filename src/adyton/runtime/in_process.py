@@ -12,7 +12,8 @@ from adyton.attestation.sim import attest
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
-from adyton.runtime.process.supervisor.serve import Program, Supervisor
+from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
 MEASUREMENT = "sha256:" + "0" * 64  # of no image

@@ -58,7 +58,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.closing import Closer
     from adyton.runtime.process.supervisor.files import FileServer
-    from adyton.runtime.process.supervisor.serve import Program, Supervisor
+    from adyton.runtime.process.supervisor.guest_process import Program
+    from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)

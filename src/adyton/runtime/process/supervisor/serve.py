@@ -18,8 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -39,6 +38,7 @@ from adyton.runtime.process.supervisor.calls import Pending
 from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
+from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.waits import Waits
@@ -54,43 +54,6 @@ END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
-
-
-class GuestProcess(Protocol):
-    """What the supervisor holds of a started guest; descriptors that an in-process guest has not are None."""
-
-    @property
-    def control(self) -> socket.socket: ...
-    @property
-    def fuse(self) -> int | None: ...
-    @property
-    def stdout(self) -> int | None: ...
-    @property
-    def stderr(self) -> int | None: ...
-    @property
-    def pidfd(self) -> int | None: ...
-    @property
-    def pid(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Program:
-    """What the guest is told to run; from the verified manifest."""
-
-    entry: str
-    entries: list[str]
-    debug: bool
-
-
-@dataclass
-class _Link:
-    """One guest thread's link; `stack`: what is under way on it, innermost last."""
-
-    sock: socket.socket
-    outbox: Outbox
-    pair: int
-    stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
-    reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
 
 
 class Supervisor:
@@ -120,14 +83,14 @@ class Supervisor:
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
         self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
-        self._links: dict[int, _Link] = {}
+        self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
-        self._waiting: dict[int, tuple[int, abi.Request] | _Link] = {}  # host call → ticket, or link
+        self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
         self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits)
         self._host_name = ""
-        self._main: _Link | None = None
+        self._main: Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
         self._arriving = 0  # bytes of the guest's messages that are not complete
@@ -397,7 +360,7 @@ class Supervisor:
 
     def _replied(self, call: int, ok: bool, body: bytes) -> None:
         waiting = self._waiting.pop(call)
-        if isinstance(waiting, _Link):
+        if isinstance(waiting, Link):
             self._waits.ended(waiting.sock)
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
@@ -412,18 +375,18 @@ class Supervisor:
 
     # -- the guest's side ---------------------------------------------------------------------------------------------
 
-    def _new_link(self, pair: int) -> _Link:
+    def _new_link(self, pair: int) -> Link:
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with other:
             socket.send_fds(self._guest.control, [LINK], [other.fileno()])
         return self._watch_link(mine, pair)
 
-    def _watch_link(self, sock: socket.socket, pair: int) -> _Link:
-        link = _Link(sock, Outbox(self._loop, sock), pair)
+    def _watch_link(self, sock: socket.socket, pair: int) -> Link:
+        link = Link(sock, Outbox(self._loop, sock), pair)
         self._loop.read(sock, self._guarded(lambda: self._from_link(link)))
         return link
 
-    def _enter(self, link: _Link, call: int, pair: int, method: str, body: bytes) -> None:
+    def _enter(self, link: Link, call: int, pair: int, method: str, body: bytes) -> None:
         self._waits.entered(call)
         self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
@@ -463,7 +426,7 @@ class Supervisor:
         else:
             self.end(f"the enclave was ended: its guest sent an unexpected control message {message[:32]!r}")
 
-    def _from_link(self, link: _Link) -> None:
+    def _from_link(self, link: Link) -> None:
         try:
             data = link.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)  # the guest may share the socket, and its flags
         except BlockingIOError:
@@ -529,7 +492,7 @@ class Supervisor:
             raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
             self._session.reply(call, ok=False, body=encode(raised))
 
-    def _host_call(self, link: _Link, request: abi.Call) -> None:
+    def _host_call(self, link: Link, request: abi.Call) -> None:
         try:
             call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
         except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble

@@ -1,0 +1,32 @@
+"""A client thread's pair: the enclave thread that runs its entries, as the client sees it."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+
+class Pair:
+    """A client thread's pair, alive as long as the thread. `mailbox`: Called, Replied, or the error that ended all."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
+        self.deadline: float | None = None  # of the innermost call under way, by the monotonic clock
+        self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
+
+
+class Token:
+    """Dies with its thread's local storage, which is how the end of a thread is noticed."""
+
+    __slots__ = ("__weakref__", "pair")
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+
+
+def note_end(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:
+    """Runs when a thread's storage dies, at any moment: SimpleQueue.put is re-entrant."""
+    ended.put(number)
+    wake.put(None)

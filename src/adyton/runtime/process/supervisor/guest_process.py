@@ -1,0 +1,47 @@
+"""A started guest as its supervisor holds it: its descriptors, what it is told to run, and the links of its threads."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.loop import Outbox
+
+
+class GuestProcess(Protocol):
+    """What the supervisor holds of a started guest; descriptors that an in-process guest has not are None."""
+
+    @property
+    def control(self) -> socket.socket: ...
+    @property
+    def fuse(self) -> int | None: ...
+    @property
+    def stdout(self) -> int | None: ...
+    @property
+    def stderr(self) -> int | None: ...
+    @property
+    def pidfd(self) -> int | None: ...
+    @property
+    def pid(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the guest is told to run; from the verified manifest."""
+
+    entry: str
+    entries: list[str]
+    debug: bool
+
+
+@dataclass
+class Link:
+    """One guest thread's link; `stack`: what is under way on it, innermost last."""
+
+    sock: socket.socket
+    outbox: Outbox
+    pair: int
+    stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
+    reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
