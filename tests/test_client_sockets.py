@@ -52,6 +52,9 @@ class Connection:
     def denied(self, name, denied):
         self.denials.append(str(denied))
 
+    def failed(self, error):
+        self.results.put((0, error))
+
     def ask(self, request):
         self.sockets.request(1, request)
         return self.results.get(timeout=PATIENCE)[1]
@@ -95,6 +98,15 @@ def test_bytes_go_both_ways_within_the_window(connection, listener):
         while got < net.WINDOW // 2:
             got += len(connection.next(net.Received).data)
         peer.close()
+
+
+@pytest.mark.parametrize("request_", [net.Resolve("localhost"), net.GetOption(None, STREAM, "SO_RCVBUF")])
+def test_a_defect_is_told_of_and_leaves_nobody_waiting(connection, monkeypatch, request_):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(connection, "note", broken)
+    assert repr(connection.ask(request_)) == "RuntimeError('a defect')"
 
 
 def test_nothing_is_read_beyond_the_credit(connection, listener):

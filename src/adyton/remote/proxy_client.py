@@ -410,6 +410,16 @@ class ProxyClient:
         """Answer a host call that something in the enclave waited for."""
         self._reply(call, ok=True, body=body)
 
+    def sockets_failed(self, error: Exception) -> None:
+        """End the connection: programs of the enclave wait for answers that will not come."""
+        self._lost(
+            ConnectionLostError(
+                f"this client can serve no sockets any more, which is a defect of it: {error!r}. "
+                "The outcome of calls under way is unknown. Load it again"
+            )
+        )
+        self._transport.close()
+
     def bytes_pending(self) -> int:
         """How much is on its way out, and not sent yet."""
         return self._session.pending_bytes

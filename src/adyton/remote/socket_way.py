@@ -21,6 +21,7 @@ class SocketWay:
         self._client = client
         self.note = executor.note
         self.denied = executor.report
+        self.failed = client.sockets_failed
 
     def send(self, *messages: net.FromClient) -> None:
         self._client.notify("net", map(net.encode, messages))

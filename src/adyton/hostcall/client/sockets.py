@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
@@ -28,6 +28,7 @@ from adyton.hostcall.client.net_policy import NetPolicy
 from adyton.hostcall.client.policy import Denied
 from adyton.hostcall.client.socket_decisions import Decisions, Opening
 from adyton.hostcall.client.socket_options import get_option, set_option
+from adyton.hostcall.client.socket_way import Result, Way
 
 BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
 CAUGHT_UP = 1 << 18
@@ -49,23 +50,6 @@ _FAMILIES: dict[net.Family, int] = {"inet": socket.AF_INET, "inet6": socket.AF_I
 _KINDS: dict[net.Kind, int] = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 _NAMES = {number: name for name in sorted(net.ERRNO_NAMES) if (number := getattr(errno, name, None)) is not None}
 _DENIED = abi.Failed("EACCES")
-
-Result = net.Result | abi.Failed
-
-
-class Way(Protocol):
-    """What sockets need of the connection to the enclave and of the account of its host calls. All may be called from any thread."""
-
-    def send(self, *messages: net.FromClient) -> None: ...
-    def reply(self, call: int, result: Result) -> None: ...
-    def bytes_pending(self) -> int: ...
-    def submit(self, step: Callable[[], None]) -> None:
-        """Run a step that may wait, in another thread."""
-
-    def note(self, name: str, outcome: str, started: float) -> None:
-        """A request has been answered."""
-
-    def denied(self, name: str, denied: Denied) -> None: ...
 
 
 @dataclass
@@ -156,7 +140,13 @@ class ClientSockets:
                     self._wake.send(b"x")
 
     def _decide(self, call: int, name: str, started: float, request: net.Request) -> None:
-        """In the pool."""
+        """In the pool, which keeps an exception to itself."""
+        try:
+            self._judge(call, name, started, request)
+        except Exception as error:  # noqa: BLE001 - the enclave would wait for ever
+            self._way.failed(error)
+
+    def _judge(self, call: int, name: str, started: float, request: net.Request) -> None:
         if isinstance(request, net.Resolve):
             self._done(call, name, started, self._decisions.resolve(request.name))
             return
@@ -174,6 +164,15 @@ class ClientSockets:
     # -- the thread -----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._move()
+        except Exception as error:  # noqa: BLE001 - the enclave would wait for ever
+            self._closed = True
+            self._way.failed(error)
+        finally:
+            self._release()
+
+    def _move(self) -> None:
         while not self._closed:
             for key, events in self._selector.select():
                 if key.fileobj is self._woken:
@@ -186,7 +185,6 @@ class ClientSockets:
                     self._writable(entry)
                 if entry is not None and events & selectors.EVENT_READ and key.data in self._sockets:
                     self._readable(entry)
-        self._release()
 
     def _take_steps(self) -> None:
         while not self._closed:
