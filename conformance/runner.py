@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import unittest
@@ -131,11 +132,14 @@ def _child(module: str, directory: str, done: set[str], sink: int) -> NoReturn:
     sys.argv = ["test"]
     work = f"{directory}/work"
     os.makedirs(work, exist_ok=True)
-    os.chdir(work)
 
     from test import support
+    from test.support import socket_helper
 
     support.use_resources = []
+    os.chdir(tempfile.gettempdir())  # whether unix sockets can be bound is looked at once, in the working directory
+    socket_helper.skip_unless_bind_unix_socket(run_module)
+    os.chdir(work)
     try:
         suite = unittest.defaultTestLoader.loadTestsFromName(module)
     except unittest.SkipTest as skipped:

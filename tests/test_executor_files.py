@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+import struct
 import threading
 import time
 from pathlib import Path
@@ -57,13 +58,35 @@ def test_a_file_is_created_written_and_synced(client):
     assert (client.home / "write/new").read_bytes() == b"\0\0\0abc"
 
 
-def test_the_clients_umask_holds(client):
+@pytest.fixture
+def narrow_umask():
     before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+def test_the_umask_is_the_enclave_s(client, narrow_umask):
+    assert client.open("write/new", access="write", create=True, mode=0o666).mode == 0o666
+    assert client.open("write/one", 2, access="write", create=True, exclusive=True, mode=0o440).mode == 0o440
+    assert client(abi.MakeDirectory(client.path("write/folder"), 0o1775)).mode == 0o1775
+    unnamed = client(abi.OpenUnnamed(client.path("write"), 3, "write", mode=0o664))
+    assert isinstance(unnamed, abi.Failed) or unnamed.mode == 0o664  # there are file systems without unnamed files
+
+
+def test_a_file_that_is_there_keeps_its_mode(client, narrow_umask):
+    (client.home / "write/old").touch(0o600)
+    assert client.open("write/old", access="write", create=True, mode=0o666).mode == 0o600
+
+
+def test_a_directory_s_default_acl_holds_in_place_of_any_umask(client, narrow_umask):
+    entries = ((0x01, 7), (0x04, 5), (0x20, 0))  # owner, group, others: linux/posix_acl.h, linux/posix_acl_xattr.h
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in entries)
     try:
-        assert client.open("write/new", access="write", create=True, mode=0o666).mode == 0o600
-        assert client(abi.MakeDirectory(client.path("write/folder"), 0o777)).mode == 0o700
-    finally:
-        os.umask(before)
+        os.setxattr(client.home / "write", "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("this file system has no ACLs")
+    assert client.open("write/new", access="write", create=True, mode=0o666).mode == 0o640
+    assert client(abi.MakeDirectory(client.path("write/folder"), 0o777)).mode == 0o750
 
 
 def test_flags_of_open(client):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -421,3 +422,26 @@ class TestNames:
         here = shutil.disk_usage(file.parent)
         assert total == here.total
         assert abs(free - here.free) < 1 << 30
+
+
+def test_new_files_have_the_modes_that_the_same_program_would_give_them_on_the_client(home: Path) -> None:
+    """The umask is the client's until the program sets its own, which then is all that holds."""
+    code = """
+        result = []
+        for name, mask in (("given", None), ("own", 0o002), ("none", 0)):
+            if mask is not None:
+                os.umask(mask)
+            os.mkdir(f"{name}-directory")
+            for file in (name, "/dev/shm/" + name):
+                os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o666))
+            result += [stat.S_IMODE(os.stat(each).st_mode) for each in (f"{name}-directory", name, "/dev/shm/" + name)]
+    """
+    before = os.umask(0o027)
+    try:
+        with loaded(home) as (_, execute):
+            modes = execute(code)
+    finally:
+        os.umask(before)
+    assert modes == [0o750, 0o640, 0o640, 0o775, 0o664, 0o664, 0o777, 0o666, 0o666]
+    seen = [stat.S_IMODE((home / "data" / name).stat().st_mode) for name in ("given", "own", "none")]
+    assert seen == [0o640, 0o664, 0o666]

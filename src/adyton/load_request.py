@@ -6,6 +6,7 @@ host_name                       this machine's              gethostname() in the
 current_working_directory       this process'               an absolute path of this machine
 environment_variables           none                        the first of a name holds; what allow_env gives comes before
 logging_config                  the program's own business  the enclave's logging, set up before its code is imported
+-                               this process' umask         what the program's files are made with, here and there
 enable_fork                     -                           nothing: os.fork() always works in an enclave
 enclave_assertion_…_configs     -                           for the program only; a warning says so
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from adyton.communicator import messages
 from adyton.communicator.messages import Grant, LoadRequest, Logging, Streams
@@ -80,6 +82,7 @@ def load_request(
             stderr=config.stderr_fd >= 0,
         ),
         logging=_logging(config),
+        umask=_umask(),
         coherence=[messages.Mount(path, mount.coherence) for mount in mounts for path in spellings(mount.path)],
     )
 
@@ -123,6 +126,15 @@ def _logging(config: EnclaveConfig) -> Logging | None:
     if "\0" in directory:
         raise UsageError("logging_config: log_directory holds a NUL, which no path can")
     return Logging(max(0, config.logging_config.vlog_level), directory)
+
+
+def _umask() -> int:
+    """The umask of this process, which umask(2) could only tell by setting another: proc_pid_status(5)."""
+    with suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
 
 
 def _time_zone() -> str:

@@ -31,6 +31,7 @@ from adyton.proto.values import Encoding
 Right = Literal["read", "write"]
 ORDER = struct.Struct("<Q")  # from 0
 Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Umask = Annotated[int, msgspec.Meta(ge=0, le=0o777)]
 MAX_WAITS = 1024  # of one Counts
 
 
@@ -85,6 +86,7 @@ class LoadRequest(Message, frozen=True):
     coherence: list[Mount] = []
     trace: bool = False  # Counts are to have `waits`
     time: int = 0  # the client's, in ns since 1970; 0: it says none
+    umask: Umask = 0o022  # that the program starts with
 
 
 class LoadReply(Message, frozen=True):

@@ -164,7 +164,7 @@ class Open(_Struct, frozen=True):
     exclusive: bool = False
     truncate: bool = False
     append: bool = False
-    mode: Mode = 0o644  # of a file that is created; the client's umask holds too
+    mode: Mode = 0o644  # of a file that is created, whatever the umask of the client's process
 
 
 class OpenUnnamed(_Struct, frozen=True):

@@ -18,7 +18,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from adyton.hostcall import abi
@@ -31,6 +31,7 @@ _RENAME_EXCHANGE = 2
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
+_DEFAULT_ACL = "system.posix_acl_default"  # acl(5)
 _PROC_SUPER_MAGIC = 0x9FA0
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _ATTEMPTS = 8  # openat2 may ask for another when names are renamed meanwhile
@@ -130,8 +131,8 @@ class ConfinedTree:
                 if flags & os.O_CREAT and flags & os.O_EXCL:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
                 _check_regular(status)
-            extra = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-            descriptor = _refuse_links(lambda: os.open(name, flags | extra, mode, dir_fd=directory))
+            flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = _refuse_links(lambda: _open_or_make(directory, name, flags, mode))
         try:
             _check_regular(os.fstat(descriptor))
             if is_procfs(descriptor):
@@ -145,7 +146,9 @@ class ConfinedTree:
         """A descriptor of a new file without a name, in the file system of a directory; EOPNOTSUPP where that has none."""
         above = self._open(directory, _DIRECTORY)
         try:
-            return os.open(".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=above)
+            descriptor = os.open(".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=above)
+            _complete_mode(above, descriptor, mode)
+            return descriptor
         finally:
             os.close(above)
 
@@ -266,6 +269,53 @@ def set_mode(directory: int, name: str, mode: int) -> None:
         os.chmod(f"/proc/self/fd/{descriptor}", mode)  # the only way to a descriptor of O_PATH: fchmodat(2)
     finally:
         os.close(descriptor)
+
+
+def make_directory(directory: int, name: str, mode: int) -> None:
+    """Make the directory `name` with these permission bits, whatever this process' umask."""
+    os.mkdir(name, mode, dir_fd=directory)
+    made = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        _complete_mode(directory, made, mode)
+    finally:
+        os.close(made)
+
+
+def _open_or_make(directory: int, name: str, flags: int, mode: int) -> int:
+    """As openat(2), but that a file which is made gets all permission bits of `mode`."""
+    if not flags & os.O_CREAT:
+        return os.open(name, flags, dir_fd=directory)
+    attempts = 0
+    while True:
+        if not flags & os.O_EXCL:
+            with suppress(FileNotFoundError):
+                return os.open(name, flags & ~os.O_CREAT, dir_fd=directory)
+        try:
+            descriptor = os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
+        except FileExistsError:  # made by another meanwhile
+            attempts += 1
+            if flags & os.O_EXCL or attempts == _ATTEMPTS:
+                raise
+        else:
+            _complete_mode(directory, descriptor, mode)
+            return descriptor
+
+
+def _complete_mode(directory: int, made: int, mode: int) -> None:
+    """Give what was just made the permission bits that this process' umask, which is not the maker's, has taken.
+
+    The umask is a process' and not a thread's, so it is not set meanwhile. Where the directory has a default ACL, no umask was
+    applied (umask(2)); a file system without permission bits stays as it is.
+    """
+    has = stat.S_IMODE(os.fstat(made).st_mode)
+    missing = mode & 0o777 & ~has
+    if not missing:
+        return
+    try:
+        os.getxattr(by_descriptor(directory), _DEFAULT_ACL)
+    except OSError:
+        with suppress(OSError):
+            os.chmod(by_descriptor(made), has | missing)
 
 
 def check_set_id(kind: int, mode: int) -> None:

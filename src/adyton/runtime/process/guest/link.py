@@ -64,6 +64,7 @@ class GuestLoad(_Message, frozen=True):
     host_name: str = "enclave"
     streams: Streams = Streams()
     logging: Logging | None = None
+    umask: int = 0o022
 
 
 ToGuest = Enter | HostReturn

@@ -288,6 +288,7 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
         os.environ["TZ"] = load.time_zone or "UTC"
         time.tzset()
         warnings = finish(load.mount_tmp, load.working_directory, load.host_name)
+        os.umask(load.umask)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         _drop_output(load.streams)

@@ -354,6 +354,7 @@ class Supervisor:
             host_name=request.host_name,
             streams=request.streams,
             logging=request.logging,
+            umask=request.umask,
         )
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
