@@ -181,6 +181,8 @@ class DatagramCalls:
         """A datagram that the guest wrote without an address."""
         if standin.peer is None:
             self._tell("sendmsg", _NO_ADDRESS)
+            standin.error = errno.EDESTADDRREQ
+            self._a.moved(standin)
         elif standin.peer == resolver.ADDRESS:
             self._names.query(standin, data)
         elif standin.opened:
