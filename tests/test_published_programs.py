@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import sys
-from pathlib import Path
 
 import pytest
+from published import script
 
 import adyton
 
@@ -18,8 +17,6 @@ pytestmark = [
         platform.machine() != "x86_64", reason="NOT X86-64: single files have wheels for that machine only"
     ),
 ]
-
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 FRAMES = """
 import threading
@@ -50,13 +47,6 @@ def product(size: int) -> list[float]:
     result = left @ np.eye(size)
     return [float(np.abs(result - left).max()), len(np.linalg.eigvalsh(left + left.T))]
 """
-
-
-def script(folder: Path, text: str, *requirements: str) -> Path:
-    path = folder / "program.py"
-    head = f'# /// script\n# requires-python = "=={PYTHON}.*"\n# dependencies = {list(requirements)!r}\n# ///\n'
-    path.write_text(head + text)
-    return path
 
 
 @pytest.fixture
