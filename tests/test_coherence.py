@@ -190,6 +190,17 @@ def test_names_that_others_make_move_and_remove_are_seen(each: Sharing) -> None:
     assert not call("exists", str(folder))
 
 
+def test_a_file_that_others_removed_can_be_made_again(each: Sharing) -> None:
+    call = each.enclave.call
+    path = each.file("again", "theirs")
+    before = "theirs"
+    for text in ("", "first", "second"):
+        assert call("read", path) == before
+        os.unlink(path)
+        call("write", path, text, False)
+        assert Path(path).read_text() == (before := text)
+
+
 def test_what_others_wrote_is_seen_after_any_word_of_the_client(each: Sharing) -> None:
     path = each.file("middle", "before")
     each.change = lambda: each.file("middle", "after")

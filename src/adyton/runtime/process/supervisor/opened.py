@@ -66,7 +66,12 @@ class OpenOperations:
             yield from self._view.denied(header, path, right_of(body.flags))
         number = self._handles.reserve()
         try:
-            attributes = yield from ask(_open_request(path, number, body.flags), abi.Attributes)
+            try:
+                attributes = yield from ask(_open_request(path, number, body.flags), abi.Attributes)
+            except FileError as error:
+                if error.number == errno.ENOENT:
+                    raise FileError(errno.ESTALE) from None  # removed since: the kernel looks again, and may make it
+                raise
             if not is_same(node, attributes):
                 self._view.tells.append(abi.Close(number))
                 raise FileError(errno.ESTALE)  # replaced since the look-up: the kernel looks again, and opens that
