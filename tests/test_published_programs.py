@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import http.server
+import json
 import os
 import platform
+import ssl
+import threading
 
 import pytest
+import trustme
 from published import script
 
 import adyton
@@ -113,3 +118,107 @@ def test_web_frameworks_and_their_compiled_parts_import_and_work(published_wheel
         assert model.call("certificates") > 50
         with pytest.raises(adyton.errors.EnclaveError, match="greater than 0"):
             model.call("total", [{"item": "a", "amount": "-1"}])
+
+
+CLIENTS = """
+import asyncio
+import ssl
+
+import httpx
+import requests
+
+
+def with_requests(url: str, authority: str) -> list[object]:
+    with requests.Session() as session:
+        session.verify = authority
+        found = session.get(f"{url}/search", params={"q": "two words"}, headers={"X-Asked": "yes"}, timeout=60)
+        found.raise_for_status()
+        made = session.post(f"{url}/orders", json={"item": "tea"}, timeout=60)
+        sent = session.put(f"{url}/upload", data=bytes(300_000), timeout=60)
+        missing = session.get(f"{url}/missing", timeout=60)
+        with session.get(f"{url}/large", stream=True, timeout=60) as answer:
+            size = sum(map(len, answer.iter_content(10_000)))
+    return [found.json(), made.json(), sent.json(), missing.status_code, size]
+
+
+def with_httpx(url: str, authority: str) -> list[object]:
+    context = ssl.create_default_context(cafile=authority)
+    with httpx.Client(base_url=url, verify=context, timeout=60) as client:
+        found = client.get("/search", params={"q": "two words"}, headers={"X-Asked": "yes"}).raise_for_status()
+        made = client.post("/orders", json={"item": "tea"})
+        sent = client.put("/upload", content=bytes(300_000))
+        missing = client.get("/missing")
+        with client.stream("GET", "/large") as answer:
+            size = sum(map(len, answer.iter_bytes()))
+    return [found.json(), made.json(), sent.json(), missing.status_code, size]
+
+
+async def together(url: str, authority: str, count: int) -> list[str]:
+    context = ssl.create_default_context(cafile=authority)
+    async with httpx.AsyncClient(base_url=url, verify=context, timeout=60) as client:
+        answers = await asyncio.gather(*(client.get(f"/{number}") for number in range(count)))
+    return [answer.json()["path"] for answer in answers]
+
+
+def attempt(library: str, url: str) -> str:
+    try:
+        (requests if library == "requests" else httpx).get(url, timeout=60)
+    except (requests.RequestException, httpx.HTTPError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "answered"
+"""
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Says what it was asked, in JSON."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        said = {"path": self.path, "asked": self.headers.get("X-Asked"), "body": len(body)}
+        if self.headers.get("Content-Type", "").startswith("application/json"):
+            said["body"] = json.loads(body)
+        data = bytes(1_000_000) if self.path == "/large" else json.dumps(said).encode()
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def https(workplace):
+    """The port of a server on this machine; authority.pem is whom to trust."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path("authority.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield server.server_port
+        server.shutdown()
+        serving.join()
+
+
+def test_requests_and_httpx_talk_tls_to_a_server_on_the_clients_machine(published_wheels, workplace, https, capfd):
+    url = f"https://localhost:{https}"
+    program = script(workplace, CLIENTS, "requests", "httpx")
+    with adyton.load(program, allow_net=[f"localhost:{https}"], allow_read=["authority.pem"]) as clients:
+        for library in ("requests", "httpx"):
+            found, made, sent, missing, size = clients.call(f"with_{library}", url, "authority.pem")
+            assert found["asked"] == "yes"
+            assert found["path"] in ("/search?q=two+words", "/search?q=two%20words")
+            assert made == {"path": "/orders", "asked": None, "body": {"item": "tea"}}
+            assert (sent["body"], missing, size) == (300_000, 404, 1_000_000)
+            assert "CERTIFICATE_VERIFY_FAILED" in clients.call("attempt", library, url)  # without authority.pem
+            assert clients.call("attempt", library, "https://127.0.0.2:1").startswith("Connect")
+        assert clients.call("together", url, "authority.pem", 20) == [f"/{number}" for number in range(20)]
+    assert "denied: net 127.0.0.2:1 (add --allow-net 127.0.0.2:1)" in capfd.readouterr().err
