@@ -182,3 +182,35 @@ def test_nothing_is_promised_after_the_end(place: Place) -> None:
         if thread.name == "adyton-watch":
             thread.join(30)
             assert not thread.is_alive()
+
+
+def test_a_change_right_before_the_enclaves_own_is_told(place: Place) -> None:
+    place.watch()
+    other, own = (os.open(place.path / "old", os.O_WRONLY) for _ in range(2))
+    os.pwrite(other, b"new", 500)
+    with place.watches.changing():
+        os.pwrite(own, b"A", 0)
+        place.watches.made(os.fstat(own))
+    os.close(other)
+    os.close(own)
+    assert place.watches.take() == [("/there", "old")]
+
+
+def test_what_the_enclave_removed_unseen_is_told_when_it_is_made_again(place: Place) -> None:
+    place.watch()
+    (place.path / "old").write_bytes(b"1")
+    assert place.watches.take()
+    with place.watches.changing():
+        os.unlink(place.path / "old")
+        place.watches.made_at(str(place.path / "old"))
+    (place.path / "old").write_bytes(b"2")
+    assert place.watches.take() == [("/there", "old")]
+
+
+def test_promises_below_what_the_enclave_renames_end(place: Place) -> None:
+    place.watch(directory="sub")
+    with place.watches.changing():
+        os.rename(place.path / "sub", place.path / "other")
+        place.watches.moved(str(place.path / "sub"))
+    assert ("/there/sub", "") in place.watches.take()
+    assert not place.watches.watching

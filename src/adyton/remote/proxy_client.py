@@ -50,6 +50,7 @@ from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
+MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
 PIECE = 1 << 17  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
@@ -95,7 +96,8 @@ class ProxyClient:
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(POOL_THREADS, "adyton-host")
-        self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight)
+        self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight, MAX_AHEAD)
+        self._lock_waits = threading.Semaphore(abi.MAX_LOCK_WAITS)
         self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
         executor.changed = self._files_changed
         self._sockets = ClientSockets(executor.net, SocketWay(self, executor))
@@ -342,15 +344,25 @@ class ProxyClient:
             self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             self._transport.close()
             return
-        if _waits(request):
-            # Not on a thread of the pool, nor on a caller's: it may wait for long. The executor bounds how many do.
-            threading.Thread(target=self._execute, args=(called, request), name="adyton-lock", daemon=True).start()
+        if _waits(request) and not self._lock_waits.acquire(blocking=False):
+            self._answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
+        elif _waits(request):
+            # Not on a thread of the pool, nor on a caller's: it may wait for long.
+            threading.Thread(
+                target=self._wait_for_lock, args=(called, request), name="adyton-lock", daemon=True
+            ).start()
         elif called.method == "order" and isinstance(request, abi.Sync | abi.SyncDirectory):
             self._pool.submit(
                 self._execute, called, request
             )  # what was written before it is; what comes next need not wait
         else:
             self._execute(called, request)
+
+    def _wait_for_lock(self, called: communicator.Called, request: abi.Request) -> None:
+        try:
+            self._execute(called, request)
+        finally:
+            self._lock_waits.release()
 
     def _execute(self, called: communicator.Called, request: abi.Request) -> None:
         ok = True
@@ -495,7 +507,7 @@ class ProxyClient:
             case communicator.Called(_, 0, "order", body):
                 if len(body) < ORDER.size:
                     raise RemoteProtocolError("an ordered host call without its number")
-                for each in self._sequence.arrived(ORDER.unpack_from(body)[0], event):
+                for each in self._sequence.arrived(ORDER.unpack_from(body)[0], event, len(body)):
                     self._order.submit(self._serve, each)
             case communicator.Called(call, 0, "net", body):
                 self._sockets.request(call, net.request_of(body))

@@ -255,6 +255,10 @@ class Executor:
                     with self._files.using(which) as file:
                         self._watches.made(os.fstat(file.descriptor))
 
+        if isinstance(request, abi.Rename):
+            for path in (request.source, request.target):
+                self._watches.moved(self._places.allowed(path, "write"))
+
     # -- the policy ---------------------------------------------------------------------------------------------------
 
     def _report(self, name: str, denied: Denied) -> None:

@@ -40,15 +40,24 @@ class Holds:
         writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
         with self._lock:
             held = self._held.get(key)
-            if held is None or (writable and not held.writable):
-                if held is not None:
-                    os.close(held.descriptor)
-                    del self._held[key]
-                handles = set() if held is None else held.handles
+            if held is None:
                 held = self._held[key] = _Hold(_locked(descriptor, writable=writable), writable=writable)
-                held.handles = handles
+            elif writable and not held.writable:
+                self._upgrade(held, descriptor)
             held.handles.add(handle)
             self._of_handle[handle] = key
+
+    @staticmethod
+    def _upgrade(held: _Hold, descriptor: int) -> None:
+        """Shared with readers until now, for the enclave alone from now on; as it was if that cannot be."""
+        _set(held.descriptor, fcntl.F_UNLCK, fcntl.LOCK_UN)
+        try:
+            stronger = _locked(descriptor, writable=True)
+        except OSError:
+            _set(held.descriptor, fcntl.F_RDLCK, fcntl.LOCK_SH)
+            raise
+        os.close(held.descriptor)
+        held.descriptor, held.writable = stronger, True
 
     def release(self, handle: int) -> None:
         """The handle is closed."""
@@ -60,7 +69,7 @@ class Holds:
             held.handles.discard(handle)
             if not held.handles:
                 del self._held[key]
-                os.close(held.descriptor)
+                _give_back(held.descriptor)
 
     def close(self) -> None:
         """Release all."""
@@ -68,21 +77,33 @@ class Holds:
             held, self._held = list(self._held.values()), {}
             self._of_handle.clear()
         for each in held:
-            os.close(each.descriptor)
+            _give_back(each.descriptor)
 
 
 def _locked(descriptor: int, *, writable: bool) -> int:
-    """A descriptor of its own of the same file, locked as a whole."""
-    own = os.open(
-        f"/proc/self/fd/{descriptor}", (os.O_WRONLY if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
-    )
+    """Another descriptor of the same open file, which is locked as a whole."""
+    own = os.dup(descriptor)
     try:
-        kind = fcntl.F_WRLCK if writable else fcntl.F_RDLCK
-        fcntl.fcntl(own, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
-        fcntl.flock(own, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        _set(own, *((fcntl.F_WRLCK, fcntl.LOCK_EX) if writable else (fcntl.F_RDLCK, fcntl.LOCK_SH)))
     except OSError as error:
         os.close(own)
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise OSError(errno.EBUSY, "another program has locked it") from error
         raise
     return own
+
+
+def _give_back(descriptor: int) -> None:
+    """Unlock, though the open file may have another descriptor still, and close."""
+    _set(descriptor, fcntl.F_UNLCK, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _set(descriptor: int, kind: int, flock: int) -> None:
+    """Both kinds of locks of the open file, or none."""
+    fcntl.fcntl(descriptor, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    try:
+        fcntl.flock(descriptor, flock | fcntl.LOCK_NB)
+    except OSError:
+        fcntl.fcntl(descriptor, _OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        raise

@@ -41,6 +41,7 @@ REMOTE = frozenset(
 )  # fmt: skip
 
 MAX_WATCHES = 4096  # directories
+MAX_PROMISED = 4096  # names of one directory, one by one
 MAX_NOTED = 1 << 15
 
 Seen = tuple[int, int, int, int, int]
@@ -108,10 +109,16 @@ class Watches:
             if watch is None:
                 watch = self._watches[number] = _Watch(path)
                 self._by_path[path] = number
+            elif watch.path != path:  # it has another name by now
+                self._by_path.pop(watch.path, None)
+                watch.path = path
+                self._by_path[path] = number
             promised = watch.spelt.get(spelt, set())
             if not name:
                 watch.spelt[spelt] = None
             elif promised is not None:
+                if len(promised) >= MAX_PROMISED:
+                    raise OSError(errno.ENOSPC, "too many names of one directory are promised")
                 watch.spelt[spelt] = promised | {name}
 
     def unwatch(self, path: str, spelt: str) -> None:
@@ -123,7 +130,6 @@ class Watches:
             watch = self._watches[number]
             watch.spelt.pop(spelt, None)
             if not watch.spelt:
-                _libc.inotify_rm_watch(self._inotify, number)
                 self._forget(number)
 
     def looked(self, path: str) -> None:
@@ -144,6 +150,7 @@ class Watches:
     def changing(self) -> Iterator[None]:
         """The enclave changes something: nothing is told until it has been noted."""
         with self._lock:
+            self._drain()  # what others did before it is not taken for the enclave's own
             yield
 
     def made(self, status: os.stat_result) -> None:
@@ -158,6 +165,7 @@ class Watches:
     def made_at(self, path: str) -> None:
         """The enclave changed what is at the path, or removed it."""
         if self._watches:
+            self._told.discard(path)
             try:
                 self.made(os.lstat(path))
             except OSError:
@@ -174,14 +182,29 @@ class Watches:
         if self._inotify < 0:
             return []
         with self._lock:
-            while self._inotify >= 0:
-                try:
-                    data = os.read(self._inotify, _BUFFER)
-                except BlockingIOError:
-                    break
-                self._read(data)
+            self._drain()
             found, self._found = list(self._found), {}
         return found
+
+    def _drain(self) -> None:
+        while self._inotify >= 0:
+            try:
+                data = os.read(self._inotify, _BUFFER)
+            except BlockingIOError:
+                return
+            self._read(data)
+
+    def moved(self, path: str) -> None:
+        """The enclave gave another name to what was at the path: promises about what is below it end."""
+        if self._watches:
+            with self._lock:
+                self._end_below(path)
+
+    def _end_below(self, path: str) -> None:
+        below = path.rstrip("/") + "/"
+        for number, watch in list(self._watches.items()):
+            if watch.path == path or watch.path.startswith(below):
+                self._end(number)
 
     def _read(self, data: bytes) -> None:
         start, seen = 0, set()
@@ -198,7 +221,7 @@ class Watches:
             if watch is None:
                 continue
             if mask & (_ENDS | _IGNORED):
-                self._end(number)
+                self._end_below(watch.path)
             elif not name:
                 self._tell_of_itself(watch)
             elif (number, name) not in seen:
@@ -220,6 +243,8 @@ class Watches:
         self._removed.pop(path, None)
         for spelt, names in watch.spelt.items():
             if names is None or name in names:
+                if len(self._told) >= MAX_NOTED:
+                    self._told.clear()  # some are told once more
                 self._told.add(path)
                 self._found[spelt, name] = None
 
@@ -241,6 +266,7 @@ class Watches:
 
     def _forget(self, number: int) -> None:
         watch = self._watches.pop(number)
+        _libc.inotify_rm_watch(self._inotify, number)  # gone already, where the kernel said so
         self._by_path.pop(watch.path, None)
         self._told = {each for each in self._told if split(each)[0] != watch.path}
 

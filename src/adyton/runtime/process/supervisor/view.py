@@ -187,8 +187,11 @@ class View:
         lifetime, attr = self.attr(node)
         self.tree.told(node)
         name_lifetime = lifetime
-        if node.attributes is not None and node.attributes.kind == "directory" and (path := node.path) is not None:
-            name_lifetime = FOREVER if self.cache.name_lasts(path) else 0
+        if node.attributes is not None and not node.own:
+            # A directory's: what lies below is asked about by its path. A file's could not be taken back, as its attributes can: while it
+            # is open, nothing would tell its old name from the file that another program laid there.
+            path = node.path if node.attributes.kind == "directory" else None
+            name_lifetime = FOREVER if path is not None and self.cache.name_lasts(path) else 0
         return pack_entry(EntryAnswer(node.id, name_lifetime, lifetime, attr))
 
 

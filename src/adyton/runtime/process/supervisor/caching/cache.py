@@ -39,6 +39,12 @@ class Flush:
     handle: abi.Handle
 
 
+# What changes nothing that others see, or is ordered by itself.
+_LOOKS = frozenset(
+    {abi.Stat, abi.List, abi.ReadLink, abi.Read, abi.Write, abi.Access, abi.GetExtended, abi.ListExtended}
+)
+
+
 class Cache:
     """See the module.
 
@@ -83,6 +89,8 @@ class Cache:
 
     def serve(self, request: abi.Request | Flush) -> Cached:
         """The result of a request of the guest's operations."""
+        if type(request) not in _LOOKS:
+            self._writing.push_all()  # what was held back is not overtaken by what comes after it
         number = getattr(request, "handle", None)
         handle = None if number is None else self.state.handles.get(number)
         if handle is not None:
@@ -182,13 +190,14 @@ class Cache:
                 if file is not None and file.attributes.kind == "directory":
                     self.state.names.forget_below(path)
                     self.state.moved.append(path)
-                elif file is not None and not file.contents.busy:
-                    self.state.names.changed_content(file)
+                elif file is not None:
+                    self._writing.changed_by_others(file)
             else:
                 self.state.note(directory)
                 for file in self.state.names.forget_folder(directory):
-                    if not file.contents.busy:
-                        self.state.names.changed_content(file)
+                    self._writing.changed_by_others(file)
+                self.state.names.forget_below(directory)
+                self.state.moved.append(directory)
             itself = self.state.names.at(directory)
             if itself is not None:
                 self.state.names.set_until(itself, 0.0)

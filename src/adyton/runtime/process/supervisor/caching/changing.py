@@ -40,9 +40,10 @@ class Changing:
             file.attributes = replaced(file.attributes, size=request.size, modified=now, changed=now)
             self._state.note_content(file)
         mark = self._state.changes
+        if file is not None and request.size is not None:
+            file.contents.under_way += 1  # who reads meanwhile is ordered behind it
+            pending.after.append(lambda outcome: self._cut(file, outcome, unasked=unasked))
         if unasked and file is not None:
-            file.contents.under_way += 1
-            pending.after.append(lambda outcome: self._cut(file, outcome))
             return file.attributes
         result = yield pending
         if not isinstance(result, abi.Attributes):
@@ -62,10 +63,10 @@ class Changing:
             self._state.names.set_until(file, 0.0)  # what is known of its size may be wrong
             file.contents.forget()
 
-    def _cut(self, file: File, outcome: Outcome) -> None:
-        """What was answered already."""
+    def _cut(self, file: File, outcome: Outcome, *, unasked: bool) -> None:
+        """It has another size on the client, too. `unasked`: that was answered already."""
         file.contents.under_way -= 1
-        if not isinstance(outcome, abi.Attributes):
+        if unasked and not isinstance(outcome, abi.Attributes):
             self._writing.failed(file, outcome)
         file.loose = True
         self._writing.settled(file)
@@ -81,6 +82,7 @@ class Changing:
         return result  # type: ignore[no-any-return]
 
     def remove(self, request: abi.Remove) -> Cached:
+        yield from self._state.ensure_remote_below(request.path)
         known, file = self._state.names.known(request.path)
         self._state.note(request.path)
         is_file = known and file is not None and file.attributes.kind != "directory" and not request.directory
@@ -123,6 +125,7 @@ class Changing:
         return came
 
     def rename(self, request: abi.Rename) -> Cached:
+        yield from self._state.ensure_remote_below(request.source, request.target)
         for path in (request.source, request.target):
             self._state.note(path)
         result = yield self._state.calls.send(request, ordered=True)
@@ -137,7 +140,12 @@ class Changing:
         self._state.names.forget_below(request.target)
         now = self._state.wall()
         other = self._state.names.at(request.target)
-        self._state.names.absent(request.source)
+        if moved is None:
+            self._state.names.unknown(request.target)
+        else:
+            self._learn_moved(request.target, moved, now)  # before its other name goes: it is known by one all the time
+        if not request.exchange:
+            self._state.names.absent(request.source)
         if request.exchange and other is not None:
             self._learn_moved(request.source, other, now)
         elif request.exchange:
@@ -145,10 +153,6 @@ class Changing:
         elif other is not None:
             other.attributes = replaced(other.attributes, links=max(0, other.attributes.links - 1))
             other.loose = True
-        if moved is None:
-            self._state.names.unknown(request.target)
-        else:
-            self._learn_moved(request.target, moved, now)
         for path in {split(request.source)[0], split(request.target)[0]}:
             self._state.names.touched(path, now)
         return result

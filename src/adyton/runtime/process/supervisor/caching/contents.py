@@ -63,6 +63,8 @@ class Contents:
     blocks: dict[int, bytes | bytearray | Run] = field(default_factory=dict)
     waiting: list[Extent] = field(default_factory=list)
     sent: list[Extent] = field(default_factory=list)
+    waiting_bytes: int = 0
+    retried: bool = False  # a part of a write was sent once more
     under_way: int = 0
     drained: Pending | None = None
 
@@ -105,6 +107,7 @@ class Contents:
 
     def add(self, extent: Extent) -> None:
         """Write this after all else: with the one before it, if it goes on there."""
+        self.waiting_bytes += len(extent.data)
         last = self.waiting[-1] if self.waiting else None
         if (
             last is not None

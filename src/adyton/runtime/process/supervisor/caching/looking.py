@@ -107,8 +107,16 @@ class Looking:
             asked = self._ask(key, abi.Compound(requests, through=True), self._surveyed)
         outcome = yield asked
         if isinstance(outcome, Checked) and len(outcome.results) == 2:
-            return outcome.results[1]
+            return self._known_here(outcome.results[1])  # type: ignore[no-any-return]
         return abi.Failed("EIO")
+
+    def _known_here(self, result: Any) -> Any:
+        """Entries under the identities that their files are known by here."""
+        if not self._state.aliases or not isinstance(result, abi.Entries):
+            return result
+        return abi.Entries(
+            [abi.Entry(each.name, self._state.own(each.attributes)) for each in result.entries], result.next
+        )
 
     def _surveyed(self, key: tuple[str, str], _request: object, outcome: Outcome, mark: int) -> None:
         directory = key[0]
@@ -157,8 +165,7 @@ class Looking:
             if isinstance(result, abi.Entries):
                 self._learn_entries(request.path, result, request.cookie, mark)
 
-        result = yield self._state.send(request, came)
-        return result  # type: ignore[no-any-return]
+        return self._known_here((yield self._state.send(request, came)))  # type: ignore[no-any-return]
 
     def read_link(self, request: abi.ReadLink) -> Cached:
         known, file = self._state.names.known(request.path)

@@ -16,6 +16,7 @@ from adyton.runtime.process.supervisor.caching.contents import Contents
 
 MOMENT = 1.0  # seconds that an attribute holds which nobody promised to tell changes of
 DIRECTORY_MOMENT = 30.0  # seconds: the same of a directory whose own names are not watched
+MAX_LINKS = (1 << 32) - 1
 MAX_NAMES = 1 << 17  # of all folders together
 
 
@@ -23,17 +24,20 @@ class File:
     """A file of the client's, or whatever else has attributes. `until`: when they have to be asked for again (seconds, monotonic).
 
     `version` is another one when its content was changed by others. `names`: how many are known; `handles`: how many are open.
-    `writable`: it was opened for writing. `loose`: its time of change may have moved by what the enclave did; `error`: of a write that failed, and was not said.
+    `writable`: it was opened for writing. `loose`: its time of change may have moved by what the enclave did; `error`: of a write that failed, and that no fsync has said; `said`: a close has.
     """
 
     __slots__ = (
         "attributes",
+        "changes",
         "contents",
         "error",
+        "foreign",
         "handles",
         "loose",
         "names",
         "noted",
+        "said",
         "target",
         "there",
         "until",
@@ -50,8 +54,11 @@ class File:
         self.loose = False
         self.writable = False
         self.there: int | None = None  # its identity on the client, if it is known by another one here
+        self.foreign = False  # others changed it while writes of the enclave were under way
         self.noted = 0  # the number of the enclave's last change of its content, see state.note_content
         self.error: abi.Failed | None = None
+        self.said = False
+        self.changes = 0  # of its content by the enclave
         self.target: abi.Target | None = None  # of a symbolic link
         self.contents = Contents()
 
@@ -279,19 +286,28 @@ class Names:
         for directory, folder in list(self._folders.items()):
             if self._count <= MAX_NAMES * 3 // 4:
                 return
-            if folder is kept:
-                continue
-            watched = folder.watched or folder.promised
-            self.forget_folder(directory)
-            if watched:
-                self._given_up(directory)
+            if folder is not kept:
+                watched = folder.watched or folder.promised
+                self.forget_folder(directory)
+                if watched:
+                    self._given_up(directory)
+        for name in list(kept.names)[: max(0, self._count - MAX_NAMES * 3 // 4)]:  # a directory of very many
+            kept.complete = False
+            file = kept.names.pop(name)
+            self._count -= 1
+            if file is not None:
+                file.names -= 1
+                self.set_until(file, 0.0)
+                self.drop(file)
 
     def touched(self, path: str, now: int, links: int = 0) -> None:
         """The enclave made or removed a name in the directory at `path`: its times, and so many more links."""
         file = self.at(path)
         if file is not None:
             known = file.attributes
-            file.attributes = replaced(known, modified=now, changed=now, links=max(0, known.links + links))
+            file.attributes = replaced(
+                known, modified=now, changed=now, links=min(max(0, known.links + links), MAX_LINKS)
+            )
             file.loose = True
 
 

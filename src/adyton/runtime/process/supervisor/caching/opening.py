@@ -11,7 +11,7 @@ from typing import Any
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import Checked
-from adyton.runtime.process.supervisor.caching.contents import BLOCK
+from adyton.runtime.process.supervisor.caching.contents import BLOCK, MAX_CACHED
 from adyton.runtime.process.supervisor.caching.names import FOREVER, File, replaced, split
 from adyton.runtime.process.supervisor.caching.state import MAX_CHANGES, Handle, State
 from adyton.runtime.process.supervisor.caching.writing import Writing
@@ -31,6 +31,7 @@ class Opening:
         self._state = state
         self._writing = writing
         self._provisional = PROVISIONAL
+        self._snapshots = 0  # bytes of small files that are open
         self._kernel_has: dict[int, int] = {}  # identity → version of the content that the kernel may keep
 
     def open(self, request: abi.Open) -> Cached:
@@ -75,8 +76,11 @@ class Opening:
             snapshot = self._whole(file)
             if snapshot is None or file.version != version:
                 return (yield from self._open_remote(request))
+        if self._snapshots + len(snapshot) > MAX_CACHED:
+            return (yield from self._open_remote(request))
+        self._snapshots += len(snapshot)
         handle = self._add(request, file, remote=False)
-        handle.snapshot, handle.version = snapshot, file.version
+        handle.snapshot, handle.version, handle.changes = snapshot, file.version, file.changes
         return file.attributes
 
     def _whole(self, file: File) -> bytes | None:
@@ -154,8 +158,12 @@ class Opening:
         def came(outcome: Any, mark: int) -> None:
             nonlocal marked
             marked = mark
-            if not waits and isinstance(outcome, Checked):
-                self._state.close_opened(request.handle, outcome.results[0])  # its opener was interrupted
+            if not waits and isinstance(outcome, Checked):  # its opener was interrupted
+                self._state.close_opened(request.handle, outcome.results[0])
+                if request.truncate or request.create:
+                    file = self._state.names.unknown(request.path)
+                    if file is not None:
+                        self._writing.changed_by_others(file)
 
         pending = self._state.send(abi.Compound(requests), came)
         try:
@@ -200,7 +208,9 @@ class Opening:
     def _may_open_unasked(self, request: abi.Open, file: File | None) -> bool:
         """Whether it is known how an open of what the client holds for the enclave will end: as one before it did."""
         if file is None:
-            return request.create and self._state.names.folder(split(request.path)[0]).writable
+            return (
+                request.create and not request.exclusive and self._state.names.folder(split(request.path)[0]).writable
+            )
         if file.attributes.kind != "file" or (request.create and request.exclusive):
             return False
         return file.writable and (file.handles > 0 or request.truncate)
@@ -263,8 +273,15 @@ class Opening:
 
     def closed(self, handle: Handle) -> Pending | None:
         self._writing.push(handle.file, everything=True)
-        pending = self._state.calls.send(abi.Close(handle.number), ordered=True) if handle.remote else None
+        pending = None
+        if handle.remote:
+            held = handle.coherence == "exclusive"  # when the entry is over, others may have it
+            pending = self._state.calls.send(abi.Close(handle.number), ordered=True, behind=held)
         handle.file.handles -= 1
+        if not handle.file.handles:
+            handle.file.error = None  # said by this close, if not before
+        if handle.snapshot is not None:
+            self._snapshots -= len(handle.snapshot)
         self._state.names.drop(handle.file)
         return pending
 

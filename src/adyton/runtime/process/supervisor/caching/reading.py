@@ -20,16 +20,12 @@ class Reading:
 
     def read(self, handle: Handle, request: abi.Read) -> Cached:
         file = handle.file
-        if handle.snapshot is not None:
-            if (
-                file.version == handle.version
-                and not file.contents.busy
-                and len(handle.snapshot) == file.attributes.size
-            ):
+        if handle.snapshot is not None and not handle.remote:
+            if (file.version, file.changes) == (handle.version, handle.changes):
                 return abi.Data(handle.snapshot[request.offset : request.offset + request.size])
             failed = yield from self._state.ensure_remote(handle)
             if failed is not None:
-                if handle.snapshot is not None and failed.errno == "ESTALE":  # removed: as it was when it was opened
+                if failed.errno == "ESTALE":  # removed: as it was when it was opened
                     return abi.Data(handle.snapshot[request.offset : request.offset + request.size])
                 return failed
         self._writing.push(file, everything=True)

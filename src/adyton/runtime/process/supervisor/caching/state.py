@@ -19,7 +19,7 @@ MAX_CHANGES = 1 << 16  # paths that are noted
 class Handle:
     """A file that the guest has open. `remote`: the client has it open, too, or soon will; `next`: where a sequential reader goes on.
 
-    `snapshot`: all of its content, when it was of `version`.
+    `snapshot`: all of its content when it was opened without the client; it was of `version` then, and the enclave had made `changes`.
     """
 
     number: int
@@ -31,6 +31,7 @@ class Handle:
     remote: bool
     snapshot: bytes | None = None
     version: int = 0
+    changes: int = 0
     next: int = 0
     window: int = 0
     opening: Pending | None = None  # on the client, of what was opened without it
@@ -89,7 +90,14 @@ class State:
         """Whether what was asked at `mark` may not hold for the path."""
         if not self.changed_at:
             return False
-        return any(self.changed_at.get(each, 0) > mark for each in ("", path, split(path)[0]))
+        if self.changed_at.get("", 0) > mark:
+            return True
+        while True:  # the path, or a directory above it
+            if self.changed_at.get(path, 0) > mark:
+                return True
+            if path == "/":
+                return False
+            path = split(path)[0]
 
     def given_up(self, directory: str) -> None:
         self.calls.send(abi.Unwatch(directory), ordered=True)
@@ -115,6 +123,12 @@ class State:
         if isinstance(outcome, abi.Attributes):
             self.calls.send(abi.Close(number), ordered=True)
 
+    def ensure_remote_below(self, *paths: str) -> Generator[Pending, Any, None]:
+        """Have the client open what was opened without it by these names, or below them, before they go."""
+        for handle in list(self.handles.values()):
+            if not handle.remote and any(handle.path == each or handle.path.startswith(each + "/") for each in paths):
+                yield from self.ensure_remote(handle)
+
     def ensure_remote(self, handle: Handle) -> Generator[Pending, Any, abi.Failed | None]:
         """Have the client open what was opened without it; ESTALE if that is not the same file any more."""
         if handle.remote:
@@ -137,10 +151,11 @@ class State:
             self.calls.send(abi.Close(handle.number), ordered=True)
             return
         self.learn_open(attributes, mark)
-        handle.remote, handle.snapshot = True, None
+        handle.remote = True
 
     def note_content(self, file: File) -> None:
         """The enclave changes the file's content: what is on its way may be older."""
+        file.changes += 1
         if self.learning:
             self.changes += 1
             file.noted = self.changes

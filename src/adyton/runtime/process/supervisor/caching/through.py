@@ -89,7 +89,7 @@ class Through:
             return failed
         self._writing.push(handle.file, everything=True)
         if request.kind == "none":
-            self._state.calls.send(request, ordered=True)
+            self._state.calls.send(request, ordered=True, behind=True)
             return abi.Done()
         stat = abi.Stat(handle.path, handle.number)
         outcome = yield self._state.send(abi.Compound([request, stat]), self._learn)

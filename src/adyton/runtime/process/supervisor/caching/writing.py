@@ -11,6 +11,7 @@ from adyton.runtime.process.supervisor.caching.names import File, replaced
 from adyton.runtime.process.supervisor.caching.state import Handle, State
 from adyton.runtime.process.supervisor.calls import Cached, Outcome, Pending
 
+HELD = 64  # writes at different places that are held back; and
 HELD_BACK = 1 << 18  # bytes of writes that are put together while others are under way
 
 
@@ -45,6 +46,8 @@ class Writing:
             known, size=size, modified=now, changed=now, blocks=max(known.blocks, -(-size // 512))
         )
         contents.add(Extent(handle.number, request.offset, bytearray(data), handle.append))
+        for other in [each for each in self._files if each is not file and each.contents.waiting]:
+            self.push(other, everything=True)  # in the order in which they were written
         self._dirty += len(data)
         self._files[file] = None
         self._state.note_content(file)
@@ -56,8 +59,14 @@ class Writing:
         contents = file.contents
         if not contents.waiting:
             return
-        if not everything and contents.busy_there and sum(len(each.data) for each in contents.waiting) < HELD_BACK:
+        if (
+            not everything
+            and contents.busy_there
+            and contents.waiting_bytes < HELD_BACK
+            and len(contents.waiting) < HELD
+        ):
             return
+        contents.waiting_bytes = 0
         waiting, contents.waiting = contents.waiting, []
         for extent in waiting:
             self._send(file, extent)
@@ -81,7 +90,7 @@ class Writing:
             self.failed(file, outcome)
         elif outcome.size < len(extent.data):
             self._write_rest(file, extent, outcome.size)
-        elif outcome.changed and not contents.busy:
+        elif outcome.changed and not contents.busy and not file.foreign:
             file.attributes = replaced(file.attributes, modified=outcome.modified, changed=outcome.changed)
             file.loose = True
         if extent.append:
@@ -96,14 +105,23 @@ class Writing:
             self.failed(file, abi.Failed("EIO"))
         else:
             self._dirty += len(rest.data)
+            contents.retried = True
             self._send(file, rest)
 
     def failed(self, file: File, outcome: Outcome) -> None:
         """Something that was answered already did not happen."""
-        if file.error is None:
+        if file.error is None and file.handles:  # else nobody is left to be told
             file.error = outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO")
+        file.said = False
         self._state.names.set_until(file, 0.0)
         self._state.names.changed_content(file)
+
+    def changed_by_others(self, file: File) -> None:
+        """Other programs wrote into it; said again when the enclave's own writes have arrived, so that none of them hides it."""
+        file.foreign = file.contents.busy
+        self._state.names.set_until(file, 0.0)
+        if not file.foreign:
+            self._state.names.changed_content(file)
 
     def settled(self, file: File) -> None:
         """One thing that was under way for the file is not any more: what waits for that goes on."""
@@ -113,6 +131,8 @@ class Writing:
             room.finish(abi.Done())
         if not file.contents.busy:
             self._files.pop(file, None)
+            if file.foreign:
+                self.changed_by_others(file)
             drained, file.contents.drained = file.contents.drained, None
             if drained is not None:
                 drained.finish(abi.Done())
@@ -126,25 +146,30 @@ class Writing:
                 file.contents.drained = Pending()
             yield file.contents.drained
 
-    def _error_of(self, handle: Handle) -> abi.Failed | None:
-        """What went wrong and was not said; it is, now."""
-        file = handle.file
-        if handle.access == "read":
-            return None
-        error, file.error = file.error, None
-        return error
-
     def sync(self, handle: Handle, request: abi.Sync) -> Cached:
+        """Durable; or what went wrong since the last time that this was asked, which only this takes as said."""
         failed = yield from self._state.ensure_remote(handle)
         if failed is not None:
             return abi.Done() if failed.errno == "ESTALE" else failed  # removed: nothing of it is to last
-        self.push(handle.file, everything=True)
-        result = yield self._state.calls.send(request, ordered=True)
-        yield from self._drain(handle.file)
-        return self._error_of(handle) or result
+        file = handle.file
+        while True:
+            file.contents.retried = False
+            self.push(file, everything=True)
+            result = yield self._state.calls.send(request, ordered=True)
+            yield from self._drain(file)
+            if not file.contents.retried:
+                break
+        error = file.error
+        if handle.access != "read":
+            file.error, file.said = None, False
+        return error or result
 
     def flush(self, handle: Handle) -> Cached:
+        """A descriptor is closed: what went wrong is said, once; whoever asks for durability still hears of it."""
         if handle.access == "read":
             return abi.Done()
         yield from self._drain(handle.file)
-        return self._error_of(handle) or abi.Done()
+        if handle.file.error is None or handle.file.said:
+            return abi.Done()
+        handle.file.said = True
+        return handle.file.error
