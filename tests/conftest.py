@@ -148,18 +148,23 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wheels]:
         shutil.rmtree(folder, ignore_errors=True)  # some are large
 
 
-@pytest.fixture
-def published_wheels(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of wheels of tests/wheels.txt, which is where uv looks for packages, and nowhere else."""
+@pytest.fixture(scope="session")
+def environment_of_wheels() -> dict[str, str]:
+    """What has uv look for packages in the folder of wheels of tests/wheels.txt, and nowhere else."""
     folder = Path(sys.prefix) / "wheels"
     if not (folder / "ready").exists():
         pytest.skip("NO WHEELS HERE: make wheels fetches them")
     index = Path(sys.prefix) / "empty-index"
     index.mkdir(exist_ok=True)
-    monkeypatch.setenv("UV_FIND_LINKS", str(folder))
-    monkeypatch.setenv("UV_DEFAULT_INDEX", index.as_uri())
-    monkeypatch.setenv("UV_CACHE_DIR", str(Path(sys.prefix) / "uv-cache"))
-    return folder
+    cache = Path(sys.prefix) / "uv-cache"
+    return {"UV_FIND_LINKS": str(folder), "UV_DEFAULT_INDEX": index.as_uri(), "UV_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture
+def published_wheels(monkeypatch: pytest.MonkeyPatch, environment_of_wheels: dict[str, str]) -> None:
+    """This process, and what it starts, has its packages from tests/wheels.txt."""
+    for name, value in environment_of_wheels.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(params=["dialled", "ipv4", "ipv6", "unix"])

@@ -1,6 +1,7 @@
-"""The translator example: a gRPC server in an enclave, reached from this machine. grpcio's files are those of this environment."""
+"""The translator example: a gRPC server in an enclave, reached from this machine, with grpcio's published wheel in its image."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -9,33 +10,37 @@ from pathlib import Path
 
 import grpc
 import pytest
-import typing_extensions
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.sandbox
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="NOT X86-64: an image is for that machine by default"),
+]
 METHOD = "/examples.grpc_server.Translator/GetTranslation"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The example with grpcio among its sources, so that nothing is fetched."""
+    """The example. Its image is for this Python, and locks the wheels that there are for it."""
     folder = tmp_path_factory.mktemp("translator") / "project"
-    shutil.copytree(ROOT / "examples/translator", folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
-    shutil.copytree(Path(grpc.__file__).parent, folder / "grpc", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(typing_extensions.__file__, folder / "typing_extensions.py")
-    settings = (folder / "pyproject.toml").read_text()
-    changed = settings.replace('dependencies = ["grpcio"]\n', "").replace(
-        '"translator.proto"]', '"translator.proto", "grpc", "typing_extensions.py"]'
+    shutil.copytree(
+        ROOT / "examples/translator", folder, ignore=shutil.ignore_patterns("build", "__pycache__", "adyton.lock")
     )
-    assert changed != settings
-    (folder / "pyproject.toml").write_text(changed)
+    settings = (folder / "pyproject.toml").read_text()
+    table = "[tool.adyton.enclave.translator]\n"
+    assert table in settings
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (folder / "pyproject.toml").write_text(settings.replace(table, f'{table}python = "{version}"\n'))
     return folder
 
 
 @pytest.fixture(scope="module")
-def port(project):
+def port(project, environment_of_wheels, cache_of_tests):
     command = [sys.executable, "run.py", "--port", "0"]
-    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True, process_group=0) as running:
+    environment = {**os.environ, **environment_of_wheels, "XDG_CACHE_HOME": str(cache_of_tests)}
+    with subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True, process_group=0
+    ) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         assert line.startswith("Server started on port "), line
