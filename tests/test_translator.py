@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from published import PYTHON
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -29,8 +30,7 @@ def project(tmp_path_factory):
     settings = (folder / "pyproject.toml").read_text()
     table = "[tool.adyton.enclave.translator]\n"
     assert table in settings
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (folder / "pyproject.toml").write_text(settings.replace(table, f'{table}python = "{version}"\n'))
+    (folder / "pyproject.toml").write_text(settings.replace(table, f'{table}python = "{PYTHON}"\n'))
     return folder
 
 
