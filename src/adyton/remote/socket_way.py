@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SocketWay:
-    """See hostcall.client.sockets.Way."""
+    """See hostcall.client.socket_way.Way."""
 
     def __init__(self, client: ProxyClient, executor: Executor) -> None:
         self._client = client
