@@ -86,10 +86,21 @@ def expected(each, given_arguments):
         if not fits:
             return ASK
     if each.emulated:
-        local = each.emulated.local
-        held = local is not None and given_arguments[local.argument] & ((1 << local.bits) - 1) == local.value
-        return ALLOW if held else ASK
+        local, but = (
+            condition is not None
+            and given_arguments[condition.argument] & ((1 << condition.bits) - 1) == condition.value
+            for condition in (each.emulated.local, each.emulated.but)
+        )
+        return ALLOW if local and not but else ASK
     return ALLOW
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_a_receive_without_an_address_is_local_but_of_one_byte(where):
+    number = next(each.number(where) for each in ROWS if each.name == "recvfrom")
+    for size, address, outcome in ((2, 0, ALLOW), (1, 0, ASK), (1 | 1 << 32, 0, ALLOW), (2, 7, ASK), (1, 7, ASK)):
+        given_arguments = (5, 0x1000, size, 0, address, address)
+        assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (size, address)
 
 
 def by_number(where):

@@ -81,6 +81,7 @@ def test_true_errors(at_work):
         assert at_work.fails("socket.create_connection(('127.0.0.1', port))", port=port) == "ECONNREFUSED"
     assert at_work.fails("socket.socket().getpeername()") == "ENOTCONN"
     assert at_work.fails("socket.socket().shutdown(2)") == "ENOTCONN"
+    assert at_work.fails("socket.socket().recv(1)") == "ENOTCONN"
     assert at_work.fails("socket.socket().accept()") == "EINVAL"
     assert at_work.fails("socket.socket().setsockopt(1, 9999, 1)") == "ENOPROTOOPT"
     assert at_work.fails("socket.socket(socket.AF_INET, socket.SOCK_RAW)") == "EPERM"
@@ -474,3 +475,26 @@ def test_unix_sockets_are_the_enclaves_own(at_work):
     assert at_work.run(code) == [b"x", "", "/tmp/of-mine", 1, b"y", b"\0other"]
     assert at_work.fails("socket.socket(socket.AF_UNIX).setsockopt(1, 25, b'lo')") == "EPERM"
     assert at_work.fails("socket.socket(socket.AF_UNIX).connect('/tmp/nothing')") == "ENOENT"
+
+
+def test_one_byte_is_received_from_what_is_connected_only(at_work):
+    """So Python's ssl finds out whether a socket is connected, and takes one that is not yet."""
+    code = """
+        import ssl
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            wrapped = ssl._create_unverified_context().wrap_socket(socket.socket(), do_handshake_on_connect=False)
+            wrapped.connect(listener.getsockname())
+            accepted = listener.accept()[0]
+            accepted.sendall(b"abc")
+            plain = socket.socket(fileno=wrapped.detach())
+            result = [plain.recv(1).decode(), plain.recv(1).decode(), plain.recv(2).decode()]
+            accepted.close()
+            result.append(plain.recv(1).decode())
+            plain.close()
+        ends = socket.socketpair()
+        ends[0].sendall(b"d")
+        result.append(ends[1].recv(1).decode())
+        for each in ends:
+            each.close()
+    """
+    assert at_work.run(code) == ["a", "b", "c", "", "d"]

@@ -69,7 +69,7 @@ Block = list[Instruction]
 class Rule:
     """What becomes of a call: refused with `errno` (if not 0) or by a check that does not hold; else allowed.
 
-    `asks`: refusals are the listener's to answer, and so is what is `emulated` (but where `local` holds).
+    `asks`: refusals are the listener's to answer, and so is what is `emulated` (unless `local` holds, and `but` does not).
     """
 
     errno: int = 0
@@ -77,6 +77,7 @@ class Rule:
     asks: bool = False
     emulated: bool = False
     local: Is | None = None
+    but: Is | None = None
 
 
 def _plain(code: int, value: int) -> Instruction:
@@ -103,7 +104,8 @@ def _rule(rule: Rule) -> Block:
         return [_plain(RETURN, ASK if rule.asks else ERRNO | rule.errno)]
     block = [_plain(RETURN, ASK if rule.emulated else ALLOW)]
     if rule.local is not None:
-        block = _where(rule.local, [_plain(RETURN, ALLOW)], block)
+        allow = [_plain(RETURN, ALLOW)]
+        block = _where(rule.local, allow if rule.but is None else _where(rule.but, block, allow), block)
     for check in reversed(rule.checks):
         refuse = [_plain(RETURN, ASK if rule.asks else ERRNO | number_of(check.otherwise))]
         load = [_plain(LOAD, _ARGUMENTS_OFFSET + 8 * check.argument)]
@@ -171,9 +173,9 @@ def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule
         if refused is not None:
             rules[number] = Rule(errno=number_of(refused), asks=not refused.often)
         else:
-            local = row.emulated.local if row.emulated else None
+            local, but = (row.emulated.local, row.emulated.but) if row.emulated else (None, None)
             asks = bool(row.checks)  # as rules are compared, those that differ in nothing else are one
-            rules[number] = Rule(checks=row.checks, asks=asks, emulated=row.emulated is not None, local=local)
+            rules[number] = Rule(checks=row.checks, asks=asks, emulated=row.emulated is not None, local=local, but=but)
     return rules
 
 

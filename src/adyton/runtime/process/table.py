@@ -66,10 +66,11 @@ class Is:
 
 @dataclass(frozen=True, slots=True)
 class Emulated:
-    """The supervisor does it, `how`. Where `local` holds, the guest's kernel does."""
+    """The supervisor does it, `how`. Where `local` holds, and `but` does not, the guest's kernel does."""
 
     how: str
     local: Is | None = None
+    but: Is | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,12 @@ ON_SOCKET = Emulated(ON_STAND_IN)
 SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", Is(0, 1, 32))
 # A null pointer in place of an address
 SEND_TO = Emulated("a datagram to an address; without one it is local", Is(4, 0))
-RECEIVE_FROM = Emulated("a datagram with its sender; without the sender it is local", Is(4, 0))
+# For one byte too, by which Python's ssl finds out whether a socket is connected: a stand-in is a connected pair, to the kernel.
+RECEIVE_FROM = Emulated(
+    "a datagram with its sender; without the sender it is local, but that one byte of a new stream is ENOTCONN",
+    Is(4, 0),
+    Is(2, 1),
+)
 
 _OUT_OF_BAND = Refused("EOPNOTSUPP", "a stand-in has no out-of-band data")
 NOT_OUT_OF_BAND = {argument: (Only(argument, 1, (0,), _OUT_OF_BAND),) for argument in (2, 3)}  # MSG_OOB

@@ -78,7 +78,7 @@ class SocketCalls:
             "setsockopt": self._on(self._setsockopt),
             "shutdown": self._on(self._shutdown),
             "sendto": self._on(self._datagrams.sendto),
-            "recvfrom": self._on(self._datagrams.recvfrom),
+            "recvfrom": self._on(self._recvfrom),
         }
 
     def close(self) -> None:
@@ -181,6 +181,14 @@ class SocketCalls:
             return 0
 
         return self._a.ask(note, standin, net.Bind(standin.number, standin.new, local), finish)
+
+    def _recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        if note.arguments[4]:
+            return self._datagrams.recvfrom(note, standin, fetched)
+        if standin.kind == "stream" and standin.state in ("new", "listening"):
+            raise failure(errno.ENOTCONN)
+        self._a.listener.go_on(note)
+        return LATER
 
     # -- names and options ----------------------------------------------------------------------------------------------
 
