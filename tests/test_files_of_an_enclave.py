@@ -445,3 +445,17 @@ def test_new_files_have_the_modes_that_the_same_program_would_give_them_on_the_c
     assert modes == [0o750, 0o640, 0o640, 0o775, 0o664, 0o664, 0o777, 0o666, 0o666]
     seen = [stat.S_IMODE((home / "data" / name).stat().st_mode) for name in ("given", "own", "none")]
     assert seen == [0o640, 0o664, 0o666]
+
+
+def test_a_chown_that_changes_nothing_leaves_the_size_of_what_was_written(execute: Execute) -> None:
+    written = """
+        sys.kept = os.open("written", os.O_RDWR | os.O_CREAT, 0o644)
+        os.write(sys.kept, bytes(9000))
+    """
+    execute(written)
+    owned = """
+        os.chown("written", -1, -1)
+        result = os.fstat(sys.kept).st_size
+        os.close(sys.kept)
+    """
+    assert execute(owned) == 9000

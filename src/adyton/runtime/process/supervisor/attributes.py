@@ -173,7 +173,7 @@ class AttributeOperations:
             modified=_time(SetFlag.MTIME in valid, SetFlag.MTIME_NOW in valid, body.modified),
         )
         if request.size is request.mode is request.accessed is request.modified is None:
-            return b""
+            return (yield from self._refresh(node))  # what is answered is the kernel's knowledge from now on
         opened = self._handles.file(body.handle) if SetFlag.FH in valid else None
         found: abi.Attributes | None = None
         if opened is not None and opened.private is None and opened.access != "read":
