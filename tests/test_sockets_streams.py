@@ -82,6 +82,7 @@ def test_true_errors(at_work):
     assert at_work.fails("socket.socket().getpeername()") == "ENOTCONN"
     assert at_work.fails("socket.socket().shutdown(2)") == "ENOTCONN"
     assert at_work.fails("socket.socket().recv(1)") == "ENOTCONN"
+    assert at_work.fails("socket.socket().recvfrom(2)") == "ENOTCONN"
     assert at_work.fails("socket.socket().accept()") == "EINVAL"
     assert at_work.fails("socket.socket().setsockopt(1, 9999, 1)") == "ENOPROTOOPT"
     assert at_work.fails("socket.socket(socket.AF_INET, socket.SOCK_RAW)") == "EPERM"

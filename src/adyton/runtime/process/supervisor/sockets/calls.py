@@ -183,10 +183,10 @@ class SocketCalls:
         return self._a.ask(note, standin, net.Bind(standin.number, standin.new, local), finish)
 
     def _recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
-        if note.arguments[4]:
-            return self._datagrams.recvfrom(note, standin, fetched)
         if standin.kind == "stream" and standin.state in ("new", "listening"):
             raise failure(errno.ENOTCONN)
+        if note.arguments[4]:
+            return self._datagrams.recvfrom(note, standin, fetched)
         self._a.listener.go_on(note)
         return LATER
 
