@@ -285,20 +285,15 @@ def _open_or_make(directory: int, name: str, flags: int, mode: int) -> int:
     """As openat(2), but that a file which is made gets all permission bits of `mode`."""
     if not flags & os.O_CREAT:
         return os.open(name, flags, dir_fd=directory)
-    attempts = 0
-    while True:
-        if not flags & os.O_EXCL:
-            with suppress(FileNotFoundError):
-                return os.open(name, flags & ~os.O_CREAT, dir_fd=directory)
-        try:
-            descriptor = os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
-        except FileExistsError:  # made by another meanwhile
-            attempts += 1
-            if flags & os.O_EXCL or attempts == _ATTEMPTS:
-                raise
-        else:
-            _complete_mode(directory, descriptor, mode)
-            return descriptor
+    try:
+        descriptor = os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        # Still with O_CREAT, so that fs.protected_regular keeps what others have laid ready from being taken for one's own: proc_sys_fs(5).
+        return os.open(name, flags, mode, dir_fd=directory)
+    _complete_mode(directory, descriptor, mode)
+    return descriptor
 
 
 def _complete_mode(directory: int, made: int, mode: int) -> None:

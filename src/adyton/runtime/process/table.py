@@ -176,7 +176,7 @@ SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", Is(
 SEND_TO = Emulated("a datagram to an address; without one it is local", Is(4, 0))
 # For one byte too, by which Python's ssl finds out whether a socket is connected: a stand-in is a connected pair, to the kernel.
 RECEIVE_FROM = Emulated(
-    "a datagram with its sender; without the sender it is local, but that one byte of a new stream is ENOTCONN",
+    "a datagram with its sender; without the sender it is local, but ENOTCONN for one byte of a stream that is not connected",
     Is(4, 0),
     Is(2, 1),
 )
