@@ -124,6 +124,10 @@ def test_a_rule_is_stale_once_one_of_its_patterns_has_nothing_that_fails():
     assert expected.stale([], ["somewhere.else"]) == []
 
 
+def test_a_rule_for_what_differs_sometimes_is_never_stale():
+    assert Expected([Rule(["t.A.*"], "why", sometimes=True)]).stale([], ["t.A.test_1"]) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
