@@ -13,7 +13,7 @@ import msgspec
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tests by their ids, in which * stands for anything, and why they differ. `python`: the versions where they do; empty: all.
 
-    `sometimes`: by how fast things happen, they pass as well.
+    `sometimes`: by how fast things happen, or what is installed, they do not differ.
     """
 
     tests: list[str]
