@@ -272,7 +272,7 @@ LOCAL = {
     "threads": "import threading; r = []; t = threading.Thread(target=r.append, args=(1,)); t.start(); t.join(); return r",
     "fork": "import os; pid = os.fork(); os._exit(7) if pid == 0 else None; return os.waitpid(pid, 0)[1] >> 8",
     "pipe": "import os; r, w = os.pipe(); os.write(w, b'x'); return os.read(r, 1).decode()",
-    "pair": "import socket; a, b = socket.socketpair(); a.sendall(b'x'); return b.recv(1).decode()",
+    "pair": "import socket; a, b = socket.socketpair(); a.sendall(b'x'); return b.recv(9).decode()",
     "pass": "import socket, os; a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [0]); return len(socket.recv_fds(b, 1, 1)[1])",
     "poll": "import select, os; r, w = os.pipe(); p = select.epoll(); p.register(r); os.write(w, b'x'); return len(p.poll(1))",
     "mmap": "import mmap; m = mmap.mmap(-1, 4096); m[:1] = b'x'; return m[:1].decode()",
