@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from target_enclave_files import RESULTS as FITTING
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import Checked, check
@@ -76,45 +77,6 @@ RESULTS: list[abi.Result] = [
     abi.Results([msgspec.Raw(pack(abi.Found(FILE))), msgspec.Raw(pack(abi.Data(b"12345")))]),
     abi.Value(b"v"),
 ]
-FITTING = {
-    abi.Access: abi.Done,
-    abi.Stat: abi.Attributes,
-    abi.ReadLink: abi.Target,
-    abi.List: abi.Entries,
-    abi.Open: abi.Attributes,
-    abi.Read: abi.Data,
-    abi.Write: abi.Written,
-    abi.SetAttributes: abi.Attributes,
-    abi.Sync: abi.Done,
-    abi.SyncDirectory: abi.Done,
-    abi.Close: abi.Done,
-    abi.MakeDirectory: abi.Attributes,
-    abi.Remove: abi.Done,
-    abi.Rename: abi.Done,
-    abi.Link: abi.Attributes,
-    abi.SymbolicLink: abi.Attributes,
-    abi.StatFileSystem: abi.FileSystem,
-    abi.OpenUnnamed: abi.Attributes,
-    abi.Seek: abi.Position,
-    abi.Allocate: abi.Done,
-    abi.Copy: abi.Copied,
-    abi.GetExtended: abi.Data,
-    abi.ListExtended: abi.Names,
-    abi.SetExtended: abi.Done,
-    abi.RemoveExtended: abi.Done,
-    abi.Lock: abi.Done,
-    abi.GetLock: abi.Conflict,
-    abi.Flock: abi.Done,
-    abi.StopWaiting: abi.Done,
-    abi.Look: abi.Found,
-    abi.Peek: abi.Content,
-    abi.Watch: abi.Done,
-    abi.Unwatch: abi.Done,
-    abi.Hold: abi.Done,
-    abi.Compound: abi.Results,
-    abi.ReadInput: abi.Data,
-    abi.Call: abi.Value,
-}
 
 
 def results(*each: abi.Result) -> abi.Results:

@@ -40,6 +40,7 @@ from adyton.errors import (
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor, FunctionRaised
+from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.client_pairs import Pair, Token, note_end
@@ -344,9 +345,9 @@ class ProxyClient:
             self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             self._transport.close()
             return
-        if _waits(request) and not self._lock_waits.acquire(blocking=False):
+        if may_wait(request) and not self._lock_waits.acquire(blocking=False):
             self._answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
-        elif _waits(request):
+        elif may_wait(request):
             # Not on a thread of the pool, nor on a caller's: it may wait for long.
             threading.Thread(
                 target=self._wait_for_lock, args=(called, request), name="adyton-lock", daemon=True
@@ -369,7 +370,7 @@ class ProxyClient:
         try:
             body = msgspec.msgpack.encode(self._executor.execute(request))
         except FunctionRaised as raised:
-            ok, body = False, encode(_raised_by_function(raised))
+            ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
             self._reply(called.call, ok=False, body=_NOBODY_WAITS)
             raise
@@ -591,22 +592,3 @@ class ProxyClient:
             "bytes_received": self._counted["bytes_received"],
             "seconds": self.seconds,
         }
-
-
-def _waits(request: abi.Request) -> bool:
-    """Whether it may wait for what other programs do."""
-    if isinstance(request, abi.Compound):
-        return any(_waits(each) for each in request.requests)
-    return isinstance(request, abi.Lock | abi.Flock) and request.wait is not None
-
-
-def _raised_by_function(raised: FunctionRaised) -> Raised:
-    error = raised.error
-    import builtins
-
-    builtin = next(
-        (base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base), "Exception"
-    )
-    errno = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else 0
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Raised(raised.kind, type(error).__qualname__[:256], text[:4096], builtin, errno)

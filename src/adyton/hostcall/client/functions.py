@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -23,6 +24,17 @@ class FunctionRaised(Exception):  # noqa: N818 - not an error of this program
         super().__init__(str(error))
         self.kind = kind
         self.error = error
+
+    def described(self) -> tuple[str, str, str, int]:
+        """What the enclave is told of it: its type, its text, the built-in type that it is one of, and the errno of an OSError, or 0."""
+        error = self.error
+        builtin = next(
+            (base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base),
+            "Exception",
+        )
+        errno = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else 0
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return type(error).__qualname__[:256], text[:4096], builtin, errno
 
 
 class HostFunctions:

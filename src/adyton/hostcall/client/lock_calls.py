@@ -34,6 +34,13 @@ _ACCESS = {"read": os.O_RDONLY, "write": os.O_WRONLY, "read-write": os.O_RDWR}
 _Key = tuple[int, int, int]  # device, inode, owner
 
 
+def may_wait(request: abi.Request) -> bool:
+    """Whether it may wait for what other programs do."""
+    if isinstance(request, abi.Compound):
+        return any(may_wait(each) for each in request.requests)
+    return isinstance(request, abi.Lock | abi.Flock) and request.wait is not None
+
+
 @dataclass
 class _Description:
     """An open file description of one owner, and what it holds locked: ranges, and by flock the file."""
