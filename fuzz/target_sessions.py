@@ -30,7 +30,7 @@ from adyton.runtime.process.supervisor.layout import Layout, is_normal
 SMALL = Limits(message=3 << 14, notification=2 << 14, buffered=5 << 14, pairs=4, nesting=4, in_flight=8)
 METHODS = ("load", "enter", "run", "finalize", "host", "output", "counts", "ended", "")
 FRAMES = (*[frames.CallFrame] * 3, *[frames.ReplyFrame] * 2, frames.NotifyFrame, *[frames.MoreFrame] * 3)
-RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.PingFrame, frames.PongFrame)
+RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.MarkFrame, frames.ReadFrame)
 
 
 def session(side: Side, data: bytes) -> None:

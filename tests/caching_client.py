@@ -122,7 +122,12 @@ class CachingKernel(FakeKernel):
             changes, self.client.changes = self.client.changes, []
             self.apply(self.server.changed(abi.Changed(changes)))
 
+    def moment(self) -> None:
+        """What is held back for a moment is not any longer."""
+        self.apply(self.server.push())
+
     def run(self) -> None:
+        self.moment()
         while self.asks:
             self.step()
 

@@ -158,6 +158,10 @@ class Programs(RuleBasedStateMachine):
         self.cached.step()
 
     @rule()
+    def a_moment_passes(self) -> None:
+        self.cached.moment()
+
+    @rule()
     def time_passes(self) -> None:
         self.cached.now += 0.7
 
@@ -197,7 +201,7 @@ class Programs(RuleBasedStateMachine):
         server = self.cached.server
         assert not server._waiting
         assert len(server._handles) == len(self.open)
-        if not self.cached.asks:
+        if not self.cached.asks and not server.holds:
             assert not server._calls._pending
             assert server.cache._writing._dirty == 0
             assert server.cache.state.learning == 0

@@ -21,6 +21,7 @@ from fake_kernel import raises
 
 import adyton
 from adyton.config import Policy
+from adyton.errors import ConnectionLostError
 
 pytestmark = pytest.mark.sandbox
 
@@ -63,6 +64,10 @@ def write_kept(path: str, text: str) -> None:
 def read_kept(path: str) -> str:
     kept[path].seek(0)
     return kept[path].read().decode()
+
+def write_and_die(path: str, text: str) -> None:
+    os.write(os.open(path, os.O_WRONLY | os.O_CREAT), text.encode())
+    os.kill(os.getpid(), 9)
 
 def close_kept(path: str) -> None:
     kept.pop(path).close()
@@ -251,6 +256,17 @@ def test_an_exclusive_file_is_kept_from_others_while_it_is_open(exclusive: Shari
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with raises(16):  # EBUSY
             exclusive.enclave.call("read", path)
+
+
+@pytest.mark.parametrize("coherence", ["strict", "close-to-open", "exclusive"])
+def test_what_a_killed_program_wrote_is_there(home: Path, tmp_path: Path, coherence: str) -> None:
+    """As it is when a program of this machine is killed: nothing was closed or synchronized."""
+    policy = Policy.parse(f'[[mount]]\npath = "{tmp_path}"\ncoherence = "{coherence}"\n', name="test", base="/")
+    log = tmp_path / "log"
+    enclave = adyton.load(str(home / "program.py"), policy=policy, allow_write=[str(tmp_path)])
+    with pytest.raises(ConnectionLostError, match="SIGKILL"), enclave:
+        enclave.call("write_and_die", str(log), "the last words")
+    assert log.read_text() == "the last words"
 
 
 @pytest.mark.parametrize("coherence", ["close-to-open", "exclusive"])

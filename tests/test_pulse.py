@@ -2,7 +2,7 @@
 
 import pytest
 
-from adyton.communicator.frames import PingFrame, PongFrame, encode
+from adyton.communicator.frames import MarkFrame, ReadFrame, encode
 from adyton.communicator.session import Limits, Session, Side
 from adyton.remote.pulse import LOST_AFTER, PING_AFTER, TICK, Pulse
 
@@ -43,38 +43,30 @@ def test_own_silence_is_not_taken_for_the_peers(pause):
     assert said[1][1] >= LOST_AFTER
 
 
-def test_a_ping_is_answered_by_the_session_itself():
+def test_a_question_is_answered_by_the_session_itself():
     client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
     assert client.data_to_send() == enclave.data_to_send() == b""
-    client.ping()
+    client.ask()
     assert enclave.receive(client.data_to_send()) == []
-    assert enclave.data_to_send() == encode(PongFrame())
+    assert enclave.due
+    assert enclave.data_to_send() == encode(ReadFrame(1))
+    assert not enclave.due
     assert enclave.data_to_send() == b""
-    assert client.receive(encode(PongFrame())) == []
+    assert client.receive(encode(ReadFrame(1))) == []
     assert client.data_to_send() == b""
 
 
-def test_any_number_of_pings_costs_one_answer():
+def test_any_number_of_marks_costs_one_answer():
     enclave = Session(Side.ENCLAVE)
-    assert enclave.receive(encode(PingFrame()) * 10_000) == []
-    assert enclave.pending_bytes == len(encode(PongFrame()))
-    assert enclave.data_to_send() == encode(PongFrame())
-
-
-def test_a_body_that_arrives_slowly_brings_signs_of_life():
-    client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
-    client.call(1, "enter", bytes(1 << 20))
-    signs = 0
-    while data := client.data_to_send(1):
-        enclave.receive(data)
-        signs += enclave.data_to_send() == encode(PongFrame())
-    assert signs == 16
+    assert enclave.receive(b"".join(encode(MarkFrame(number)) for number in range(1, 10_001))) == []
+    assert enclave.data_to_send() == encode(ReadFrame(10_000))
+    assert enclave.data_to_send() == b""
 
 
 @pytest.mark.parametrize("ended", ["client", "enclave"])
 def test_nothing_is_said_after_a_goodbye(ended):
     client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE, Limits())
-    client.ping()
+    client.ask()
     if ended == "enclave":
         enclave.close("bye")
         enclave.receive(client.data_to_send())
@@ -83,20 +75,5 @@ def test_nothing_is_said_after_a_goodbye(ended):
         client.close("bye")
         enclave.receive(client.data_to_send())
     assert enclave.data_to_send() == b""
-    client.ping()
+    client.ask()
     assert client.data_to_send() == b""
-
-
-def test_a_sign_of_life_that_is_due_counts_among_what_is_to_be_sent():
-    client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
-    client.ping()
-    enclave.receive(client.data_to_send())
-    assert enclave.pending_bytes > 0
-    assert len(enclave.data_to_send()) > 0
-    assert enclave.pending_bytes == 0
-    client.ping()
-    enclave.receive(client.data_to_send())
-    client.close("done")
-    enclave.receive(client.data_to_send())
-    assert enclave.pending_bytes == 0
-    assert enclave.data_to_send() == b""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from adyton.communicator.flow import Flow
 from adyton.communicator.frames import CHUNK
 from adyton.communicator.session import (
     Called,
@@ -17,6 +18,14 @@ from adyton.communicator.session import (
 from adyton.errors import ConnectionLostError, LocalProtocolError, ResourceLimitError
 
 SMALL = Limits(message=4 * CHUNK, notification=2 * CHUNK, buffered=8 * CHUNK, pairs=2, nesting=4, in_flight=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wide_way():
+    """Nothing waits until the peer tells of marks: see test_session_flow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Flow, "room", 1 << 40)
+        yield
 
 
 @pytest.fixture

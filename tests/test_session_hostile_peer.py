@@ -184,7 +184,7 @@ def test_a_long_frame_is_refused_by_its_length_alone():
         None,
         [],
         [0],
-        [8, 1],
+        [10, 1],
         [True, 1],
         [1, 1, 1, "enter", 0],
         [1, 1, 1, "enter", 0, b"", 0],

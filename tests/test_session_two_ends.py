@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from adyton.communicator.frames import CHUNK
-from adyton.communicator.session import Called, Cancelled, Disposed, Limits, Notified, Replied, Session, Side
+from adyton.communicator.session import Called, Cancelled, Closed, Disposed, Limits, Notified, Replied, Session, Side
 
 CLIENT, ENCLAVE = 0, 1
 LIMITS = Limits(message=6 * CHUNK, notification=2 * CHUNK, buffered=9 * CHUNK, pairs=3, nesting=5, in_flight=16)
@@ -137,20 +137,23 @@ class TwoEnds(RuleBasedStateMachine):
     @invariant()
     def sizes_agree(self):
         for session in self.sessions:
-            assert (session.pending_bytes > 0) or session.data_to_send() == b""
+            assert session.due or session.data_to_send() == b""
 
     def teardown(self):
         for _ in range(2):
             for end in (CLIENT, ENCLAVE):
                 self.sessions[end].close("over")
-        for end in (CLIENT, ENCLAVE):
-            while data := self.sessions[end].data_to_send(CHUNK):
-                self.pipes[end].extend(data)
-            events = self.sessions[1 - end].receive(bytes(self.pipes[end]))
-            assert events
-            for event in events[:-1]:
-                self.arrived(end, event)
-            assert self.sessions[end].pending_bytes == 0
+        closed = set()
+        while len(closed) < 2:
+            for end in (CLIENT, ENCLAVE):
+                data = bytes(self.pipes[end]) + self.sessions[end].data_to_send(CHUNK)
+                self.pipes[end].clear()
+                for event in self.sessions[1 - end].receive(data):
+                    if isinstance(event, Closed):
+                        closed.add(end)
+                    else:
+                        self.arrived(end, event)
+        assert not any(session.due for session in self.sessions)
         assert not any(self.notified)
         assert not self.disposed
         assert not any(self.answers)

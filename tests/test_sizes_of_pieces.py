@@ -1,4 +1,4 @@
-"""What carries a session brings it in pieces that a slow line takes within seconds: the peer counts each of them as a sign of life."""
+"""What carries a session brings little of it in pieces that a slow line takes within seconds: the peer counts each of them as a sign of life."""
 
 import queue
 import socket
@@ -13,10 +13,10 @@ from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack
 from adyton.remote.dialling import Dialler
 from adyton.remote.grpc_transport import GrpcTransport
-from adyton.remote.relay import READ_SIZE, Relay
+from adyton.remote.relay import FIRST_SIZE, LARGEST_SIZE, Relay, pieces
 
 SESSION = b"s" * 32
-WAITING = 3 * READ_SIZE // 2  # bytes that the supervisor has sent before anybody reads
+WAITING = 3 * FIRST_SIZE // 2  # bytes that the supervisor has sent before anybody reads
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def supervisor():
 def check(pieces):
     sizes = [len(each) for each in pieces]
     assert sum(sizes) == WAITING
-    assert max(sizes) <= READ_SIZE
+    assert max(sizes) <= FIRST_SIZE
 
 
 def test_of_a_proxy_server_that_is_dialled(address, supervisor):
@@ -74,3 +74,17 @@ def test_of_a_proxy_server_that_has_dialled(address, supervisor):
         listener.close()
         thread.join(30)
         dialler.close()
+
+
+def test_pieces_grow_while_there_is_always_more():
+    ours, others = socket.socketpair()
+    with others, ours:
+        sent = threading.Thread(target=ours.sendall, args=(bytes(1 << 23),))
+        sent.start()
+        sizes = []
+        for piece in pieces(others):
+            sizes.append(len(piece))
+            if sum(sizes) == 1 << 23:
+                break
+        sent.join()
+        assert sizes[0] == FIRST_SIZE < max(sizes) <= LARGEST_SIZE

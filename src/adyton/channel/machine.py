@@ -78,6 +78,11 @@ class Channel(abc.ABC):
             self._step_of_ours("send")
         self._tls.send(plaintext)
 
+    @property
+    def due(self) -> bool:
+        """Whether `data_to_send` may have something."""
+        return self._tls.due
+
     def data_to_send(self) -> bytes:
         """All bytes that are due for the peer; b"" when none are."""
         return self._tls.data_to_send()

@@ -30,11 +30,11 @@ def _context() -> SSL.Context:
 
 
 class Tls:
-    """See the module. `finished`: the handshake is complete; `ended`: the peer said that it sends no more."""
+    """See the module. `finished`: the handshake is complete; `ended`: the peer said that it sends no more; `due`: there may be ciphertext to take."""
 
     def __init__(self, connection: SSL.Connection) -> None:
         self._connection = connection
-        self._unread = True  # there may be ciphertext to take
+        self.due = True
         self.finished = False
         self.ended = False
 
@@ -67,9 +67,10 @@ class Tls:
             return b""
         connection = self._connection
         connection.bio_write(ciphertext)
-        self._unread = True
-        if not self.finished and not self._handshake():
-            return b""
+        if not self.finished:
+            self.due = True
+            if not self._handshake():
+                return b""
         parts = []
         try:
             while True:
@@ -79,6 +80,7 @@ class Tls:
         except SSL.ZeroReturnError:
             self.ended = True
         except SSL.Error as error:
+            self.due = True  # an alert
             raise RemoteProtocolError(f"the peer's TLS cannot be read: {_reason(error)}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -86,13 +88,13 @@ class Tls:
         """Encrypt; the handshake must be finished."""
         if plaintext:
             self._connection.sendall(plaintext)
-            self._unread = True
+            self.due = True
 
     def data_to_send(self) -> bytes:
         """All ciphertext that is due."""
-        if not self._unread:
+        if not self.due:
             return b""
-        self._unread = False
+        self.due = False
         parts = []
         try:
             while True:
@@ -111,7 +113,7 @@ class Tls:
                 self._connection.shutdown()
             except SSL.Error:
                 pass  # the connection has failed, and the peer knows
-            self._unread = True
+            self.due = True
 
     def exporter(self, role: bytes) -> bytes:
         """Bytes that only the two ends of this very connection have: RFC 8446 section 7.5."""

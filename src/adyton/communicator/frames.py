@@ -87,16 +87,20 @@ class GoodbyeFrame(_Frame, frozen=True, tag=7):
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 
 
-class PingFrame(_Frame, frozen=True, tag=8):
-    """The sender wants to hear a sign of life, which is a PongFrame or anything else."""
+class MarkFrame(_Frame, frozen=True, tag=8):
+    """The sender wants to hear when this has been read. `mark`: the sender's are numbered 1, 2, 3 …"""
+
+    mark: Number
 
 
-class PongFrame(_Frame, frozen=True, tag=9):
-    """A sign of life: the answer to a PingFrame, and said now and then while the body of a message arrives."""
+class ReadFrame(_Frame, frozen=True, tag=9):
+    """The sender has read what came before this mark, and before those before it."""
+
+    mark: Number
 
 
 Frame = (
-    CallFrame | ReplyFrame | NotifyFrame | MoreFrame | CancelFrame | DisposeFrame | GoodbyeFrame | PingFrame | PongFrame
+    CallFrame | ReplyFrame | NotifyFrame | MoreFrame | CancelFrame | DisposeFrame | GoodbyeFrame | MarkFrame | ReadFrame
 )
 
 _LENGTH = struct.Struct("<I")

@@ -14,7 +14,7 @@ from adyton.communicator.frames import CHUNK, MoreFrame, encode
 
 
 class _Body:
-    __slots__ = ("behind", "body", "head", "kind", "number", "offset")
+    __slots__ = ("behind", "body", "full_frame_head", "head", "kind", "number", "offset")
 
     def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: bytes) -> None:
         self.head = head
@@ -22,14 +22,16 @@ class _Body:
         self.number = number
         self.body = memoryview(body)
         self.offset = 0
+        self.full_frame_head = encode(MoreFrame(kind, number, bytes(CHUNK)))[:-CHUNK]  # of each but the last
         self.behind = b""  # a frame that must not overtake the body
 
 
 class Outbox:
-    """Frames and bodies in, bytes out. `pending`: how many bytes are due, give or take the heads of chunks."""
+    """Frames and bodies in, bytes out. `pending`: how many bytes are due, give or take the heads of chunks; `ended`: the last frame is out."""
 
     def __init__(self, window: int) -> None:
         self.pending = 0
+        self.ended = False
         self._window = window
         self._begun = 0  # bytes of all bodies in the ring, sent or not
         self._urgent: deque[bytes | _Body] = deque()
@@ -68,27 +70,25 @@ class Outbox:
         """Whether some of this body is due still."""
         return (kind, number) in self._unsent
 
-    def take(self, limit: int) -> bytes:
-        """What goes out next: at most `limit` bytes, and at most a frame of each kind more. b"" when nothing is due."""
-        if not self._unsent and not self._last:
-            if len(self._urgent) == 1:
-                frame = self._urgent.popleft()
-                assert isinstance(frame, bytes)
-                self.pending = 0
-                return frame
-            if not self._urgent:
-                return b""
-        parts: list[bytes] = []
+    def take(self, limit: int, room: int) -> bytes:
+        """What goes out next: about `limit` bytes, where a negative one is none; of them, about `room` with bodies."""
+        if not self._unsent and not self._last and len(self._urgent) == 1 and limit > 0:
+            frame = self._urgent.popleft()
+            assert isinstance(frame, bytes)
+            self.pending = 0
+            return frame
+        parts: list[bytes | memoryview] = []
         size = self._take_urgent(parts, limit)
-        if self._unsent:
-            self._take_bodies(parts, limit - size)
+        if self._unsent and (room > 0 or size):
+            self._take_bodies(parts, room - size)
         if self._last and not self._urgent and not self._unsent:
             self.pending -= len(self._last)
             parts.append(self._last)
             self._last = b""
+            self.ended = True
         return b"".join(parts)
 
-    def _take_urgent(self, parts: list[bytes], limit: int) -> int:
+    def _take_urgent(self, parts: list[bytes | memoryview], limit: int) -> int:
         """Until `limit` is reached; how many bytes that were."""
         size = 0
         urgent = self._urgent
@@ -102,7 +102,7 @@ class Outbox:
         self.pending -= size
         return size
 
-    def _take_bodies(self, parts: list[bytes], limit: int) -> None:
+    def _take_bodies(self, parts: list[bytes | memoryview], limit: int) -> None:
         """At least one chunk, so that bodies arrive in the end however much is urgent."""
         ring = self._ring
         while self._waiting and (not ring or self._begun + len(self._waiting[0].body) <= self._window):
@@ -113,9 +113,12 @@ class Outbox:
         while ring and (taken < limit or not taken):
             item = ring.popleft()
             stop = min(item.offset + CHUNK, len(item.body))
-            chunk = bytes(item.body[item.offset : stop])
-            parts.append(encode(MoreFrame(item.kind, item.number, chunk)))
-            taken += len(chunk)
+            size = stop - item.offset
+            if size == CHUNK:
+                parts += item.full_frame_head, item.body[item.offset : stop]
+            else:
+                parts.append(encode(MoreFrame(item.kind, item.number, bytes(item.body[item.offset : stop]))))
+            taken += size
             item.offset = stop
             if stop < len(item.body):
                 ring.append(item)

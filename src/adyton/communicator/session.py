@@ -1,7 +1,7 @@
 """A session: calls both ways between a client and an enclave, on one ordered stream of bytes. Both ends are the same machine.
 
 Sans-IO: `call`, `reply`, `notify`, `cancel`, `dispose` and `close` queue what is to be sent, `data_to_send` gives the bytes of it, and
-`receive` turns the peer's bytes into events. No socket, clock, thread or log; who owns a session serializes the use of it.
+`receive` turns the peer's bytes into events. No socket, thread or log; who owns a session serializes the use of it.
 
     call ───────────────────────────────────► Called          each exactly once, in the order of its numbers
     Replied ◄─────────────────────────────── reply            exactly one for each call, cancelled or not
@@ -9,10 +9,10 @@ Sans-IO: `call`, `reply`, `notify`, `cancel`, `dispose` and `close` queue what i
     cancel ─────────────────────────────────► Cancelled       unless the reply has been sent already
     dispose ────────────────────────────────► Disposed        by the client, of an idle pair
     close ──────────────────────────────────► Closed          after all that was queued before; then nothing more
-    ping ───────────────────────────────────►                 no event: the peer's session answers by itself
+    mark ───────────────────────────────────►                 no event: the peer's session says by itself that it has read it
 
-A peer that lives is never silent for long: it answers each ping at once, and says something while the body of a large message
-arrives from us, however slowly. The timing is the owner's.
+There are marks between what is sent, so that no more is on its way than the way carries (`flow`), and while much is sent, signs of
+life come back. The owner can ask for one.
 
 Only RemoteProtocolError and ResourceLimitError leave `receive`, whatever comes in; after either, `receive` raises it again, but what is
 due can still be sent, so that the peer may hear why. All that a peer can make this end hold is bounded by `Limits`.
@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from adyton.communicator.flow import LEAST, Flow
 from adyton.communicator.frames import (
     CHUNK,
     MAX_METHOD,
@@ -35,10 +36,10 @@ from adyton.communicator.frames import (
     Frame,
     FrameReader,
     GoodbyeFrame,
+    MarkFrame,
     MoreFrame,
     NotifyFrame,
-    PingFrame,
-    PongFrame,
+    ReadFrame,
     ReplyFrame,
     encode,
 )
@@ -64,11 +65,6 @@ __all__ = [
     "Session",
     "Side",
 ]
-
-
-_PING = encode(PingFrame())
-_PONG = encode(PongFrame())
-_PONG_EVERY = 1 << 16  # bytes of bodies that arrive
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -162,8 +158,10 @@ class Session:
         self._last_notification_received = 0
         self._arriving: dict[tuple[str, int], _Arriving] = {}
         self._arrived = 0  # bytes that _arriving holds
-        self._unconfirmed = 0  # bytes of bodies that arrived since the last sign of life of ours
-        self._pong_due = False
+        self._flow = Flow()
+        self._read_mark = 0  # the peer's last one, if it is to be told
+        self._last_mark = 0
+        self._asks = False  # for a sign of life
         self._closed = False  # by us
         self._peer_reason: str | None = None  # of the peer's goodbye
         self._failure: ProtocolError | ResourceLimitError | None = None
@@ -257,24 +255,38 @@ class Session:
             text = reason.encode("utf-8", "replace").decode()[:MAX_REASON]
             self._outbox.put_last(encode(GoodbyeFrame(text)))
 
-    def ping(self) -> None:
+    def ask(self) -> None:
         """Have the peer say something. Nothing once either end has said goodbye."""
-        if self._open:
-            self._outbox.put(_PING)
+        self._asks = self._open
 
     def data_to_send(self, limit: int = 1 << 18) -> bytes:
-        """Bytes for the peer, about `limit` of them at most; b"" when nothing is due."""
-        if self._pong_due:  # one, however many pings there were
-            self._pong_due = False
-            self._unconfirmed = 0
-            if self._open:
-                self._outbox.put(_PONG)
-        return self._outbox.take(limit)
+        """Bytes for the peer, about `limit` of them at most; b"" when nothing is due, or much is on its way."""
+        flow = self._flow
+        if self._peer_reason is not None:  # it tells of no marks any more
+            return self._outbox.take(limit, limit)
+        if self._outbox.ended:
+            return b""
+        parts = [encode(ReadFrame(self._read_mark))] if self._read_mark else []
+        self._read_mark = 0
+        limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
+        if data := self._outbox.take(min(limit, flow.room + LEAST), min(limit, flow.room)):
+            parts.append(data)
+        due = flow.sent(len(data))
+        if (due or self._asks) and not self._outbox.ended:
+            parts.append(encode(MarkFrame(flow.mark())))
+            self._asks = False
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def due(self) -> bool:
+        """Whether `data_to_send` may have something."""
+        speaks = self._peer_reason is None and not self._outbox.ended
+        return self._outbox.pending > 0 or (speaks and bool(self._read_mark or self._asks))
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes wait for `data_to_send`."""
-        return self._outbox.pending + (len(_PONG) if self._pong_due and self._open else 0)
+        return self._outbox.pending
 
     @property
     def _open(self) -> bool:
@@ -339,10 +351,14 @@ class Session:
                     raise RemoteProtocolError("the peer said goodbye in the middle of a message")
                 self._peer_reason = reason
                 return Closed(reason)
-            case PingFrame():
-                self._pong_due = True
+            case MarkFrame(mark):
+                if mark != self._last_mark + 1:
+                    raise RemoteProtocolError(f"the peer's mark {mark} came after its mark {self._last_mark}")
+                self._last_mark = self._read_mark = mark
                 return None
-            case PongFrame():
+            case ReadFrame(mark):
+                if not self._flow.read(mark):
+                    raise RemoteProtocolError(f"the peer says that it has read mark {mark}, which is not under way")
                 return None
 
     def _call_received(self, frame: CallFrame) -> Called | None:
@@ -414,9 +430,6 @@ class Session:
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
-        self._unconfirmed += size
-        if self._unconfirmed >= _PONG_EVERY:
-            self._pong_due = True
         if self._arrived > self._limits.buffered:
             raise ResourceLimitError(f"the peer has more than {self._limits.buffered} bytes of messages under way")
         arriving.chunks.append(frame.chunk)

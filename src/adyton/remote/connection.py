@@ -24,9 +24,12 @@ from adyton.remote.probe import BRIEF_SECONDS, SECONDS, look
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
 ERROR_METADATA = "adyton-error-bin"
 SESSION_METADATA = "adyton-session-bin"
+UPLOAD_WINDOW = 128 << 10  # bytes
+SESSION_WINDOW = 1 << 24  # as many as a session sends at most before it hears that they arrived, see communicator.flow
 # How one end notices that the other is gone, or stands still: HTTP/2 pings, which gRPC answers without Python, while an RPC is under
-# way. (gRPC heeds its ping timeout alone; its keepalive timeout does nothing.) A ping waits behind the data that was sent before it,
-# so there must be no more of that than a slow line carries in that time: the windows are fixed, not fitted to the line.
+# way. (gRPC heeds its ping timeout alone; its keepalive timeout does nothing.) A ping waits behind the data that was sent before it, so
+# there must be no more of that than the line carries in that time. gRPC's own windows grow beyond that: these are fixed, and a session
+# sends no more than the line takes (communicator.flow).
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -38,7 +41,7 @@ _CHANNEL_OPTIONS = [
     *_OPTIONS,
     # For a connection and its handshakes: some servers accept, and say nothing more.
     ("grpc.min_reconnect_backoff_ms", 3_000),
-    ("grpc.http2.lookahead_bytes", 256 << 10),
+    ("grpc.http2.lookahead_bytes", SESSION_WINDOW),
     ("grpc.enable_retries", 0),  # a second attempt would take as long again
     ("grpc.use_local_subchannel_pool", 1),  # no connection of an earlier channel, whose server may stand still by now
 ]
@@ -57,8 +60,6 @@ _SERVER_OPTIONS = [
     ("grpc.max_connection_idle_ms", 60_000),  # who calls nothing
     ("grpc.so_reuseport", 0),
 ]
-UPLOAD_WINDOW = 128 << 10  # bytes
-SESSION_WINDOW = 1 << 20
 # With 256 uploads, a file for each, below the 1024 descriptors that a process usually may have.
 CONNECTIONS = 512
 

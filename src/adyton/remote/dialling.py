@@ -19,7 +19,7 @@ from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
 from adyton.remote import rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.dial_back import ACCEPTED, SERVICE
-from adyton.remote.relay import READ_SIZE
+from adyton.remote.relay import pieces
 
 PAUSE = 0.2  # seconds between two attempts
 _IN_VAIN = (
@@ -58,7 +58,7 @@ class Dialler:
 
         def answers(call: Any) -> Iterator[Envelope]:
             try:
-                while data := supervisor.recv(READ_SIZE):
+                for data in pieces(supervisor):
                     yield Envelope(data=data)
             except OSError:
                 pass  # the client is gone, and the socket closed

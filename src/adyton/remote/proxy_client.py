@@ -52,8 +52,9 @@ from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
-PIECE = 1 << 17  # bytes sent at a time, about: only when all of it is there does the other end see a sign of life
+PIECE = 1 << 19  # bytes sent at a time, about
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
+ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
@@ -276,7 +277,7 @@ class ProxyClient:
             if due == "wait" or (due == "ping" and not self._channel.established):
                 return
             if due == "ping":
-                self._session.ping()
+                self._session.ask()
         if due == "ping":
             self._wake.put(None)
             return
@@ -400,7 +401,12 @@ class ProxyClient:
         """From the executor's thread."""
         with self._lock:
             self._tell_changes()
-        self._wake.put(None)
+        self._wake_if_due()
+
+    def _wake_if_due(self) -> None:
+        """Once: a peer that sends much and takes nothing must not fill what it wakes by."""
+        if (self._session.due or self._channel.due) and self._wake.empty():
+            self._wake.put(None)
 
     def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
         with self._lock:
@@ -475,8 +481,7 @@ class ProxyClient:
                     for event in events:
                         self._dispatch(event)
                     self._dispatching = False
-                    if self._wake.empty():  # a peer that sends much and takes nothing must not fill it
-                        self._wake.put(None)
+                    self._wake_if_due()
             error = ConnectionLostError(
                 self._reason
                 or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
@@ -485,6 +490,8 @@ class ProxyClient:
             error = ConnectionLostError(self._reason) if self._reason else failure
         except Exception as failure:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
             error = ConnectionLostError(f"the connection to the enclave failed: {failure!r}")
+        with contextlib.suppress(RuntimeError, TimeoutError):  # what the enclave had written, before its files are closed
+            self._order.submit(lambda: None).result(ORDER_TIMEOUT)
         self._lost(error)
         self._executor.close()  # the enclave's locks and open files end with it, not when this client is closed
         if isinstance(error, ProtocolError):

@@ -19,7 +19,7 @@ from adyton.communicator_pb2 import Envelope
 from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.remote.connection import SESSION_METADATA, abort
 
-READ_SIZE = 1 << 17  # a slow line must bring one within seconds, which are a sign of life
+FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 
 
 class Relay:
@@ -79,7 +79,7 @@ class Relay:
         pump = threading.Thread(target=_pump, args=(requests, sock, leave), name="adyton-relay", daemon=True)
         pump.start()
         try:
-            while data := sock.recv(READ_SIZE):
+            for data in pieces(sock):
                 yield Envelope(data=data)
         except OSError:
             return  # the supervisor is gone; the client sees the stream end
@@ -87,6 +87,18 @@ class Relay:
             _end(sock)
             leave()
             self._finished()
+
+
+def pieces(sock: socket.socket) -> Iterator[bytes]:
+    """What a socket gives, until its end, in pieces that grow while there is always more.
+
+    A client sees a sign of life only when all of a piece is there. On a slow line a session has little under way, see communicator.flow, and
+    so its pieces stay small.
+    """
+    size = FIRST_SIZE
+    while data := sock.recv(size):
+        yield data
+        size = min(2 * size, LARGEST_SIZE) if len(data) == size else FIRST_SIZE
 
 
 def _pump(requests: Iterator[Envelope], sock: socket.socket, leave: Callable[[], None]) -> None:

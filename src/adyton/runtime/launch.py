@@ -27,6 +27,8 @@ from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableEr
 from adyton.runtime.process import root, zygote
 from adyton.stopped import STOPPED_SECONDS, stopped
 
+_BUFFER = 1 << 19  # bytes between relay and supervisor, about as many as either reads at once
+
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
 
@@ -136,6 +138,8 @@ class Zygote:
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
         stream, stream_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for each in (stream, stream_end):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # or as much as the system allows
         report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with report:
             with stream_end, report_end:

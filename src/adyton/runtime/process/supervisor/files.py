@@ -246,10 +246,19 @@ class FileServer:
         self.cache.changed(changes.names)
         return self._run()
 
+    @property
+    def holds(self) -> bool:
+        """Whether something that was written is held back, for more of it may come; to be pushed in a moment."""
+        return self.cache.holds
+
+    def push(self) -> list[Effect]:
+        """Send what is held back."""
+        self.cache.push()
+        return list(self._calls.take())
+
     def settle(self) -> tuple[list[Effect], Pending | None]:
         """Let all that the program did reach the client; what to wait for until it has: None if it has."""
-        self.cache.push()
-        return list(self._calls.take()), self._calls.settled()
+        return self.push(), self._calls.settled()
 
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""

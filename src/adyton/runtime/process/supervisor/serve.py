@@ -44,8 +44,9 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
 
-READ_SIZE = 1 << 18
+READ_SIZE = 1 << 19
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
+HOLD_SECONDS = 0.005  # that what a program writes waits for more of it
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
 END_MOMENT = 0.5  # seconds
@@ -96,6 +97,7 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._output_paused = False
         self._reason: str | None = None
+        self._pushes = False  # in a moment, what was written
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -131,6 +133,7 @@ class Supervisor:
         self._drain_output()
         try:
             if self._channel_open:
+                self._push()
                 self._session.notify("ended", reason.encode())
                 self._session.close(reason)
                 self._flush()
@@ -255,7 +258,7 @@ class Supervisor:
 
     def _flush(self) -> None:
         while len(self._outbox) < RELAY_HIGH_WATER:
-            if self._channel_open and (plaintext := self._session.data_to_send()):
+            if self._channel_open and (plaintext := self._session.data_to_send(READ_SIZE)):
                 self._channel.send(plaintext)
             ciphertext = self._channel.data_to_send()
             if not ciphertext:
@@ -494,6 +497,7 @@ class Supervisor:
             self._session.reply(call, ok=False, body=encode(raised))
 
     def _host_call(self, link: Link, request: abi.Call) -> None:
+        self._push()
         try:
             call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
         except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble
@@ -520,6 +524,15 @@ class Supervisor:
                 self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
                 return
             self._do(self._files.receive(message))
+            if self._files.holds and not self._pushes:
+                self._pushes = True
+                self._loop.later(HOLD_SECONDS, self._guarded(self._push))
+
+    def _push(self) -> None:
+        """Send what programs wrote, and what waits for more of it."""
+        self._pushes = False
+        if self._files is not None:
+            self._do(self._files.push())
 
     def _do(self, effects: list[Effect]) -> None:
         assert self._guest.fuse is not None

@@ -142,6 +142,11 @@ class Cache:
             case _:
                 return self._plain(request)
 
+    @property
+    def holds(self) -> bool:
+        """Whether something that was written is held back, for more of it may come."""
+        return self._writing.holds
+
     def push(self) -> None:
         """Send what was written, without waiting for more of it."""
         self._writing.push_all()

@@ -71,12 +71,7 @@ class Contents:
     @property
     def busy(self) -> bool:
         """Whether the client does not have all that was written."""
-        return bool(self.waiting) or self.busy_there
-
-    @property
-    def busy_there(self) -> bool:
-        """Whether something was sent that is not confirmed."""
-        return bool(self.sent) or self.under_way > 0
+        return bool(self.waiting or self.sent) or self.under_way > 0
 
     def forget(self) -> None:
         """The blocks are not what the file holds."""

@@ -8,7 +8,7 @@ from adyton.runtime.process.supervisor.caching.state import Handle, State
 from adyton.runtime.process.supervisor.caching.writing import Writing
 from adyton.runtime.process.supervisor.calls import Cached, Outcome
 
-FIRST_WINDOW, LAST_WINDOW = 1 << 20, 1 << 24  # bytes that a sequential reader is ahead
+FIRST_WINDOW, LAST_WINDOW = 1 << 20, 1 << 25  # bytes that a sequential reader is ahead
 
 
 class Reading:

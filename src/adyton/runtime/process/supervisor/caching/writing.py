@@ -11,8 +11,9 @@ from adyton.runtime.process.supervisor.caching.names import File, replaced
 from adyton.runtime.process.supervisor.caching.state import Handle, State
 from adyton.runtime.process.supervisor.calls import Cached, Outcome, Pending
 
-HELD = 64  # writes at different places that are held back; and
-HELD_BACK = 1 << 18  # bytes of writes that are put together while others are under way
+# What is held back, to go with what is written next, until one of these is reached, somebody wants it, or a moment has passed.
+HELD = 64  # writes at different places
+HELD_BACK = abi.MAX_BLOCK  # bytes
 
 
 class Writing:
@@ -27,6 +28,7 @@ class Writing:
     def write(self, handle: Handle, request: abi.Write) -> Cached:
         data = request.data
         while self._dirty and self._dirty + len(data) > MAX_DIRTY:
+            self.push_all()
             if self._room is None:
                 self._room = Pending()
             yield self._room
@@ -55,21 +57,21 @@ class Writing:
         return abi.Written(len(data))
 
     def push(self, file: File, *, everything: bool) -> None:
-        """Send what waits, unless it is little and other writes of the file are under way: it goes with what is written meanwhile."""
+        """Send what waits; unless `everything`, only if it is much."""
         contents = file.contents
         if not contents.waiting:
             return
-        if (
-            not everything
-            and contents.busy_there
-            and contents.waiting_bytes < HELD_BACK
-            and len(contents.waiting) < HELD
-        ):
+        if not everything and contents.waiting_bytes < HELD_BACK and len(contents.waiting) < HELD:
             return
         contents.waiting_bytes = 0
         waiting, contents.waiting = contents.waiting, []
         for extent in waiting:
             self._send(file, extent)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits."""
+        return any(file.contents.waiting for file in self._files)
 
     def push_all(self) -> None:
         """Send all that waits, of all files."""
@@ -125,7 +127,6 @@ class Writing:
 
     def settled(self, file: File) -> None:
         """One thing that was under way for the file is not any more: what waits for that goes on."""
-        self.push(file, everything=False)
         if self._room is not None and self._dirty <= MAX_DIRTY // 2:
             room, self._room = self._room, None
             room.finish(abi.Done())

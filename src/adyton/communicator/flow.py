@@ -1,0 +1,79 @@
+"""How much of what one end sends may be on its way to the other: as much as the way carries, and little more.
+
+What lies in queues on the way delays every small message behind it, and signs of life too; what is less than the way holds leaves it idle.
+So marks are put between what is sent, and the peer tells when it has read them: by that it is known how long the way takes, and how
+much of it arrives in that time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LEAST = 1 << 17  # bytes on their way: what a slow line takes before a sign of life is missed
+MOST = 1 << 24
+APART = 1 << 20  # bytes between two marks, at most
+QUEUE = 0.005  # seconds that what is sent may lie in queues, beside what the way itself takes
+
+
+@dataclass(slots=True)
+class _Mark:
+    """`end`: bytes sent up to it; `at`: when; `arrived`: bytes known to have arrived by then."""
+
+    number: int
+    end: int
+    at: float
+    arrived: int
+
+
+class Flow:
+    """Of one end's bytes. `window`: bytes that may be under way; `clock` gives seconds that never go back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.window = LEAST
+        self._clock = clock
+        self._sent = 0
+        self._arrived = 0
+        self._marks: deque[_Mark] = deque()  # that the peer has not told of
+        self._number = 0
+        self._rate = 0.0  # bytes in a second
+        self._way = float("inf")  # seconds there and back when nothing else is under way
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be sent now; what is urgent may exceed it by LEAST."""
+        return self.window - (self._sent - self._arrived)
+
+    @property
+    def apart(self) -> int:
+        """How many bytes lie between two marks."""
+        return min(self.window // 4, APART)
+
+    def sent(self, size: int) -> bool:
+        """So many bytes were sent, perhaps none. Whether a mark is due."""
+        self._sent += size
+        marked = self._marks[-1].end if self._marks else self._arrived
+        return self._sent - marked >= self.apart
+
+    def mark(self) -> int:
+        """The number of a mark behind what was sent."""
+        self._number += 1
+        self._marks.append(_Mark(self._number, self._sent, self._clock(), self._arrived))
+        return self._number
+
+    def read(self, number: int) -> bool:
+        """The peer has read up to this mark. False: it was told of before, or never put."""
+        marks = self._marks
+        if not marks or not marks[0].number <= number <= marks[-1].number:
+            return False
+        while (mark := marks.popleft()).number != number:
+            pass
+        took = max(self._clock() - mark.at, 1e-6)
+        self._arrived = mark.end
+        rate = (mark.end - mark.arrived) / took
+        self._rate = max(rate, self._rate * 0.9)
+        self._way = min(self._way, took)
+        self.window = max(LEAST, min(MOST, int(self._rate * (2 * self._way + QUEUE))))
+        return True
