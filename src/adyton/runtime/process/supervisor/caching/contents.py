@@ -37,19 +37,31 @@ class Run(Pending):
 
 @dataclass(slots=True, eq=False)
 class Extent:
-    """Bytes to be written at `offset`; with `append` at the end, wherever that is. `handle`: the client's."""
+    """`size` bytes to be written at `offset`; with `append` at the end, wherever that is. `handle`: the client's."""
 
     handle: int
     offset: int
-    data: bytearray
+    size: int
+    parts: list[bytes]
     append: bool
+
+    @property
+    def end(self) -> int:
+        """The first offset behind it."""
+        return self.offset + self.size
+
+    def content(self) -> bytes:
+        """All bytes."""
+        if len(self.parts) > 1:
+            self.parts = [b"".join(self.parts)]
+        return self.parts[0]
 
     def overlaps(self, other: Extent) -> bool:
         """Whether both write the same byte; where an end is, only the client knows."""
         return (
             self.append
             or other.append
-            or (self.offset < other.offset + len(other.data) and other.offset < self.offset + len(self.data))
+            or (self.offset < other.end and other.offset < self.end)
         )
 
 
@@ -102,15 +114,16 @@ class Contents:
 
     def add(self, extent: Extent) -> None:
         """Write this after all else: with the one before it, if it goes on there."""
-        self.waiting_bytes += len(extent.data)
+        self.waiting_bytes += extent.size
         last = self.waiting[-1] if self.waiting else None
         if (
             last is not None
             and (last.handle, last.append) == (extent.handle, extent.append)
-            and last.offset + len(last.data) == extent.offset
-            and len(last.data) + len(extent.data) <= abi.MAX_BLOCK
+            and last.end == extent.offset
+            and last.size + extent.size <= abi.MAX_BLOCK
         ):
-            last.data += extent.data
+            last.parts += extent.parts
+            last.size += extent.size
         else:
             self.waiting.append(extent)
 

@@ -37,17 +37,12 @@ class Writing:
         if handle.append:
             contents.cut(known.size)  # where the end is the client knows
         else:
-            for block in blocks_of(request.offset, len(data)):
-                if known.size <= block * BLOCK >= request.offset and block not in contents.blocks:
-                    self._state.blocks.put(
-                        contents, block, bytearray()
-                    )  # at the file's end: it has what is written now, and no more
             contents.overwrite(request.offset, data, known.size)
         size = max(known.size, request.offset + len(data))
         file.attributes = replaced(
             known, size=size, modified=now, changed=now, blocks=max(known.blocks, -(-size // 512))
         )
-        contents.add(Extent(handle.number, request.offset, bytearray(data), handle.append))
+        contents.add(Extent(handle.number, request.offset, len(data), [data], handle.append))
         for other in [each for each in self._files if each is not file and each.contents.waiting]:
             self.push(other, everything=True)  # in the order in which they were written
         self._dirty += len(data)
@@ -66,7 +61,21 @@ class Writing:
         contents.waiting_bytes = 0
         waiting, contents.waiting = contents.waiting, []
         for extent in waiting:
+            if not extent.append:
+                self._keep(file, extent)
             self._send(file, extent)
+
+    def _keep(self, file: File, extent: Extent) -> None:
+        """What was written is here to be read: blocks of which it has all that the file has."""
+        contents, content, size = file.contents, extent.content(), file.attributes.size
+        for block in blocks_of(extent.offset, extent.size):
+            start = block * BLOCK
+            low, high = max(extent.offset, start), min(extent.end, start + BLOCK)
+            piece = content[low - extent.offset : high - extent.offset]
+            if block in contents.blocks:
+                contents.overwrite(low, piece, size)
+            elif low == start and high == min(start + BLOCK, size):
+                self._state.blocks.put(contents, block, piece)
 
     @property
     def holds(self) -> bool:
@@ -80,17 +89,17 @@ class Writing:
 
     def _send(self, file: File, extent: Extent) -> None:
         file.contents.sent.append(extent)
-        request = abi.Write(extent.handle, extent.offset, bytes(extent.data))
+        request = abi.Write(extent.handle, extent.offset, extent.content())
         pending = self._state.calls.send(request, ordered=True, behind=True)
         pending.after.append(lambda outcome: self._wrote(file, extent, outcome))
 
     def _wrote(self, file: File, extent: Extent, outcome: Outcome) -> None:
         contents = file.contents
         contents.sent.remove(extent)
-        self._dirty -= len(extent.data)
+        self._dirty -= extent.size
         if not isinstance(outcome, abi.Written):
             self.failed(file, outcome)
-        elif outcome.size < len(extent.data):
+        elif outcome.size < extent.size:
             self._write_rest(file, extent, outcome.size)
         elif outcome.changed and not contents.busy and not file.foreign:
             file.attributes = replaced(file.attributes, modified=outcome.modified, changed=outcome.changed)
@@ -101,12 +110,13 @@ class Writing:
 
     def _write_rest(self, file: File, extent: Extent, done: int) -> None:
         """The client had no room for all: what it says of the rest tells why. Not over what was written there since."""
-        rest = Extent(extent.handle, extent.offset + done, extent.data[done:], extent.append)
+        content = extent.content()[done:]
+        rest = Extent(extent.handle, extent.offset + done, len(content), [content], extent.append)
         contents = file.contents
         if any(rest.overlaps(other) for other in (*contents.sent, *contents.waiting)):
             self.failed(file, abi.Failed("EIO"))
         else:
-            self._dirty += len(rest.data)
+            self._dirty += rest.size
             contents.retried = True
             self._send(file, rest)
 
