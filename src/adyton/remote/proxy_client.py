@@ -490,7 +490,8 @@ class ProxyClient:
             error = ConnectionLostError(self._reason) if self._reason else failure
         except Exception as failure:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
             error = ConnectionLostError(f"the connection to the enclave failed: {failure!r}")
-        with contextlib.suppress(RuntimeError, TimeoutError):  # what the enclave had written, before its files are closed
+        # What the enclave had written is written before its files are closed.
+        with contextlib.suppress(RuntimeError, TimeoutError):
             self._order.submit(lambda: None).result(ORDER_TIMEOUT)
         self._lost(error)
         self._executor.close()  # the enclave's locks and open files end with it, not when this client is closed

@@ -58,11 +58,7 @@ class Extent:
 
     def overlaps(self, other: Extent) -> bool:
         """Whether both write the same byte; where an end is, only the client knows."""
-        return (
-            self.append
-            or other.append
-            or (self.offset < other.end and other.offset < self.end)
-        )
+        return self.append or other.append or (self.offset < other.end and other.offset < self.end)
 
 
 @dataclass(slots=True, eq=False)
