@@ -35,7 +35,8 @@ from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.remote import proxy_client
-from adyton.remote.proxy_client import CallFailed, ProxyClient
+from adyton.remote.client_pairs import CallFailed
+from adyton.remote.proxy_client import ProxyClient
 from adyton.remote.transport import SocketTransport
 
 MEASUREMENT = "sha256:" + "1" * 64

@@ -26,8 +26,9 @@ from adyton.errors import (
 )
 from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
 from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
+from adyton.remote.client_pairs import CallFailed
 from adyton.remote.process_metrics import POLL_TIMEOUT
-from adyton.remote.proxy_client import CallFailed, ProxyClient
+from adyton.remote.proxy_client import ProxyClient
 
 if TYPE_CHECKING:
     from adyton.attestation.identity import EnclaveIdentity

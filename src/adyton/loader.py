@@ -32,9 +32,10 @@ from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.budget import Budget
 from adyton.provision.client import RemoteProvision
 from adyton.remote.address import TLS
+from adyton.remote.client_pairs import CallFailed
 from adyton.remote.in_process import in_process
 from adyton.remote.process_metrics import ProcessMetrics
-from adyton.remote.proxy_client import CallFailed, ProxyClient
+from adyton.remote.proxy_client import ProxyClient
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
 from adyton.trusted.application import Enclave, TrustedApplication

@@ -7,7 +7,6 @@ much of it arrives in that time.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class _Mark:
 class Flow:
     """Of one end's bytes. `window`: bytes that may be under way; `clock` gives seconds that never go back."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.window = LEAST
         self._clock = clock
         self._sent = 0

@@ -20,6 +20,8 @@ due can still be sent, so that the peer may hear why. All that a peer can make t
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -142,7 +144,13 @@ class _Arriving:
 class Session:
     """One end. See the module."""
 
-    def __init__(self, side: Side, limits: Limits = Limits()) -> None:  # noqa: B008 - immutable
+    def __init__(
+        self,
+        side: Side,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: seconds that never go back, by which it is seen what the way carries."""
         if limits.buffered < limits.message + limits.notification:
             raise LocalProtocolError("Limits.buffered must be enough for one message and one notification")
         self.side = side
@@ -158,7 +166,7 @@ class Session:
         self._last_notification_received = 0
         self._arriving: dict[tuple[str, int], _Arriving] = {}
         self._arrived = 0  # bytes that _arriving holds
-        self._flow = Flow()
+        self._flow = Flow(clock)
         self._read_mark = 0  # the peer's last one, if it is to be told
         self._last_mark = 0
         self._asks = False  # for a sign of life

@@ -1,9 +1,11 @@
-"""A client thread's pair: the enclave thread that runs its entries, as the client sees it."""
+"""A client thread's pair: the enclave thread that runs its entries, as the client sees it; and how a call on it fails."""
 
 from __future__ import annotations
 
 import queue
 from typing import Any
+
+from adyton.communicator.messages import Raised
 
 
 class Pair:
@@ -15,6 +17,15 @@ class Pair:
         self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
         self.deadline: float | None = None  # of the innermost call under way, by the monotonic clock
         self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
+
+
+class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public API turns it into its errors
+    """A call was answered with a Raised. `denied`: this client denied a host call while it ran."""
+
+    def __init__(self, raised: Raised, *, denied: bool) -> None:
+        super().__init__(raised.message)
+        self.raised = raised
+        self.denied = denied
 
 
 class Token:

@@ -43,7 +43,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote.client_pairs import Pair, Token, note_end
+from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
 from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
@@ -65,15 +65,6 @@ _REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
 _NOBODY_WAITS = encode(
     Raised("raised", "TimeoutError", "the client's thread no longer waits for this call", "TimeoutError")
 )
-
-
-class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public API turns it into its errors
-    """A call was answered with a Raised. `denied`: this client denied a host call while it ran."""
-
-    def __init__(self, raised: Raised, *, denied: bool) -> None:
-        super().__init__(raised.message)
-        self.raised = raised
-        self.denied = denied
 
 
 class ProxyClient:

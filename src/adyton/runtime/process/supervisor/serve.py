@@ -137,12 +137,18 @@ class Supervisor:
                 self._session.notify("ended", reason.encode())
                 self._session.close(reason)
                 self._flush()
-                writable = select.poll()
-                writable.register(self._relay, select.POLLOUT)
                 deadline = time.monotonic() + END_SECONDS
                 # A client that is behind gets all of it.
-                while len(self._outbox) and time.monotonic() < deadline and writable.poll(END_PATIENCE * 1000):
-                    self._outbox.push()
+                while (len(self._outbox) or self._session.due) and time.monotonic() < deadline:
+                    writable = [self._relay] if len(self._outbox) else []
+                    ready = select.select([self._relay], writable, [], END_PATIENCE)
+                    if not any(ready):
+                        break
+                    if ready[0] and not self._hear():
+                        break
+                    if ready[1]:
+                        self._outbox.push()
+                    self._flush()
         except (OSError, AdytonError):
             pass  # the client is gone as well
         self._loop.stop()
@@ -229,6 +235,14 @@ class Supervisor:
             self.end(f"the enclave's process was ended by {signal.Signals(status.si_status).name}")
 
     # -- the client's side --------------------------------------------------------------------------------------------
+
+    def _hear(self) -> bool:
+        """At the end: what a client says moves nothing any more but its own reading. False: it is gone."""
+        data = self._relay.recv(READ_SIZE)
+        for event in self._channel.receive(data):
+            if isinstance(event, channel_server.Data):
+                self._session.receive(event.data)
+        return bool(data)
 
     def _from_relay(self) -> None:
         try:
