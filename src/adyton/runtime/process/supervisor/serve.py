@@ -41,6 +41,7 @@ from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, 
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
+from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
 
@@ -48,7 +49,6 @@ READ_SIZE = 1 << 19
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 HOLD_SECONDS = 0.005  # that what a program writes waits for more of it
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
-OUTPUT_HIGH_WATER = 1 << 22  # of the session; above it the guest's output waits in its pipe
 END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 END_SECONDS = 10.0  # for one that takes what is left slowly
@@ -89,13 +89,14 @@ class Supervisor:
         self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
+        streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
+        self._output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
         self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
         self._arriving = 0  # bytes of the guest's messages that are not complete
-        self._output_paused = False
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
 
@@ -110,10 +111,7 @@ class Supervisor:
         if guest.fuse is not None:
             os.set_blocking(guest.fuse, False)
             self._loop.read(guest.fuse, self._guarded(self._from_fuse))
-        for descriptor in (guest.stdout, guest.stderr):
-            if descriptor is not None:
-                os.set_blocking(descriptor, False)
-        self._watch_output()
+        self._output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
             self._watch_stops()
@@ -130,7 +128,7 @@ class Supervisor:
         if self._reason is not None:
             return
         self._reason = reason
-        self._drain_output()
+        self._output.drain()
         try:
             if self._channel_open:
                 self._push()
@@ -279,8 +277,7 @@ class Supervisor:
                 break
             self._outbox.put(ciphertext)
         self._emulation.caught_up()
-        if self._output_paused and self._session.pending_bytes < OUTPUT_HIGH_WATER:
-            self._watch_output()
+        self._output.caught_up()
 
     def _from_client(self, event: communicator.Event) -> None:
         match event:
@@ -502,7 +499,7 @@ class Supervisor:
         self._reply(call, message)
 
     def _reply(self, call: int, result: protocol.Return) -> None:
-        self._drain_output()
+        self._output.drain()
         self._tell(self._waits.report(call))
         try:
             self._session.reply(call, result.ok, result.body)
@@ -563,45 +560,3 @@ class Supervisor:
                     self._ordered += 1
                 call = self._session.call(0, "order" if effect.ordered else "host", body)
                 self._waiting[call] = effect.ticket, effect.request
-
-    # -- standard output and error ------------------------------------------------------------------------------------
-
-    def _watch_output(self) -> None:
-        self._output_paused = False
-        for stream, descriptor in (("stdout", self._guest.stdout), ("stderr", self._guest.stderr)):
-            if descriptor is not None:
-                self._loop.read(descriptor, self._reader_of(stream, descriptor))
-
-    def _reader_of(self, stream: str, descriptor: int) -> Callable[[], None]:
-        return self._guarded(lambda: self._read_output(stream, descriptor))
-
-    def _read_output(self, stream: str, descriptor: int) -> None:
-        if self._read_some(stream, descriptor) == "ended":
-            self._loop.forget(descriptor)
-        if self._session.pending_bytes > OUTPUT_HIGH_WATER and self._reason is None:
-            self._output_paused = True
-            for each in (self._guest.stdout, self._guest.stderr):
-                if each is not None:
-                    self._loop.read(each, None)
-
-    def _read_some(self, stream: str, descriptor: int) -> Literal["data", "empty", "ended"]:
-        try:
-            data = os.read(descriptor, 1 << 16)
-        except BlockingIOError:
-            return "empty"
-        except OSError:
-            return "ended"
-        if not data:
-            return "ended"
-        output = abi.Output("stdout" if stream == "stdout" else "stderr", data)
-        if self._channel_open:
-            self._session.notify("output", msgspec.msgpack.encode(output))
-        return "data"
-
-    def _drain_output(self) -> None:
-        """What an entry has printed goes out before its reply."""
-        for stream, descriptor in (("stdout", self._guest.stdout), ("stderr", self._guest.stderr)):
-            if descriptor is not None:
-                for _ in range(16):  # a pipe's content; another thread may go on writing
-                    if self._read_some(stream, descriptor) != "data":
-                        break
