@@ -152,6 +152,23 @@ def test_a_small_file_has_its_mode_changed_under_its_new_name(client, kernel):
     kernel.setattr(r[0], valid=SetFlag.MODE, mode=384)
 
 
+@pytest.mark.parametrize("instead", ["directory", "link", "nothing"])
+def test_a_small_file_that_is_open_stays_what_it_was_whatever_others_put_in_its_place(client, kernel, instead):
+    client.file(FILE, b"old")
+    kernel.lookup(FILE)
+    f = kernel.open(FILE)
+    del client.things[FILE]
+    if instead == "directory":
+        client.directory(FILE)
+    elif instead == "link":
+        client.link(FILE, "elsewhere")
+        client.fails = lambda r: "EACCES" if isinstance(r, abi.Open) else None
+    client.another(FILE)
+    kernel.tell()
+    assert kernel.getattr(f[0]).size == 3
+    assert kernel.pread(f, 10, 0) == b"old"
+
+
 def test_the_return_of_an_entry_waits_for_locks_that_were_given_back(client, kernel):
     f = kernel.open(FILE, WRITE)
     kernel.run()

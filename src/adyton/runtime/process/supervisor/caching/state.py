@@ -130,7 +130,7 @@ class State:
                 yield from self.ensure_remote(handle)
 
     def ensure_remote(self, handle: Handle) -> Generator[Pending, Any, abi.Failed | None]:
-        """Have the client open what was opened without it; ESTALE if that is not the same file any more."""
+        """Have the client open what was opened without it; ESTALE if that is not the same file any more, or is not to be had."""
         if handle.remote:
             return None
         if handle.opening is None:
@@ -139,7 +139,7 @@ class State:
         outcome = yield handle.opening
         if handle.remote:
             return None
-        missing = isinstance(outcome, abi.Attributes) or outcome.errno in ("ENOENT", "ENOTDIR")
+        missing = isinstance(outcome, abi.Attributes) or outcome.errno in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES")
         return abi.Failed("ESTALE") if missing else outcome
 
     def _opened(self, handle: Handle, outcome: Any, mark: int) -> None:
