@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import posixpath
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,12 @@ from adyton.runtime.process.supervisor.directories import DirectoryOperations
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
 from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.leases import Leases
 from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
+from adyton.runtime.process.supervisor.tree import Node
 from adyton.runtime.process.supervisor.view import Park, Steps, View, errno_of
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
@@ -163,7 +166,8 @@ class FileServer:
         clock: Callable[[], float] = time.monotonic,
         capacity: int = PRIVATE_CAPACITY,
     ) -> None:
-        self._view = View(uid, gid, wanted, now, capacity)
+        self._leases = Leases(clock)
+        self._view = View(uid, gid, wanted, now, self._leases, capacity)
         self._handles = Handles()
         self._calls = Calls(STANDARD_INPUT_TICKET + 1)
         self._coherence: Callable[[str], Coherence] = lambda _path: "strict"
@@ -188,6 +192,7 @@ class FileServer:
         self._parked: list[Pending] = []  # of those that wait for locks to be given back
         self._input = StandardInput()
         self.waits = Waits()
+        self.believed = 0.0  # seconds after `changed` for which the kernel may still believe what was before
 
     def set_layout(self, layout: Layout, coherence: Callable[[str], Coherence] | None = None) -> None:
         """The client's load has arrived: from now on the client is asked. Only once; before, the enclave's own directories exist.
@@ -242,9 +247,22 @@ class FileServer:
         return self._run()
 
     def changed(self, changes: abi.Changed) -> list[Effect]:
-        """Other programs on the client changed what it promised to tell of."""
+        """Other programs on the client changed what it promised to tell of; then see `believed`."""
+        self.believed = self._leases.left(lambda: self._named(changes))
         self.cache.changed(changes.names)
         return self._run()
+
+    def _named(self, changes: abi.Changed) -> Iterator[Node]:
+        """The nodes at the names that are said to have changed, and all that is below them."""
+        paths = (posixpath.join(directory, name) if name else directory for directory, name in changes.names)
+        waiting = [node for path in paths if (node := self._view.tree.at(path)) is not None]
+        seen: set[int] = set()
+        while waiting:
+            node = waiting.pop()
+            if node.id not in seen:
+                seen.add(node.id)
+                waiting += node.children.values()
+                yield node
 
     @property
     def holds(self) -> bool:

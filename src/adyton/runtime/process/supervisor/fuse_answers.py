@@ -31,7 +31,7 @@ class EntryAnswer(NamedTuple):
     """To LOOKUP, MKDIR, MKNOD, SYMLINK, LINK. Lifetimes in seconds, of the name and of the attributes."""
 
     node: int
-    name_lifetime: int
+    name_lifetime: float
     attr_lifetime: int
     attr: Attr
 
@@ -74,7 +74,7 @@ _ANSWER = struct.Struct("<IiQ")
 _STALE = struct.Struct("<Qqq")
 _NOTIFY_INVAL_INODE = 2
 _ATTR = struct.Struct("<QQQqqqIIIIIII4xI4x")
-_ENTRY = struct.Struct("<Q8xQQ8x")
+_ENTRY = struct.Struct("<Q8xQQI4x")
 _ATTR_LIFETIME = struct.Struct("<Q8x")
 _OPENED = struct.Struct("<QI4x")
 _WRITTEN = struct.Struct("<I4x")
@@ -135,7 +135,9 @@ def pack_attr(lifetime: int, attr: Attr) -> bytes:
 
 def pack_entry(entry: EntryAnswer) -> bytes:
     """Answers LOOKUP, MKDIR, MKNOD, SYMLINK, LINK; with `pack_open` behind it, CREATE and TMPFILE."""
-    return _ENTRY.pack(entry.node, entry.name_lifetime, entry.attr_lifetime) + _pack_attr(entry.attr)
+    seconds = int(entry.name_lifetime)
+    part = round((entry.name_lifetime - seconds) * SECOND)
+    return _ENTRY.pack(entry.node, seconds, entry.attr_lifetime, part) + _pack_attr(entry.attr)
 
 
 def pack_open(opened: OpenAnswer) -> bytes:
@@ -242,8 +244,8 @@ def unpack_attr(body: bytes) -> tuple[int, Attr]:
 def unpack_entry(body: bytes) -> tuple[EntryAnswer, bytes]:
     """`pack_entry` undone, and what follows it."""
     end = _ENTRY.size + _ATTR.size
-    node, name_lifetime, attr_lifetime = _ENTRY.unpack_from(body)
-    return EntryAnswer(node, name_lifetime, attr_lifetime, _unpack_attr(body, _ENTRY.size)), body[end:]
+    node, seconds, attr_lifetime, part = _ENTRY.unpack_from(body)
+    return EntryAnswer(node, seconds + part / SECOND, attr_lifetime, _unpack_attr(body, _ENTRY.size)), body[end:]
 
 
 def unpack_open(body: bytes) -> OpenAnswer:

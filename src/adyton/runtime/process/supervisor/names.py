@@ -49,6 +49,8 @@ class NameOperations:
                 yield from self._view.denied(header, path, "read", guess=True)
             case Place.LEADING if existing is not None and _is_directory(existing):
                 return self._view.entry(existing)  # judged once: what leads to an allowed path was resolved at load
+            case Place.CLIENT if existing is not None and self._is_still_there(existing, path):
+                return self._view.entry(existing)
         try:
             attributes = yield from ask(abi.Stat(sendable(path)), abi.Attributes)
         except FileError as error:
@@ -56,6 +58,11 @@ class NameOperations:
                 self._tree.gone(parent, name)
             raise
         return self._view.entry(self._tree.found_client(parent, name, attributes))
+
+    def _is_still_there(self, node: Node, path: str) -> bool:
+        """Whether the client need not be asked about a directory's name; its attributes are asked for when they matter."""
+        known = node.attributes
+        return known is not None and known.kind == "directory" and self._view.cache.is_still_at(path, known.identity)
 
     def readlink(self, header: Header, _body: object) -> Steps:
         """A link's target; EACCES if a link of the client's leads to what is not the client's.

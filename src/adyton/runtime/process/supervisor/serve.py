@@ -33,6 +33,7 @@ from adyton.hostcall.environment import check_environment, is_host_name, is_time
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
+from adyton.runtime.process.supervisor.arrivals import Arrivals
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Pending
 from adyton.runtime.process.supervisor.clock import Clock
@@ -84,6 +85,7 @@ class Supervisor:
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
         self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
+        self._arrivals = Arrivals(self._loop, relay, self._from_relay, self._from_client, self._guarded)
         self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
         self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
@@ -106,7 +108,7 @@ class Supervisor:
         """Serve until the relay goes away (None), or the guest ends or misbehaves (the reason, which the client was told)."""
         guest = self._guest
         guest.control.setblocking(False)
-        self._loop.read(self._relay, self._guarded(self._from_relay))
+        self._arrivals.begin()
         self._loop.read(guest.control, self._guarded(self._from_control))
         if guest.fuse is not None:
             os.set_blocking(guest.fuse, False)
@@ -258,7 +260,7 @@ class Supervisor:
                     self._channel.provide(self._attest(self._identity, report_data))
                 case channel_server.Data(plaintext):
                     for inner in self._session.receive(plaintext):
-                        self._from_client(inner)
+                        self._arrivals.take(inner)
                 case channel_server.Closed():
                     self._loop.stop()
                 case _:
@@ -298,6 +300,8 @@ class Supervisor:
             case communicator.Notified("changed", body):
                 if self._files is not None:
                     self._do(self._files.changed(decode(body, abi.Changed)))
+                    if self._files.believed:
+                        self._arrivals.hold(self._files.believed)
             case communicator.Closed():
                 self._loop.stop()
             case _:

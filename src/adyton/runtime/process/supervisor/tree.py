@@ -42,10 +42,11 @@ OWN_NUMBERS = 1 << 63  # inode numbers from here on are ours; the client's ident
 class Node:
     """`names`: where it is, as directory and name; the first is the one that is used. Directories have one at most.
 
-    `attributes`: what the client last said of it. `left`: of a detached one, the path that it had. `handles`: what is open of it.
+    `attributes`: what the client last said of it. `left`: of a detached one, the path that it had. `handles`: what is open of it. `leased`:
+    until when the kernel may believe its name, see `leases`.
     """
 
-    __slots__ = ("attributes", "children", "handles", "id", "left", "lookups", "names", "own", "private")
+    __slots__ = ("attributes", "children", "handles", "id", "leased", "left", "lookups", "names", "own", "private")
 
     def __init__(self, number: int) -> None:
         self.id = number
@@ -57,6 +58,7 @@ class Node:
         self.attributes: abi.Attributes | None = None
         self.handles: set[int] = set()
         self.left = ""
+        self.leased = 0.0
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.path or 'detached'}>"

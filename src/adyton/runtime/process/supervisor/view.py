@@ -19,20 +19,25 @@ from adyton.runtime.process.supervisor.caching.cache import Flush
 from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
 from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
 from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
+from adyton.runtime.process.supervisor.leases import Leases
 from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles, Special
 from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.wanted import Wanted, is_below
 
 
 class Lasting(Protocol):
-    """What the kernel may go on believing until it is told otherwise."""
+    """What the kernel may go on believing until it is told otherwise, names for a moment only; and what need not be asked."""
 
     def attributes_last(self, identity: int) -> bool:
         """Of a client's file."""
         ...
 
-    def name_lasts(self, path: str) -> bool:
-        """That there is something at a path."""
+    def name_lasts(self, path: str, *, directory: bool) -> bool:
+        """That the same file, or directory, is at a path."""
+        ...
+
+    def is_still_at(self, path: str, identity: int) -> bool:
+        """Whether it is known that this client's file is at the path, whatever its attributes are by now."""
         ...
 
 
@@ -40,7 +45,10 @@ class _Nothing:
     def attributes_last(self, identity: int) -> bool:  # noqa: ARG002 - see Lasting
         return False
 
-    def name_lasts(self, path: str) -> bool:  # noqa: ARG002
+    def name_lasts(self, path: str, *, directory: bool) -> bool:  # noqa: ARG002
+        return False
+
+    def is_still_at(self, path: str, identity: int) -> bool:  # noqa: ARG002
         return False
 
 
@@ -71,7 +79,9 @@ class View:
     `freed`: locks were given back; taken back by the caller.
     """
 
-    def __init__(self, uid: int, gid: int, wanted: WantedBy, now: Callable[[], int], capacity: int) -> None:
+    def __init__(
+        self, uid: int, gid: int, wanted: WantedBy, now: Callable[[], int], leases: Leases, capacity: int
+    ) -> None:
         self.uid = uid
         self.gid = gid
         self.now = now
@@ -83,6 +93,7 @@ class View:
         self.direct = False  # what is not cached here is not cached by the kernel either
         self.freed = False
         self._wanted = wanted
+        self._leases = leases
 
     def set_layout(self, layout: Layout) -> None:
         """The client's load has arrived; only once."""
@@ -186,13 +197,16 @@ class View:
         """The answer that tells the kernel of a node."""
         lifetime, attr = self.attr(node)
         self.tree.told(node)
-        name_lifetime = lifetime
-        if node.attributes is not None and not node.own:
-            # A directory's: what lies below is asked about by its path. A file's could not be taken back, as its attributes can: while it
-            # is open, nothing would tell its old name from the file that another program laid there.
-            path = node.path if node.attributes.kind == "directory" else None
-            name_lifetime = FOREVER if path is not None and self.cache.name_lasts(path) else 0
-        return pack_entry(EntryAnswer(node.id, name_lifetime, lifetime, attr))
+        client = node.attributes is not None and not node.own
+        return pack_entry(EntryAnswer(node.id, self._name_lifetime(node) if client else lifetime, lifetime, attr))
+
+    def _name_lifetime(self, node: Node) -> float:
+        """Of a client's. One that has several names is asked about each time."""
+        path = node.path
+        if path is None or len(node.names) > 1 or node.attributes is None:
+            return 0
+        lasts = self.cache.name_lasts(path, directory=node.attributes.kind == "directory")
+        return self._leases.grant(node) if lasts else 0
 
 
 def inode_type(inode: Inode) -> int:

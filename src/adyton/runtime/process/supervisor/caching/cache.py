@@ -181,9 +181,14 @@ class Cache:
             and file.attributes.kind != "directory"
         )
 
-    def name_lasts(self, path: str) -> bool:
-        """Whether the kernel may believe that there is something at the path; what it is, is asked for when it matters."""
-        return self.state.names.is_covered(path)
+    def name_lasts(self, path: str, *, directory: bool) -> bool:
+        """Whether the client tells when something else is at the path, and that is soon enough."""
+        return (directory or self._caches(path)) and self.state.names.is_covered(path)
+
+    def is_still_at(self, path: str, identity: int) -> bool:
+        """Whether it is known that this file is at the path, whatever its attributes are by now."""
+        file = self.state.names.at(path)
+        return file is not None and file.attributes.identity == identity and self.state.names.is_covered(path)
 
     def changed(self, names: Iterable[tuple[str, str]]) -> None:
         """The client keeps its promise: these (directory, name) were changed by others. A name "": all, and the promise ends."""

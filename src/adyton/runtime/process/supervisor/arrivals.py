@@ -1,0 +1,56 @@
+"""What the client says, acted upon one after the other, and held back while something has to be over first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from adyton.runtime.process.supervisor.loop import Callback, Loop
+
+T = TypeVar("T")
+
+
+class Arrivals(Generic[T]):
+    """`receive` reads `source` when the loop says so, and has each event `take`n; `act` acts upon one. `guarded` wraps what the loop calls."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        source: Any,
+        receive: Callback,
+        act: Callable[[T], None],
+        guarded: Callable[[Callback], Callback],
+    ) -> None:
+        self._loop = loop
+        self._source = source
+        self._receive = guarded(receive)
+        self._resume = guarded(self._go_on)
+        self._act = act
+        self._held: deque[T] | None = None
+
+    def begin(self) -> None:
+        """Receive from now on."""
+        self._loop.read(self._source, self._receive)
+
+    def take(self, event: T) -> None:
+        """An event has arrived."""
+        if self._held is None:
+            self._act(event)
+        else:
+            self._held.append(event)
+
+    def hold(self, seconds: float) -> None:
+        """Act upon nothing that came after what is acted upon now, and receive no more, for so long."""
+        self._held = deque()
+        self._loop.read(self._source, None)
+        self._loop.later(seconds, self._resume)
+
+    def _go_on(self) -> None:
+        held, self._held = self._held, None
+        while held and self._held is None:
+            self._act(held.popleft())
+        if self._held is None:
+            self.begin()
+        elif held:
+            self._held.extend(held)
