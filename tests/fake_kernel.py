@@ -155,7 +155,7 @@ class FakeClient:
         if request.path not in self.things:
             if not request.create:
                 raise OSError(errno.ENOENT, request.path)
-            self.file(request.path, mode=request.mode)
+            self.file(request.path, mode=request.mode & ~request.umask)
         elif request.exclusive:
             raise OSError(errno.EEXIST, request.path)
         thing = self.things[request.path]
@@ -170,7 +170,7 @@ class FakeClient:
         self._allow(request.path, "write")
         assert self._get(request.path).kind == "directory"
         assert request.handle not in self.handles
-        thing = Thing("file", next(self.identities), request.mode)
+        thing = Thing("file", next(self.identities), request.mode & ~request.umask)
         self.handles[request.handle] = (thing, request)
         return self.attributes(thing)
 
@@ -228,7 +228,7 @@ class FakeClient:
         self._parent(request.path)
         if request.path in self.things:
             raise OSError(errno.EEXIST, request.path)
-        self.things[request.path] = Thing("directory", next(self.identities), request.mode)
+        self.things[request.path] = Thing("directory", next(self.identities), request.mode & ~request.umask)
         return self.attributes(self.things[request.path])
 
     def _remove(self, request: abi.Remove) -> abi.Result:

@@ -68,8 +68,10 @@ def narrow_umask():
 def test_the_umask_is_the_enclave_s(client, narrow_umask):
     assert client.open("write/new", access="write", create=True, mode=0o666).mode == 0o666
     assert client.open("write/one", 2, access="write", create=True, exclusive=True, mode=0o440).mode == 0o440
+    assert client.open("write/two", 4, access="write", create=True, mode=0o666, umask=0o022).mode == 0o644
     assert client(abi.MakeDirectory(client.path("write/folder"), 0o1775)).mode == 0o1775
-    unnamed = client(abi.OpenUnnamed(client.path("write"), 3, "write", mode=0o664))
+    assert client(abi.MakeDirectory(client.path("write/other"), 0o777, 0o027)).mode == 0o750
+    unnamed = client(abi.OpenUnnamed(client.path("write"), 3, "write", mode=0o666, umask=0o002))
     assert isinstance(unnamed, abi.Failed) or unnamed.mode == 0o664  # there are file systems without unnamed files
 
 
@@ -85,8 +87,10 @@ def test_a_directory_s_default_acl_holds_in_place_of_any_umask(client, narrow_um
         os.setxattr(client.home / "write", "system.posix_acl_default", acl)
     except OSError:
         pytest.skip("this file system has no ACLs")
-    assert client.open("write/new", access="write", create=True, mode=0o666).mode == 0o640
-    assert client(abi.MakeDirectory(client.path("write/folder"), 0o777)).mode == 0o750
+    for number, umask in enumerate((0, 0o077)):
+        made = client.open(f"write/new{number}", number, access="write", create=True, mode=0o666, umask=umask)
+        assert made.mode == 0o640
+        assert client(abi.MakeDirectory(client.path(f"write/folder{number}"), 0o777, umask)).mode == 0o750
 
 
 def test_flags_of_open(client):

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -445,6 +446,32 @@ def test_new_files_have_the_modes_that_the_same_program_would_give_them_on_the_c
     assert modes == [0o750, 0o640, 0o640, 0o775, 0o664, 0o664, 0o777, 0o666, 0o666]
     seen = [stat.S_IMODE((home / "data" / name).stat().st_mode) for name in ("given", "own", "none")]
     assert seen == [0o640, 0o664, 0o666]
+
+
+def test_a_default_acl_of_the_client_s_directory_holds_in_place_of_the_program_s_umask(home: Path) -> None:
+    folder = home / "data" / "acl"
+    folder.mkdir()
+    code = """
+        os.chdir("acl")
+        os.umask(0o077)
+        os.mkdir("directory")
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o666))
+        os.mknod("node", 0o664)
+        with open("directory/below", "w"):
+            pass
+        result = [stat.S_IMODE(os.stat(each).st_mode) for each in ("directory", "file", "node", "directory/below")]
+    """
+    entries = ((0x01, 7), (0x04, 5), (0x20, 1))  # owner, group, others: linux/posix_acl.h, linux/posix_acl_xattr.h
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in entries)
+    with loaded(home) as (_, execute):
+        try:
+            os.setxattr(folder, "system.posix_acl_default", acl)
+        except OSError:
+            pytest.skip("NO ACLs: this file system has none, so that none holds")
+        modes = execute(code)
+        seen = [stat.S_IMODE((folder / each).stat().st_mode) for each in ("directory", "file", "node")]
+    assert modes == [0o751, 0o640, 0o640, 0o640]
+    assert seen == modes[:3]
 
 
 def test_a_chown_that_changes_nothing_leaves_the_size_of_what_was_written(execute: Execute) -> None:

@@ -73,6 +73,9 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Handle = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]  # permission bits only
+Umask = Annotated[
+    int, msgspec.Meta(ge=0, le=0o777)
+]  # the maker's: what a mode loses unless the directory has a default ACL
 Time = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Right = Literal["read", "write", "net", "listen", "env", "call"]
 Kind = Literal["file", "directory", "symlink", "other"]
@@ -165,6 +168,7 @@ class Open(_Struct, frozen=True):
     truncate: bool = False
     append: bool = False
     mode: Mode = 0o644  # of a file that is created, whatever the umask of the client's process
+    umask: Umask = 0
 
 
 class OpenUnnamed(_Struct, frozen=True):
@@ -174,6 +178,7 @@ class OpenUnnamed(_Struct, frozen=True):
     append: bool = False
     linkable: bool = True  # it may get a name later (no O_EXCL)
     mode: Mode = 0o600
+    umask: Umask = 0
 
 
 class Read(_Struct, frozen=True):
@@ -238,6 +243,7 @@ class Close(_Struct, frozen=True):
 class MakeDirectory(_Struct, frozen=True):
     path: Path
     mode: Mode
+    umask: Umask = 0
 
 
 class Remove(_Struct, frozen=True):

@@ -51,7 +51,7 @@ class FileCalls:
         flags |= os.O_EXCL if request.create and request.exclusive else 0
         flags |= os.O_TRUNC if request.truncate else 0
         flags |= os.O_APPEND if request.append else 0
-        return self._opened(request, self._tree.open_file(path, flags, request.mode))
+        return self._opened(request, self._tree.open_file(path, flags, request.mode, request.umask))
 
     def _open_unnamed(self, request: abi.OpenUnnamed) -> abi.Result:
         path = self._places.followed(request.path, "write")
@@ -60,7 +60,7 @@ class FileCalls:
         flags = ACCESS_FLAGS[request.access]
         flags |= 0 if request.linkable else os.O_EXCL
         flags |= os.O_APPEND if request.append else 0
-        return self._opened(request, self._tree.open_unnamed(path, flags, request.mode))
+        return self._opened(request, self._tree.open_unnamed(path, flags, request.mode, request.umask))
 
     def _opened(self, request: abi.Open | abi.OpenUnnamed, descriptor: int) -> abi.Attributes:
         try:

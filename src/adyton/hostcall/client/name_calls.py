@@ -124,7 +124,7 @@ class NameCalls:
 
     def _make_directory(self, request: abi.MakeDirectory) -> abi.Result:
         with self._tree.parent(self._places.allowed(request.path, "write")) as (directory, name):
-            openat.make_directory(directory, name, request.mode & ~_SET_ID)
+            openat.make_directory(directory, name, request.mode & ~_SET_ID, request.umask)
             return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
 
     def _remove(self, request: abi.Remove) -> abi.Result:

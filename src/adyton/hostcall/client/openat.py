@@ -121,7 +121,7 @@ class ConfinedTree:
         """A descriptor of the directory `path` that can be listed."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def open_file(self, path: str, flags: int, mode: int = 0) -> int:
+    def open_file(self, path: str, flags: int, mode: int = 0, umask: int = 0) -> int:
         """A descriptor of the regular file `path`. Anything else: EISDIR for a directory, else EACCES, mostly before it is opened."""
         with self.parent(path) as (directory, name):
             status = _status(directory, name)
@@ -132,7 +132,7 @@ class ConfinedTree:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
                 _check_regular(status)
             flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-            descriptor = _refuse_links(lambda: _open_or_make(directory, name, flags, mode))
+            descriptor = _refuse_links(lambda: _open_or_make(directory, name, flags, mode, umask))
         try:
             _check_regular(os.fstat(descriptor))
             if is_procfs(descriptor):
@@ -142,10 +142,11 @@ class ConfinedTree:
             raise
         return descriptor
 
-    def open_unnamed(self, directory: str, flags: int, mode: int) -> int:
+    def open_unnamed(self, directory: str, flags: int, mode: int, umask: int) -> int:
         """A descriptor of a new file without a name, in the file system of a directory; EOPNOTSUPP where that has none."""
         above = self._open(directory, _DIRECTORY)
         try:
+            mode = _masked(above, mode, umask)
             descriptor = os.open(".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=above)
             _complete_mode(above, descriptor, mode)
             return descriptor
@@ -271,8 +272,9 @@ def set_mode(directory: int, name: str, mode: int) -> None:
         os.close(descriptor)
 
 
-def make_directory(directory: int, name: str, mode: int) -> None:
-    """Make the directory `name` with these permission bits, whatever this process' umask."""
+def make_directory(directory: int, name: str, mode: int, umask: int) -> None:
+    """Make the directory `name` with these permission bits under the maker's umask, whatever this process' own."""
+    mode = _masked(directory, mode, umask)
     os.mkdir(name, mode, dir_fd=directory)
     made = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -281,10 +283,11 @@ def make_directory(directory: int, name: str, mode: int) -> None:
         os.close(made)
 
 
-def _open_or_make(directory: int, name: str, flags: int, mode: int) -> int:
-    """As openat(2), but that a file which is made gets all permission bits of `mode`."""
+def _open_or_make(directory: int, name: str, flags: int, mode: int, umask: int) -> int:
+    """As openat(2) under the maker's umask, whatever this process' own."""
     if not flags & os.O_CREAT:
         return os.open(name, flags, dir_fd=directory)
+    mode = _masked(directory, mode, umask)
     try:
         descriptor = os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
     except FileExistsError:
@@ -294,6 +297,19 @@ def _open_or_make(directory: int, name: str, flags: int, mode: int) -> int:
         return os.open(name, flags, mode, dir_fd=directory)
     _complete_mode(directory, descriptor, mode)
     return descriptor
+
+
+def _masked(directory: int, mode: int, umask: int) -> int:
+    """The permission bits to make a file with. Where the directory has a default ACL, no umask is applied: umask(2)."""
+    return mode if not mode & umask or _has_default_acl(directory) else mode & ~umask
+
+
+def _has_default_acl(directory: int) -> bool:
+    try:
+        os.getxattr(by_descriptor(directory), _DEFAULT_ACL)
+    except OSError:
+        return False
+    return True
 
 
 def _complete_mode(directory: int, made: int, mode: int) -> None:
@@ -306,9 +322,7 @@ def _complete_mode(directory: int, made: int, mode: int) -> None:
     missing = mode & 0o777 & ~has
     if not missing:
         return
-    try:
-        os.getxattr(by_descriptor(directory), _DEFAULT_ACL)
-    except OSError:
+    if not _has_default_acl(directory):
         with suppress(OSError):
             os.chmod(by_descriptor(made), has | missing)
 

@@ -48,6 +48,7 @@ _CAPABILITIES = (
     | InitFlag.POSIX_LOCKS
     | InitFlag.ATOMIC_O_TRUNC
     | InitFlag.BIG_WRITES
+    | InitFlag.DONT_MASK  # the umask is said beside the mode: where the client's directory has a default ACL, it does not hold
     | InitFlag.FLOCK_LOCKS
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES

@@ -100,6 +100,7 @@ class InitFlag(IntFlag):
     POSIX_LOCKS = 1 << 1
     ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
+    DONT_MASK = 1 << 6
     FLOCK_LOCKS = 1 << 10
     AUTO_INVAL_DATA = 1 << 12
     PARALLEL_DIROPS = 1 << 18

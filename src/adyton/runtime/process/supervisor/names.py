@@ -94,33 +94,34 @@ class NameOperations:
         """A new, empty directory."""
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
-        mode = body.mode & 0o7777 & ~body.umask
+        mode, umask = body.mode & 0o7777, body.umask & 0o777
         if (yield from self._writable(header, path)) is Place.PRIVATE:
-            made = self._private.make_directory(private_directory(parent), name, mode)
+            made = self._private.make_directory(private_directory(parent), name, mode & ~umask)
             return self._view.entry(self._tree.found_private(parent, name, made))
-        attributes = yield from ask(abi.MakeDirectory(sendable(path), mode), abi.Attributes)
+        attributes = yield from ask(abi.MakeDirectory(sendable(path), mode, umask), abi.Attributes)
         return self._view.entry(self._tree.found_client(parent, name, attributes))
 
     def mknod(self, header: Header, body: fuse_abi.MakeNode) -> Steps:
         """A new, empty file; a pipe or a socket among private files. EPERM for one of these on the client, and for devices."""
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
-        kind, mode = stat.S_IFMT(body.mode) or stat.S_IFREG, stat.S_IMODE(body.mode) & ~body.umask
+        kind, mode = stat.S_IFMT(body.mode) or stat.S_IFREG, stat.S_IMODE(body.mode)
+        umask = body.umask & 0o777
         if (yield from self._writable(header, path)) is Place.PRIVATE:
             directory = private_directory(parent)
             if kind == stat.S_IFREG:
                 return self._view.entry(
-                    self._tree.found_private(parent, name, self._private.make_file(directory, name, mode))
+                    self._tree.found_private(parent, name, self._private.make_file(directory, name, mode & ~umask))
                 )
             if kind in (stat.S_IFIFO, stat.S_IFSOCK):
-                special = self._private.make_special(directory, name, kind | mode)
+                special = self._private.make_special(directory, name, kind | mode & ~umask)
                 return self._view.entry(self._tree.found_private(parent, name, special))
             raise FileError(errno.EPERM)
         if kind != stat.S_IFREG:
             raise FileError(errno.EPERM)
         number = self._handles.reserve()
         try:
-            request = abi.Open(sendable(path), number, "write", create=True, exclusive=True, mode=mode)
+            request = abi.Open(sendable(path), number, "write", create=True, exclusive=True, mode=mode, umask=umask)
             attributes = yield from ask(request, abi.Attributes)
             self._view.tells.append(abi.Close(number))
             return self._view.entry(self._tree.found_client(parent, name, attributes))

@@ -84,17 +84,17 @@ class OpenOperations:
         """Opens, and makes the file if it is not there."""
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
-        mode = body.mode & 0o7777 & ~body.umask
+        mode, umask = body.mode & 0o7777, body.umask & 0o777
         match self._view.place(path):
             case Place.OWN:
                 raise FileError(errno.EACCES)
             case Place.PRIVATE:
-                return self._create_private(parent, name, body.flags, mode)
+                return self._create_private(parent, name, body.flags, mode & ~umask)
             case Place.LEADING | Place.OUTSIDE:
                 yield from self._view.denied(header, path, "write")
         number = self._handles.reserve()
         try:
-            request = _open_request(path, number, body.flags, create=True, mode=mode)
+            request = _open_request(path, number, body.flags, create=True, mode=mode, umask=umask)
             attributes = yield from ask(request, abi.Attributes)
             with self._closing(number):
                 node = self._tree.found_client(parent, name, attributes)
@@ -127,12 +127,12 @@ class OpenOperations:
         """Opens a new file without a name, in the file system of a directory."""
         parent = self._tree.get(header.node)
         path = self._tree.path(parent)
-        mode = body.mode & 0o7777 & ~body.umask
+        mode, umask = body.mode & 0o7777, body.umask & 0o777
         access = _access(body.flags)
         if access == "read":
             raise FileError(errno.EINVAL)
         if parent.private is not None:
-            file = self._private.make_unnamed(mode)
+            file = self._private.make_unnamed(mode & ~umask)
             try:
                 node = self._tree.unnamed(file)
                 opened = self._open_private(node, body.flags)
@@ -153,6 +153,7 @@ class OpenOperations:
                 append=bool(body.flags & os.O_APPEND),
                 linkable=not body.flags & os.O_EXCL,
                 mode=mode,
+                umask=umask,
             )
             attributes = yield from ask(request, abi.Attributes)
             with self._closing(number):
@@ -354,7 +355,9 @@ def _open_standard_input(flags: int) -> bytes:
     return fuse_answers.pack_open(OpenAnswer(STANDARD_INPUT_HANDLE, treatment))
 
 
-def _open_request(path: str, number: int, flags: int, *, create: bool = False, mode: int = 0o644) -> abi.Open:
+def _open_request(
+    path: str, number: int, flags: int, *, create: bool = False, mode: int = 0o644, umask: int = 0
+) -> abi.Open:
     return abi.Open(
         sendable(path),
         number,
@@ -364,4 +367,5 @@ def _open_request(path: str, number: int, flags: int, *, create: bool = False, m
         truncate=bool(flags & os.O_TRUNC),
         append=bool(flags & os.O_APPEND),
         mode=mode,
+        umask=umask,
     )

@@ -223,7 +223,7 @@ class Opening:
         self._state.note(request.path)
         if file is None:
             self._provisional += 1
-            attributes = abi.Attributes("file", self._provisional, 0, request.mode, 1, now, now, now)
+            attributes = abi.Attributes("file", self._provisional, 0, request.mode & ~request.umask, 1, now, now, now)
             file = self._state.names.learn(request.path, attributes, own=True)
             file.loose = file.writable = True
             self._state.names.touched(split(request.path)[0], now)
