@@ -87,6 +87,7 @@ RESULTS: Mapping[type, Any] = {
     abi.SymbolicLink: abi.Attributes,
     abi.StatFileSystem: abi.FileSystem,
     abi.OpenUnnamed: abi.Attributes,
+    abi.OpenAgain: abi.Attributes,
     abi.Seek: abi.Position,
     abi.Allocate: abi.Done,
     abi.Copy: abi.Copied,

@@ -55,7 +55,7 @@ class FakeClient:
         self.cwd = cwd
         self.identities = itertools.count(1)
         self.things: dict[str, Thing] = {}
-        self.handles: dict[int, tuple[Thing, abi.Open | abi.OpenUnnamed]] = {}
+        self.handles: dict[int, tuple[Thing, abi.Open | abi.OpenUnnamed | abi.OpenAgain]] = {}
         self.locks = LockRanges()  # of all files together: enough for one
         self.flocks = LockRanges()
         self.log: list[abi.Request] = []
@@ -174,6 +174,14 @@ class FakeClient:
         self.handles[request.handle] = (thing, request)
         return self.attributes(thing)
 
+    def _openagain(self, request: abi.OpenAgain) -> abi.Result:
+        thing, _ = self._handle(request.opened)
+        assert request.handle not in self.handles
+        if request.truncate:
+            thing.data.clear()
+        self.handles[request.handle] = (thing, request)
+        return self.attributes(thing)
+
     def _read(self, request: abi.Read) -> abi.Result:
         thing, opened = self._handle(request.handle)
         assert opened.access != "write"
@@ -189,7 +197,7 @@ class FakeClient:
         thing.modified += 1
         return abi.Written(len(request.data))
 
-    def _handle(self, handle: int) -> tuple[Thing, abi.Open | abi.OpenUnnamed]:
+    def _handle(self, handle: int) -> tuple[Thing, abi.Open | abi.OpenUnnamed | abi.OpenAgain]:
         if handle not in self.handles:
             raise OSError(errno.EBADF, "handle")
         return self.handles[handle]

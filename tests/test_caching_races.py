@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -12,7 +13,7 @@ from fake_kernel import raises
 
 from adyton.communicator.session import Limits
 from adyton.hostcall import abi
-from adyton.runtime.process.supervisor import fuse_abi
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import Opcode, SetFlag
 
 WRITE = os.O_WRONLY | os.O_CREAT
@@ -167,6 +168,65 @@ def test_a_small_file_that_is_open_stays_what_it_was_whatever_others_put_in_its_
     kernel.tell()
     assert kernel.getattr(f[0]).size == 3
     assert kernel.pread(f, 10, 0) == b"old"
+
+
+@pytest.mark.parametrize("removed", ["by the guest", "by others", "replaced"])
+@pytest.mark.parametrize("small", [True, False])
+def test_what_is_open_is_opened_again_though_it_has_no_name(client, kernel, removed, small):
+    content = b"old" if small else bytes(1 << 17)
+    client.file(FILE, content)
+    node, _ = f = kernel.open(FILE, os.O_RDONLY if small else os.O_RDWR)
+    kernel.run()
+    if removed == "by the guest":
+        kernel.unlink(FILE)
+    else:
+        del client.things[FILE]
+        if removed == "replaced":
+            client.file(FILE, b"another")
+        client.another(FILE)
+        kernel.tell()
+        with raises(errno.ESTALE):  # had a name led to it, the kernel would look again, and find none
+            kernel.request(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))
+    kernel.run()
+    again = fuse_answers.unpack_open(kernel.request(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))).handle
+    assert kernel.pread((node, again), 10, 0) == content[:10]
+    kernel.close(f)
+    kernel.run()
+    assert kernel.pread((node, again), 10, 0) == content[:10]
+    if not small and removed != "by the guest":
+        with raises(errno.ENOENT) if removed == "by others" else contextlib.nullcontext():
+            assert kernel.read(FILE) == b"another"
+    kernel.close((node, again))
+    kernel.run()
+    assert not client.handles
+    with raises(errno.ESTALE):
+        kernel.request(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))
+
+
+def test_what_is_open_is_cut_when_it_is_opened_again_so(client, kernel):
+    f = kernel.open(FILE, os.O_RDWR | os.O_CREAT)
+    kernel.pwrite(f, b"hello", 0)
+    kernel.unlink(FILE)
+    again = fuse_answers.unpack_open(kernel.request(Opcode.OPEN, f[0], fuse_abi.Open(os.O_RDWR | os.O_TRUNC))).handle
+    assert kernel.pread(f, 10, 0) == b""
+    kernel.pwrite((f[0], again), b"again", 0)
+    assert kernel.pread(f, 10, 0) == b"again"
+    assert kernel.getattr(f[0]).size == 5
+
+
+def test_an_interrupted_opening_of_what_is_open_leaves_nothing_open(client, kernel):
+    f = kernel.open(FILE, os.O_RDWR | os.O_CREAT)
+    kernel.run()
+    kernel.unlink(FILE)
+    kernel.run()
+    unique = kernel.send(Opcode.OPEN, f[0], fuse_abi.Open(os.O_RDONLY))
+    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+    kernel.run()
+    with raises(errno.EINTR):
+        kernel.taken(unique)
+    kernel.close(f)
+    kernel.run()
+    assert not client.handles
 
 
 def test_the_return_of_an_entry_waits_for_locks_that_were_given_back(client, kernel):

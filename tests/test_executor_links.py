@@ -61,6 +61,29 @@ class TestHardLinks:
         assert (named.identity, named.links, named.size) == (made.identity, 1, 7)
         assert (client.home / "write/b").read_bytes() == b"content"
 
+    def test_what_is_open_is_opened_again_without_its_name(self, client):
+        made = client.open("write/a", access="write", create=True)
+        os.unlink(client.home / "write/a")
+        (client.home / "write/a").write_text("another")
+        client(abi.Write(1, 0, b"content"))
+        again = client(abi.OpenAgain("/x", 1, 2, "read"))
+        assert (again.identity, again.links, again.size) == (made.identity, 0, 7)
+        assert client(abi.Read(2, 0, 10)).data == b"content"
+        assert client(abi.Write(2, 0, b"x")) == abi.Failed("EBADF")
+        assert client(abi.OpenAgain("/x", 2, 3, "write", append=True)).size == 7
+        assert client(abi.Write(3, 0, b"+")).size == 1
+        assert client(abi.OpenAgain("/x", 1, 4, "read-write", truncate=True)).size == 0
+        assert client(abi.OpenAgain("/x", 9, 5, "read")) == abi.Failed("EBADF")
+        assert client(abi.OpenAgain("/x", 1, 2, "read")) == abi.Failed("EINVAL")
+        assert (client.home / "write/a").read_text() == "another"
+
+    def test_what_may_only_be_read_is_not_opened_again_to_be_written(self, client):
+        client.open("read/file")
+        for options in ({"access": "write"}, {"access": "read-write"}, {"access": "read", "truncate": True}):
+            assert client(abi.OpenAgain(client.path("write/file"), 1, 2, **options)) == DENIED
+        assert client(abi.OpenAgain("/x", 1, 2, "read")).kind == "file"
+        assert client(abi.OpenAgain("/x", 2, 3, "write")) == DENIED
+
     def test_one_that_is_not_to_get_a_name_gets_none(self, client):
         client(abi.OpenUnnamed(client.path("write"), 1, "write", linkable=False))
         assert client(abi.Link("/x", client.path("write/b"), 1)) == abi.Failed("ENOENT")

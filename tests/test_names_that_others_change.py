@@ -68,6 +68,24 @@ def looks(how: str, path: str, keep: bool) -> list[str]:
         seen += [f"{os.fstat(kept.fileno()).st_size}", kept.read().decode()]
         kept.close()
     return seen
+
+def again(path: str, remove: bool) -> list[str]:
+    """What is open, opened once more after the client, or this program, removed its name."""
+    with open(path, "r+b", buffering=0) as kept:
+        look("shown", path)
+        if remove:
+            os.unlink(path)
+        tell("change")
+        link = f"/proc/self/fd/{kept.fileno()}"
+        seen = [look("stat", link), look("content", link), look("exists", path)]
+        with open(link, "ab") as more:
+            more.write(b"+more")
+        with open(link, "rb") as other:
+            seen.append(other.read().decode())
+            kept.close()
+            other.seek(0)
+            seen.append(other.read().decode())
+    return seen
 '''
 
 
@@ -212,6 +230,18 @@ def test_a_directory_that_is_replaced(shared: Sharing, path: Path, how: str, see
 def test_a_directory_in_whose_place_is_a_file(shared: Sharing, path: Path, how: str, seen: str) -> None:
     path.mkdir()
     assert shared.looks(how, path, lambda: (path.rmdir(), path.write_text("file"))) == ["directory of []", seen]
+
+
+@pytest.mark.parametrize("how", ["by the enclave", "by others", "replaced"])
+def test_what_is_open_is_opened_again_though_its_name_is_gone(shared: Sharing, path: Path, how: str) -> None:
+    path.write_text("one")
+    shared.change = {"by the enclave": lambda: None, "by others": path.unlink, "replaced": lambda: replace(path, "x")}[
+        how
+    ]
+    seen = shared.enclave.call("again", str(path), how == "by the enclave")
+    assert seen == ["3", "one", str(how == "replaced"), "one+more", "one+more"]
+    if how == "replaced":
+        assert path.read_text() == "x"
 
 
 # -- at the first change that an enclave is told of, so that its kernel surely believes the name until then ----------------------------------------

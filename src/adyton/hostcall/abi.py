@@ -12,6 +12,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     StatFileSystem     FileSystem        statfs: how much room there is
     Open               Attributes        open or create a regular file, as `handle`
     OpenUnnamed        Attributes        the same for a new file without a name, in the file system of a directory (O_TMPFILE)
+    OpenAgain          Attributes        what is open as `opened` once more, as `handle`, whatever its name is by now (/proc/self/fd)
     Read               Data              at most `size` bytes at `offset`; fewer only at the end of the file
     Write              Written           at `offset`, or at the end with append
     SetAttributes      Attributes        of an open handle, or of a path
@@ -179,6 +180,15 @@ class OpenUnnamed(_Struct, frozen=True):
     linkable: bool = True  # it may get a name later (no O_EXCL)
     mode: Mode = 0o600
     umask: Umask = 0
+
+
+class OpenAgain(_Struct, frozen=True):
+    path: Path  # that it had
+    opened: Handle
+    handle: Handle
+    access: OpenMode
+    truncate: bool = False
+    append: bool = False
 
 
 class Read(_Struct, frozen=True):
@@ -361,7 +371,7 @@ class Compound(_Struct, frozen=True):
     """`through`: go on after a Failed, else it is the last result."""
 
     requests: Annotated[
-        list[Stat | Look | Peek | Watch | List | Open | Read | Hold | Lock | Flock],
+        list[Stat | Look | Peek | Watch | List | Open | OpenAgain | Read | Hold | Lock | Flock],
         msgspec.Meta(min_length=1, max_length=MAX_COMPOUND),
     ]
     through: bool = False
@@ -399,6 +409,7 @@ Request = (
     | SymbolicLink
     | StatFileSystem
     | OpenUnnamed
+    | OpenAgain
     | Seek
     | Allocate
     | Copy

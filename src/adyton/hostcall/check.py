@@ -175,6 +175,7 @@ _RULES: dict[type[Any], _Rule] = {
     abi.List: _rule(abi.Entries, _entries),
     abi.Open: _rule(abi.Attributes, _regular),
     abi.OpenUnnamed: _rule(abi.Attributes, _regular),
+    abi.OpenAgain: _rule(abi.Attributes, _regular),
     abi.Read: _rule(abi.Data, _data),
     abi.Write: _rule(abi.Written, _written),
     abi.SetAttributes: _rule(abi.Attributes, _same_object),

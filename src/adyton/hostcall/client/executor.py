@@ -44,6 +44,7 @@ SHOWN_DENIALS = 4096  # lines, each for one path and right
 CHANGING: Mapping[type[Any], tuple[str, ...]] = {
     abi.Open: ("path",),
     abi.OpenUnnamed: ("handle",),
+    abi.OpenAgain: ("handle",),
     abi.Write: ("handle",),
     abi.Allocate: ("handle",),
     abi.Copy: ("target",),
@@ -244,7 +245,7 @@ class Executor:
 
     def _note_change(self, request: Any) -> None:
         """The change is the enclave's own, and no news to it."""
-        if not self._watches.watching or (isinstance(request, abi.Open) and not (request.create or request.truncate)):
+        if not self._watches.watching or not _changes(request):
             return
         for field in CHANGING[type(request)]:
             which = getattr(request, field)
@@ -287,6 +288,16 @@ class Executor:
         if denied is not None:
             raise Refused(denied)
         return abi.Value(self._functions.call(request.name, request.arguments))
+
+
+def _changes(request: Any) -> bool:
+    match request:
+        case abi.Open(create=create, truncate=truncate):
+            return create or truncate
+        case abi.OpenAgain(truncate=truncate):
+            return truncate
+        case _:
+            return True
 
 
 def _logged(name: str, request: abi.Request) -> str:

@@ -12,7 +12,8 @@ from adyton.hostcall.client.attributes import attributes_of, time_of
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
-from adyton.hostcall.client.places import Places
+from adyton.hostcall.client.places import Places, Refused
+from adyton.hostcall.client.policy import Denied
 
 ACCESS_FLAGS = {"read": os.O_RDONLY, "write": os.O_WRONLY, "read-write": os.O_RDWR}
 
@@ -31,6 +32,7 @@ class FileCalls:
         return {
             abi.Open: ("open", self._open),
             abi.OpenUnnamed: ("open", self._open_unnamed),
+            abi.OpenAgain: ("open", self._open_again),
             abi.Read: ("read", self._read),
             abi.Write: ("write", self._write),
             abi.Seek: ("lseek", self._seek),
@@ -62,13 +64,27 @@ class FileCalls:
         flags |= os.O_APPEND if request.append else 0
         return self._opened(request, self._tree.open_unnamed(path, flags, request.mode, request.umask))
 
-    def _opened(self, request: abi.Open | abi.OpenUnnamed, descriptor: int) -> abi.Attributes:
+    def _open_again(self, request: abi.OpenAgain) -> abi.Result:
+        """Under the rights of the path by which it was opened first, and the file's own permissions."""
+        self._files.require_free(request.handle)
+        with self._files.using(request.opened) as file:
+            if (request.access != "read" or request.truncate) and not file.writable:
+                raise Refused(Denied("write", file.path))
+            flags = ACCESS_FLAGS[request.access] | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            flags |= os.O_TRUNC if request.truncate else 0
+            flags |= os.O_APPEND if request.append else 0
+            descriptor = os.open(openat.by_descriptor(file.descriptor), flags)
+            return self._opened(request, descriptor, file.path)
+
+    def _opened(
+        self, request: abi.Open | abi.OpenUnnamed | abi.OpenAgain, descriptor: int, path: str | None = None
+    ) -> abi.Attributes:
+        """`path`: by which it was allowed, if that is not the request's."""
+        path = request.path if path is None else path
         try:
             attributes = attributes_of(os.fstat(descriptor))
-            writable = self._places.writable(request.path)
-            self._files.add(
-                request.handle, OpenFile(descriptor, request.path, request.access, writable, request.append)
-            )
+            writable = self._places.writable(path)
+            self._files.add(request.handle, OpenFile(descriptor, path, request.access, writable, request.append))
         except OSError:
             os.close(descriptor)
             raise

@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import msgspec
+
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
@@ -61,22 +63,59 @@ class OpenOperations:
             return _open_standard_input(body.flags)
         if node.own:
             raise FileError(errno.EISDIR)
-        path = self._tree.path(node)
+        path = node.path
+        if path is None:
+            return (yield from self._open_again(node, body.flags))
         if self._view.place(path) is not Place.CLIENT:
             yield from self._view.denied(header, path, right_of(body.flags))
+        name = next(iter(node.names))
         number = self._handles.reserve()
         try:
             try:
                 attributes = yield from ask(_open_request(path, number, body.flags), abi.Attributes)
             except FileError as error:
-                if error.number == errno.ENOENT:
-                    raise FileError(errno.ESTALE) from None  # removed since: the kernel looks again, and may make it
+                if error.number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+                    raise self._gone(node, name) from None
                 raise
             if not is_same(node, attributes):
                 self._view.tells.append(abi.Close(number))
-                raise FileError(errno.ESTALE)  # replaced since the look-up: the kernel looks again, and opens that
+                raise self._gone(node, name)
             learn(node, attributes)
             return self._opened(number, node, body.flags)
+        finally:
+            self._handles.release(number)
+
+    def _gone(self, node: Node, name: tuple[Node, str]) -> FileError:
+        """It was removed or replaced since the look-up: the kernel looks again, and opens or makes what is there then.
+
+        Where no name led to it, but /proc/self/fd, it comes back with this very node: then that has no name any more.
+        """
+        if name[0].children.get(name[1]) is node:
+            self._tree.gone(*name)
+        return FileError(errno.ESTALE)
+
+    def _open_again(self, node: Node, flags: int) -> Steps:
+        """Opens a file that has no name by what is open of it; ESTALE if nothing is."""
+        number = self._handles.reserve()
+        try:
+            request = abi.OpenAgain(
+                sendable(node.last_path),
+                number,
+                number,
+                _access(flags),
+                truncate=bool(flags & os.O_TRUNC),
+                append=bool(flags & os.O_APPEND),
+            )
+            attributes = yield from self._handles.ask_open(
+                node, lambda opened: msgspec.structs.replace(request, opened=opened), abi.Attributes
+            )
+            if attributes is None:
+                raise FileError(errno.ESTALE)
+            if not is_same(node, attributes):
+                self._view.tells.append(abi.Close(number))
+                raise FileError(errno.EIO)
+            learn(node, attributes)
+            return self._opened(number, node, flags)
         finally:
             self._handles.release(number)
 

@@ -44,6 +44,8 @@ _LOOKS = frozenset(
     {abi.Stat, abi.List, abi.ReadLink, abi.Read, abi.Write, abi.Access, abi.GetExtended, abi.ListExtended}
 )
 
+_OPENS = (abi.Open, abi.OpenUnnamed, abi.OpenAgain)
+
 
 class Cache:
     """See the module.
@@ -73,6 +75,7 @@ class Cache:
             abi.ReadLink: self._looking.read_link,
             abi.Open: self.opening.open,
             abi.OpenUnnamed: self.opening.open_unnamed,
+            abi.OpenAgain: self.opening.open_again,
             abi.SetAttributes: lambda request: self._changing.set_attributes(None, request),
             abi.MakeDirectory: self._changing.make_directory,
             abi.Remove: self._changing.remove,
@@ -120,9 +123,14 @@ class Cache:
                 return _done()
             case abi.Copy(source, _, target) if source in self.state.handles and target in self.state.handles:
                 return self._through.copy(self.state.handles[source], self.state.handles[target], request)
-            case abi.Stat(path) | abi.List(path) | abi.ReadLink(path) | abi.Open(path) | abi.OpenUnnamed(path) if (
-                number is None or isinstance(request, abi.Open | abi.OpenUnnamed)
-            ) and self._caches(path):
+            case (
+                abi.Stat(path)
+                | abi.List(path)
+                | abi.ReadLink(path)
+                | abi.Open(path)
+                | abi.OpenUnnamed(path)
+                | abi.OpenAgain(path)
+            ) if (number is None or isinstance(request, _OPENS)) and self._caches(path):
                 return self._by_path[type(request)](request)
             case (
                 abi.SetAttributes(path)
@@ -166,7 +174,7 @@ class Cache:
         try:
             result = yield pending
         except GeneratorExit:  # nobody waits any more: what it opens is closed
-            if isinstance(request, abi.Open | abi.OpenUnnamed):
+            if isinstance(request, _OPENS):
                 pending.after.append(lambda outcome: self.state.close_opened(request.handle, outcome))
             raise
         return result  # type: ignore[no-any-return]

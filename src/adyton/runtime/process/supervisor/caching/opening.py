@@ -48,7 +48,7 @@ class Opening:
             return self._open_unasked(request, file)
         return (yield from self._open_remote(request))
 
-    def _add(self, request: abi.Open | abi.OpenUnnamed, file: File, *, remote: bool) -> Handle:
+    def _add(self, request: abi.Open | abi.OpenUnnamed | abi.OpenAgain, file: File, *, remote: bool) -> Handle:
         handle = Handle(
             request.handle,
             request.path,
@@ -78,10 +78,15 @@ class Opening:
                 return (yield from self._open_remote(request))
         if self._snapshots + len(snapshot) > MAX_CACHED:
             return (yield from self._open_remote(request))
+        self._add_small(request, file, snapshot, file.version, file.changes)
+        return file.attributes
+
+    def _add_small(
+        self, request: abi.Open | abi.OpenAgain, file: File, snapshot: bytes, version: int, changes: int
+    ) -> None:
         self._snapshots += len(snapshot)
         handle = self._add(request, file, remote=False)
-        handle.snapshot, handle.version, handle.changes = snapshot, file.version, file.changes
-        return file.attributes
+        handle.snapshot, handle.version, handle.changes = snapshot, version, changes
 
     def _whole(self, file: File) -> bytes | None:
         """All of a small file, if it is here."""
@@ -268,6 +273,49 @@ class Opening:
         if not isinstance(result, abi.Attributes):
             return result  # type: ignore[no-any-return]
         file = self._state.names.learn_file(self._state.own(result), own=True)
+        self._add(request, file, remote=True)
+        return file.attributes
+
+    def open_again(self, request: abi.OpenAgain) -> Cached:
+        """What is open already, and may have no name by now."""
+        source = self._state.handles.get(request.opened)
+        if source is None:
+            return abi.Failed("EBADF")
+        failed = yield from self._state.ensure_remote(source)
+        if failed is not None:
+            if failed.errno != "ESTALE" or source.snapshot is None or request.access != "read" or request.truncate:
+                return failed
+            self._add_small(request, source.file, source.snapshot, source.version, source.changes)
+            return source.file.attributes
+        file, waits = source.file, True
+
+        def came(outcome: Outcome) -> None:
+            if not waits:
+                self._state.close_opened(
+                    request.handle, outcome.results[0] if isinstance(outcome, Checked) else outcome
+                )
+                if request.truncate:
+                    self._writing.changed_by_others(file)
+
+        requests: list[Any] = [request, *([abi.Hold(request.handle)] if source.coherence == "exclusive" else [])]
+        pending = self._state.calls.send(abi.Compound(requests), ordered=True)
+        pending.after.append(came)
+        try:
+            outcome = yield pending
+        except GeneratorExit:
+            waits = False
+            raise
+        results = outcome.results if isinstance(outcome, Checked) else [outcome]
+        failed = next((each for each in results if isinstance(each, abi.Failed)), None)
+        if failed is not None or not isinstance(results[0], abi.Attributes):
+            self._state.close_opened(request.handle, results[0])
+            return failed or abi.Failed("EIO")
+        if request.truncate:
+            file.contents.cut(0)
+            self._state.note_content(file)
+            self._state.names.learn_file(self._state.own(results[0]), own=True)
+        if request.access != "read":
+            file.writable = True
         self._add(request, file, remote=True)
         return file.attributes
 
