@@ -424,6 +424,7 @@ class FakeKernel:
                 self.asks.append(effect)
             else:
                 self.notices.append(effect.data)
+        self.server.told()
 
     def result(self, request: abi.Request) -> Outcome:
         """What the client says, as it arrives in the enclave."""

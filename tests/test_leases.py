@@ -100,6 +100,16 @@ def test_what_the_client_says_after_a_change_waits_for_the_lease(
     assert changed(kernel, told) == pytest.approx(OVER * 2 / 3)
 
 
+def test_a_lease_begins_when_the_kernel_is_told(kernel: CachingKernel) -> None:
+    above = kernel.lookup("/work/out").node
+    kernel.now += 1
+    effects = kernel.server.receive(fuse_abi.encode(Opcode.LOOKUP, 1000, above, fuse_abi.Name(b"f")))
+    kernel.now += 2 * OVER  # the supervisor waits for a processor
+    kernel.apply(effects)
+    kernel.now += OVER / 2
+    assert changed(kernel, FILE) == pytest.approx(OVER / 2)
+
+
 @pytest.mark.parametrize("path", [FILE, FOLDER, "/work/out/none", "/work/out/new"])
 def test_a_change_of_what_nobody_looked_at_lately_waits_for_nothing(kernel: CachingKernel, path: str) -> None:
     kernel.now += OVER

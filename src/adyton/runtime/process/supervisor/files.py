@@ -253,6 +253,10 @@ class FileServer:
         self.cache.changed(changes.names)
         return self._run()
 
+    def told(self) -> None:
+        """All effects were carried out."""
+        self._leases.told()
+
     def _named(self, changes: abi.Changed) -> Iterator[Node]:
         """The nodes at the names that are said to have changed, and all that is below them."""
         paths = (posixpath.join(directory, name) if name else directory for directory, name in changes.names)

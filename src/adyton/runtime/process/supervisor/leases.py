@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from adyton.runtime.process.supervisor.tree import Node
 
 LEASE = 0.02  # seconds that the kernel is told, counted from when the thread that asked goes on with the answer
-# Seconds from the answer until it is over: the kernel counts in ticks of up to 10 ms, and begins and ends with a whole one; the rest is for a
-# thread that had to wait for a processor before it went on.
+# Seconds from the answer until it is over: the kernel counts in ticks of up to 10 ms, and ends with a whole one; the rest is for a thread that
+# had to wait for a processor before it went on. One that waited longer, for an answer from just before the change, may believe it after that.
 OVER = 0.06
 CALM = 1.0  # seconds without new leases once one was in the way: who shares files with busy programs is not held up again and again
 
@@ -28,6 +28,7 @@ class Leases:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._last = 0.0  # when all will be over
+        self._granted: list[Node] = []  # and not told
         self._calm = 0.0
 
     def grant(self, node: Node) -> float:
@@ -36,7 +37,16 @@ class Leases:
         if now < self._calm:
             return 0
         node.leased = self._last = now + OVER
+        self._granted.append(node)
         return LEASE
+
+    def told(self) -> None:
+        """The kernel has heard of what was granted only now."""
+        if self._granted:
+            self._last = self._now() + OVER
+            for node in self._granted:
+                node.leased = self._last
+            self._granted.clear()
 
     def left(self, nodes: Callable[[], Iterable[Node]]) -> float:
         """Another program changed what may be at the names of these nodes: in how many seconds no lease of theirs is left."""

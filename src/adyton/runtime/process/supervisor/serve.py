@@ -564,3 +564,5 @@ class Supervisor:
                     self._ordered += 1
                 call = self._session.call(0, "order" if effect.ordered else "host", body)
                 self._waiting[call] = effect.ticket, effect.request
+        assert self._files is not None
+        self._files.told()
