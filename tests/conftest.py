@@ -13,12 +13,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import certificates
 import pytest
 from hypothesis import HealthCheck, settings
 from little_wheels import Wheels
+
+if TYPE_CHECKING:
+    from adyton.image.oci import Image
 
 # A loaded machine is no failure: no deadlines, which are about time passing.
 settings.register_profile("adyton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -146,6 +149,41 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wheels]:
     yield found
     for folder in (found.folder, tmp_path / "cache", tmp_path / "work/build"):
         shutil.rmtree(folder, ignore_errors=True)  # some are large
+
+
+@pytest.fixture
+def build(workplace: Path) -> Callable[..., Image]:
+    """Build a project whose one image, `app`, depends on that, with more lines of its table; the image."""
+
+    from adyton.image.oci import Image
+    from adyton.image.project import build_project
+
+    def run(*dependencies: str, more: str = "", python: str = "") -> Image:
+        (workplace / "app.py").write_text("from adyton import trusted\napp = trusted.Enclave('app')\n")
+        (workplace / "pyproject.toml").write_text(
+            f'[tool.adyton.enclave.app]\nentry = "app:app"\ndependencies = {list(dependencies)!r}\n{more}\n'
+        )
+        (built,) = build_project(workplace, python=python)
+        return Image.open(built.path)
+
+    return run
+
+
+@pytest.fixture
+def forget(tmp_path: Path) -> Callable[[], None]:
+    """Forget what was built of `wheels`, as on another machine."""
+    return lambda: shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """For who builds images, this machine has Python 3.11, until the test says another (its minor version)."""
+
+    def have(minor: int) -> None:
+        monkeypatch.setattr("adyton.image.dependencies.this_python", lambda: (3, minor))
+
+    have(11)
+    return have
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,6 @@ import msgspec
 from command import start
 
 from adyton.image.project import build_project
-
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 STARTER = '''
 """python -m MODULE ARGUMENTS"""
@@ -38,14 +35,13 @@ PROJECT = """
 entry = "starter:enclave"
 sources = {sources}
 dependencies = {dependencies}
-python = "{python}"
 """
 
 
 def script(folder: Path, text: str, *requirements: str) -> Path:
-    """A program of one file, with its requirements in it. Their wheels are for this Python only."""
+    """A program of one file, with its requirements in it."""
     path = folder / "program.py"
-    head = f'# /// script\n# requires-python = "=={PYTHON}.*"\n# dependencies = {list(requirements)!r}\n# ///\n'
+    head = f"# /// script\n# dependencies = {list(requirements)!r}\n# ///\n"
     path.write_text(head + text)
     return path
 
@@ -55,7 +51,7 @@ def project(folder: Path, files: Mapping[str, str], *requirements: str) -> str:
     for name, text in {**files, "starter.py": STARTER}.items():
         (folder / name).write_text(text)
     sources = ["starter.py", *files]
-    table = PROJECT.format(sources=sources, dependencies=list(requirements), python=PYTHON)
+    table = PROJECT.format(sources=sources, dependencies=list(requirements))
     (folder / "pyproject.toml").write_text(table)
     (built,) = build_project(folder)
     return str(built.path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from adyton.errors import UsageError
 from adyton.image.entries import find_applications, plain_functions, read_entries
 from adyton.image.names import Program
-from adyton.image.versions import PythonRange, PythonRangeError, VersionError, VersionRange, parse_release
+from adyton.image.versions import PythonRange, PythonRangeError, VersionError, VersionRange, parse_python, parse_release
 
 
 def program(**modules):
@@ -324,7 +324,7 @@ def test_other_python_ranges_are_refused(text):
 
 @given(st.text(max_size=20))
 def test_only_version_errors_leave_the_parsers_of_versions(text):
-    for parse in (VersionRange.parse, PythonRange.parse, parse_release):
+    for parse in (VersionRange.parse, PythonRange.parse, parse_release, parse_python):
         try:
             parse(text)
         except VersionError:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from published import PYTHON
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -22,15 +21,11 @@ METHOD = "/examples.grpc_server.Translator/GetTranslation"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The example. Its image is for this Python, and locks the wheels that there are for it."""
+    """The example. Its image locks the wheels that there are."""
     folder = tmp_path_factory.mktemp("translator") / "project"
     shutil.copytree(
         ROOT / "examples/translator", folder, ignore=shutil.ignore_patterns("build", "__pycache__", "adyton.lock")
     )
-    settings = (folder / "pyproject.toml").read_text()
-    table = "[tool.adyton.enclave.translator]\n"
-    assert table in settings
-    (folder / "pyproject.toml").write_text(settings.replace(table, f'{table}python = "{PYTHON}"\n'))
     return folder
 
 

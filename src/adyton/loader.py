@@ -144,8 +144,12 @@ def load(
     return load_enclave(found, provision, arguments)
 
 
-def open_image(source: ImageSource) -> Image | str:
-    """The image that `source` names, verified; or the measurement of one that a server is to have. ImageError, UsageError."""
+def open_image(source: ImageSource, python: str | None = None) -> Image | str:
+    """The image that `source` names, verified; or the measurement of one that a server is to have. ImageError, UsageError.
+
+    `python`: which Python the packages of a .py file are for, such as "3.12", see `Wanted.chosen`; None: the environment says.
+    """
+    python = python or os.environ.get("ADYTON_PYTHON") or ""
     if isinstance(source, Image):
         return source
     if isinstance(source, Enclave):
@@ -153,7 +157,7 @@ def open_image(source: ImageSource) -> Image | str:
             raise UsageError(
                 f"{source!r} was not made in a file, so there is nothing to load: load a .py or .enclave file"
             )
-        return built_image(source.source, source.name)
+        return built_image(source.source, source.name, python)
     if not isinstance(source, str | os.PathLike):
         raise UsageError(f"{source!r} is no image: give the path of a .enclave or .py file, or a trusted.Enclave")
     path = os.fsdecode(source)
@@ -163,7 +167,7 @@ def open_image(source: ImageSource) -> Image | str:
         raise UsageError(
             f"there is no file {path}: give a .enclave or .py file, or sha256:… of an image that the server has"
         )
-    return built_image(path) if path.endswith(".py") else Image.open(path)
+    return built_image(path, None, python) if path.endswith(".py") else Image.open(path)
 
 
 def load_enclave(image: Image | str, provision: RemoteProvision, arguments: LoadArguments) -> EnclaveClient:

@@ -45,7 +45,7 @@ def command(
     from adyton.loader import load as load_image
     from adyton.loader import open_image
 
-    opened = open_image(image)
+    opened = open_image(image, load.python)
     if entry is None:
         if isinstance(opened, str):
             raise UsageError(f"call which entry of {image}? Write it behind the image")

@@ -8,14 +8,15 @@ import click
 import msgspec
 
 from adyton.cli.command import Command
-from adyton.cli.options import json_option
+from adyton.cli.options import json_option, python_option
 from adyton.cli.values import PATH
 
 
 @click.command(cls=Command, short_help="What is in an image.")
 @click.argument("image", type=PATH)
+@python_option()
 @json_option("As JSON.")
-def command(image: str, as_json: bool) -> None:
+def command(image: str, python: str, as_json: bool) -> None:
     """adyton inspect build/demo_enclave.enclave
 
     Show what is in IMAGE (a .enclave file, or a .py file, which is built first): its entries with their types, its measurement, its
@@ -25,5 +26,6 @@ def command(image: str, as_json: bool) -> None:
     from adyton.image.describe import describe, describe_text
     from adyton.image.oci import Image
 
-    opened = built_image(image) if image.endswith(".py") and os.path.isfile(image) else Image.open(image)
+    a_program = image.endswith(".py") and os.path.isfile(image)
+    opened = built_image(image, None, python) if a_program else Image.open(image)
     click.echo(msgspec.json.encode(describe(opened)) if as_json else describe_text(opened))

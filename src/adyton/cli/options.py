@@ -32,6 +32,16 @@ def option(name: str, *more: str, **attributes: Any) -> Callable[[_C], _C]:
     return click.option(name, *more, envvar=variable(name), show_envvar=False, **attributes)
 
 
+def python_option() -> Callable[[_C], _C]:
+    """The option --python of what builds images."""
+    return option(
+        "--python",
+        metavar="VERSION",
+        default="",
+        help="Which Python an image's packages are for, such as 3.12. Default: this one, if the program runs on it.",
+    )
+
+
 def json_option(text: str = "Failures as JSON.") -> Callable[[_C], _C]:
     """The option --json, as the argument `as_json`; the root command turns failures into JSON."""
     return option("--json", "as_json", is_flag=True, help=text)
@@ -55,6 +65,7 @@ class LoadOptions:
     security_type: str | None
     stats: str | None
     trace: str | None
+    python: str
 
     def environment(self) -> dict[str, str]:
         """The same as environment variables, for a driver that `run` starts: instead of those that `run` leaves out."""
@@ -72,6 +83,7 @@ class LoadOptions:
             "security-type": self.security_type,
             "stats": self.stats and os.path.abspath(self.stats),
             "trace": self.trace and os.path.abspath(self.trace),
+            "python": self.python or None,
         }
         for right, given in self.allow.items():
             separator = os.pathsep if right in ("read", "write") else " "
@@ -101,6 +113,7 @@ def load_options(command: _C) -> _C:
             security_type=given.pop("security_type"),
             stats=given.pop("stats"),
             trace=given.pop("trace"),
+            python=given.pop("python"),
         )
         return command(**given)
 
@@ -157,6 +170,7 @@ def load_options(command: _C) -> _C:
             metavar="FILE",
             help="Write there when each call, and each wait for this machine, began and ended; Perfetto opens it.",
         ),
+        python_option(),
     )
     result: Any = wrapped
     for decorate in reversed(decorators):

@@ -31,7 +31,7 @@ def command(target: str, args: tuple[str, ...], load: LoadOptions, as_json: bool
     """
     from adyton.image.project import build_loader
 
-    loader = build_loader(".", target)
+    loader = build_loader(".", target, python=load.python)
     environment = {name: value for name, value in os.environ.items() if name not in _OTHER_NAMES}
     environment.update(load.environment())
     search = [loader.build_directory, *filter(None, [environment.get("PYTHONPATH")])]

@@ -45,10 +45,10 @@ def make_image(manifest: Manifest, application: Mapping[str, bytes], dependencie
     return Image.create(manifest, application, dependencies)
 
 
-def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
+def script_image(path: str | os.PathLike[str], enclave: str | None = None, python: str = "") -> Image:
     """The debug-signed image of a .py file, in memory. `enclave`: the name of the Enclave that is meant, where it holds several.
 
-    UsageError says what is wrong with the file.
+    `python`: which Python its packages are for, see `Wanted.chosen`. UsageError says what is wrong with the file.
     """
     source = _read(os.fspath(path))
     module = Path(path).stem
@@ -61,9 +61,10 @@ def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Im
         raise UsageError(f"{where}: Python has a module {module} of its own: give the file another name")
     program = Program({f"{module}.py": source})
     name, entry, entries = _entry_point(program, module, enclave, where)
-    requirements, python = _block_of(source, where)
+    requirements, runs_on = _block_of(source, where)
     folder = os.path.dirname(os.path.abspath(path))
-    dependencies = script_dependencies(Wanted(requirements, python, folder, f"{where}: dependencies"))
+    wanted = Wanted(requirements, runs_on, folder, f"{where}: dependencies", chosen=python)
+    dependencies = script_dependencies(wanted)
     manifest = Manifest(
         name=name if is_image_name(name) else module,
         entry=entry,
@@ -74,18 +75,18 @@ def script_image(path: str | os.PathLike[str], enclave: str | None = None) -> Im
     return add_signature(make_image(manifest, {f"{module}.py": source}, dependencies.layer), debug_key())
 
 
-def build_file(path: str | os.PathLike[str], enclave: str | None = None) -> Path:
+def build_file(path: str | os.PathLike[str], enclave: str | None = None, python: str = "") -> Path:
     """The image file of `script_image`, in this user's cache, under its measurement."""
-    return _built(path, enclave)[0]
+    return _built(path, enclave, python)[0]
 
 
-def built_image(path: str | os.PathLike[str], enclave: str | None = None) -> Image:
+def built_image(path: str | os.PathLike[str], enclave: str | None = None, python: str = "") -> Image:
     """The image in the file of `build_file`, verified."""
-    return _built(path, enclave)[1]
+    return _built(path, enclave, python)[1]
 
 
-def _built(path: str | os.PathLike[str], enclave: str | None) -> tuple[Path, Image]:
-    image = script_image(path, enclave)
+def _built(path: str | os.PathLike[str], enclave: str | None, python: str) -> tuple[Path, Image]:
+    image = script_image(path, enclave, python)
     folder = cache_folder("images")
     target = folder / f"{image.measurement[7:]}.enclave"
     used(target)
@@ -93,7 +94,7 @@ def _built(path: str | os.PathLike[str], enclave: str | None) -> tuple[Path, Ima
         if (cached := Image.open(target)).measurement == image.measurement:
             return target, cached
     make_room(folder, image.size)
-    save(lambda: script_image(path, enclave), target)
+    save(lambda: script_image(path, enclave, python), target)
     return target, Image.open(target)
 
 

@@ -52,12 +52,17 @@ class Built:
 
 
 def build_project(
-    directory: str | os.PathLike[str], names: Iterable[str] | None = None, *, key: SigningKey | None = None
+    directory: str | os.PathLike[str],
+    names: Iterable[str] | None = None,
+    *,
+    key: SigningKey | None = None,
+    python: str = "",
 ) -> list[Built]:
     """Build the images that a project declares: those of the enclaves and loaders named, else all.
 
-    Writes build/NAME.enclave, and build/*_pb2.py for the driver. `key` signs instead of what the tables say. UsageError,
-    PlatformError (a runtime that there is not); images that were built before the error stay.
+    Writes build/NAME.enclave, and build/*_pb2.py for the driver. `key` signs instead of what the tables say; `python`: which
+    Python packages are for, see `Wanted.chosen`. UsageError, PlatformError (a runtime that there is not); images that were built
+    before the error stay.
     """
     project = load_project(directory)
     wanted = list(project.enclaves) if names is None else project.enclaves_of(names)
@@ -69,7 +74,7 @@ def build_project(
         target = os.path.join(folder, f"{name}.enclave")
 
         def make(name: str = name, folder: str = folder) -> Image:
-            image, modules = build_image(project, name, key=key)
+            image, modules = build_image(project, name, key=key, python=python)
             for path, content in {**modules, ".gitignore": b"*\n"}.items():
                 _write(os.path.join(folder, path), content)
             return image
@@ -79,7 +84,9 @@ def build_project(
     return built
 
 
-def build_image(project: Project, name: str, *, key: SigningKey | None = None) -> tuple[Image, dict[str, bytes]]:
+def build_image(
+    project: Project, name: str, *, key: SigningKey | None = None, python: str = ""
+) -> tuple[Image, dict[str, bytes]]:
     """One image in memory, signed as its table says, and the modules of its .proto files by path."""
     table, where = project.enclaves[name], f"{project.file}: [tool.adyton.enclave.{name}]"
     _check(table, where)
@@ -93,10 +100,10 @@ def build_image(project: Project, name: str, *, key: SigningKey | None = None) -
                 f"{where}: {path} is among the sources, and made of a .proto file too: leave out one of the two"
             )
     application |= modules
-    python = _python(table, where)
+    runs_on = _python(project, table, where)
     entries = _entries(table, application, where)  # before anything is resolved: it is what is mostly wrong
     lock = os.path.join(project.directory, LOCK)
-    wanted = Wanted(table.dependencies, python, project.directory, f"{where}: dependencies", table.platform)
+    wanted = Wanted(table.dependencies, runs_on, project.directory, f"{where}: dependencies", table.platform, python)
     dependencies = project_dependencies(wanted, name, project.enclaves, lock)
     programs = programs_of(table.programs, application, where)
     manifest = _manifest(name, table, entries, programs, dependencies, where)
@@ -115,15 +122,16 @@ class BuiltLoader:
     remote_proxy: str
 
 
-def build_loader(start: str | os.PathLike[str], target: str) -> BuiltLoader:
-    """Build the enclaves that [tool.adyton.loader.TARGET] of the project around `start` needs; UsageError, PlatformError."""
+def build_loader(start: str | os.PathLike[str], target: str, *, python: str = "") -> BuiltLoader:
+    """Build the enclaves that [tool.adyton.loader.TARGET] of the project around `start` needs; see `build_project`."""
     project = load_project(find_project(start))
     loader = project.loader(target)
     driver = os.path.join(project.directory, loader.driver)
     if not os.path.isfile(driver):
         raise UsageError(f"{project.file}: [tool.adyton.loader.{target}]: the driver {driver} is not there")
     needed = list(dict.fromkeys(loader.enclaves.values()))
-    images = {built.name: built.path for built in build_project(project.directory, needed)} if needed else {}
+    built = build_project(project.directory, needed, python=python) if needed else []
+    images = {each.name: each.path for each in built}
     build_directory = os.path.join(project.directory, BUILD_FOLDER)
     return BuiltLoader(driver, loader.arguments(images), build_directory, loader.remote_proxy)
 
@@ -144,9 +152,9 @@ def _check(table: EnclaveTable, where: str) -> None:
         raise UsageError(f"{where}: platform: {error}") from error
 
 
-def _python(table: EnclaveTable, where: str) -> str:
+def _python(project: Project, table: EnclaveTable, where: str) -> str:
     try:
-        return PythonRange.parse(table.python).text
+        return PythonRange.parse(project.python if table.python is None else table.python).text
     except PythonRangeError as error:
         raise UsageError(f"{where}: {error}") from error
 

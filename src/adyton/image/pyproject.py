@@ -23,6 +23,7 @@ from adyton.image.manifest import (
     is_image_name,
 )
 from adyton.image.platforms import DEFAULT_PLATFORM
+from adyton.image.versions import PythonRange, PythonRangeError
 
 FILE = "pyproject.toml"
 
@@ -41,13 +42,13 @@ class LimitsTable(msgspec.Struct, frozen=True):
 
 
 class EnclaveTable(msgspec.Struct, frozen=True):
-    """[tool.adyton.enclave.NAME]. `platform`: which wheels are taken, see `adyton.image.platforms`."""
+    """[tool.adyton.enclave.NAME]. `python`: None for the project's; `platform`: which wheels are taken, see `adyton.image.platforms`."""
 
     entry: str
     sources: list[str] | None = None
     dependencies: list[str] = msgspec.field(default_factory=list)
     runtime: str = "process"
-    python: str = DEFAULT_PYTHON
+    python: str | None = None
     platform: str = DEFAULT_PLATFORM
     product_id: int = 0
     security_version: int = 0
@@ -74,12 +75,13 @@ class LoaderTable(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Project:
-    """What a project declares. `directory`: absolute; `file`: its pyproject.toml, for error texts."""
+    """What a project declares. `directory`: absolute; `file`: its pyproject.toml, for error texts; `python`: versions that it runs on."""
 
     directory: str
     file: str
     enclaves: Mapping[str, EnclaveTable]
     loaders: Mapping[str, LoaderTable]
+    python: str = DEFAULT_PYTHON
 
     def loader(self, target: str) -> LoaderTable:
         """The loader of that name; UsageError if there is none."""
@@ -106,7 +108,7 @@ def find_project(start: str | os.PathLike[str]) -> str:
     folder = os.path.abspath(start)
     while True:
         path = os.path.join(folder, FILE)
-        if os.path.isfile(path) and "adyton" in _tool(path):
+        if os.path.isfile(path) and "adyton" in _tool(_content(path), path):
             return folder
         above = os.path.dirname(folder)
         if above == folder:
@@ -121,25 +123,26 @@ def load_project(directory: str | os.PathLike[str]) -> Project:
     """The project in a folder; UsageError says what is wrong, and where."""
     folder = os.path.abspath(directory)
     file = os.path.join(folder, FILE)
-    tool = _tool(file)
+    content = _content(file)
+    tool = _tool(content, file)
     if "adyton" not in tool:
         raise UsageError(f"{file} has no [tool.adyton] table: declare an image in [tool.adyton.enclave.NAME]")
     table = _table(tool["adyton"], f"{file}: [tool.adyton]")
     check_keys(table, ("enclave", "loader"), f"{file}: [tool.adyton]")
     enclaves = {}
-    for name, content in _table(table.get("enclave", {}), f"{file}: [tool.adyton.enclave]").items():
+    for name, entry in _table(table.get("enclave", {}), f"{file}: [tool.adyton.enclave]").items():
         where = f"{file}: [tool.adyton.enclave.{name}]"
         if not is_image_name(name):
             raise UsageError(f"{where}: {name!r} cannot be an image's name: use letters, digits and _ . + -")
-        enclaves[name] = _convert(content, EnclaveTable, where)
+        enclaves[name] = _convert(entry, EnclaveTable, where)
     loaders = {}
-    for name, content in _table(table.get("loader", {}), f"{file}: [tool.adyton.loader]").items():
+    for name, entry in _table(table.get("loader", {}), f"{file}: [tool.adyton.loader]").items():
         where = f"{file}: [tool.adyton.loader.{name}]"
-        loaders[name] = loader = _convert(content, LoaderTable, where)
+        loaders[name] = loader = _convert(entry, LoaderTable, where)
         for enclave in loader.enclaves.values():
             if enclave not in enclaves:
                 raise UsageError(f"{where}: no enclave {enclave!r} is declared{_nearest(enclave, enclaves)}")
-    return Project(folder, file, enclaves, loaders)
+    return Project(folder, file, enclaves, loaders, _requires_python(content, file))
 
 
 def host_call_groups(names: list[str] | None, where: str) -> list[HostCallGroup]:
@@ -201,16 +204,32 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
-def _tool(file: str) -> dict[str, Any]:
+def _requires_python(content: dict[str, Any], file: str) -> str:
+    """What [project] says of Python, where that leaves out a version that images can run on; UsageError if it cannot be read."""
+    where = f"{file}: [project]"
+    text = _table(content.get("project", {}), where).get("requires-python", DEFAULT_PYTHON)
+    try:
+        if not isinstance(text, str):
+            raise PythonRangeError("python is no text")
+        wanted = PythonRange.parse(text)
+    except PythonRangeError as error:
+        raise UsageError(f"{where}: requires-{error}") from error
+    return DEFAULT_PYTHON if wanted.everything() else wanted.text
+
+
+def _content(file: str) -> dict[str, Any]:
     try:
         with open(file, "rb") as opened:
-            content = tomllib.load(opened)
+            return tomllib.load(opened)
     except FileNotFoundError:
         raise UsageError(f"{file} is not there: run the command in the project's folder") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
+
+
+def _tool(content: dict[str, Any], file: str) -> dict[str, Any]:
     return _table(content.get("tool", {}), f"{file}: [tool]")
 
 

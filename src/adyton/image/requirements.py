@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 
 from adyton._version import __version__
 from adyton.errors import UsageError
-from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES
+from adyton.image.manifest import ABI, ANY_PLATFORM, DEFAULT_PYTHON, RUNTIME_PACKAGES
 from adyton.image.platforms import parse_platform, wheel_platforms
-from adyton.image.versions import PythonRange, VersionError, VersionRange, parse_release
+from adyton.image.versions import (
+    NEWEST_PYTHON,
+    PythonRange,
+    PythonVersion,
+    VersionError,
+    VersionRange,
+    parse_python,
+    parse_release,
+    spell_python,
+)
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-NEWEST_PYTHON = 30  # minor versions of Python 3 that are asked about: those to come are as the newest one
 
 # PEP 508: name, extras, and a version specifier with or without parentheses; then an environment marker.
 _REQUIREMENT = re.compile(
@@ -82,19 +89,17 @@ def parsed(requirements: Iterable[str], where: str) -> list[str]:
     return sorted(found)
 
 
-def oldest_python(python: str) -> str:
-    """The version for which an image is resolved: the oldest one of its range, so that it is the same for every builder."""
-    wanted = PythonRange.parse(python)
-    minor = next(minor for minor in range(11, 1000) if (3, minor) in wanted)
-    return f"3.{minor}"
-
-
 def runs_on(
-    packages: Iterable[importlib.metadata.Distribution], requirements: Iterable[str], python: str, platform: str
+    packages: Iterable[importlib.metadata.Distribution],
+    requirements: Iterable[str],
+    python: str,
+    resolved_for: PythonVersion,
+    platform: str,
 ) -> tuple[str, list[str]]:
-    """Python versions and platforms of an image of these packages, which were resolved for the oldest version in `python`.
+    """Python versions and platforms of an image of these packages, which were resolved for one version of the range `python`.
 
-    That version and those after it for which the packages have nothing else to say: their tags, Requires-Python and requirements.
+    That version and its neighbours in the range for which the packages have nothing else to say: their tags, Requires-Python and
+    requirements.
     """
     from packaging.requirements import Requirement
 
@@ -103,29 +108,42 @@ def runs_on(
     stated = [Requirement(text) for each in found for text in each.requires or ()]
     stated += [Requirement(text) for text in requirements]
     conditional = [each for each in stated if each.marker is not None and normalized(each.name) not in names]
+
+    def fits(version: PythonVersion) -> bool:
+        supported = supported_tags(spell_python(version), platform)
+        return all(_tags(each) & supported.keys() and _requires(each, version) for each in found) and not any(
+            _new(each, version, resolved_for, platform) for each in conditional
+        )
+
     wanted = PythonRange.parse(python)
-    oldest = int(oldest_python(python)[2:])
-    fitting = []
-    for minor in range(oldest, NEWEST_PYTHON + 1):
-        if (3, minor) not in wanted:
-            continue
-        supported = supported_tags(f"3.{minor}", platform)
-        if not all(_tags(each) & supported.keys() and _requires(each, minor) for each in found):
-            break
-        if any(_new(each, minor, oldest, platform) for each in conditional):
-            break
-        fitting.append(minor)
-    else:
-        return wanted.text, _platforms(found, platform)
-    text = f"{wanted.text},<3.{minor}" if len(fitting) > 1 else f"3.{oldest}"
-    return text, _platforms(found, platform)
+    versions = [(3, minor) for minor in range(11, max(NEWEST_PYTHON, resolved_for[1]) + 1) if (3, minor) in wanted]
+    first = last = versions.index(resolved_for)
+    while first > 0 and fits(versions[first - 1]):
+        first -= 1
+    while last < len(versions) - 1 and fits(versions[last + 1]):
+        last += 1
+    return _spelt(wanted, versions, first, last), _platforms(found, platform)
+
+
+def _spelt(wanted: PythonRange, versions: list[PythonVersion], first: int, last: int) -> str:
+    """The part of a range from one to another of its versions, which are all that count."""
+    if last - first == len(versions) - 1:
+        return wanted.text
+    if first == last:
+        return spell_python(versions[first])
+    clauses = [] if wanted.text == DEFAULT_PYTHON else [wanted.text]
+    if first > 0 or not clauses:
+        clauses.append(f">={spell_python(versions[first])}")
+    if last < len(versions) - 1:
+        clauses.append(f"<{spell_python(versions[last + 1])}")
+    return ",".join(clauses)
 
 
 def supported_tags(python: str, platform: str) -> dict[str, int]:
     """The tags of wheels that run there (PEP 425), the best one first: their ranks."""
     from packaging.tags import compatible_tags, cpython_tags
 
-    version, platforms = (3, int(python[2:])), wheel_platforms(platform)
+    version, platforms = parse_python(python), wheel_platforms(platform)
     tags = [
         *cpython_tags(version, platforms=platforms),
         *compatible_tags(version, f"cp3{version[1]}", platforms),
@@ -147,40 +165,41 @@ def _tags(package: importlib.metadata.Distribution) -> set[str]:
     return {str(tag) for line in lines if line.startswith("Tag:") for tag in parse_tag(line[4:].strip())}
 
 
-def _requires(package: importlib.metadata.Distribution, minor: int) -> bool:
+def _requires(package: importlib.metadata.Distribution, version: PythonVersion) -> bool:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     try:
-        return SpecifierSet(package.metadata["Requires-Python"] or "").contains(f"3.{minor}.99")
+        return SpecifierSet(package.metadata["Requires-Python"] or "").contains(f"{spell_python(version)}.99")
     except InvalidSpecifier:
         return False
 
 
-def _new(requirement: Requirement, minor: int, oldest: int, platform: str) -> bool:
-    """Whether a version of Python asks for a package that the oldest one does not."""
+def _new(requirement: Requirement, version: PythonVersion, resolved_for: PythonVersion, platform: str) -> bool:
+    """Whether a version of Python asks for a package that the one that was resolved for does not."""
     marker = requirement.marker
     assert marker is not None
     extras = ["", *re.findall(r"""extra\s*==\s*["']([^"']+)["']""", str(marker))]
     return any(
-        marker.evaluate(_environment(minor, platform, extra))
-        and not marker.evaluate(_environment(oldest, platform, extra))
+        marker.evaluate(_environment(version, platform, extra))
+        and not marker.evaluate(_environment(resolved_for, platform, extra))
         for extra in extras
     )
 
 
-def _environment(minor: int, platform: str, extra: str) -> dict[str, str]:
+def _environment(version: PythonVersion, platform: str, extra: str) -> dict[str, str]:
     """The environment of PEP 508's markers in an enclave."""
+    python = spell_python(version)
     return {
         "implementation_name": "cpython",
-        "implementation_version": f"3.{minor}.0",
+        "implementation_version": f"{python}.0",
         "os_name": "posix",
         "platform_machine": parse_platform(platform)[1],
         "platform_python_implementation": "CPython",
         "platform_release": "",
         "platform_system": "Linux",
         "platform_version": "",
-        "python_full_version": f"3.{minor}.0",
-        "python_version": f"3.{minor}",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
         "sys_platform": "linux",
         "extra": extra,
     }

@@ -7,12 +7,14 @@ a pre-release, a local version or `===`, is an error and never silently true.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 _CLAUSE = re.compile(r"\s*(~=|==|!=|<=|>=|<|>)\s*(\d{1,9}(?:\.\d{1,9})*)(\.\*)?\s*", re.ASCII)
 _BARE = re.compile(r"\s*(\d{1,4})\.(\d{1,4})\s*", re.ASCII)
 
 Release = tuple[int, ...]
+PythonVersion = tuple[int, int]  # major and minor
 
 
 class VersionError(ValueError):
@@ -86,6 +88,7 @@ class VersionRange:
 
 
 _OLDEST, _NEWEST = 11, 1000  # minor versions of Python 3 that are considered
+NEWEST_PYTHON = 30  # the last one that packages are asked about: those to come are as this one
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,34 @@ class PythonRange:
             raise PythonRangeError(f"python = {found.text[:80]!r} leaves no version that is 3.{_OLDEST} or newer")
         return found
 
-    def __contains__(self, version: tuple[int, int]) -> bool:
+    def __contains__(self, version: PythonVersion) -> bool:
         """Whether some release of this (major, minor) is in the range: patch levels are not told apart."""
         if version < (3, _OLDEST):
             return False
         return any((*version, patch) in self.versions for patch in range(100))
+
+    def oldest(self) -> PythonVersion:
+        """The oldest version in it."""
+        return next((3, minor) for minor in range(_OLDEST, _NEWEST) if (3, minor) in self)
+
+    def everything(self) -> bool:
+        """Whether it leaves out no version that an image can run on."""
+        return all((3, minor) in self for minor in range(_OLDEST, NEWEST_PYTHON + 1))
+
+
+def this_python() -> PythonVersion:
+    """The Python that runs this: what enclaves of this machine have, too."""
+    return sys.version_info.major, sys.version_info.minor
+
+
+def parse_python(text: str) -> PythonVersion:
+    """(3, 12) of "3.12"; PythonRangeError for any other text."""
+    bare = _BARE.fullmatch(text)
+    if bare is None or (version := (int(bare[1]), int(bare[2]))) < (3, _OLDEST) or version >= (3, _NEWEST):
+        raise PythonRangeError(f"{text[:80]!r} is no version such as 3.12, from 3.{_OLDEST} on")
+    return version
+
+
+def spell_python(version: PythonVersion) -> str:
+    """As `parse_python` reads it."""
+    return f"{version[0]}.{version[1]}"

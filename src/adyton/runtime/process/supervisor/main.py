@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import socket
-import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, NoReturn
 
@@ -21,6 +20,7 @@ from adyton.image.manifest import ABI, RUNTIME_PACKAGES
 from adyton.image.oci import DEPENDENCY_LAYER, Image
 from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
+from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
 from adyton.runtime.process import layer_store, mounts
 from adyton.runtime.process.confine import confine_supervisor
@@ -117,11 +117,11 @@ def read_image(request: LaunchRequest) -> Image:
     manifest = _blob(request.measurement, MAX_SMALL)
     signatures = [_blob(digest, MAX_SMALL) for digest in request.signatures]
     image = Image.from_store(manifest, _pieces, signatures)
-    version = sys.version_info[:2]
-    if not image.manifest.runs_on_python((version[0], version[1])):
+    have = spell_python(this_python())
+    if not image.manifest.runs_on_python(this_python()):
         raise PlatformError(
-            f"the image {image.manifest.name} runs on Python {image.manifest.python}; this server has {version[0]}.{version[1]}:"
-            " build it with another `python` (of a .py file: requires-python), or find a server that has one"
+            f"the image {image.manifest.name} runs on Python {image.manifest.python}; this server has {have}: build it with --python"
+            f" {have} if the program can (its `python`, of a .py file requires-python), or load it where there is such a Python"
         )
     machine, glibc = this_machine()
     if not fits(image.manifest.platforms, machine, glibc):
