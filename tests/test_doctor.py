@@ -28,7 +28,7 @@ def test_every_probe_has_its_finding():
 def test_what_is_needed_and_what_is_not():
     needed = {name for name, needed, _ in doctor.PROBES if needed}
     assert needed >= {"kernel", "architecture", "namespaces", "mounts", "fuse", "seccomp"}
-    assert not needed & {"sgx", "tdx", "sev-snp", "nitro", "tpm", "cgroup"}
+    assert not needed & {"sgx", "tdx", "sev-snp", "nitro", "tpm", "memory"}
 
 
 def test_the_command_prints_them_and_its_exit_code_says_whether_enclaves_can_start():
@@ -185,25 +185,12 @@ def test_settings_that_forbid_user_namespaces_are_named(monkeypatch, settings, a
     assert str(lacking.value).startswith(f"unshare: Operation not permitted{advice}")
 
 
-@pytest.mark.parametrize(
-    ("lines", "writable", "found"),
-    [
-        ("0::/user.slice/x\n", True, "/sys/fs/cgroup/user.slice/x"),
-        ("0::/user.slice/x\n", False, None),
-        ("12:cpu:/old\n0::/new\n", True, "/sys/fs/cgroup/new"),
-        ("12:cpu:/old\n", True, None),
-        ("", True, None),
-    ],
-    ids=["own", "not ours", "both", "version 1", "unreadable"],
-)
-def test_a_cgroup_is_found_where_one_is_delegated(monkeypatch, lines, writable, found):
-    monkeypatch.setattr(doctor, "_read", lambda _path: lines)
-    monkeypatch.setattr(os, "access", lambda path, _mode: writable and path.endswith("/cgroup.subtree_control"))
-    if found:
-        assert doctor._cgroup() == found
-    else:
-        with pytest.raises(doctor._LackingError, match="limited by rlimits"):
-            doctor._cgroup()
+def test_the_bound_of_an_enclaves_memory_is_said(monkeypatch):
+    monkeypatch.setattr(doctor.memory_watch, "queued", lambda _diagnosis: 5)
+    assert "watched by its supervisor; no cgroup" in doctor._memory()
+    monkeypatch.setattr(doctor.memory_watch, "queued", lambda _diagnosis: None)
+    with pytest.raises(doctor._LackingError, match="modprobe unix_diag"):
+        doctor._memory()
 
 
 def test_devices_of_confidential_hardware_are_named(tmp_path):

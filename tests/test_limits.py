@@ -5,40 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import textwrap
-from pathlib import Path
 
 import pytest
+from greedy import answers, build
 from sandbox import children, enclave, start_zygote, wait_until_ended
 
 import adyton
 from adyton.errors import UsageError
-from adyton.image.project import build_project
 
-PROGRAM = """
-import errno, mmap, os, resource, signal, subprocess, sys, threading, time
-import adyton.trusted
-enclave = adyton.trusted.Enclave("greedy")
-
-@enclave.entry
-def execute(code: str) -> object:
-    scope: dict = {}
-    exec(code, globals() | scope, scope)
-    return scope.get("result")
-"""
-PROJECT = """
-[tool.adyton.enclave.greedy]
-entry = "greedy:enclave"
-limits = {}
-"""
 LIMITS = '{ memory = "128MiB", threads = 24, files = 64 }'
-
-
-def build(folder: Path, limits: str) -> str:
-    folder.mkdir(exist_ok=True)
-    (folder / "greedy.py").write_text(PROGRAM)
-    (folder / "pyproject.toml").write_text(PROJECT.format(limits))
-    (built,) = build_project(folder)
-    return built.path
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +31,6 @@ def greedy(limited):
 def neighbour(limited):
     with adyton.load(limited) as client:
         yield client
-
-
-def answers(client) -> bool:
-    return client.call("execute", "result = sum(range(10))") == 45
 
 
 @pytest.mark.sandbox

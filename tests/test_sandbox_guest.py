@@ -126,16 +126,16 @@ def test_files_of_its_own_cannot_be_changed(finished, path):
             finished.guest(f"import os; {code}")
 
 
-@pytest.mark.parametrize(("directory", "mebibytes"), [("/dev/shm", 64), ("/tmp", 256)])
-def test_room_for_temporary_files_is_bounded(zygote, directory, mebibytes):
+@pytest.mark.parametrize("directory", ["/dev/shm", "/tmp"])
+def test_room_for_temporary_files_is_bounded(zygote, directory):
     with enclave(zygote) as probe:
         probe.guest("finish(True, '/enclave', 'host')")
         code = f"""
             import os
             descriptor = os.open({directory + "/big"!r}, os.O_CREAT | os.O_RDWR)
-            os.posix_fallocate(descriptor, 0, {mebibytes - 1} << 20)
+            os.posix_fallocate(descriptor, 0, 255 << 20)
             try:
-                os.posix_fallocate(descriptor, 0, {mebibytes + 1} << 20)
+                os.posix_fallocate(descriptor, 0, 257 << 20)
             except OSError as error:
                 return error.errno
         """
@@ -282,7 +282,6 @@ LOCAL = {
     "processes": "import multiprocessing as m; c = m.get_context('fork'); a, b = c.Pipe(); p = c.Process(target=b.send, args=(3,)); p.start(); r = a.recv(); p.join(); return r",
     "signals": "import signal, os; r = []; signal.signal(10, lambda *_: r.append(1)); os.kill(os.getpid(), 10); return r",
     "timer": "import time; time.sleep(0.001); return 1",
-    "memfd": "import os; return os.write(os.memfd_create('x'), b'abc')",
     "scheduling": "import os; return len(os.sched_getaffinity(0)) > 0",
 }
 

@@ -98,7 +98,7 @@ REFUSED = """
     io_uring_setup io_uring_enter io_uring_register userfaultfd bpf perf_event_open keyctl add_key request_key mount umount2
     unshare setns chroot pivot_root move_mount open_tree fsopen fsmount kexec_load kexec_file_load init_module finit_module
     delete_module swapon swapoff reboot quotactl name_to_handle_at open_by_handle_at fanotify_init seccomp clone3 iopl
-    ioperm modify_ldt settimeofday clock_settime sethostname
+    ioperm modify_ldt settimeofday clock_settime sethostname memfd_secret shmget semget
 """
 
 
@@ -108,7 +108,7 @@ def test_is_refused(name):
 
 
 EMULATED = """
-    socket connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt shutdown sendto recvfrom
+    socket connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt shutdown sendto recvfrom memfd_create
 """
 
 
@@ -119,7 +119,7 @@ def test_is_emulated(name):
 
 LOCAL = """
     read write openat mmap futex clone fork rt_sigaction kill tgkill pipe2 eventfd2 epoll_wait poll socketpair sendmsg recvmsg
-    clock_gettime getrandom exit_group wait4 memfd_create dup3 fsync renameat2
+    clock_gettime getrandom exit_group wait4 dup3 fsync renameat2
 """
 
 

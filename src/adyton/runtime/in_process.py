@@ -27,6 +27,7 @@ class _GuestThreads:
     stderr: int | None = None
     pidfd: int | None = None
     pid: int = 0
+    shared: int | None = None
 
 
 def launch(application: TrustedApplication) -> socket.socket:

@@ -16,14 +16,15 @@ from adyton.runtime.process.filter import supervisor_filter
 from adyton.runtime.process.libc import install_filter
 
 
-def confine_supervisor(proc: int, start_threads: Callable[[], None] = lambda: None) -> None:
+def confine_supervisor(proc: int, *start_threads: Callable[[], None]) -> None:
     """Put up the walls, for good. The blob store, the server's /proc and all devices cannot be reached afterwards.
 
-    `proc`: descriptor of the guest's own /proc, which becomes the working directory. `start_threads` is called when nothing but the
+    `proc`: descriptor of the guest's own /proc, which becomes the working directory. `start_threads` are called when nothing but the
     filter is missing, which then covers all threads, and lets no more begin.
     """
     os.chroot(root.SYSTEM)
     os.fchdir(proc)
     namespaces.set_capabilities()
-    start_threads()
+    for start in start_threads:
+        start()
     install_filter(supervisor_filter(), every_thread=True)

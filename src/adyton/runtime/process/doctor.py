@@ -18,6 +18,7 @@ from adyton import errors
 from adyton.errors import AdytonError
 from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process import landlock, libc, mounts, namespaces, root, table, vdso
+from adyton.runtime.process.supervisor import memory_watch
 
 KERNEL = (6, 6)
 PROBE_SECONDS = 30.0
@@ -293,14 +294,19 @@ def _identities() -> str:
     raise _LackingError(f"user id {os.geteuid()} for all enclaves: they are kept apart by namespaces and Landlock only")
 
 
-def _cgroup() -> str:
-    path = ""
-    for line in _read("/proc/self/cgroup").splitlines():
-        if line.startswith("0::"):
-            path = f"/sys/fs/cgroup{line[3:]}"
-    if not path or not os.access(os.path.join(path, "cgroup.subtree_control"), os.W_OK):
-        raise _LackingError("no cgroup is delegated to this process: enclaves are limited by rlimits")
-    return path
+def _memory() -> str:
+    try:
+        with namespaces.open_diagnosis() as diagnosis:
+            told = memory_watch.queued(diagnosis)
+    except OSError:
+        told = None
+    if told is None:
+        raise _LackingError(
+            "an enclave's processes together are watched, but not what waits in its sockets: run modprobe unix_diag as root"
+        )
+    return (
+        "of each process limited by the kernel, of an enclave's processes together watched by its supervisor; no cgroup"
+    )
 
 
 def _device(path: str, meaning: str) -> Callable[[], str]:
@@ -326,7 +332,7 @@ PROBES: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("landlock", False, _landlock),
     ("clock", False, _clock),
     ("user ids", False, _identities),
-    ("cgroup", False, _cgroup),
+    ("memory", False, _memory),
     ("sgx", False, _device("/dev/sgx_enclave", "Intel SGX")),
     ("tdx", False, _device("/dev/tdx_guest", "an Intel TDX guest")),
     ("sev-snp", False, _device("/dev/sev-guest", "an AMD SEV-SNP guest")),

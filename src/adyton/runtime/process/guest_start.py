@@ -3,7 +3,7 @@
     supervisor ─fork─► intermediate: new user, mount, pid, net, ipc, uts and cgroup namespaces
                            ├─fork─► PID 1 in there (init.py);   the intermediate exits, the supervisor becomes the parent of both
                            └─fork─► guest
-    supervisor ◄─ FUSE ──  descriptors of the FUSE connection, of the guest's /proc, and of its clock's file, if it has one
+    supervisor ◄─ FUSE ──  descriptors, see GuestStart
     guest: mounts its own on the FUSE root (the supervisor answers look-ups meanwhile), makes that its root
     supervisor ── GO ────► guest: dies with its parent from now on
                ◄─ READY ─  or FAILED
@@ -54,8 +54,7 @@ _MOST_THREADS = 4096
 # memory more. See proc_pid_oom_score_adj(5).
 _OOM_SCORE_ADJUSTMENT = 300
 _LAST_DESCRIPTOR = 0xFFFFFFFF
-_SHM_SIZE = 64 << 20
-_TMP_SIZE = 256 << 20
+_SHM_SIZE = _TMP_SIZE = 256 << 20
 _IMAGE_SIZE = "1g"
 _INODES = "65536"
 # As the FUSE tree is: what may run is the image's and the runtime's.
@@ -79,8 +78,8 @@ _Layer = TypeVar("_Layer")
 class Limits:
     """Of one guest; None: the server's own limit.
 
-    `memory`: bytes of data of each of its processes, and of each of its own file systems; `threads`: of all its processes together
-    (None: 4096); `files`: open in each; `cpu`: seconds of processor time of each.
+    `memory`: bytes of data of each of its processes, and of each of its own file systems (of all together: memory_watch.py);
+    `threads`: of all its processes together (None: 4096); `files`: open in each; `cpu`: seconds of processor time of each.
     """
 
     memory: int | None = None
@@ -102,6 +101,8 @@ class GuestStart:
     control: socket.socket  # SEQPACKET; the guest's READY or FAILED comes next
     fuse: int  # the FUSE connection: the only descriptor of it
     proc: int  # the root directory of the guest's own /proc
+    shared: int  # the root directory of the file system that it has at /dev/shm
+    diagnosis: socket.socket  # of its network namespace, see namespaces.open_diagnosis
     clock: int | None  # what the guest's clock follows, to be written, see vdso.py; None: it has the server's
     stdout: int  # read end of a pipe, non-blocking
     stderr: int
@@ -156,8 +157,8 @@ def start_guest(
             raise PlatformError(f"the guest's namespaces cannot be had: {answer[1:].decode() or 'its process ended'}")
         pid = int(answer)
         pidfd = os.pidfd_open(pid)
-        message, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
-        if message != FUSE or len(descriptors) not in (2, 3):
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 5)
+        if message != FUSE or len(descriptors) not in (4, 5):
             raise PlatformError(
                 f"the guest's file tree cannot be had: {message[len(FAILED) :].decode() or 'its process ended'}"
             )
@@ -168,8 +169,19 @@ def start_guest(
         raise PlatformError(f"the guest cannot be started: {error}") from error
     for descriptor in (stdout, stderr):
         os.set_blocking(descriptor, False)
-    fuse, proc, *clock = descriptors
-    return GuestStart(pid, pidfd, control, fuse, proc, clock[0] if clock else None, stdout, stderr)
+    fuse, proc, shared, diagnosis, *clock = descriptors
+    return GuestStart(
+        pid=pid,
+        pidfd=pidfd,
+        control=control,
+        fuse=fuse,
+        proc=proc,
+        shared=shared,
+        diagnosis=socket.socket(fileno=diagnosis),
+        clock=clock[0] if clock else None,
+        stdout=stdout,
+        stderr=stderr,
+    )
 
 
 def _limit(kind: int, value: int) -> None:
@@ -235,9 +247,12 @@ class _Start(Generic[_Layer]):
         device = os.open(root.FUSE, os.O_RDWR | os.O_CLOEXEC)
         mounts.attach(mounts.fuse(device, GUEST_UID), root.MOUNT_POINT)
         proc = mounts.file_system("proc", {}, mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC)
-        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
-        socket.send_fds(self.control, [FUSE], [device, directory, *clock])
-        for descriptor in (device, directory, *clock):
+        options = {"size": self.limits.size(_SHM_SIZE), "nr_inodes": _INODES, "mode": "1777"}
+        shm = mounts.file_system("tmpfs", options, _FOR_DATA)
+        directories = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=each) for each in (proc, shm)]
+        sent = [device, *directories, namespaces.open_diagnosis().detach(), *clock]
+        socket.send_fds(self.control, [FUSE], sent)
+        for descriptor in sent:
             os.close(descriptor)
         standard_input = os.open(root.MOUNT_POINT + STANDARD_INPUT, os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(standard_input, 0)
@@ -245,7 +260,7 @@ class _Start(Generic[_Layer]):
         stream = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
         for name in ("stdin", "__stdin__"):
             setattr(sys, name, stream)
-        self._graft(proc, shown)
+        self._graft(proc, shm, shown)
         namespaces.set_host_name("enclave")
         if self.control.recv(16) != GO:
             return
@@ -285,7 +300,7 @@ class _Start(Generic[_Layer]):
             vdso.follow(shown.fileno())
         return mounts.clone(root.MOUNT_POINT), (file,)
 
-    def _graft(self, proc: int, clock: int | None) -> None:
+    def _graft(self, proc: int, shm: int, clock: int | None) -> None:
         """Lay the enclave's own over the FUSE root, and make that the root."""
         top = root.MOUNT_POINT
         for name in _GRAFTS:
@@ -297,8 +312,7 @@ class _Start(Generic[_Layer]):
         if clock is not None:
             mounts.attach(clock, top + CLOCK)
         mounts.attach(proc, f"{top}/proc")
-        shm = {"size": self.limits.size(_SHM_SIZE), "nr_inodes": _INODES, "mode": "1777"}
-        mounts.attach(mounts.file_system("tmpfs", shm, _FOR_DATA), f"{top}/dev/shm")  # noqa: S108 - the guest's own
+        mounts.attach(shm, f"{top}/dev/shm")  # noqa: S108 - the guest's own
         image = mounts.file_system("tmpfs", {"size": _IMAGE_SIZE, "nr_inodes": _INODES, "mode": "0755"})
         mounts.attach(image, top + HOME)
         for layer in self.layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 from collections.abc import Iterable
 
@@ -38,6 +39,8 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
+
+_NETLINK_SOCK_DIAG = 4
 
 
 def unshare(flags: int) -> None:
@@ -142,6 +145,11 @@ def set_dumpable(dumpable: bool) -> None:
 def set_name(name: str) -> None:
     """The name that ps shows, of at most 15 bytes."""
     prctl(_PR_SET_NAME, name.encode())
+
+
+def open_diagnosis() -> socket.socket:
+    """A socket by which the kernel can be asked about the sockets of this network namespace, see sock_diag(7)."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
 
 
 def set_host_name(name: str) -> None:

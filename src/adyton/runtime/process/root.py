@@ -243,7 +243,12 @@ def build(plan: Plan) -> None:
 
 
 def layers_limit() -> int:
-    """Bytes of memory that unpacked layers may take, all together: half of the machine's, as any tmpfs."""
+    """Bytes of memory that unpacked layers may take, all together: as any tmpfs."""
+    return half_of_memory()
+
+
+def half_of_memory() -> int:
+    """Bytes: of the machine's."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 

@@ -167,6 +167,9 @@ NO_WATCHES = (
 # PER_LINUX, and the value that only asks (personality(2))
 PERSONALITIES = (Only(0, 0xFFFFFFFF, (0, 0xFFFFFFFF), Refused("EPERM", "it weakens the layout of memory")),)
 
+BOUNDLESS = "no limit of an enclave bounds what it takes; POSIX shared memory and semaphores are in /dev/shm"
+MEMORY_FILE = Emulated("an unnamed file of the enclave's /dev/shm, which bounds it; it cannot be sealed")
+
 ON_STAND_IN = "on the client's socket, if it stands for one; else locally"
 NAMES = Emulated("names of the client's socket, if it stands for one; else locally")
 ON_SOCKET = Emulated(ON_STAND_IN)
@@ -366,8 +369,8 @@ ROWS: tuple[Row, ...] = (
     Row("mlockall", 151, 230, "memory", LOCAL),
     Row("munlockall", 152, 231, "memory", LOCAL),
     Row("mseal", 462, 462, "memory", LOCAL),
-    Row("memfd_create", 319, 279, "memory", LOCAL),
-    Row("memfd_secret", 447, 447, "memory", LOCAL),
+    Row("memfd_create", 319, 279, "memory", MEMORY_FILE),
+    Row("memfd_secret", 447, 447, "memory", Refused("ENOSYS", BOUNDLESS)),
     Row("membarrier", 324, 283, "memory", LOCAL),
     Row("pkey_alloc", 330, 289, "memory", LOCAL),
     Row("pkey_free", 331, 290, "memory", LOCAL),
@@ -507,11 +510,11 @@ ROWS: tuple[Row, ...] = (
     Row("timer_getoverrun", 225, 109, "time", LOCAL),
     Row("timer_delete", 226, 111, "time", LOCAL),
     # -- ipc --
-    Row("shmget", 29, 194, "ipc", LOCAL),
+    Row("shmget", 29, 194, "ipc", Refused("ENOSYS", BOUNDLESS)),
     Row("shmat", 30, 196, "ipc", LOCAL),
     Row("shmctl", 31, 195, "ipc", LOCAL),
     Row("shmdt", 67, 197, "ipc", LOCAL),
-    Row("semget", 64, 190, "ipc", LOCAL),
+    Row("semget", 64, 190, "ipc", Refused("ENOSYS", BOUNDLESS)),
     Row("semop", 65, 193, "ipc", LOCAL),
     Row("semctl", 66, 191, "ipc", LOCAL),
     Row("semtimedop", 220, 192, "ipc", LOCAL),

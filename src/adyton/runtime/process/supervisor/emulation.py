@@ -9,7 +9,9 @@ import msgspec
 from adyton.communicator.session import Session
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.guest_process import GuestProcess
 from adyton.runtime.process.supervisor.loop import Callback, Loop
+from adyton.runtime.process.supervisor.memory_files import MemoryFiles
 from adyton.runtime.process.supervisor.notifications import Listener
 from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
@@ -46,13 +48,15 @@ class Emulation:
         """Whether the guest's filter asks here already."""
         return self._listener is not None
 
-    def listen(self, descriptor: int, leader: int, own_name: str) -> None:
-        """From now on the guest's filter asks here. `leader`: its first process; `own_name`: its host name."""
-        self._listener = Listener(descriptor, leader)
+    def listen(self, descriptor: int, guest: GuestProcess, own_name: str) -> None:
+        """From now on the guest's filter asks here. `own_name`: its host name."""
+        self._listener = Listener(descriptor, guest.pid)
         self._sockets = SocketCalls(
-            self._listener, self._loop, self._client, leader, own_name, self._count, self._close_file
+            self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file
         )
-        self._calls = SystemCalls(self._listener, self._sockets.handlers, self._tell)
+        assert guest.shared is not None
+        handlers = {**self._sockets.handlers, **MemoryFiles(self._listener, guest.shared).handlers}
+        self._calls = SystemCalls(self._listener, handlers, self._tell)
         self._loop.read(self._listener, self._guarded(self._calls.receive))
 
     def _count(self, name: str, refused: Refused) -> None:

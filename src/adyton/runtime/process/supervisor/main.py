@@ -22,7 +22,7 @@ from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
-from adyton.runtime.process import layer_store, mounts
+from adyton.runtime.process import layer_store, mounts, root
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -44,11 +44,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         os._exit(0)
 
     limits = image.manifest.limits
+    memory = limits.memory or root.half_of_memory()
     guest = start_guest(
         enter,
         _placed(image),
         lambda placed, directory: _place(placed, directory, image.manifest.programs),
-        Limits(limits.memory, limits.threads, limits.files, limits.cpu),
+        Limits(memory, limits.threads, limits.files, limits.cpu),
         image.manifest.programs,
         image.manifest.time == "client",
         meanwhile=_load_the_rest,
@@ -59,17 +60,21 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.closing import Closer
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
+    from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
     files = FileServer(wanted=GuestThreads(PROGRAM, ".", INIT).wanted, now=clock.now)
-    closer = Closer()
+    closer, watch = Closer(), MemoryWatch(guest.pidfd, memory, guest.diagnosis)
     supervisor = Supervisor(
-        sock, guest, program, identity, attest, files, lambda: report(None), close_file=closer.close, clock=clock
+        *(sock, guest, program, identity, attest, files, lambda: report(None)),
+        close_file=closer.close,
+        clock=clock,
+        watch=watch,
     )
-    confine_supervisor(guest.proc, closer.start)
+    confine_supervisor(guest.proc, closer.start, watch.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

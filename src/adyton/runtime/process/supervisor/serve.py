@@ -42,6 +42,7 @@ from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, 
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
+from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
@@ -72,6 +73,7 @@ class Supervisor:
         ready: Callable[[], None],
         close_file: Callable[[int], None] = os.close,
         clock: Clock | None = None,
+        watch: MemoryWatch | None = None,
     ) -> None:
         self._relay = relay
         self._guest = guest
@@ -81,6 +83,7 @@ class Supervisor:
         self._files = files
         self._ready = ready
         self._clock = clock or Clock()
+        self._watch = watch
         self._loop = Loop()
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
@@ -117,6 +120,8 @@ class Supervisor:
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
             self._watch_stops()
+        if self._watch is not None:
+            self._watch.attach(self._loop, self.end)
         try:
             while self._loop.turn():
                 self._tell(self._waits.report())
@@ -129,13 +134,13 @@ class Supervisor:
         """End the enclave, telling the client why."""
         if self._reason is not None:
             return
-        self._reason = reason
+        self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
         self._output.drain()
         try:
             if self._channel_open:
                 self._push()
-                self._session.notify("ended", reason.encode())
-                self._session.close(reason)
+                self._session.notify("ended", self._reason.encode())
+                self._session.close(self._reason)
                 self._flush()
                 deadline = time.monotonic() + END_SECONDS
                 # A client that is behind gets all of it.
@@ -421,7 +426,7 @@ class Supervisor:
             and self._guest.pidfd is not None
         ):
             # Sent before any code of the image ran
-            self._emulation.listen(descriptors[0], self._guest.pid, self._host_name)
+            self._emulation.listen(descriptors[0], self._guest, self._host_name)
             return
         received = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if message == THREAD and len(received) == 1:

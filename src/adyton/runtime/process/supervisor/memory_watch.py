@@ -1,0 +1,239 @@
+"""The memory of a guest's processes together: looked at several times a second, and too much of it ends the enclave.
+
+What a single process may have, the kernel limits (RLIMIT_DATA in guest_start.py), and the program gets a MemoryError. For all processes of
+an enclave together the kernel has no limit but a cgroup's, which not every server may make. So a thread of the supervisor adds up
+
+    what their /proc/PID/status says: memory of their own, shared memory that they map, swap, page tables;  an upper bound, since a
+    page that several have counts for each
+    what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe
+
+and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5)). That takes
+locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own.
+
+Not seen: pages of shared anonymous memory that no process maps any more, while another page of the same mapping is. What files in
+memory take (/dev/shm, /tmp, memfd_create) is bounded by their file systems, whether mapped or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adyton.runtime.process.supervisor.loop import Loop
+
+BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.5  # between two looks: while what they see changes, and at most
+_SHARE = 9  # pauses are at least so many times as long as the look before
+PATIENCE = 30.0  # seconds that looks may fail, or one of them take
+CHECK_SECONDS = 10.0
+MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
+DESCRIPTOR = (
+    8 << 10
+)  # bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 64 MiB (pipe(7))
+
+EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
+TABLES = re.compile(rb"\nVmPTE:\s*(\d+) kB")
+TOGETHER = re.compile(rb"\n(?:Pss_Anon|Pss_Shmem|SwapPss):\s*(\d+) kB")
+_FILE = 1 << 14  # bytes, of which these files have less than a half
+
+# linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_REQUEST = struct.Struct("=BBHIIIII")  # struct unix_diag_req: family, protocol, 0, states, inode, show, cookie
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
+_SOCK_DIAG_BY_FAMILY, _DUMP = 20, 0x301
+_ERROR, _DONE = 2, 3
+_SHOW = 0x34  # peer, lengths of queues, memory
+_PEER, _LENGTHS, _MEMORY = 2, 4, 5
+_UNIX_DIAG_MESSAGE = 16  # bytes of struct unix_diag_msg
+_SENT = 8  # in _MEMORY: SK_MEMINFO_WMEM_ALLOC, of what was sent and not yet received
+_MAX_MESSAGE = 1 << 15  # the kernel fills no more at once
+_BUFFER = "/proc/sys/net/core/wmem_max"  # half of what may wait on its way from one socket; before Linux 6.7 it is not seen from here
+_USUAL_BUFFER = 212992
+_SMALLEST = 1 << 10  # bytes: more than a message of one byte takes
+
+
+def size_in(text: bytes, lines: re.Pattern[bytes]) -> int:
+    """The sum, in bytes, of these lines of a status or smaps_rollup file; a line that is not there counts nothing."""
+    return sum(map(int, lines.findall(text))) << 10
+
+
+def queued(diagnosis: socket.socket, most: int = 2 * _USUAL_BUFFER) -> int | None:
+    """Bytes that wait in unix sockets; None where the kernel does not tell. `diagnosis`: see namespaces.open_diagnosis.
+
+    What was sent and not yet received, its sender has; if that is closed, its receiver, of which only the length is told: that counts
+    as if it were sent byte by byte. `most`: that a sender can have.
+    """
+    request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0, 0)
+    diagnosis.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
+    found = 0
+    while True:
+        data = diagnosis.recv(_MAX_MESSAGE)
+        at = 0
+        while at < len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind == _ERROR:
+                return None
+            if kind == _DONE:
+                return found
+            sent, received, peer = _socket_in(data, at + _HEADER.size + _UNIX_DIAG_MESSAGE, at + length)
+            found += sent + (0 if peer else min(received * _SMALLEST, most))
+            at += _aligned(length)
+
+
+def _socket_in(data: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Of one socket: bytes that what it sent takes, bytes that it has not yet received, and its peer's inode, 0 for none."""
+    sent = received = peer = 0
+    while at < end:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        content = at + _ATTRIBUTE.size
+        if kind == _PEER:
+            peer = _number(data, content)
+        elif kind == _LENGTHS:
+            received = _number(data, content)
+        elif kind == _MEMORY:
+            sent = _number(data, content + _SENT)
+        at += _aligned(length)
+    return sent, received, peer
+
+
+def _number(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], sys.byteorder)
+
+
+def _aligned(length: int) -> int:
+    """To where the next one begins; both kinds' least length is 4."""
+    return max(length + 3 & ~3, 4)
+
+
+def _most_sent() -> int:
+    """Bytes that may wait on their way from one socket."""
+    try:
+        with open(_BUFFER, encoding="ascii") as file:
+            return 2 * int(file.read())
+    except (OSError, ValueError):
+        return 2 * _USUAL_BUFFER
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of all processes; `memory` and `sockets` in bytes."""
+
+    processes: int
+    memory: int
+    descriptors: int
+    sockets: int
+
+    @property
+    def bytes(self) -> int:
+        return self.memory + self.descriptors * DESCRIPTOR + self.sockets
+
+    def __str__(self) -> str:
+        return (
+            f"{_mib(self.memory)} in {self.processes} process{'es' if self.processes > 1 else ''}, {_mib(self.sockets)} in"
+            f" sockets, {self.descriptors} descriptors"
+        )
+
+
+class MemoryWatch:
+    """Of the guest whose first process is `pidfd`. `limit`: bytes, as the image's manifest has it, or the server.
+
+    `diagnosis`, which its owner closes: see `queued`. `proc`: where the guest's own proc file system is. `reason`: why it was too much.
+    """
+
+    def __init__(self, pidfd: int, limit: int, diagnosis: socket.socket, proc: str = ".") -> None:
+        self._pidfd = pidfd
+        self._limit = limit
+        self.wall = limit + limit // 4 + MARGIN
+        self._diagnosis = diagnosis
+        self._proc = proc
+        self._most_sent = _most_sent()
+        self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
+        self.reason = ""
+        self._since: float | None = None  # when the first look began that did not end well
+
+    def attach(self, loop: Loop, end: Callable[[str], None]) -> None:
+        """Have `end` called with the reason, by the loop, when it is too much, or cannot be seen."""
+        loop.read(self._woken, lambda: end(self.reason))
+
+        def check() -> None:
+            if self._since is not None and time.monotonic() - self._since > PATIENCE:
+                end("the enclave was ended: what its processes have of memory could not be seen for too long")
+            loop.later(CHECK_SECONDS, check)
+
+        check()
+
+    def start(self) -> None:
+        """Begin to look, in a thread."""
+        threading.Thread(target=self._run, name="adyton-memory", daemon=True).start()
+
+    def _run(self) -> None:
+        pause, before = BUSY_SECONDS, None
+        while True:
+            began = time.monotonic()
+            self._since = began if self._since is None else self._since
+            try:
+                seen = self.look()
+            except (OSError, ValueError, LookupError, struct.error):
+                pass  # such as EMFILE; `_since` stays
+            else:
+                self._since = None
+                pause = min(2 * pause, IDLE_SECONDS) if seen == before else BUSY_SECONDS
+                before = seen
+                if seen.bytes > self.wall:
+                    self.reason = self._told(seen)
+                    break
+            time.sleep(max(pause, _SHARE * (time.monotonic() - began)))
+        os.write(self._waker, b"x")
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # at once: to tell the client may take a while
+
+    def _told(self, seen: Seen) -> str:
+        return (
+            f"the enclave was ended: it used more memory than its limit of {_mib(self._limit)}: {seen} (all together may have"
+            f" {_mib(self.wall)}). Use less, or raise limits.memory of its image"
+        )
+
+    def look(self) -> Seen:
+        """What they have now; exact if the upper bound is beyond the wall. OSError, ValueError."""
+        rough = self._look(self._each)
+        return self._look(self._together) if rough.bytes > self.wall else rough
+
+    def _look(self, memory_of: Callable[[str], int]) -> Seen:
+        processes = memory = descriptors = 0
+        for name in os.listdir(self._proc):
+            if not name.isdigit():
+                continue
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                memory += memory_of(name)
+                descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
+                processes += 1
+        return Seen(processes, memory, descriptors, queued(self._diagnosis, self._most_sent) or 0)
+
+    def _each(self, name: str) -> int:
+        return size_in(self._read(f"{name}/status"), EACH)
+
+    def _together(self, name: str) -> int:
+        try:
+            shared = size_in(self._read(f"{name}/smaps_rollup"), TOGETHER)
+        except PermissionError:  # a program that may not be read
+            return self._each(name)
+        return shared + size_in(self._read(f"{name}/status"), TABLES)
+
+    def _read(self, name: str) -> bytes:
+        descriptor = os.open(f"{self._proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _FILE)
+        finally:
+            os.close(descriptor)
+
+
+def _mib(size: int) -> str:
+    return f"{size >> 20} MiB"
