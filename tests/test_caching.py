@@ -9,7 +9,7 @@ import pytest
 from caching_client import CachingClient, CachingKernel
 from fake_kernel import raises
 
-from adyton.communicator.messages import Mount
+from adyton.communicator.messages import Coherence, Mount
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import calls, fuse_abi
 from adyton.runtime.process.supervisor.caching import names, writing
@@ -436,3 +436,14 @@ def test_strict_asks_each_time_and_keeps_the_kernel_from_caching(client: Caching
     assert kernel.read("/work/out/f") == b"new"
     assert kernel.lookup("/work/out/f").attr_lifetime == 0
     assert not names_of(client, abi.Compound)
+
+
+@pytest.mark.parametrize(("coherence", "unit"), [("strict", 4096), ("close-to-open", BLOCK), ("exclusive", BLOCK)])
+def test_programs_are_told_to_read_and_write_as_much_at_once_as_is_kept(
+    client: CachingClient, coherence: Coherence, unit: int
+) -> None:
+    """st_blksize, by which C's and Python's buffers have their size."""
+    client.file("/work/out/f", b"content")
+    kernel = CachingKernel.of(client, coherence)
+    assert kernel.getattr(kernel.lookup("/work/out/f").node).unit == unit
+    assert kernel.getattr(kernel.lookup("/work/out").node).unit == 4096

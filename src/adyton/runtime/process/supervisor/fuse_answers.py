@@ -25,6 +25,7 @@ class Attr(NamedTuple):
     links: int
     uid: int
     gid: int
+    unit: int = 4096  # bytes that are best read or written at once: st_blksize
 
 
 class EntryAnswer(NamedTuple):
@@ -88,7 +89,6 @@ _NAME_LENGTH = 255  # NAME_MAX
 _INITED = struct.Struct("<IIIIHHIIHHI28x")
 _DIRECTORY_ENTRY = struct.Struct("<QQII")
 ANSWER_SIZE = _ANSWER.size
-_BLOCK = 4096
 
 
 def success(unique: int, body: bytes = b"") -> bytes:
@@ -124,7 +124,7 @@ def _pack_attr(attr: Attr) -> bytes:
         attr.links,
         attr.uid,
         attr.gid,
-        _BLOCK,
+        attr.unit,
     )
 
 
@@ -180,7 +180,7 @@ def pack_statx(lifetime: int, attr: Attr, born: int | None) -> bytes:
         times += divmod(time, SECOND)
     owner = (attr.uid, attr.gid)
     sizes = (attr.number, attr.size, attr.blocks)
-    return _STATX.pack(lifetime, mask, _BLOCK, 0, attr.links, *owner, attr.mode, *sizes, 0, *times)
+    return _STATX.pack(lifetime, mask, attr.unit, 0, attr.links, *owner, attr.mode, *sizes, 0, *times)
 
 
 def pack_init(answer: InitAnswer) -> bytes:
@@ -232,7 +232,7 @@ def _unpack_attr(body: bytes, start: int) -> Attr:
     seconds, parts = fields[3:6], fields[6:9]
     assert all(part < SECOND for part in parts), parts
     times = [second * SECOND + part for second, part in zip(seconds, parts, strict=True)]
-    return Attr(*fields[:3], *times, *fields[9:13])
+    return Attr(*fields[:3], *times, *fields[9:14])
 
 
 def unpack_attr(body: bytes) -> tuple[int, Attr]:

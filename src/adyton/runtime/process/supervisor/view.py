@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.caching.cache import Flush
+from adyton.runtime.process.supervisor.caching.contents import BLOCK
 from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
 from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
 from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
@@ -32,6 +33,10 @@ class Lasting(Protocol):
         """Of a client's file."""
         ...
 
+    def keeps_content(self, identity: int) -> bool:
+        """Whether what is read of a client's file is kept here, in blocks."""
+        ...
+
     def name_lasts(self, path: str, *, directory: bool) -> bool:
         """That the same file, or directory, is at a path."""
         ...
@@ -43,6 +48,9 @@ class Lasting(Protocol):
 
 class _Nothing:
     def attributes_last(self, identity: int) -> bool:  # noqa: ARG002 - see Lasting
+        return False
+
+    def keeps_content(self, identity: int) -> bool:  # noqa: ARG002
         return False
 
     def name_lasts(self, path: str, *, directory: bool) -> bool:  # noqa: ARG002
@@ -180,7 +188,9 @@ class View:
         assert known is not None
         times = (known.accessed, known.modified, known.changed)
         mode = TYPES[known.kind] | known.mode
-        return self._attr(known.identity, mode, known.size, known.links, times)._replace(blocks=known.blocks)
+        attr = self._attr(known.identity, mode, known.size, known.links, times)
+        unit = BLOCK if known.kind == "file" and self.cache.keeps_content(known.identity) else attr.unit
+        return attr._replace(blocks=known.blocks, unit=unit)
 
     def _private_attr(self, inode: Inode) -> Attr:
         times = (inode.accessed, inode.modified, inode.changed)

@@ -189,6 +189,10 @@ class Cache:
             and file.attributes.kind != "directory"
         )
 
+    def keeps_content(self, identity: int) -> bool:
+        """Whether what is read of a file is kept here, in blocks of contents.BLOCK bytes."""
+        return self.state.names.of(identity) is not None
+
     def name_lasts(self, path: str, *, directory: bool) -> bool:
         """Whether the client tells when something else is at the path, and that is soon enough."""
         return (directory or self._caches(path)) and self.state.names.is_covered(path)
