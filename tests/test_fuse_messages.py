@@ -192,7 +192,7 @@ attrs = st.builds(
     fuse_answers.Attr,
     *[st.integers(0, (1 << 64) - 1)] * 3,
     *[times] * 3,
-    *[st.integers(0, (1 << 32) - 1)] * 4,
+    *[st.integers(0, (1 << 32) - 1)] * 5,
 )
 
 
