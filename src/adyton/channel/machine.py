@@ -61,7 +61,7 @@ class Channel(abc.ABC):
         """Whether data can be sent."""
         return self._state == "open"
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes | memoryview) -> list[Event]:
         """What the peer's bytes complete."""
         if self._failure is not None:
             raise self._failure

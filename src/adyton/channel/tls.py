@@ -61,7 +61,7 @@ class Tls:
         connection.set_accept_state()
         return cls(connection)
 
-    def receive(self, ciphertext: bytes) -> bytes:
+    def receive(self, ciphertext: bytes | memoryview) -> bytes:
         """The plaintext that the peer's bytes complete. RemoteProtocolError for what is no TLS 1.3, or was tampered with."""
         if not ciphertext or self.ended:
             return b""

@@ -28,7 +28,6 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from adyton.communicator_pb2 import Envelope
 from adyton.crypto.self_signed import launch_certificate
 from adyton.errors import (
     ClosedError,
@@ -41,10 +40,12 @@ from adyton.errors import (
 )
 from adyton.processes_pb2 import ProcessesRequest, ProcessReport
 from adyton.provision_pb2 import DialBackTo, ProvisionRequest, ProvisionResponse
+from adyton.remote import envelopes
 from adyton.remote.address import TLS
 from adyton.remote.connection import SESSION_METADATA, abort, open_server, server_credentials
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.process_query import reports_of
+from adyton.remote.transport import Bytes
 from adyton.remote.unix_socket import check_free, remove_socket
 
 SERVICE = "adyton.DialBack"
@@ -111,7 +112,7 @@ class DialBack:
         self._certificate = b""
         self._provision: queue.SimpleQueue[Stream[ProvisionRequest, ProvisionResponse]] = queue.SimpleQueue()
         self._report: queue.SimpleQueue[Stream[ProcessesRequest, bytes]] = queue.SimpleQueue()
-        self._communicate: queue.SimpleQueue[Stream[Envelope, Envelope]] = queue.SimpleQueue()
+        self._communicate: queue.SimpleQueue[Stream[bytes, memoryview]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._taken: set[int] = set()  # methods, by their queues
         self._turned_away = 0
@@ -178,9 +179,7 @@ class DialBack:
             "Provision": grpc.stream_stream_rpc_method_handler(
                 self._provisioned, ProvisionResponse.FromString, ProvisionRequest.SerializeToString
             ),
-            "Communicate": grpc.stream_stream_rpc_method_handler(
-                self._communicated, Envelope.FromString, Envelope.SerializeToString
-            ),
+            "Communicate": grpc.stream_stream_rpc_method_handler(self._communicated, envelopes.unpack, envelopes.pack),
             "Report": grpc.stream_stream_rpc_method_handler(self._reported, None, ProcessesRequest.SerializeToString),
         }
         handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -190,7 +189,7 @@ class DialBack:
         expected = f"Bearer {self._token}".encode() if self._token else None
         return self._take("authorization", expected, requests, context, self._provision)
 
-    def _communicated(self, requests: Iterator[Envelope], context: Any) -> Iterator[Envelope]:
+    def _communicated(self, requests: Iterator[memoryview], context: Any) -> Iterator[bytes]:
         return self._take(SESSION_METADATA, self._session, requests, context, self._communicate)
 
     def _reported(self, requests: Iterator[bytes], context: Any) -> Iterator[ProcessesRequest]:
@@ -229,16 +228,15 @@ class DialBack:
 class DialBackTransport:
     """See remote.transport.Transport: the stream of a proxy server that has dialled. Owns what listened for it."""
 
-    def __init__(self, listener: DialBack, stream: Stream[Envelope, Envelope]) -> None:
+    def __init__(self, listener: DialBack, stream: Stream[bytes, memoryview]) -> None:
         self._listener = listener
         self._stream = stream
         self._questions = _Questions(listener)
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """See Transport."""
         try:
-            for envelope in self._stream.run(Envelope(data=data) for data in outgoing):
-                yield envelope.data
+            yield from self._stream.run(outgoing)
         finally:
             self._listener.close()
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import grpc
 
-from adyton.communicator_pb2 import Envelope
 from adyton.errors import AdytonError, UnreachableError
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
-from adyton.remote import rpc_threads
+from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.dial_back import ACCEPTED, SERVICE
 from adyton.remote.relay import pieces
@@ -53,13 +52,12 @@ class Dialler:
         self, session: bytes, supervisor: socket.socket, seconds: float, joined: Callable[[], None]
     ) -> None:
         """Join the client to the supervisor behind the socket, which this closes; returns when either has ended. As `provision` raises."""
-        stub = self._channel.stream_stream(f"/{SERVICE}/Communicate", Envelope.SerializeToString, Envelope.FromString)
+        stub = self._channel.stream_stream(f"/{SERVICE}/Communicate", envelopes.pack, envelopes.unpack)
         timers: list[threading.Timer] = []
 
-        def answers(call: Any) -> Iterator[Envelope]:
+        def answers(call: Any) -> Iterator[bytes]:
             try:
-                for data in pieces(supervisor):
-                    yield Envelope(data=data)
+                yield from pieces(supervisor)
             except OSError:
                 pass  # the client is gone, and the socket closed
             timer = threading.Timer(END_SECONDS, call.cancel)
@@ -149,10 +147,10 @@ def _deliver(call: Any, supervisor: socket.socket) -> None:
     """Write what the client sends, until it ends. When the supervisor takes no more, only the client's end is waited for."""
     alive = True
     try:
-        for envelope in call:
+        for data in call:
             if alive:
                 try:
-                    supervisor.sendall(envelope.data)
+                    supervisor.sendall(data)
                 except OSError:
                     alive = False
     except grpc.RpcError:

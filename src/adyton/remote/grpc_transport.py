@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 
-from adyton.communicator_pb2 import Envelope
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote import rpc_threads
+from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, Peer, error_from
 from adyton.remote.process_query import ask
+from adyton.remote.transport import Bytes
 
 METHOD = "/adyton.Communicator/Communicate"
 
@@ -27,17 +27,17 @@ class GrpcTransport:
         self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, (SESSION_METADATA, session))
         self._call: Any = None
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """See Transport."""
         stub = self._channel.stream_stream(
-            METHOD, request_serializer=Envelope.SerializeToString, response_deserializer=Envelope.FromString
+            METHOD, request_serializer=envelopes.pack, response_deserializer=envelopes.unpack
         )
         connected = False
         try:
-            self._call = rpc_threads.begin(stub, (Envelope(data=data) for data in outgoing), self._metadata)
-            for envelope in self._call:
+            self._call = rpc_threads.begin(stub, outgoing, self._metadata)
+            for data in self._call:
                 connected = True
-                yield envelope.data
+                yield data
         except grpc.RpcError as error:
             raise error_from(error, self._target, connected=connected) from error
         finally:

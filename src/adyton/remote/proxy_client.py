@@ -48,7 +48,7 @@ from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
 from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
-from adyton.remote.transport import Transport
+from adyton.remote.transport import Bytes, Transport
 
 POOL_THREADS = 8
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
@@ -489,7 +489,7 @@ class ProxyClient:
         if isinstance(error, ProtocolError):
             self._transport.close()
 
-    def _feed(self, data: bytes) -> list[communicator.Event]:
+    def _feed(self, data: Bytes) -> list[communicator.Event]:
         """Under the lock: what the bytes complete."""
         events: list[communicator.Event] = []
         for event in self._channel.receive(data):

@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 
-from adyton.communicator_pb2 import Envelope
 from adyton.errors import ClosedError, UnauthenticatedError
+from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
 
 FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
@@ -44,7 +44,7 @@ class Relay:
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
         method = grpc.stream_stream_rpc_method_handler(
-            self._communicate, request_deserializer=Envelope.FromString, response_serializer=Envelope.SerializeToString
+            self._communicate, request_deserializer=envelopes.unpack, response_serializer=envelopes.pack
         )
         handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
             "adyton.Communicator", {"Communicate": method}
@@ -66,7 +66,7 @@ class Relay:
         self.joined = True
         return sock
 
-    def _communicate(self, requests: Iterator[Envelope], context: Any) -> Iterator[Envelope]:
+    def _communicate(self, requests: Iterator[memoryview], context: Any) -> Iterator[bytes]:
         sock = self._join(context)
         if not context.add_callback(lambda: _end(sock)):  # wakes both threads, whatever the supervisor does
             _end(sock)
@@ -79,8 +79,7 @@ class Relay:
         pump = threading.Thread(target=_pump, args=(requests, sock, leave), name="adyton-relay", daemon=True)
         pump.start()
         try:
-            for data in pieces(sock):
-                yield Envelope(data=data)
+            yield from pieces(sock)
         except OSError:
             return  # the supervisor is gone; the client sees the stream end
         finally:
@@ -101,10 +100,10 @@ def pieces(sock: socket.socket) -> Iterator[bytes]:
         size = min(2 * size, LARGEST_SIZE) if len(data) == size else FIRST_SIZE
 
 
-def _pump(requests: Iterator[Envelope], sock: socket.socket, leave: Callable[[], None]) -> None:
+def _pump(requests: Iterator[memoryview], sock: socket.socket, leave: Callable[[], None]) -> None:
     try:
         for request in requests:
-            sock.sendall(request.data)
+            sock.sendall(request)
         sock.shutdown(socket.SHUT_WR)
     except Exception:  # noqa: BLE001 - gRPC raises plain Exception when the client is gone
         _end(sock)  # wakes the handler, and tells the supervisor

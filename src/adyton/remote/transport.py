@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from adyton.processes_pb2 import ProcessReport
 
 
+Bytes = bytes | memoryview
+
+
 class Transport(Protocol):
     """Carries bytes until either side ends. Used once."""
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """Pull from `outgoing` (from a thread of the transport's) and send it; yield what arrives, until the peer ends.
 
         The end of `outgoing` tells the peer that nothing more comes. Raises ConnectionLostError, UnreachableError or
@@ -42,7 +45,7 @@ class SocketTransport:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[bytes, None, None]:
+    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """See Transport."""
         threading.Thread(target=self._send, args=(outgoing,), name="adyton-send", daemon=True).start()
         try:
