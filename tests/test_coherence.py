@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -21,7 +22,7 @@ from fake_kernel import raises
 
 import adyton
 from adyton.config import Policy
-from adyton.errors import ConnectionLostError
+from adyton.errors import ConnectionLostError, EnclaveError
 
 pytestmark = pytest.mark.sandbox
 
@@ -99,6 +100,20 @@ def count(path: str, times: int) -> None:
     for _ in range(times):
         with sqlite3.connect(path, timeout=60) as database:
             database.execute("update counter set value = value + 1")
+
+def log_ahead(path: str, rows: int) -> int:
+    """Insert that many rows, and count all."""
+    database = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+    try:
+        for _ in range(rows):
+            database.execute("insert into numbers values (1)")
+        return database.execute("select count(*) from numbers").fetchone()[0]
+    finally:
+        database.close()
+
+def keep_database(path: str) -> None:
+    kept[path] = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+    kept[path].execute("insert into numbers values (1)")
 
 def record(path: str, start: int, count: int) -> None:
     """Durable lines, each of which the client is told of."""
@@ -243,6 +258,35 @@ def test_programs_on_both_sides_count_together(strict: Sharing, loose: Sharing) 
         assert database.execute("select value from counter").fetchone() == (40,)
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
         database.close()
+
+
+def test_a_write_ahead_log_is_used_by_one_side_at_a_time(each: Sharing) -> None:
+    """Its index is memory that the two do not share: whoever comes second is told so, and no row is lost."""
+    call, path = each.enclave.call, str(each.path / "logged")
+
+    def count_here(rows: int) -> int:
+        with contextlib.closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as database:
+            for _ in range(rows):
+                database.execute("insert into numbers values (1)")
+            (count,) = database.execute("select count(*) from numbers").fetchone()
+            return count
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table numbers (number integer)")
+        database.execute("insert into numbers values (1)")
+        with pytest.raises(EnclaveError, match="readonly database"):
+            call("log_ahead", path, 1)
+        assert call("log_ahead", path, 0) == 1
+        database.execute("insert into numbers values (1)")
+    assert call("log_ahead", path, 3) == 5
+    call("keep_database", path)
+    with pytest.raises(sqlite3.OperationalError, match="lock"):
+        count_here(1)
+    assert call("log_ahead", path, 1) == 7
+    call("close_kept", path)
+    assert count_here(1) == 8
+    assert call("log_ahead", path, 1) == 9
 
 
 def test_an_exclusive_file_is_kept_from_others_while_it_is_open(exclusive: Sharing) -> None:

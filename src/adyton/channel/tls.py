@@ -15,7 +15,7 @@ from adyton.crypto.self_signed import self_signed
 from adyton.errors import RemoteProtocolError
 
 _RECORD = 1 << 14  # bytes of plaintext in a TLS record, RFC 8446 section 5.1
-_TAKE = 1 << 18  # bytes read at once from the memory that TLS writes to
+_TAKE = 1 << 20  # bytes read at once from the memory that TLS writes to
 
 
 def _context() -> SSL.Context:
