@@ -63,6 +63,18 @@ for _ in range(20):
         os._exit(0)
 time.sleep(600)
 """,
+    "processes whose first threads have ended": """
+import ctypes
+libc = ctypes.CDLL(None)
+def take():
+    held = bytearray(os.urandom(1)) * (20 << 20)
+    time.sleep(600)
+for _ in range(20):
+    if os.fork() == 0:
+        threading.Thread(target=take).start()
+        libc.syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+time.sleep(600)
+""",
     "shared anonymous memory": """
 held = []
 while True:

@@ -42,6 +42,7 @@ DESCRIPTOR = (
 EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
 TABLES = re.compile(rb"\nVmPTE:\s*(\d+) kB")
 TOGETHER = re.compile(rb"\n(?:Pss_Anon|Pss_Shmem|SwapPss):\s*(\d+) kB")
+_HAS_MEMORY = b"\nRssAnon:"  # in a status, unless its thread has ended
 _FILE = 1 << 14  # bytes, of which these files have less than a half
 
 # linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
@@ -206,26 +207,38 @@ class MemoryWatch:
         rough = self._look(self._each)
         return self._look(self._together) if rough.bytes > self.wall else rough
 
-    def _look(self, memory_of: Callable[[str], int]) -> Seen:
+    def _look(self, memory_of: Callable[[str, bytes], int]) -> Seen:
         processes = memory = descriptors = 0
-        for name in os.listdir(self._proc):
-            if not name.isdigit():
+        for process in os.listdir(self._proc):
+            if not process.isdigit():
                 continue
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                memory += memory_of(name)
+                name, status = self._going_on(process)
+                memory += memory_of(name, status)
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
                 processes += 1
         return Seen(processes, memory, descriptors, queued(self._diagnosis, self._most_sent) or 0)
 
-    def _each(self, name: str) -> int:
-        return size_in(self._read(f"{name}/status"), EACH)
+    def _going_on(self, process: str) -> tuple[str, bytes]:
+        """Where a process's files are, and its status; those of another thread if the first one, whose the process's are, has ended."""
+        status = self._read(f"{process}/status")
+        if _HAS_MEMORY not in status:
+            for thread in os.listdir(f"{self._proc}/{process}/task"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    name = f"{process}/task/{thread}"
+                    if _HAS_MEMORY in (its := self._read(f"{name}/status")):
+                        return name, its
+        return process, status
 
-    def _together(self, name: str) -> int:
+    def _each(self, name: str, status: bytes) -> int:  # noqa: ARG002 - see _together
+        return size_in(status, EACH)
+
+    def _together(self, name: str, status: bytes) -> int:
         try:
             shared = size_in(self._read(f"{name}/smaps_rollup"), TOGETHER)
         except PermissionError:  # a program that may not be read
-            return self._each(name)
-        return shared + size_in(self._read(f"{name}/status"), TABLES)
+            return self._each(name, status)
+        return shared + size_in(status, TABLES)
 
     def _read(self, name: str) -> bytes:
         descriptor = os.open(f"{self._proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
