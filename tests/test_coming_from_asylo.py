@@ -248,6 +248,7 @@ REFUSED = {
     "setxattr of the machine": "EPERM",
     "mkfifo": "EPERM",
     "inotify": "ENOSYS",
+    "msgget": "ENOSYS",
     "connection": "EACCES",
 }
 

@@ -243,7 +243,9 @@ def test_no_interface_but_an_idle_loopback(finished):
         ("chroot", (0,), "EPERM"),
         ("pivot_root", (0, 0), "EPERM"),
         ("clone", (0x10000000 | 17, 0, 0, 0, 0), "EPERM"),
+        ("clone", (0x10000 | 0x800 | 0x100, 0, 0, 0, 0), "EINVAL"),  # a thread with descriptors of its own
         ("clone3", (0, 0), "ENOSYS"),
+        ("vmsplice", (0, 0, 0, 0), "ENOSYS"),
         ("io_uring_setup", (1, 0), "ENOSYS"),
         ("bpf", (0, 0, 0), "EPERM"),
         ("userfaultfd", (0,), "EPERM"),

@@ -136,6 +136,16 @@ PROBES = (
 # of the exit signal.
 _CLONE_NEW = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 NO_NAMESPACES = (Only(0, _CLONE_NEW, (0,), Refused("EPERM", NAMESPACES)),)
+# CLONE_THREAD without CLONE_FILES
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+SAME_FILES = (
+    Only(
+        0,
+        _CLONE_FILES | _CLONE_THREAD,
+        (0, _CLONE_FILES, _CLONE_FILES | _CLONE_THREAD),
+        Refused("EINVAL", "a thread has the descriptors of its process, which are counted"),
+    ),
+)
 
 # The family is AF_UNIX, 1.
 UNIX_PAIRS = (Only(0, 0xFFFFFFFF, (1,), Refused("EACCES", "only AF_UNIX pairs are local")),)
@@ -167,7 +177,10 @@ NO_WATCHES = (
 # PER_LINUX, and the value that only asks (personality(2))
 PERSONALITIES = (Only(0, 0xFFFFFFFF, (0, 0xFFFFFFFF), Refused("EPERM", "it weakens the layout of memory")),)
 
-BOUNDLESS = "no limit of an enclave bounds what it takes; POSIX shared memory and semaphores are in /dev/shm"
+BOUNDLESS = (
+    "no limit of an enclave bounds what it takes; POSIX shared memory and semaphores are in /dev/shm, POSIX message queues are bounded"
+)
+PINNED = "a pipe would keep huge pages of memory that no process has any more, and nothing would count them"
 MEMORY_FILE = Emulated("an unnamed file of the enclave's /dev/shm, which bounds it; it cannot be sealed")
 
 ON_STAND_IN = "on the client's socket, if it stands for one; else locally"
@@ -269,7 +282,7 @@ ROWS: tuple[Row, ...] = (
     Row("sendfile", 40, 71, "file", LOCAL),
     Row("splice", 275, 76, "file", LOCAL),
     Row("tee", 276, 77, "file", LOCAL),
-    Row("vmsplice", 278, 75, "file", LOCAL),
+    Row("vmsplice", 278, 75, "file", Refused("ENOSYS", PINNED)),
     Row("copy_file_range", 326, 285, "file", LOCAL),
     Row("readahead", 187, 213, "file", LOCAL),
     Row("fadvise64", 221, 223, "file", LOCAL),
@@ -389,7 +402,7 @@ ROWS: tuple[Row, ...] = (
     Row("process_vm_readv", 310, 270, "memory", Refused("EPERM", OTHERS)),
     Row("process_vm_writev", 311, 271, "memory", Refused("EPERM", OTHERS)),
     # -- process --
-    Row("clone", 56, 220, "process", LOCAL, NO_NAMESPACES),
+    Row("clone", 56, 220, "process", LOCAL, NO_NAMESPACES + SAME_FILES),
     Row("clone3", 435, 435, "process", Refused("ENOSYS", CLONE3, often=True)),
     Row("fork", 57, None, "process", LOCAL),
     Row("vfork", 58, None, "process", LOCAL),
@@ -518,7 +531,7 @@ ROWS: tuple[Row, ...] = (
     Row("semop", 65, 193, "ipc", LOCAL),
     Row("semctl", 66, 191, "ipc", LOCAL),
     Row("semtimedop", 220, 192, "ipc", LOCAL),
-    Row("msgget", 68, 186, "ipc", LOCAL),
+    Row("msgget", 68, 186, "ipc", Refused("ENOSYS", BOUNDLESS)),
     Row("msgsnd", 69, 189, "ipc", LOCAL),
     Row("msgrcv", 70, 188, "ipc", LOCAL),
     Row("msgctl", 71, 187, "ipc", LOCAL),
