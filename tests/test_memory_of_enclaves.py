@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from sandbox import children, wait_until_ended
 
 import adyton
 from adyton.runtime.process.namespaces import open_diagnosis
-from adyton.runtime.process.supervisor import memory_watch
+from adyton.runtime.process.supervisor import memory_lent, memory_watch
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_watch import EACH, TOGETHER, MemoryWatch, queued, size_in
 
@@ -73,6 +74,15 @@ for _ in range(20):
     if os.fork() == 0:
         threading.Thread(target=take).start()
         libc.syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+time.sleep(600)
+""",
+    "processes that wait for what they start": """
+os.mkfifo("/tmp/nobody")
+for _ in range(20):
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1)) * (20 << 20)
+        output = (os.POSIX_SPAWN_OPEN, 1, "/tmp/nobody", os.O_WRONLY, 0)
+        os.posix_spawn(sys.executable, [sys.executable], {}, file_actions=[output])
 time.sleep(600)
 """,
     "shared anonymous memory": """
@@ -189,6 +199,22 @@ result = [os.waitpid(child, 0)[1] for child in processes]
 
 
 @sandboxed
+def test_what_a_program_has_while_it_starts_another_counts_once(tmp_path):
+    """By vfork, as posix_spawn and subprocess do, and for as long as the watch needs to see it several times."""
+    code = """
+os.mkfifo("/tmp/later")
+later = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5); open('/tmp/later').read()"])
+held = bytearray(200 << 20)
+held[::4096] = b"x" * (len(held) >> 12)
+output = (os.POSIX_SPAWN_OPEN, 1, "/tmp/later", os.O_WRONLY, 0)
+started = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {}, file_actions=[output])
+result = [os.waitpid(started, 0)[1], later.wait()]
+"""
+    with adyton.load(build(tmp_path, '{ memory = "256MiB" }')) as client:
+        assert client.call("execute", code) == [0, 0]
+
+
+@sandboxed
 def test_files_in_memory_are_bounded_wherever_they_are_kept(kept):
     code = """
 first, last = socket.socketpair()
@@ -278,6 +304,7 @@ class FakeProc:
         self.folder = folder
         for name in ("1", "2", "meminfo"):
             (folder / name / "fd").mkdir(parents=True)
+            (folder / name / "task").mkdir()
 
     def write(self, each, together):
         """In MiB, of each process."""
@@ -356,6 +383,51 @@ def test_of_a_process_that_may_not_be_read_the_upper_bound_counts(proc, monkeypa
 
     monkeypatch.setattr(os, "open", refuse)
     assert watch.look().memory == 101 * MIB
+
+
+def thread(proc, process, name, call, state="D (disk sleep)", runs=(3, 1)):
+    folder = proc.folder / process / "task" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "syscall").write_text(call)
+    lines = f"voluntary_ctxt_switches:\t{runs[0]}\nnonvoluntary_ctxt_switches:\t{runs[1]}\n"
+    (folder / "status").write_text(f"Name:\tx\nState:\t{state}\n{lines}")
+
+
+CLONE = memory_lent._CLONE
+WAITS = f"{CLONE} 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n"
+
+
+def test_what_a_process_lends_counts_once_up_to_the_limit(proc):
+    proc.write(each=200, together=200)
+    thread(proc, "1", "1", WAITS)
+    assert watching(proc, 200 * MIB).look().memory == 200 * MIB
+    assert watching(proc, 50 * MIB).look().memory == 350 * MIB
+
+
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [
+        (WAITS, "T (stopped)"),
+        (WAITS, "S (sleeping)"),
+        ("running\n", "R (running)"),
+        ("-1 0x7ffc 0x7f00\n", "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x4011"), "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x14111"), "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x10004111"), "D (disk sleep)"),
+        ("0 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n", "D (disk sleep)"),
+    ],
+)
+def test_who_does_not_wait_lends_nothing(proc, call, state):
+    thread(proc, "1", "1", call, state)
+    assert not memory_lent.waiting(str(proc.folder))
+
+
+def test_who_ran_meanwhile_lends_nothing(proc):
+    found = []
+    for runs in ((3, 1), (4, 1), (4, 2), (4, 2)):
+        thread(proc, "1", "7", WAITS, runs=runs)
+        found.append(memory_lent.waiting(str(proc.folder)))
+    assert [dict(memory_lent.lent(*each)) for each in itertools.pairwise(found)] == [{}, {}, {"1": 1}]
 
 
 def test_what_waits_in_sockets_counts(proc):

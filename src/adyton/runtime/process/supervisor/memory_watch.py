@@ -7,7 +7,8 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
     page that several have counts for each
     what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe
 
-and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5)). That takes
+and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); what memory_lent
+finds counts once, too, up to the limit). That takes
 locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own.
 
 Not seen: pages of shared anonymous memory that no process maps any more, while another page of the same mapping is. What files in
@@ -26,9 +27,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.memory_lent import lent, waiting
 
 BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.5  # between two looks: while what they see changes, and at most
 _SHARE = 9  # pauses are at least so many times as long as the look before
@@ -204,20 +206,27 @@ class MemoryWatch:
 
     def look(self) -> Seen:
         """What they have now; exact if the upper bound is beyond the wall. OSError, ValueError."""
-        rough = self._look(self._each)
-        return self._look(self._together) if rough.bytes > self.wall else rough
+        rough, _ = self._look(self._each)
+        if rough.bytes <= self.wall:
+            return rough
+        before = waiting(self._proc)
+        seen, sizes = self._look(self._together)
+        twice = sum(sizes.get(process, 0) * others for process, others in lent(before, waiting(self._proc)).items())
+        return replace(seen, memory=seen.memory - min(twice, self._limit))
 
-    def _look(self, memory_of: Callable[[str, bytes], int]) -> Seen:
-        processes = memory = descriptors = 0
+    def _look(self, memory_of: Callable[[str, bytes], int]) -> tuple[Seen, dict[str, int]]:
+        """What is seen, and the memory of each process."""
+        sizes: dict[str, int] = {}
+        descriptors = 0
         for process in os.listdir(self._proc):
             if not process.isdigit():
                 continue
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 name, status = self._going_on(process)
-                memory += memory_of(name, status)
+                sizes[process] = memory_of(name, status)
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
-                processes += 1
-        return Seen(processes, memory, descriptors, queued(self._diagnosis, self._most_sent) or 0)
+        sockets = queued(self._diagnosis, self._most_sent) or 0
+        return Seen(len(sizes), sum(sizes.values()), descriptors, sockets), sizes
 
     def _going_on(self, process: str) -> tuple[str, bytes]:
         """Where a process's files are, and its status; those of another thread if the first one, whose the process's are, has ended."""
