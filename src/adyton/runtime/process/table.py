@@ -177,9 +177,7 @@ NO_WATCHES = (
 # PER_LINUX, and the value that only asks (personality(2))
 PERSONALITIES = (Only(0, 0xFFFFFFFF, (0, 0xFFFFFFFF), Refused("EPERM", "it weakens the layout of memory")),)
 
-BOUNDLESS = (
-    "no limit of an enclave bounds what it takes; POSIX shared memory and semaphores are in /dev/shm, POSIX message queues are bounded"
-)
+BOUNDLESS = "no limit of an enclave bounds what it takes; POSIX shared memory and semaphores are in /dev/shm, POSIX message queues are bounded"
 PINNED = "a pipe would keep huge pages of memory that no process has any more, and nothing would count them"
 MEMORY_FILE = Emulated("an unnamed file of the enclave's /dev/shm, which bounds it; it cannot be sealed")
 

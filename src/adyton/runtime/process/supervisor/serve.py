@@ -544,9 +544,6 @@ class Supervisor:
                 self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
                 return
             self._do(self._files.receive(message))
-            if self._files.holds and not self._pushes:
-                self._pushes = True
-                self._loop.later(HOLD_SECONDS, self._guarded(self._push))
 
     def _push(self) -> None:
         """Send what programs wrote, and what waits for more of it."""
@@ -571,3 +568,6 @@ class Supervisor:
                 self._waiting[call] = effect.ticket, effect.request
         assert self._files is not None
         self._files.told()
+        if self._files.holds and not self._pushes:
+            self._pushes = True
+            self._loop.later(HOLD_SECONDS, self._guarded(self._push))
