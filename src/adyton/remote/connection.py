@@ -20,6 +20,7 @@ from adyton.remote import certificates
 from adyton.remote.address import TLS, Address, is_loopback
 from adyton.remote.diagnosis import NO_SUCH_NAME, Case, explain, has_waited
 from adyton.remote.probe import BRIEF_SECONDS, SECONDS, look
+from adyton.remote.unix_socket import NO_WAY
 
 MAX_MESSAGE = 8 << 20  # bytes of one gRPC message; ours stay far below
 ERROR_METADATA = "adyton-error-bin"
@@ -141,7 +142,7 @@ def open_server(
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError:
-        why = "is its folder there, and may you write it?"
+        why = NO_WAY
         if not listen.startswith("unix:"):
             why = "the port is in use, or the address is not of this machine"
             if _is_for_root(listen):

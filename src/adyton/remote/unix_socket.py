@@ -10,6 +10,8 @@ import stat
 from adyton.errors import UsageError
 from adyton.remote.address import SOCKET_PATH
 
+NO_WAY = "is its folder there, and may you write it?"  # why nobody can listen at a path
+
 
 def check_free(listen: str) -> None:
     """UsageError if somebody listens at that unix socket, or nobody can. Other addresses are not looked at."""
@@ -17,6 +19,8 @@ def check_free(listen: str) -> None:
         return
     if len(os.fsencode(listen[5:])) > SOCKET_PATH:
         raise UsageError(f"cannot listen at {listen}: a unix socket's path has at most {SOCKET_PATH} bytes")
+    if not os.access(os.path.dirname(listen[5:]) or ".", os.W_OK | os.X_OK):
+        raise UsageError(f"cannot listen at {listen}: {NO_WAY}")
     with contextlib.suppress(OSError):  # what is wrong then, listening says
         if not stat.S_ISSOCK(os.lstat(listen[5:]).st_mode):
             raise UsageError(f"cannot listen at {listen}: there is something of that name, and it is no socket")
