@@ -203,8 +203,8 @@ class TestLocks:
                     def late(*_):
                         raise TimeoutError
                     signal.signal(signal.SIGALRM, late)
-                    signal.setitimer(signal.ITIMER_REAL, 0.05)
                     try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.05)
                         fcntl.lockf(open({file.name!r}, "r+"), fcntl.LOCK_EX)
                     except TimeoutError:
                         return "late"
