@@ -42,7 +42,7 @@ def attempt(code: str) -> str:
 class Client:
     """A client's end of an attached enclave, single-threaded, that can say whatever it likes whenever it likes.
 
-    `answer(request)` gives the result of a host call: a Struct, bytes that are sent as they are, or None for never answering.
+    `answer(request)` gives the result of a host call: a Struct, bytes that are sent as they are, or None: its number is in `unanswered`.
     """
 
     def __init__(self, sock, answer=lambda _request: abi.Failed("EACCES")):
@@ -54,10 +54,11 @@ class Client:
         self.replies = {}
         self.output = bytearray()
         self.asked = []
+        self.unanswered = []
         self.told = []  # messages about sockets
         self.ended = None
         self.evidence = None
-        self._pump(lambda: self.evidence is not None)
+        self.pump(lambda: self.evidence is not None)
         verify(self.evidence)
         self.channel.accept()
 
@@ -106,6 +107,8 @@ class Client:
                     self.session.reply(call, True, answer)
                 elif answer is not None:
                     self.session.reply(call, True, msgspec.msgpack.encode(answer))
+                else:
+                    self.unanswered.append(call)
             case communicator.Called(call, _, "net", body):
                 request = net.request_of(body)
                 self.asked.append(request)
@@ -121,7 +124,8 @@ class Client:
             case communicator.Notified("ended", body):
                 self.ended = body.decode()
 
-    def _pump(self, done):
+    def pump(self, done):
+        """Receive until that holds."""
         deadline = time.monotonic() + PATIENCE
         while not done():
             if time.monotonic() > deadline:
@@ -142,7 +146,7 @@ class Client:
 
     def result(self, number):
         """The Replied of that call."""
-        self._pump(lambda: number in self.replies)
+        self.pump(lambda: number in self.replies)
         return self.replies.pop(number)
 
     def load(self, request=EMPTY, pair=1):

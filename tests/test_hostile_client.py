@@ -313,12 +313,18 @@ except OSError as error:
 
 
 def test_threads_that_the_guest_is_too_busy_to_begin_with_are_refused(ward):
-    with ward.enclave() as client:
-        assert client.load().ok
+    def answer(request):
+        return None if request.path == "/there/held" else abi.Attributes("directory", 8, 0, 0o755, 1, 0, 0, 0)
+
+    with ward.enclave(answer) as client:
+        assert client.load(msgspec.structs.replace(EMPTY, grants=[Grant("/there", "read")])).ok
         assert client.enter("attempt", "1") == "1"
-        held = client.start("attempt", "ctypes.PyDLL(None).sleep(1)")  # none of its threads runs meanwhile
+        code = "ctypes.PyDLL(None).access(b'/there/held', 0)"  # none of its threads runs until the client answers
+        held = client.start("attempt", code)
+        client.pump(lambda: client.unanswered)
         numbers = [client.start("attempt", "1", pair=pair) for pair in range(10, 1010)]
         refused = client.result(numbers[-1])
         assert "no more threads" in refusal(refused)
-        assert client.entered(held) == "0"
+        client.session.reply(client.unanswered.pop(), True, msgspec.msgpack.encode(abi.Failed("ENOENT")))
+        assert client.entered(held) == "-1"
         assert client.enter("attempt", "6 * 7", pair=1) == "42"
