@@ -42,7 +42,7 @@ class NeverSetUp(unittest.TestCase):
     def setUpClass(cls): raise OSError("no")
     def test_it(self): pass
 """
-RUN = "import sys, runner; runner.run_module(sys.argv[1], sys.argv[2], print, seconds=0.5)"
+RUN = "import sys, runner; runner.run_module(sys.argv[1], sys.argv[2], print, seconds=3)"
 
 
 def outcomes(tmp_path, text: str) -> dict[str, tuple[str, str]]:

@@ -253,8 +253,6 @@ if child == 0:
         os.close(writer)
         os.read(reader, 1)  # until the parent is gone
         os._exit(0)
-    os.write(2, b"")
-    os.write(writer, b"x") if False else None
     os._exit(0)
 os.waitpid(child, 0)
 handle = None
