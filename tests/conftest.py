@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"NO SANDBOX HERE: {sandbox_missing()}"))
         if item.get_closest_marker("netns") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="NOT ROOT: network namespaces cannot be made"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What this machine could not show: a line for each reason, however many tests have it."""
+    skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
+    reasons = Counter(each[2].removeprefix("Skipped: ") for each in skipped if isinstance(each, tuple))
+    if reasons:
+        terminalreporter.section("NOT RUN HERE", yellow=True, bold=True)
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count} tests: {reason}" if count > 1 else f"1 test: {reason}", yellow=True)
 
 
 @pytest.fixture(scope="session")
