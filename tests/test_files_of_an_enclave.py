@@ -308,6 +308,17 @@ class TestContent:
         assert execute(code) == [3, "01MM4"]
         assert file.read_bytes() == b"01MM456789end"
 
+    def test_a_mapping_of_a_file_that_is_appended_to_and_has_no_name(self, execute: Execute, file: Path) -> None:
+        code = f"""
+            file = os.open({file.name!r}, os.O_RDWR | os.O_APPEND)
+            os.unlink({file.name!r})
+            memory = mmap.mmap(file, 10)
+            memory[2:4] = b"MM"
+            memory.flush()
+            result = [os.write(file, b"end"), os.pread(file, 20, 0).decode()]
+        """
+        assert execute(code) == [3, "01MM456789end"]
+
     def test_a_flushed_mapping_is_durable(self, enclave: tuple[adyton.Enclave, Execute], file: Path) -> None:
         before = enclave[0].stats()["host_calls"].get("fsync", 0)
         enclave[1](f"memory = mmap.mmap(os.open({file.name!r}, os.O_RDWR), 10); memory[:1] = b'x'; memory.flush()")

@@ -268,10 +268,11 @@ class OpenOperations:
     def _positional(self, opened: OpenFile) -> Generator[abi.Request, abi.Result, int]:
         """A handle for a write that has its place (a page of a mapping) though the file was opened to append: that would move it."""
         if opened.positional is None:
-            path = sendable(self._tree.path(opened.node))
             number = self._handles.reserve()
             try:
-                attributes = yield from ask(abi.Open(path, number, "write"), abi.Attributes)
+                # Not by its name: it may have none, or one whose way permissions have closed since.
+                request = abi.OpenAgain(sendable(opened.node.last_path), opened.number, number, "write")
+                attributes = yield from ask(request, abi.Attributes)
                 if is_same(opened.node, attributes) and opened.positional is None:
                     opened.positional = number
                 else:
