@@ -76,7 +76,7 @@ def serving(folder: Path, tls: TLS | None = None, token: str = "") -> Iterator[i
     if tls is not None:
         tls = TLS(*(file and str(folder / file) for file in (tls.ca, tls.cert, tls.key)))
     store = BlobStore(str(folder / "store"))
-    server, port = open_server([ProvisionService(store, start, token).handler()], "localhost:0", tls, 2)
+    server, port = open_server([ProvisionService(store, start, token).handler()], "127.0.0.1:0", tls, 2)
     server.start()
     try:
         yield port
