@@ -269,6 +269,7 @@ def test_a_non_blocking_connect_looks_like_one(at_work):
 
 
 def test_a_non_blocking_connect_that_fails_looks_like_one(at_work):
+    """Who is woken in the very microsecond in which the kernel shows it may see the second half a moment later: see standin.thin."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         code = """
@@ -277,13 +278,26 @@ def test_a_non_blocking_connect_that_fails_looks_like_one(at_work):
             first = errno.errorcode[sock.connect_ex(("127.0.0.1", port))]
             poller = select.poll()
             poller.register(sock, select.POLLOUT)
-            (_, events), = poller.poll()
+            events = poller.poll()[0][1] | poller.poll()[0][1]
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             result = [first, bool(events & select.POLLOUT), bool(events & select.POLLERR), errno.errorcode[code]]
             result.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         """
         found = at_work.run(code, port=closed.getsockname()[1])
     assert found == ["EINPROGRESS", True, True, "ECONNREFUSED", 0]
+
+
+def test_a_blocking_connect_that_failed_leaves_a_socket_that_can_be_written_to_at_once(at_work):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        code = """
+            result = 0
+            for _ in range(50):
+                with socket.socket() as sock:
+                    sock.connect_ex(("127.0.0.1", port))
+                    result += len(select.select([], [sock], [], 0)[1])
+        """
+        assert at_work.run(code, port=closed.getsockname()[1]) == 50
 
 
 def test_a_connect_under_way_is_not_writable_and_may_time_out(tmp_path):

@@ -373,6 +373,7 @@ class Pump:
         standin.error, standin.state, standin.opened = code, "broken", False
         if standin.end.fileno() >= 0:
             self._leave_something_unread(standin)
+            standins.thin(standin.end)
             self._close_end(standin)
         self._by_number.pop(standin.number, None)
         self._broken[standin.inode] = standin

@@ -20,6 +20,7 @@ import os
 import select
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,6 +105,21 @@ def drain(standin: StandIn) -> None:
     """Make it writable again."""
     while standin.filled > 0:
         standin.filled -= len(standin.end.recv(standin.filled, socket.MSG_DONTWAIT))
+
+
+def thin(end: socket.socket) -> None:
+    """Leave so little unread in our end, which is about to be closed, as still keeps the guest's from being writable.
+
+    The kernel shows a reset, wakes who polls for it, and only then frees what was unread, which makes the guest's end writable. A TCP
+    socket becomes both at once; here the second comes the sooner the less there is to be freed.
+    """
+    unread = struct.unpack("=i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))[0]
+    surplus = (
+        unread - end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 - 1
+    )  # it is writable while a quarter is taken
+    with contextlib.suppress(OSError):
+        while surplus > 0 and (data := end.recv(surplus, socket.MSG_DONTWAIT)):
+            surplus -= len(data)
 
 
 # -- which datagram the guest reads next ------------------------------------------------------------------------------------

@@ -72,11 +72,12 @@ class StreamCalls:
             self._a.pump.start(standin)
             return
         standin.state, standin.error = "new", errno_of(result)
+        if any(self._a.listener.waits(note) for note, _ in standin.waiting):
+            standins.drain(standin)  # before who waits goes on
         self._a.moved(standin)
         if standin.unreported:  # nobody waits: who polls is to see it
             self._a.pump.break_(standin, standin.error)
         else:
-            standins.drain(standin)
             standin.error = 0
 
     def _connect_over(self, note: Note, standin: StandIn) -> bool:
