@@ -300,6 +300,74 @@ def test_a_blocking_connect_that_failed_leaves_a_socket_that_can_be_written_to_a
         assert at_work.run(code, port=closed.getsockname()[1]) == 50
 
 
+def test_a_socket_whose_connect_has_failed_may_connect_again(at_work):
+    """As on Linux: the next connect tells of the failure, or of ECONNABORTED if SO_ERROR has, and the one after that is another attempt."""
+    with server(echo) as port, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        code = """
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                own = other.getsockname()
+            result = []
+            for asked in (False, True):
+                sock = socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", 7, 0))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
+                sock.bind(own)
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", refusing))
+                select.select([], [sock], [])
+                if asked:
+                    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                result.append(errno.errorcode[sock.connect_ex(("127.0.0.1", port))])
+                result.append(errno.errorcode[sock.connect_ex(("127.0.0.1", port))])
+                select.select([], [sock], [])
+                result += [sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), sock.getpeername()[1], sock.getsockname() == own]
+                result.append(struct.unpack("qq", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))[0])
+                result += [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), sock.get_inheritable(), os.get_blocking(sock.fileno())]
+                sock.send(b"x")
+                select.select([sock], [], [])
+                result.append(sock.recv(10))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+        """
+        connected = [0, port, True, 7, 100_000, False, False, b"x"]
+        first, second = ["ECONNREFUSED", "EINPROGRESS"], ["ECONNABORTED", "EINPROGRESS"]
+        assert at_work.run(code, port=port, refusing=closed.getsockname()[1]) == first + connected + second + connected
+        code = """
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                own = other.getsockname()
+            sock = socket.socket()
+            sock.bind(own)
+            result = [errno.errorcode[sock.connect_ex(("127.0.0.1", refusing))], sock.connect_ex(("127.0.0.1", port))]
+            result += [sock.getsockname() == own, errno.errorcode[sock.connect_ex(("127.0.0.1", port))]]
+        """
+        found = at_work.run(code, port=port, refusing=closed.getsockname()[1])
+        assert found == ["ECONNREFUSED", 0, True, "EISCONN"]
+
+
+def test_a_socket_whose_connect_has_failed_may_listen(at_work):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        code = """
+            sock = socket.socket()
+            sock.setblocking(False)
+            result = []
+            for _ in range(2):
+                result.append(errno.errorcode[sock.connect_ex(("127.0.0.1", refusing))])
+                select.select([], [sock], [])
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            client = socket.create_connection(sock.getsockname())
+            select.select([sock], [], [])
+            accepted, peer = sock.accept()
+            result.append(peer == client.getsockname())
+            for each in (sock, client, accepted):
+                each.close()
+        """
+        found = at_work.run(code, refusing=closed.getsockname()[1])
+    assert found == ["EINPROGRESS", "ECONNREFUSED", True]
+
+
 def test_a_connect_under_way_is_not_writable_and_may_time_out(tmp_path):
     """To an address from which no answer comes: a listener whose backlog is full."""
     with socket.socket() as full:

@@ -69,6 +69,7 @@ class _Socket:
     ended: bool = False  # nothing more is read
     shut: bool = False  # nothing more will come from the enclave
     closing: bool = False  # to be closed when `out` has been written
+    bound: bool = False  # by the enclave
     serves: bool = False  # a datagram socket that takes from everybody
     watched: int = 0
 
@@ -230,6 +231,7 @@ class ClientSockets:
             match request:
                 case net.Bind(_, _, local):
                     entry.sock.bind((local.host, local.port))
+                    entry.bound = True
                     entry.serves = local.port != 0 or self._policy.listen(local.host, 0) is None
                 case net.Reach(_, new):
                     if not _is_bound(entry.sock):
@@ -279,6 +281,8 @@ class ClientSockets:
             self._watch(entry)
             return self._connected(entry, peer)
         code = entry.sock.connect_ex(address)
+        if code == errno.ECONNABORTED:  # so the system ends the attempt before, which has failed
+            code = entry.sock.connect_ex(address)
         if code == errno.EINPROGRESS:
             entry.state = "connecting"
             entry.connecting = (call, started)
@@ -311,6 +315,8 @@ class ClientSockets:
                 code = error.errno or errno.ECONNRESET
         if code:
             result = abi.Failed(_NAMES.get(code, "EIO"))
+            entry.state = "open"
+        if code and not entry.bound:
             self._forget(entry)
         else:
             self._watch(entry)

@@ -30,7 +30,7 @@ _ADD_DESCRIPTOR = 0x40182103
 _SET_FLAGS = 0x40082104
 _SYNCHRONOUS_WAKE_UP = 1  # who waits and who answers hand the CPU to one another (Linux 6.6)
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
-_ADD_AND_SEND = 2  # SECCOMP_ADDFD_FLAG_SEND
+_ADD_AT, _ADD_AND_SEND = 1, 2  # SECCOMP_ADDFD_FLAG_SETFD, _SEND
 _PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 
 _NOTE = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags; nr, arch, instruction pointer, args
@@ -204,12 +204,19 @@ class Listener:
 
     def give(self, note: Note, descriptor: int, *, close_on_exec: bool) -> int:
         """Answer with a duplicate of our descriptor, in one step; its number there. GoneError; OSError EMFILE."""
+        return self._add(note, descriptor, _ADD_AND_SEND, 0, close_on_exec=close_on_exec)
+
+    def replace(self, note: Note, number: int, descriptor: int, *, close_on_exec: bool) -> None:
+        """Put a duplicate of our descriptor where the thread has its own of that number, as dup2 does; the call still waits. GoneError; OSError."""
+        self._add(note, descriptor, _ADD_AT, number, close_on_exec=close_on_exec)
+
+    def _add(self, note: Note, descriptor: int, how: int, number: int, *, close_on_exec: bool) -> int:
         flags = os.O_CLOEXEC if close_on_exec else 0
         try:
-            request = bytearray(_ADD.pack(note.id, _ADD_AND_SEND, descriptor, 0, flags))
+            request = bytearray(_ADD.pack(note.id, how, descriptor, number, flags))
             given: int = fcntl.ioctl(self._descriptor, _ADD_DESCRIPTOR, request)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINPROGRESS, errno.EINTR):
+            if error.errno in (errno.ENOENT, errno.EINPROGRESS, errno.EINTR, errno.ESRCH):
                 raise GoneError from error
             raise
         return given

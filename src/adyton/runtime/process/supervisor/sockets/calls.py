@@ -17,7 +17,7 @@ from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
 from adyton.runtime.process.supervisor.sockets import addresses, options
-from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, errno_of, failure
+from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
 from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls
 from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
@@ -37,6 +37,9 @@ _PROTOCOLS: dict[tuple[int, int], net.Kind] = {
 _NEVER_LOCAL = frozenset({25, 26, 27, 44, 50, 51, 52})
 
 _NAME_CACHE = b"/var/run/nscd/socket"
+
+
+Step = Callable[[Note, StandIn, socket.socket], int | None]
 
 
 class SocketCalls:
@@ -65,9 +68,9 @@ class SocketCalls:
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
         self.handlers = {
             "socket": self._handler(self._socket),
-            "connect": self._on(self._connect),
-            "bind": self._on(self._bind),
-            "listen": self._on(self._streams.listen),
+            "connect": self._on(self._connect, begins=True),
+            "bind": self._on(self._bind, begins=True),
+            "listen": self._on(self._streams.listen, begins=True),
             "accept": self._on(lambda note, standin, fetched: self._streams.accept(note, standin, fetched, 0)),
             "accept4": self._on(
                 lambda note, standin, fetched: self._streams.accept(note, standin, fetched, note.argument(3))
@@ -100,8 +103,8 @@ class SocketCalls:
 
         return handle
 
-    def _on(self, step: Callable[[Note, StandIn, socket.socket], int | None]) -> Callable[[Note], None]:
-        """A call whose first argument is a socket."""
+    def _on(self, step: Step, *, begins: bool = False) -> Callable[[Note], None]:
+        """A call whose first argument is a socket. `begins`: it needs one that is not spent."""
 
         def find(note: Note) -> int | None:
             descriptor = self._a.listener.fetch(note, note.argument(0))
@@ -116,9 +119,28 @@ class SocketCalls:
                     self._not_ours(note, fetched)
                     return LATER
                 standin.seen = (note.thread, note.argument(0))
+                if begins and standin.spent:
+                    return self._step_anew(step, note, standin, fetched)
                 return step(note, standin, fetched)
 
         return self._handler(find)
+
+    def _step_anew(self, step: Step, note: Note, spent: StandIn, fetched: socket.socket) -> int | None:
+        """Put a fresh stand-in in a spent one's place, and do the call with it. Other copies of the descriptor keep the spent one."""
+        made = self._a.pump.make_anew(spent)
+        assert made.guest_end is not None
+        with made.guest_end as guest_end:
+            try:
+                guest_end.setblocking(blocks(fetched))
+                for option in options.LOCAL_SOCKET_OPTIONS:
+                    value = fetched.getsockopt(options.SOL_SOCKET, option, options.MAX_LENGTH)
+                    guest_end.setsockopt(options.SOL_SOCKET, option, value)
+                self._a.listener.replace(note, note.argument(0), guest_end.fileno(), close_on_exec=spent.close_on_exec)
+            except (GoneError, OSError):
+                self._a.pump.drop_refused(made)
+                raise
+            made.seen, made.guest_end = spent.seen, None
+            return step(note, made, guest_end)
 
     def _not_ours(self, note: Note, fetched: socket.socket) -> None:
         if fetched.family != socket.AF_UNIX:
@@ -155,7 +177,7 @@ class SocketCalls:
         except (GoneError, OSError):
             self._a.pump.drop_refused(made)
             raise
-        made.seen = (note.thread, given)
+        made.seen, made.close_on_exec = (note.thread, given), bool(kind & CLOEXEC)
         made.guest_end.close()
         made.guest_end = None
         return LATER
@@ -176,7 +198,7 @@ class SocketCalls:
         def finish(result: net.Result | abi.Failed) -> int:
             if not isinstance(result, net.Bound):
                 raise failure(errno_of(result))
-            standin.opened, standin.local = True, result.local
+            standin.opened, standin.local, standin.bound = True, result.local, local
             self._a.pump.watch(standin)
             return 0
 

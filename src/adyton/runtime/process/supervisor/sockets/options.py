@@ -83,6 +83,8 @@ OPTIONS: dict[tuple[int, int], Known] = {
     (IPPROTO_IPV6, 67): Known("IPV6_TCLASS", least=-1, most=255, asked=True),
 }
 
+LOCAL_SOCKET_OPTIONS = (18, 20, 21)  # of these, one number for each: SO_RCVLOWAT, SO_RCVTIMEO, SO_SNDTIMEO
+
 _INT = struct.Struct("=i")
 _LINGER = struct.Struct("=ii")
 MAX_LENGTH = 64  # bytes of a value that are looked at

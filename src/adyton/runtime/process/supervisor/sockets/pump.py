@@ -16,7 +16,7 @@ from adyton.hostcall import sockets as net
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.sockets import standin as standins
-from adyton.runtime.process.supervisor.sockets.standin import CREDIT_STEP, READ_SIZE, StandIn
+from adyton.runtime.process.supervisor.sockets.standin import CREDIT_STEP, READ_SIZE, StandIn, State
 
 BEHIND = 1 << 18  # bytes on their way to the client, from which on nothing more is read from stand-ins
 MAX_HELD = 256 << 20  # bytes for the guest, of all stand-ins together, that it has not read
@@ -93,6 +93,12 @@ class Pump:
         self._hung[made.end.fileno()] = made
         self._hangups.register(made.end, select.EPOLLET)
         self._watch(made)
+        return made
+
+    def make_anew(self, spent: StandIn) -> StandIn:
+        """One in a spent one's place. OSError: EMFILE."""
+        made = self.make(spent.family, spent.kind)
+        made.options, made.bound, made.close_on_exec = spent.options, spent.bound, spent.close_on_exec
         return made
 
     def renumber(self, standin: StandIn) -> None:
@@ -233,8 +239,7 @@ class Pump:
 
     def _drop(self, standin: StandIn) -> None:
         self._by_number.pop(standin.number, None)
-        if self._by_inode.get(standin.inode) is standin:
-            del self._by_inode[standin.inode]
+        self._forget(standin)
         self._held -= sum(map(len, standin.incoming))
         standin.incoming.clear()
         self._close_end(standin)
@@ -368,9 +373,9 @@ class Pump:
         self._let_go_of_pending(standin)
         self._show_end(standin)
 
-    def break_(self, standin: StandIn, code: int) -> None:
-        """Show the guest a connection that was lost."""
-        standin.error, standin.state, standin.opened = code, "broken", False
+    def break_(self, standin: StandIn, code: int, state: State = "broken") -> None:
+        """Show the guest a connection that was lost, or did not come about."""
+        standin.error, standin.state, standin.opened = code, state, False
         if standin.end.fileno() >= 0:
             self._leave_something_unread(standin)
             standins.thin(standin.end)
@@ -378,10 +383,12 @@ class Pump:
         self._by_number.pop(standin.number, None)
         self._broken[standin.inode] = standin
         if len(self._broken) > KEPT_BROKEN:
-            oldest = self._broken.pop(next(iter(self._broken)))
-            if self._by_inode.get(oldest.inode) is oldest:
-                del self._by_inode[oldest.inode]
+            self._forget(self._broken.pop(next(iter(self._broken))))
         self._moved(standin)
+
+    def _forget(self, standin: StandIn) -> None:
+        if self._by_inode.get(standin.inode) is standin:
+            del self._by_inode[standin.inode]
 
     def _leave_something_unread(self, standin: StandIn) -> None:
         """Have a byte in our end, which the kernel takes for one of the guest's: it has to come from there."""

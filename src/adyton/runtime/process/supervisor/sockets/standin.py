@@ -29,7 +29,8 @@ from typing import Literal
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.notifications import Note
 
-State = Literal["new", "connecting", "connected", "listening", "broken"]
+# failed: a connect has, and no connect has told so yet; broken: a connection was lost
+State = Literal["new", "connecting", "connected", "listening", "failed", "broken"]
 
 READ_SIZE = 1 << 17
 CREDIT_STEP = net.WINDOW // 8  # bytes taken from the client before it is told so
@@ -49,6 +50,8 @@ class StandIn:
     inode: int
     state: State = "new"
     opened: bool = False  # the client has a socket for it
+    close_on_exec: bool = False  # as it was made
+    bound: net.Endpoint | None = None  # where the guest wanted it
     local: net.Endpoint | None = None
     peer: net.Endpoint | None = None
     options: dict[str, list[int]] = field(default_factory=dict)
@@ -71,6 +74,11 @@ class StandIn:
     senders: deque[tuple[net.Endpoint, int]] = field(default_factory=deque)  # of datagrams in the guest's end
     reachable: set[net.Endpoint] = field(default_factory=set)
     held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
+
+    @property
+    def spent(self) -> bool:
+        """Whether our end is closed, to show a failure, while the guest may begin anew with the socket: in a fresh one's place."""
+        return self.state == "new" and self.end.fileno() < 0
 
     @property
     def new(self) -> net.New:

@@ -39,9 +39,11 @@ class StreamCalls:
                 raise failure(errno.EISCONN)
             case "listening":
                 raise failure(errno.EISCONN)
-            case "broken":
-                code, standin.error, standin.unreported = standin.error, 0, False
+            case "failed":
+                code, standin.error, standin.unreported, standin.state = standin.error, 0, False, "new"
                 raise failure(code or errno.ECONNABORTED)
+            case "broken":
+                raise failure(errno.EISCONN)
             case _:
                 pass
         peer = addresses.parse(data, standin.family)
@@ -49,12 +51,30 @@ class StreamCalls:
         standins.fill(standin, fetched)
         if blocks(fetched):
             self._wait_for_connect(note, standin, fetched)
-        self._a.client.request(
-            net.Connect(standin.number, standin.new, peer), lambda result: self._connect_ended(standin, result)
-        )
+        if standin.bound is not None and not standin.opened:
+            self._bind_and_connect(standin, standin.bound, peer)
+        else:
+            self._begin_to_connect(standin, peer)
         if blocks(fetched):
             return LATER
         raise failure(errno.EINPROGRESS)
+
+    def _begin_to_connect(self, standin: StandIn, peer: net.Endpoint) -> None:
+        self._a.client.request(
+            net.Connect(standin.number, standin.new, peer), lambda result: self._connect_ended(standin, result)
+        )
+
+    def _bind_and_connect(self, standin: StandIn, local: net.Endpoint, peer: net.Endpoint) -> None:
+        """In place of a socket whose connect has failed, which was bound."""
+
+        def bound(result: net.Result | abi.Failed) -> None:
+            if not isinstance(result, net.Bound):
+                self._connect_ended(standin, result)
+            elif self._a.pump.knows(standin):
+                standin.opened, standin.local = True, result.local
+                self._begin_to_connect(standin, peer)
+
+        self._a.client.request(net.Bind(standin.number, standin.new, local), bound)
 
     def _wait_for_connect(self, note: Note, standin: StandIn, fetched: socket.socket) -> None:
         seconds = patience(fetched, socket.SO_SNDTIMEO)
@@ -76,7 +96,9 @@ class StreamCalls:
             standins.drain(standin)  # before who waits goes on
         self._a.moved(standin)
         if standin.unreported:  # nobody waits: who polls is to see it
-            self._a.pump.break_(standin, standin.error)
+            if standin.opened:  # it was bound
+                self._a.client.tell(net.CloseSocket(standin.number, reset=False))
+            self._a.pump.break_(standin, standin.error, "failed")
         else:
             standin.error = 0
 
@@ -157,6 +179,6 @@ class StreamCalls:
         except (GoneError, OSError):
             self._a.pump.show_pending(standin)
             raise
-        made.seen = (note.thread, given)
+        made.seen, made.close_on_exec = (note.thread, given), bool(flags & CLOEXEC)
         self._a.pump.accepted(standin)
         return True
