@@ -345,6 +345,31 @@ def test_a_socket_whose_connect_has_failed_may_connect_again(at_work):
         assert found == ["ECONNREFUSED", 0, True, "EISCONN"]
 
 
+def test_what_is_written_before_connect_goes_nowhere(at_work):
+    with server(echo) as port:
+        code = """
+            sock = socket.socket()
+            sock.send(b"early")
+            for _ in range(1000):
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                try:
+                    sock.send(b"early")
+                except BrokenPipeError:
+                    result = ["EPIPE", sock.recv(2)]
+                    break
+            sock.connect(("127.0.0.1", port))
+            sock.send(b"x")
+            result.append(sock.recv(10))
+            sock.close()
+            with socket.socket() as sock:
+                sock.send(b"early")
+                sock.connect(("127.0.0.1", port))
+                sock.send(b"y")
+                result.append(sock.recv(10))
+        """
+        assert at_work.run(code, port=port) == ["EPIPE", b"", b"x", b"y"]
+
+
 def test_a_socket_whose_connect_has_failed_may_listen(at_work):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -134,7 +134,7 @@ class Pump:
         if standin.end.fileno() < 0:
             return
         flows = (
-            (standin.state == "connected" or standin.kind == "datagram")
+            (standin.state in ("connected", "new") or standin.kind == "datagram")
             and not standin.shut
             and not self._behind
             and standin.credit > (0 if standin.kind == "stream" else net.MAX_DATAGRAM + net.DATAGRAM_COST)
@@ -161,6 +161,9 @@ class Pump:
         if standin.kind == "datagram":
             self._read_datagram(standin)
             return
+        if standin.state == "new":
+            self._written_too_early(standin)
+            return
         try:
             data = standin.end.recv(min(READ_SIZE, standin.credit), socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -175,6 +178,15 @@ class Pump:
         for start in range(0, len(data), net.CHUNK):
             self._client.tell(net.Send(standin.number, data[start : start + net.CHUNK]))
         self._watch(standin)
+
+    def _written_too_early(self, standin: StandIn) -> None:
+        """What is written to a stream before it is connected goes nowhere, and what comes after it is EPIPE."""
+        if standins.discard(standin.end):
+            if standin.opened:  # it was bound
+                self._client.tell(net.CloseSocket(standin.number, reset=False))
+            self._end(standin, 0, "new")
+        elif standins.has_hung_up(standin.end):
+            self._closed(standin, reset=False)
 
     def _no_more(self, standin: StandIn) -> None:
         if standin.hung or standins.has_hung_up(standin.end):
@@ -375,11 +387,15 @@ class Pump:
 
     def break_(self, standin: StandIn, code: int, state: State = "broken") -> None:
         """Show the guest a connection that was lost, or did not come about."""
-        standin.error, standin.state, standin.opened = code, state, False
         if standin.end.fileno() >= 0:
             self._leave_something_unread(standin)
             standins.thin(standin.end)
-            self._close_end(standin)
+        self._end(standin, code, state)
+
+    def _end(self, standin: StandIn, code: int, state: State) -> None:
+        """Have nothing behind it any more."""
+        standin.error, standin.state, standin.opened = code, state, False
+        self._close_end(standin)
         self._by_number.pop(standin.number, None)
         self._broken[standin.inode] = standin
         if len(self._broken) > KEPT_BROKEN:

@@ -115,6 +115,15 @@ def drain(standin: StandIn) -> None:
         standin.filled -= len(standin.end.recv(standin.filled, socket.MSG_DONTWAIT))
 
 
+def discard(end: socket.socket) -> int:
+    """Read all that the guest has written, and forget it. How many bytes that was."""
+    size = 0
+    with contextlib.suppress(OSError):
+        while data := end.recv(READ_SIZE, socket.MSG_DONTWAIT):
+            size += len(data)
+    return size
+
+
 def thin(end: socket.socket) -> None:
     """Leave so little unread in our end, which is about to be closed, as still keeps the guest's from being writable.
 

@@ -48,6 +48,8 @@ class StreamCalls:
                 pass
         peer = addresses.parse(data, standin.family)
         standin.state = "connecting"
+        self._a.pump.watch(standin)
+        standins.discard(standin.end)  # what the guest wrote too early
         standins.fill(standin, fetched)
         if blocks(fetched):
             self._wait_for_connect(note, standin, fetched)
@@ -94,6 +96,7 @@ class StreamCalls:
         standin.state, standin.error = "new", errno_of(result)
         if any(self._a.listener.waits(note) for note, _ in standin.waiting):
             standins.drain(standin)  # before who waits goes on
+            self._a.pump.watch(standin)
         self._a.moved(standin)
         if standin.unreported:  # nobody waits: who polls is to see it
             if standin.opened:  # it was bound
@@ -133,6 +136,7 @@ class StreamCalls:
                 standin.promised.clear()
                 raise failure(errno_of(result))
             standin.opened, standin.state, standin.local = True, "listening", result.local
+            self._a.pump.watch(standin)
             return 0
 
         request = net.Listen(
