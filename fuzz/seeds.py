@@ -163,10 +163,25 @@ def _socket_messages() -> list[bytes]:
         b"\0" + net.encode(net.Received(1, b"data")),
         b"\0" + net.encode(net.Incoming(1, 2, peer, peer)),
         b"\1" + net.encode(net.SendTo(1, peer, b"data")),
+        b"\1" + net.encode(net.SendTo(1, peer, b"data", net.Ancillary("127.0.0.1", 5, 32))),
         b"\1" + net.encode(net.Accepts(1, [2, 3])),
         b"\2" + net.encode(net.Connect(1, new, peer)),
         b"\2" + net.encode(net.Listen(1, new, 5, [2, 3])),
     ]
+
+
+def _control() -> list[bytes]:
+    """An own address, hops and a traffic class, of either family; and one that is cut."""
+
+    def items(level: int, *each: tuple[int, bytes]) -> bytes:
+        packed = (
+            struct.pack("=Qii", 16 + len(data), level, kind) + data + bytes(-len(data) % 8) for kind, data in each
+        )
+        return b"".join(packed)
+
+    inet = items(0, (8, bytes(4) + b"\x7f\0\0\1" + bytes(4)), (2, b"\5\0\0\0"), (1, b"\x20"))
+    inet6 = items(41, (50, bytes(15) + b"\1" + bytes(4)), (52, b"\5\0\0\0"), (67, b"\x20\0\0\0"))
+    return [b"\0" + inet, b"\n" + inet6, b"\n" + inet6[:-8]]
 
 
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
@@ -193,6 +208,7 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "value": _values,
     "server-certificate": _certificates,
     "name-query": _queries,
+    "datagram-message": _control,
     "socket-message": _socket_messages,
 }
 

@@ -12,8 +12,9 @@ from draw import Draw, packed
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
+from adyton.hostcall.client.socket_ancillary import items
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.sockets import addresses, options, resolver
+from adyton.runtime.process.supervisor.sockets import addresses, messages, options, resolver
 from adyton.runtime.process.supervisor.sockets.pump import Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 
@@ -77,15 +78,40 @@ def name_query(data: bytes) -> None:
     if query is None:
         return
     found = net.Addresses([net.Found(host, None) for host in ("127.0.0.1", "::1", "192.0.2.1") * 10])
-    messages = (
+    replies = (
         [resolver.own(query)]
         if query.name is None
         else [resolver.answer(query, each) for each in (found, abi.Failed("EIO"))]
     )
-    for message in messages:
+    for message in replies:
         assert len(message) <= resolver.MAX_MESSAGE
         assert message[:2] == data[:2]
         assert message[2] & 0x80
+
+
+def datagram_message(data: bytes) -> None:
+    """What a program points to with sendmsg and recvmsg; and what it is told fits where it wants it."""
+    family: net.Family = "inet6" if data[:1] == b"\n" else "inet"
+    body = data[1:]
+    with contextlib.suppress(OSError):
+        assert (
+            messages.header(body[: messages.HEADER_SIZE].ljust(messages.HEADER_SIZE, b"\0")).buffers
+            <= messages.MAX_BUFFERS
+        )
+    with contextlib.suppress(OSError):
+        messages.buffers(body[: len(body) // messages.BUFFER_SIZE * messages.BUFFER_SIZE])
+    try:
+        wanted = messages.ancillary(body, family)
+    except OSError:
+        return
+    if wanted is None:
+        return
+    asked = ("IP_PKTINFO", "IP_RECVTTL", "IP_RECVTOS", "IPV6_RECVPKTINFO", "IPV6_RECVHOPLIMIT", "IPV6_RECVTCLASS")
+    told, cut = messages.control(wanted, family, asked, messages.MAX_CONTROL)
+    assert not cut
+    assert messages.ancillary(told, family) == wanted
+    assert len(messages.control(wanted, family, asked, len(body) % 80)[0]) <= len(body) % 80
+    assert items(wanted, family)
 
 
 class _Enclave:

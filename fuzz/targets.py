@@ -18,7 +18,7 @@ from target_images import image_file, image_parts, layer, manifest, signature, u
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sessions import client_channel, evidence, guest_link, message, server_channel, session
-from target_sockets import name_query, socket_message, socket_result, stand_ins
+from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_values import value
 
 from adyton.communicator.session import Side
@@ -71,5 +71,6 @@ TARGETS: Mapping[str, Target] = {
     "socket-result": Target(socket_result),
     "socket-message": Target(socket_message, (RemoteProtocolError,)),
     "name-query": Target(name_query),
+    "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
 }

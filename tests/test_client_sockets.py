@@ -183,6 +183,44 @@ def test_messages_that_make_no_sense_break_what_they_name_and_nothing_else(conne
     assert isinstance(connection.ask(net.Bind(2, STREAM, ANY)), net.Bound)
 
 
+@pytest.mark.parametrize(("family", "host"), [("inet", "127.0.0.1"), ("inet6", "::1")])
+def test_what_goes_with_a_datagram_comes_with_it_if_it_is_asked_for(family, host):
+    connection = Connection(net=["127.0.0.1", "[::1]"], listen=["127.0.0.1:0", "[::1]:0"])
+    names = {"inet": ["IP_PKTINFO", "IP_RECVTTL", "IP_RECVTOS"], "inet6": ["IPV6_RECVPKTINFO", "IPV6_RECVHOPLIMIT"]}
+    told = net.New(family, "datagram", [net.Option(name, [1]) for name in names[family]])
+    try:
+        there = connection.ask(net.Bind(1, told, net.Endpoint(host, 0))).local
+        assert isinstance(connection.ask(net.Reach(2, net.New(family, "datagram", []), there)), net.Bound)
+        if family == "inet6":
+            connection.sockets.message(net.SetOption(1, net.Option("IPV6_RECVTCLASS", [1])))
+        wanted = net.Ancillary(host, 5, 32)
+        connection.sockets.message(net.SendTo(2, there, b"x", wanted))
+        got = connection.next(net.ReceivedFrom)
+        assert (got.data, got.ancillary) == (b"x", wanted)
+        for name in (*names[family], "IPV6_RECVTCLASS"):
+            connection.sockets.message(net.SetOption(1, net.Option(name, [0])))
+        connection.sockets.message(net.SendTo(2, there, b"y", wanted))
+        got = connection.next(net.ReceivedFrom)
+        assert (got.data, got.ancillary) == (b"y", None)
+        connection.sockets.message(net.SendTo(2, there, b"x", net.Ancillary("no address")))
+        assert connection.next(net.Broken).errno == "EIO"
+        connection.sockets.message(net.SendTo(2, there, b"z"))
+        assert connection.next(net.ReceivedFrom).data == b"z"
+    finally:
+        connection.sockets.close()
+
+
+def test_a_bound_socket_whose_connect_has_failed_is_kept(connection, listener):
+    assert isinstance(connection.ask(net.Bind(1, STREAM, ANY)), net.Bound)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        refused = connection.ask(net.Connect(1, STREAM, net.Endpoint(*closed.getsockname())))
+    assert refused == abi.Failed("ECONNREFUSED")
+    with connect(connection, listener) as peer:
+        connection.sockets.message(net.Send(1, b"hello"))
+        assert peer.recv(100) == b"hello"
+
+
 def test_a_number_that_is_in_use_is_no_other_kind(connection, listener):
     with connect(connection, listener):
         assert connection.ask(net.Reach(1, DATAGRAM, ANY)) == abi.Failed("EINVAL")

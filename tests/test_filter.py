@@ -32,7 +32,7 @@ from adyton.runtime.process.filter import (
     unpacker_rules,
 )
 from adyton.runtime.process.supervisor.system_calls import refusal
-from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, Only, row
+from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, Only, Outside, row
 
 ARCHITECTURES = ("x86_64", "aarch64")
 PROGRAMS = {where: filters.pack(compile_filter(where, guest_rules(where), UNKNOWN)) for where in ARCHITECTURES}
@@ -86,13 +86,18 @@ def expected(each, given_arguments):
         if not fits:
             return ASK
     if each.emulated:
-        local, but = (
-            condition is not None
-            and given_arguments[condition.argument] & ((1 << condition.bits) - 1) == condition.value
-            for condition in (each.emulated.local, each.emulated.but)
-        )
+        local, but = (holds(condition, given_arguments) for condition in (each.emulated.local, each.emulated.but))
         return ALLOW if local and not but else ASK
     return ALLOW
+
+
+def holds(condition, given_arguments):
+    if condition is None:
+        return False
+    argument = given_arguments[condition.argument]
+    if isinstance(condition, Outside):
+        return argument & 0xFFFFFFFF not in range(condition.first, condition.end)
+    return argument & ((1 << condition.bits) - 1) == condition.value
 
 
 @pytest.mark.parametrize("where", ARCHITECTURES)
@@ -101,6 +106,22 @@ def test_a_receive_without_an_address_is_local_but_of_one_byte(where):
     for size, address, outcome in ((2, 0, ALLOW), (1, 0, ASK), (1 | 1 << 32, 0, ALLOW), (2, 7, ASK), (1, 7, ASK)):
         given_arguments = (5, 0x1000, size, 0, address, address)
         assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (size, address)
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+@pytest.mark.parametrize("call", ["sendmsg", "recvmsg", "sendmmsg", "recvmmsg"])
+def test_messages_are_local_but_of_the_descriptors_of_datagram_sockets(where, call):
+    number = next(each.number(where) for each in ROWS if each.name == call)
+    for descriptor, outcome in (
+        (3, ALLOW),
+        (895, ALLOW),
+        (896, ASK),
+        (1023, ASK),
+        (1024, ALLOW),
+        (-1 & (1 << 64) - 1, ALLOW),
+    ):
+        given_arguments = (descriptor, 0x1000, 0, 0, 0, 0)
+        assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, descriptor
 
 
 def by_number(where):

@@ -176,7 +176,14 @@ def test_random_messages_end_nothing_but_connections(ward, seed):
         return chance.choice(
             [
                 net.Received(number, chance.randbytes(chance.choice([1, 100, net.CHUNK]))),
-                net.ReceivedFrom(number, chance.choice([HERE, THERE6]), chance.randbytes(chance.randrange(100))),
+                net.ReceivedFrom(
+                    number,
+                    chance.choice([HERE, THERE6]),
+                    chance.randbytes(chance.randrange(100)),
+                    chance.choice(
+                        [None, net.Ancillary("::1"), net.Ancillary("nowhere", 3), net.Ancillary("127.0.0.1", 3, 4)]
+                    ),
+                ),
                 net.EndOfStream(number),
                 net.Broken(number, chance.choice(["ECONNRESET", "nonsense", ""])),
                 net.Credit(number, chance.randrange(1, 1 << 31)),
@@ -205,7 +212,15 @@ for step in range(12):
             sock = kept[step // 4]
         kept.append(sock)
         sock.setblocking(False)
-        for action in (sock.accept, lambda: sock.recvfrom(9999), lambda: sock.send(b"y"), sock.getpeername):
+        for action in (
+            sock.accept,
+            lambda: sock.setsockopt(0, 8, 1),
+            lambda: sock.recvfrom(9999),
+            lambda: sock.recvmsg(9999, 99),
+            lambda: sock.send(b"y"),
+            lambda: sock.sendmsg([b"z"], [(0, 2, b"\\5\\0\\0\\0")], 0, ("127.0.0.1", 9)),
+            sock.getpeername,
+        ):
             try:
                 action()
             except OSError:
@@ -263,7 +278,8 @@ def test_garbage_in_every_argument_of_every_emulated_call(at_work):
         import ctypes, itertools, random, mmap
         libc = ctypes.CDLL(None, use_errno=True)
         calls = {"socket": 3, "connect": 3, "bind": 3, "listen": 2, "getsockname": 3, "getpeername": 3, "getsockopt": 5,
-                 "setsockopt": 5, "shutdown": 2, "sendto": 6, "recvfrom": 6, "accept4": 4, "accept": 3}
+                 "setsockopt": 5, "shutdown": 2, "sendto": 6, "recvfrom": 6, "accept4": 4, "accept": 3, "sendmsg": 3, "recvmsg": 3,
+                 "sendmmsg": 4, "recvmmsg": 5}
         chance = random.Random(seed)
         stream, datagram, unix = socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX)
         listener = socket.create_server(("127.0.0.1", 0))

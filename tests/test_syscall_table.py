@@ -108,7 +108,8 @@ def test_is_refused(name):
 
 
 EMULATED = """
-    socket connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt shutdown sendto recvfrom memfd_create
+    socket connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt shutdown sendto recvfrom sendmsg recvmsg sendmmsg
+    recvmmsg memfd_create
 """
 
 
@@ -118,7 +119,7 @@ def test_is_emulated(name):
 
 
 LOCAL = """
-    read write openat mmap futex clone fork rt_sigaction kill tgkill pipe2 eventfd2 epoll_wait poll socketpair sendmsg recvmsg
+    read write openat mmap futex clone fork rt_sigaction kill tgkill pipe2 eventfd2 epoll_wait poll socketpair
     clock_gettime getrandom exit_group wait4 dup3 fsync renameat2
 """
 

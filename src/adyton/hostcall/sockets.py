@@ -119,6 +119,15 @@ class New(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     options: Annotated[list[Option], msgspec.Meta(max_length=64)]
 
 
+class Ancillary(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What goes or comes with a datagram, as far as it was asked for: the address that it has on the client's side, how many hops it
+    may go or may still have gone (TTL, hop limit), and its traffic class (TOS)."""
+
+    local: Annotated[str, msgspec.Meta(min_length=2, max_length=45)] | None = None
+    hops: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
+    traffic_class: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
+
+
 # -- requests and results ---------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +209,7 @@ class SendTo(_Struct, frozen=True):
     socket: Socket
     peer: Endpoint | None
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_DATAGRAM)]
+    ancillary: Ancillary | None = None
 
 
 class ShutWrite(_Struct, frozen=True):
@@ -240,6 +250,7 @@ class ReceivedFrom(_Struct, frozen=True):
     socket: Socket
     peer: Endpoint
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_DATAGRAM)]
+    ancillary: Ancillary | None = None
 
 
 class EndOfStream(_Struct, frozen=True):

@@ -26,8 +26,10 @@ from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.net_policy import NetPolicy
 from adyton.hostcall.client.policy import Denied
+from adyton.hostcall.client.socket_ancillary import RECEIVING, ROOM, Item, ancillary, items
 from adyton.hostcall.client.socket_decisions import Decisions, Opening
 from adyton.hostcall.client.socket_options import get_option, set_option
+from adyton.hostcall.client.socket_system import endpoint, is_bound, name_of, open_socket
 from adyton.hostcall.client.socket_way import Result, Way
 
 BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
@@ -46,10 +48,8 @@ COUNTED_AS: dict[type[Any], str] = {
     net.Listen: "listen",
     net.GetOption: "getsockopt",
 }
-_FAMILIES: dict[net.Family, int] = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
-_KINDS: dict[net.Kind, int] = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
-_NAMES = {number: name for name in sorted(net.ERRNO_NAMES) if (number := getattr(errno, name, None)) is not None}
 _DENIED = abi.Failed("EACCES")
+_NOTHING: list[Item] = []
 
 
 @dataclass
@@ -59,11 +59,12 @@ class _Socket:
     number: int
     sock: socket.socket
     kind: net.Kind
+    family: net.Family
     state: str = "open"  # open, connecting, connected, listening
     credit: int = net.WINDOW
     room: int = net.WINDOW
     taken: int = 0
-    out: deque[tuple[bytes, tuple[Any, ...] | None]] = field(default_factory=deque)
+    out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item]]] = field(default_factory=deque)
     accepts: deque[int] = field(default_factory=deque)
     connecting: tuple[int, float] | None = None  # the call, and when it began
     ended: bool = False  # nothing more is read
@@ -71,6 +72,7 @@ class _Socket:
     closing: bool = False  # to be closed when `out` has been written
     bound: bool = False  # by the enclave
     serves: bool = False  # a datagram socket that takes from everybody
+    asked: set[str] = field(default_factory=set)  # options by which it wants to be told with a datagram
     watched: int = 0
 
 
@@ -215,7 +217,7 @@ class ClientSockets:
         try:
             result = step()
         except OSError as error:
-            result = abi.Failed(_name_of(error))
+            result = abi.Failed(name_of(error))
         except (ValueError, OverflowError):
             result = abi.Failed("EINVAL")
         if result is not None:
@@ -234,18 +236,18 @@ class ClientSockets:
                     entry.bound = True
                     entry.serves = local.port != 0 or self._policy.listen(local.host, 0) is None
                 case net.Reach(_, new):
-                    if not _is_bound(entry.sock):
+                    if not is_bound(entry.sock):
                         entry.sock.bind(("::" if new.family == "inet6" else "0.0.0.0", 0))  # noqa: S104 - as sending does
                 case net.Listen(_, _, backlog, accepts):
                     self._listen(entry, backlog, accepts)
                 case net.Connect(_, _, peer):
                     return self._connect(call, started, entry, peer)
         except OSError:
-            if not _is_bound(entry.sock):
+            if not is_bound(entry.sock):
                 self._forget(entry)
             raise
         self._watch(entry)
-        return net.Bound(_endpoint(entry.sock.getsockname()))
+        return net.Bound(endpoint(entry.sock.getsockname()))
 
     def _entry(self, number: int, new: net.New) -> _Socket:
         entry = self._sockets.get(number)
@@ -255,14 +257,21 @@ class ClientSockets:
             return entry
         if len(self._sockets) >= net.MAX_SOCKETS:
             raise OSError(errno.EMFILE, "too many sockets")
-        sock = _new(new)
-        entry = self._sockets[number] = _Socket(number, sock, new.kind)
+        sock = open_socket(new)
+        entry = self._sockets[number] = _Socket(number, sock, new.kind, new.family)
+        for option in new.options:
+            self._note_option(entry, option)
         return entry
+
+    @staticmethod
+    def _note_option(entry: _Socket, option: net.Option) -> None:
+        if option.name in RECEIVING:
+            (entry.asked.add if option.values[0] else entry.asked.discard)(option.name)
 
     def _listen(self, entry: _Socket, backlog: int, accepts: list[int]) -> None:
         if entry.kind != "stream":
             raise OSError(errno.EOPNOTSUPP, "not a stream")
-        local = _endpoint(entry.sock.getsockname())
+        local = endpoint(entry.sock.getsockname())
         denied = self._policy.listen(local.host, local.port)
         if denied is not None:
             self._way.denied("listen", denied)
@@ -289,7 +298,7 @@ class ClientSockets:
             self._watch(entry)
             return None
         if code:
-            if not _is_bound(entry.sock):
+            if not is_bound(entry.sock):
                 self._forget(entry)
             raise OSError(code, os.strerror(code))
         entry.state = "connected"
@@ -298,7 +307,7 @@ class ClientSockets:
 
     def _connected(self, entry: _Socket, peer: net.Endpoint | None = None) -> Result:
         return net.Connected(
-            _endpoint(entry.sock.getsockname()), _endpoint(entry.sock.getpeername()) if peer is None else peer
+            endpoint(entry.sock.getsockname()), endpoint(entry.sock.getpeername()) if peer is None else peer
         )
 
     def _connect_ended(self, entry: _Socket) -> None:
@@ -314,7 +323,7 @@ class ClientSockets:
             except OSError as error:  # reset in the same moment
                 code = error.errno or errno.ECONNRESET
         if code:
-            result = abi.Failed(_NAMES.get(code, "EIO"))
+            result = abi.Failed(name_of(OSError(code, "")))
             entry.state = "open"
         if code and not entry.bound:
             self._forget(entry)
@@ -326,7 +335,7 @@ class ClientSockets:
         entry = None if request.socket is None else self._sockets.get(request.socket)
         if entry is not None:
             return net.OptionValue(get_option(entry.sock, request.name))
-        with _new(request.new) as sock:
+        with open_socket(request.new) as sock:
             return net.OptionValue(get_option(sock, request.name))
 
     # -- messages -------------------------------------------------------------------------------------------------------
@@ -341,8 +350,8 @@ class ClientSockets:
             match message:
                 case net.Send(_, data):
                     self._send(entry, data, None, len(data))
-                case net.SendTo(_, peer, data):
-                    self._send_to(entry, peer, data)
+                case net.SendTo(_, peer, data, wanted):
+                    self._send_to(entry, peer, data, _NOTHING if wanted is None else items(wanted, entry.family))
                 case net.ShutWrite():
                     entry.shut = True
                     self._shut_when_sent(entry)
@@ -355,22 +364,27 @@ class ClientSockets:
                 case net.SetOption(_, option):
                     with suppress(OSError, OverflowError):
                         set_option(entry.sock, option)
+                        self._note_option(entry, option)
                 case net.CloseSocket(_, reset):
                     self._close_socket(entry, reset=reset)
         except OSError as error:
             self._break(entry, error)
+        except ValueError:  # of ancillary data
+            self._break(entry, OSError(errno.EIO, "no address"))
 
-    def _send(self, entry: _Socket, data: bytes, address: tuple[Any, ...] | None, cost: int) -> None:
+    def _send(
+        self, entry: _Socket, data: bytes, address: tuple[Any, ...] | None, cost: int, told: list[Item] = _NOTHING
+    ) -> None:
         if cost > entry.room or entry.shut or entry.state == "listening":
             self._break(entry, OSError(errno.EIO, "more than there was credit for"))
             return
         entry.room -= cost
-        entry.out.append((data, address))
+        entry.out.append((data, address, told))
         if len(entry.out) == 1 and entry.state != "connecting":
             self._push(entry)
         self._watch(entry)
 
-    def _send_to(self, entry: _Socket, peer: net.Endpoint | None, data: bytes) -> None:
+    def _send_to(self, entry: _Socket, peer: net.Endpoint | None, data: bytes, told: list[Item]) -> None:
         if entry.kind != "datagram":
             self._break(entry, OSError(errno.EIO, "a datagram on a stream"))
             return
@@ -386,20 +400,22 @@ class ClientSockets:
                 self._way.denied("sendto", denied)
             return
         address = None if peer is None else (peer.host, peer.port)
-        self._send(entry, data, address, len(data) + net.DATAGRAM_COST)
+        self._send(entry, data, address, len(data) + net.DATAGRAM_COST, told)
 
     def _push(self, entry: _Socket) -> None:
         """Write what waits, as far as the socket takes it."""
         while entry.out:
-            data, address = entry.out[0]
+            data, address, told = entry.out[0]
             try:
                 if entry.kind == "stream":
                     sent = entry.sock.send(data)
                     if sent < len(data):
-                        entry.out[0] = (data[sent:], None)
+                        entry.out[0] = (data[sent:], None, _NOTHING)
                         self._taken(entry, sent)
                         return
                     self._taken(entry, sent)
+                elif told:
+                    entry.sock.sendmsg([data], told, 0, address)
                 elif address is None:
                     entry.sock.send(data)
                 else:
@@ -409,7 +425,7 @@ class ClientSockets:
             except OSError as error:
                 if entry.kind == "stream":
                     raise
-                self._way.send(net.Broken(entry.number, _name_of(error)))
+                self._way.send(net.Broken(entry.number, name_of(error)))
             if entry.kind == "datagram":
                 self._taken(entry, len(data) + net.DATAGRAM_COST)
             entry.out.popleft()
@@ -525,13 +541,13 @@ class ClientSockets:
             if number in self._sockets or len(self._sockets) >= net.MAX_SOCKETS:
                 sock.close()
                 continue
-            accepted = self._sockets[number] = _Socket(number, sock, "stream", "connected")
+            accepted = self._sockets[number] = _Socket(number, sock, "stream", entry.family, "connected")
             try:
-                local = _endpoint(sock.getsockname())
+                local = endpoint(sock.getsockname())
             except OSError:
                 self._forget(accepted)
                 continue
-            self._way.send(net.Incoming(entry.number, number, local, _endpoint(address)))
+            self._way.send(net.Incoming(entry.number, number, local, endpoint(address)))
             self._watch(accepted)
         self._watch(entry)
 
@@ -547,15 +563,20 @@ class ClientSockets:
         self._watch(entry)
 
     def _read_datagrams(self, entry: _Socket) -> None:
-        data, address = entry.sock.recvfrom(net.MAX_DATAGRAM)
-        peer = _endpoint(address)
+        told = None
+        if entry.asked:
+            data, received, _, address = entry.sock.recvmsg(net.MAX_DATAGRAM, ROOM)
+            told = ancillary(received, entry.family)
+        else:
+            data, address = entry.sock.recvfrom(net.MAX_DATAGRAM)
+        peer = endpoint(address)
         if entry.state == "connected" or entry.serves or self._policy.allows(peer.host, peer.port):
             entry.credit -= len(data) + net.DATAGRAM_COST
-            self._way.send(net.ReceivedFrom(entry.number, peer, data))
+            self._way.send(net.ReceivedFrom(entry.number, peer, data, told))
         self._watch(entry)
 
     def _break(self, entry: _Socket, error: OSError) -> None:
-        self._way.send(net.Broken(entry.number, _name_of(error)))
+        self._way.send(net.Broken(entry.number, name_of(error)))
         if entry.kind == "stream":
             self._forget(entry)
 
@@ -572,30 +593,3 @@ class ClientSockets:
             self._starved = False
             for each in self._sockets.values():
                 self._watch(each)
-
-
-def _new(new: net.New) -> socket.socket:
-    sock = socket.socket(_FAMILIES[new.family], _KINDS[new.kind])
-    try:
-        sock.setblocking(False)
-        for option in new.options:
-            set_option(sock, option)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _is_bound(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.getsockname()[1])
-    except OSError:
-        return False
-
-
-def _endpoint(address: Any) -> net.Endpoint:
-    return net.Endpoint(address[0].partition("%")[0], address[1])
-
-
-def _name_of(error: OSError) -> str:
-    return _NAMES.get(error.errno or 0, "EIO")

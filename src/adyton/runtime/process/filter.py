@@ -22,6 +22,7 @@ from adyton.runtime.process.table import (
     Check,
     Is,
     Only,
+    Outside,
     Refused,
     architecture,
 )
@@ -76,7 +77,7 @@ class Rule:
     checks: tuple[Check, ...] = ()
     asks: bool = False
     emulated: bool = False
-    local: Is | None = None
+    local: Is | Outside | None = None
     but: Is | None = None
 
 
@@ -116,7 +117,11 @@ def _rule(rule: Rule) -> Block:
     return block
 
 
-def _where(condition: Is, holds: Block, fails: Block) -> Block:
+def _where(condition: Is | Outside, holds: Block, fails: Block) -> Block:
+    if isinstance(condition, Outside):
+        load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
+        from_first = _branch(IF_GREATER_OR_EQUAL, condition.end, holds, fails)
+        return [load, *_branch(IF_GREATER_OR_EQUAL, condition.first, from_first, holds)]
     words = range(0, condition.bits, 32)
     for word in reversed(words):
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument + word // 8)

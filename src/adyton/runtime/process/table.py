@@ -65,11 +65,20 @@ class Is:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """The low 32 bits of an argument, unsigned, are less than `first`, or not less than `end`."""
+
+    argument: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Emulated:
     """The supervisor does it, `how`. Where `local` holds, and `but` does not, the guest's kernel does."""
 
     how: str
-    local: Is | None = None
+    local: Is | Outside | None = None
     but: Is | None = None
 
 
@@ -193,6 +202,15 @@ RECEIVE_FROM = Emulated(
     "a datagram with its sender; without the sender it is local, but ENOTCONN for one byte of a stream that is not connected",
     Is(4, 0),
     Is(2, 1),
+)
+
+# What sendmsg and recvmsg are about lies behind a pointer, and most of it is no business of ours. So datagram sockets get descriptors by
+# which the filter knows them, as long as there are any free: the last ones that select can have, which few programs come to otherwise.
+DATAGRAM_DESCRIPTORS = range(896, 1024)
+MESSAGE = Emulated(
+    f"a datagram with its address and what goes with it, of descriptors {DATAGRAM_DESCRIPTORS[0]} to {DATAGRAM_DESCRIPTORS[-1]}, which "
+    "datagram sockets have; else it is local",
+    Outside(0, DATAGRAM_DESCRIPTORS.start, DATAGRAM_DESCRIPTORS.stop),
 )
 
 _OUT_OF_BAND = Refused("EOPNOTSUPP", "a stand-in has no out-of-band data")
@@ -361,10 +379,10 @@ ROWS: tuple[Row, ...] = (
     Row("shutdown", 48, 210, "net", ON_SOCKET),
     Row("sendto", 44, 206, "net", SEND_TO, NOT_OUT_OF_BAND[3]),
     Row("recvfrom", 45, 207, "net", RECEIVE_FROM, NOT_OUT_OF_BAND[3]),
-    Row("sendmsg", 46, 211, "net", LOCAL, NOT_OUT_OF_BAND[2]),
-    Row("recvmsg", 47, 212, "net", LOCAL, NOT_OUT_OF_BAND[2]),
-    Row("sendmmsg", 307, 269, "net", LOCAL, NOT_OUT_OF_BAND[3]),
-    Row("recvmmsg", 299, 243, "net", LOCAL, NOT_OUT_OF_BAND[3]),
+    Row("sendmsg", 46, 211, "net", MESSAGE, NOT_OUT_OF_BAND[2]),
+    Row("recvmsg", 47, 212, "net", MESSAGE, NOT_OUT_OF_BAND[2]),
+    Row("sendmmsg", 307, 269, "net", MESSAGE, NOT_OUT_OF_BAND[3]),
+    Row("recvmmsg", 299, 243, "net", MESSAGE, NOT_OUT_OF_BAND[3]),
     # -- memory --
     Row("mmap", 9, 222, "memory", LOCAL),
     Row("munmap", 11, 215, "memory", LOCAL),

@@ -50,6 +50,10 @@ class FaultError(Exception):
     """There is no such memory."""
 
 
+class UnknownProcessError(OSError):
+    """Whose descriptors a thread has cannot be told: before Linux 6.9. To who calls it is EBADF."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Thread `thread` (as this process numbers it) waits in system call `number` of `architecture` with `arguments`, six of 64 bits."""
@@ -133,7 +137,7 @@ class Listener:
             raise FaultError
 
     def fetch(self, note: Note, descriptor: int) -> int:
-        """A duplicate of its descriptor, close-on-exec, the caller's to close. OSError EBADF; GoneError."""
+        """A duplicate of its descriptor, close-on-exec, the caller's to close. OSError EBADF, UnknownProcessError; GoneError."""
         process = self._process(note.thread)
         try:
             fetched = system_call("pidfd_getfd", process, descriptor, 0)
@@ -174,7 +178,7 @@ class Listener:
                 return os.pidfd_open(leader)
             except OSError:
                 continue
-        raise OSError(errno.EBADF, "the process of the thread cannot be told")
+        raise UnknownProcessError(errno.EBADF, "the process of the thread cannot be told")
 
     # -- answers --------------------------------------------------------------------------------------------------------
 
@@ -202,9 +206,14 @@ class Listener:
         """The kernel does the call, with whatever its arguments point to by then: no decision may rest on a copy of that. GoneError."""
         self._send(_ANSWER.pack(note.id, 0, 0, _CONTINUE))
 
-    def give(self, note: Note, descriptor: int, *, close_on_exec: bool) -> int:
-        """Answer with a duplicate of our descriptor, in one step; its number there. GoneError; OSError EMFILE."""
-        return self._add(note, descriptor, _ADD_AND_SEND, 0, close_on_exec=close_on_exec)
+    def give(self, note: Note, descriptor: int, *, close_on_exec: bool, number: int | None = None) -> int:
+        """Answer with a duplicate of our descriptor, in one step; its number there. GoneError; OSError EMFILE.
+
+        `number`: the one that it is to have, in place of what has that; OSError EBADF where none can be so high.
+        """
+        if number is None:
+            return self._add(note, descriptor, _ADD_AND_SEND, 0, close_on_exec=close_on_exec)
+        return self._add(note, descriptor, _ADD_AND_SEND | _ADD_AT, number, close_on_exec=close_on_exec)
 
     def replace(self, note: Note, number: int, descriptor: int, *, close_on_exec: bool) -> None:
         """Put a duplicate of our descriptor where the thread has its own of that number, as dup2 does; the call still waits. GoneError; OSError."""

@@ -15,15 +15,16 @@ from collections.abc import Callable
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
+from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note, UnknownProcessError
 from adyton.runtime.process.supervisor.sockets import addresses, options
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
+from adyton.runtime.process.supervisor.sockets.datagram_messages import MessageCalls
 from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls
 from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 from adyton.runtime.process.supervisor.sockets.streams import CLOEXEC, NONBLOCK, StreamCalls
-from adyton.runtime.process.table import Refused, number
+from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, Refused, number
 
 _KIND_MASK = 0xF
 _FAMILIES: dict[int, net.Family] = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
@@ -63,6 +64,8 @@ class SocketCalls:
         self._a = Answering(listener, loop, client)
         self._streams = StreamCalls(self._a)
         self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
+        self._messages = MessageCalls(self._a, self._datagrams)
+        self._next_number = DATAGRAM_DESCRIPTORS.start
         self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent)
         self._setting, self._connecting = number("setsockopt"), number("connect")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
@@ -82,6 +85,10 @@ class SocketCalls:
             "shutdown": self._on(self._shutdown),
             "sendto": self._on(self._datagrams.sendto),
             "recvfrom": self._on(self._recvfrom),
+            "sendmsg": self._on(self._messages.sendmsg),
+            "recvmsg": self._on(self._messages.recvmsg),
+            "sendmmsg": self._on(self._messages.sendmmsg),
+            "recvmmsg": self._on(self._messages.recvmmsg),
         }
 
     def close(self) -> None:
@@ -173,7 +180,7 @@ class SocketCalls:
         assert made.guest_end is not None
         try:
             made.guest_end.setblocking(not kind & NONBLOCK)
-            given = self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=bool(kind & CLOEXEC))
+            given = self._give(note, made, close_on_exec=bool(kind & CLOEXEC))
         except (GoneError, OSError):
             self._a.pump.drop_refused(made)
             raise
@@ -181,6 +188,31 @@ class SocketCalls:
         made.guest_end.close()
         made.guest_end = None
         return LATER
+
+    def _give(self, note: Note, made: StandIn, *, close_on_exec: bool) -> int:
+        assert made.guest_end is not None
+        if made.kind == "datagram" and (wanted := self._free_number(note)) is not None:
+            try:
+                return self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=close_on_exec, number=wanted)
+            except OSError:  # the guest's limit of descriptors is below
+                pass
+        return self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=close_on_exec)
+
+    def _free_number(self, note: Note) -> int | None:
+        """A descriptor by which the filter knows datagram sockets, and under which the guest has nothing.
+
+        It could only come to have something there meanwhile if another of its threads asked for that very number.
+        """
+        for _ in DATAGRAM_DESCRIPTORS:
+            wanted = self._next_number
+            self._next_number = wanted + 1 if wanted + 1 in DATAGRAM_DESCRIPTORS else DATAGRAM_DESCRIPTORS.start
+            try:
+                self._close_file(self._a.listener.fetch(note, wanted))
+            except UnknownProcessError:
+                return None
+            except OSError:
+                return wanted
+        return None
 
     # -- connect, bind and shutdown --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
@@ -22,17 +23,41 @@ from adyton.runtime.process.supervisor.sockets.answering import (
     patience,
 )
 from adyton.runtime.process.supervisor.sockets.names import Names
-from adyton.runtime.process.supervisor.sockets.standin import StandIn
+from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn
 from adyton.runtime.process.table import Refused
 
 _NO_ADDRESS = Refused(
     "EDESTADDRREQ",
-    "datagrams go to an address by sendto, or without one after connect; what sendmsg was to send is lost",
+    "datagrams go to an address by sendto, or without one after connect; what sendmsg of a copied descriptor was to send is lost",
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A datagram that a system call is to send. `peer` None: to the socket's one peer; `result`: of the call."""
+
+    peer: net.Endpoint | None
+    data: bytes
+    ancillary: net.Ancillary | None
+    waits: bool
+    result: int
+
+    @property
+    def cost(self) -> int:
+        return len(self.data) + net.DATAGRAM_COST
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a receiving call would receive: `whole`: the datagram's size."""
+
+    data: bytes
+    whole: int
+    sender: Sender | None
+
+
 class DatagramCalls:
-    """Each public method but `sent` is a system call: see calls.SocketCalls."""
+    """`connect`, `sendto` and `recvfrom` are system calls, see calls.SocketCalls; `send`, `wait_for`, `look` and `take` what others are made of."""
 
     def __init__(self, answering: Answering, names: Names, tell: Callable[[str, Refused], None]) -> None:
         """`tell` is given what was dropped, by its call and why."""
@@ -82,14 +107,18 @@ class DatagramCalls:
         if not peer.port:
             raise failure(errno.EINVAL)
         data = self._a.listener.read(note, note.arguments[1], size)
+        waits = not note.argument(3) & socket.MSG_DONTWAIT
+        return self.send(note, standin, fetched, Outgoing(peer, data, None, waits, size))
+
+    def send(self, note: Note, standin: StandIn, fetched: socket.socket, outgoing: Outgoing) -> int | None:
+        """To a peer that may have to be asked about; or to the one that it is connected to, on the client."""
+        peer, data = outgoing.peer, outgoing.data
         if peer == resolver.ADDRESS:
             self._names.query(standin, data)
-            return size
-        if standin.error:
-            code, standin.error = standin.error, 0
-            raise failure(code)
-        if peer in standin.reachable and standin.opened:
-            return self._send_when_there_is_room(note, standin, fetched, peer, data)
+            return outgoing.result
+        self.raise_error(standin)
+        if peer is None or (peer in standin.reachable and standin.opened):
+            return self._send_when_there_is_room(note, standin, fetched, outgoing)
 
         def finish(result: net.Result | abi.Failed) -> int:
             if not isinstance(result, net.Bound):
@@ -99,27 +128,34 @@ class DatagramCalls:
             if len(standin.reachable) >= net.MAX_SOCKETS:
                 standin.reachable.clear()
             standin.reachable.add(peer)
-            if standin.credit < size + net.DATAGRAM_COST:
+            if standin.credit < outgoing.cost:
                 raise failure(errno.EAGAIN)
-            self._a.pump.send_datagram(standin, peer, data)
-            return size
+            self._a.pump.send_datagram(standin, peer, data, outgoing.ancillary)
+            return outgoing.result
 
         return self._a.ask(note, standin, net.Reach(standin.number, standin.new, peer), finish)
 
+    @staticmethod
+    def raise_error(standin: StandIn) -> None:
+        """OSError: what an ICMP message told of, once."""
+        if standin.error:
+            code, standin.error = standin.error, 0
+            raise failure(code)
+
     def _send_when_there_is_room(
-        self, note: Note, standin: StandIn, fetched: socket.socket, peer: net.Endpoint, data: bytes
+        self, note: Note, standin: StandIn, fetched: socket.socket, outgoing: Outgoing
     ) -> int | None:
         def send() -> bool:
-            if standin.credit < len(data) + net.DATAGRAM_COST:
+            if standin.credit < outgoing.cost:
                 return False
-            self._a.listener.answer(note, len(data))
-            self._a.pump.send_datagram(standin, peer, data)
+            self._a.listener.answer(note, outgoing.result)
+            self._a.pump.send_datagram(standin, outgoing.peer, outgoing.data, outgoing.ancillary)
             return True
 
-        if standin.credit >= len(data) + net.DATAGRAM_COST:
+        if standin.credit >= outgoing.cost:
             send()
             return LATER
-        if not blocks(fetched) or note.argument(3) & socket.MSG_DONTWAIT:
+        if not (blocks(fetched) and outgoing.waits):
             raise failure(errno.EAGAIN)
         self._a.wait(note, standin, send, patience(fetched, socket.SO_SNDTIMEO))
         return LATER
@@ -132,49 +168,64 @@ class DatagramCalls:
         return fetched.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
-        if self._receive(note, standin, fetched):
+        """With the sender's address."""
+        return self.wait_for(note, standin, fetched, note.argument(3), lambda end: self._receive(note, standin, end))
+
+    def wait_for(
+        self, note: Note, standin: StandIn, fetched: socket.socket, flags: int, receive: Callable[[socket.socket], bool]
+    ) -> int | None:
+        """Call `receive` with the guest's end until it is True: it has received something and answered."""
+        if receive(fetched):
             return LATER
-        if not blocks(fetched) or note.argument(3) & socket.MSG_DONTWAIT:
+        if not blocks(fetched) or flags & socket.MSG_DONTWAIT:
             raise failure(errno.EAGAIN)
 
         def ready() -> bool:
             with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
                 if os.fstat(again.fileno()).st_ino != standin.inode:
                     raise failure(errno.EBADF)
-                return self._receive(note, standin, again)
+                return receive(again)
 
         self._a.wait(note, standin, ready, patience(fetched, socket.SO_RCVTIMEO))
         return LATER
 
-    def _receive(self, note: Note, standin: StandIn, fetched: socket.socket) -> bool:
-        """Receive in the guest's stead, if there is something; False: nothing."""
-        if standin.kind == "datagram" and standin.error:
-            code, standin.error = standin.error, 0
-            raise failure(code)
-        flags = note.argument(3) & (socket.MSG_PEEK | socket.MSG_TRUNC)
-        size = min(note.arguments[2], net.MAX_DATAGRAM)
-        # Looked at first: what cannot be written to where the guest wants it stays where it is.
+    def look(self, standin: StandIn, fetched: socket.socket, size: int) -> Seen | None:
+        """What there is to receive, up to so many bytes of it; it stays where it is. None: nothing. OSError: what an ICMP message told of."""
+        if standin.kind == "datagram":
+            self.raise_error(standin)
         try:
             data, _, _, _ = fetched.recvmsg(size, 0, socket.MSG_DONTWAIT | socket.MSG_PEEK)
             whole = fetched.recv_into(bytearray(1), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK | socket.MSG_TRUNC)
         except BlockingIOError:
-            return False
-        if standin.kind == "datagram":
-            standins.forget_read(standin)
-        else:
-            whole = len(data)
-        self._a.listener.write(note, note.arguments[1], data)
-        if standin.kind == "datagram" and standin.senders:
-            self._a.write_address(note, 4, standin.senders[0][0], standin.family)
-        elif note.arguments[5]:
-            self._a.listener.write(note, note.arguments[5], INT.pack(0))
-        if not flags & socket.MSG_PEEK and (
-            data or standin.kind == "datagram"
-        ):  # before it goes on, and reads the next
-            fetched.recv_into(bytearray(max(1, len(data))), 0, socket.MSG_DONTWAIT)
+            return None
+        if standin.kind == "stream":
+            return Seen(data, len(data), None)
+        standins.forget_read(standin)
+        return Seen(data, max(whole, len(data)), standin.senders[0][0] if standin.senders else None)
+
+    @staticmethod
+    def take(standin: StandIn, fetched: socket.socket, seen: Seen) -> None:
+        """Receive what was seen, before the guest goes on, and reads the next."""
+        if seen.data or standin.kind == "datagram":
+            fetched.recv_into(bytearray(max(1, len(seen.data))), 0, socket.MSG_DONTWAIT)
             if standin.senders:
                 standin.senders.popleft()
-        self._a.listener.answer(note, max(whole, len(data)) if flags & socket.MSG_TRUNC else len(data))
+
+    def _receive(self, note: Note, standin: StandIn, fetched: socket.socket) -> bool:
+        """Receive in the guest's stead, if there is something; False: nothing."""
+        seen = self.look(standin, fetched, min(note.arguments[2], net.MAX_DATAGRAM))
+        if seen is None:
+            return False
+        # Written before it is taken: what cannot be written to where the guest wants it stays where it is.
+        self._a.listener.write(note, note.arguments[1], seen.data)
+        if seen.sender is not None:
+            self._a.write_address(note, 4, seen.sender.peer, standin.family)
+        elif note.arguments[5]:
+            self._a.listener.write(note, note.arguments[5], INT.pack(0))
+        flags = note.argument(3)
+        if not flags & socket.MSG_PEEK:
+            self.take(standin, fetched, seen)
+        self._a.listener.answer(note, seen.whole if flags & socket.MSG_TRUNC else len(seen.data))
         return True
 
     def sent(self, standin: StandIn, data: bytes) -> None:

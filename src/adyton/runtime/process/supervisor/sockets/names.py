@@ -9,7 +9,7 @@ from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.sockets import resolver
 from adyton.runtime.process.supervisor.sockets.answering import MOST_WAITING, Answering
-from adyton.runtime.process.supervisor.sockets.standin import StandIn
+from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn
 
 KEPT_ADDRESSES = 4096
 KEPT_ANSWERS = 256
@@ -62,4 +62,4 @@ class Names:
                 self._reply_to_query(standin, resolver.answer(query, found))
 
     def _reply_to_query(self, standin: StandIn, data: bytes) -> None:
-        self._a.pump.take_datagram(standin, resolver.ADDRESS, data, 0)
+        self._a.pump.take_datagram(standin, Sender(resolver.ADDRESS), data, 0)

@@ -74,12 +74,18 @@ OPTIONS: dict[tuple[int, int], Known] = {
     (IPPROTO_TCP, 25): Known("TCP_NOTSENT_LOWAT"),
     (IPPROTO_IP, 1): Known("IP_TOS", least=0, most=255, asked=True),
     (IPPROTO_IP, 2): Known("IP_TTL", least=1, most=255),
+    (IPPROTO_IP, 8): _switch("IP_PKTINFO"),
     (IPPROTO_IP, 10): Known("IP_MTU_DISCOVER", least=0, most=5),
     (IPPROTO_IP, 11): Known("IP_RECVERR", "ignored", switch=True),
+    (IPPROTO_IP, 12): _switch("IP_RECVTTL"),
+    (IPPROTO_IP, 13): _switch("IP_RECVTOS"),
     (IPPROTO_IPV6, 16): Known("IPV6_UNICAST_HOPS", least=-1, most=255, asked=True),
     (IPPROTO_IPV6, 23): Known("IPV6_MTU_DISCOVER", least=0, most=5),
     (IPPROTO_IPV6, 25): Known("IPV6_RECVERR", "ignored", switch=True),
     (IPPROTO_IPV6, 26): _switch("IPV6_V6ONLY"),
+    (IPPROTO_IPV6, 49): _switch("IPV6_RECVPKTINFO"),
+    (IPPROTO_IPV6, 51): _switch("IPV6_RECVHOPLIMIT"),
+    (IPPROTO_IPV6, 66): _switch("IPV6_RECVTCLASS"),
     (IPPROTO_IPV6, 67): Known("IPV6_TCLASS", least=-1, most=255, asked=True),
 }
 

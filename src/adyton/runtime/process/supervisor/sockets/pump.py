@@ -16,7 +16,7 @@ from adyton.hostcall import sockets as net
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.sockets import standin as standins
-from adyton.runtime.process.supervisor.sockets.standin import CREDIT_STEP, READ_SIZE, StandIn, State
+from adyton.runtime.process.supervisor.sockets.standin import CREDIT_STEP, READ_SIZE, Sender, StandIn, State
 
 BEHIND = 1 << 18  # bytes on their way to the client, from which on nothing more is read from stand-ins
 MAX_HELD = 256 << 20  # bytes for the guest, of all stand-ins together, that it has not read
@@ -212,10 +212,12 @@ class Pump:
             self._datagram(standin, data)
         self._watch(standin)
 
-    def send_datagram(self, standin: StandIn, peer: net.Endpoint | None, data: bytes) -> None:
+    def send_datagram(
+        self, standin: StandIn, peer: net.Endpoint | None, data: bytes, ancillary: net.Ancillary | None = None
+    ) -> None:
         """Send one to a peer, or to the socket's own."""
         standin.credit -= len(data) + net.DATAGRAM_COST
-        self._client.tell(net.SendTo(standin.number, peer, data))
+        self._client.tell(net.SendTo(standin.number, peer, data, ancillary))
 
     # -- the guest's end ------------------------------------------------------------------------------------------------
 
@@ -287,9 +289,10 @@ class Pump:
                 standin.kind == "stream" and standin.state == "connected" and not standin.ended
             ):
                 self._take_bytes(standin, data)
-            case net.ReceivedFrom(_, peer, data) if standin.kind == "datagram":
-                if net.is_address(peer.host, standin.family):
-                    self.take_datagram(standin, peer, data, len(data) + net.DATAGRAM_COST)
+            case net.ReceivedFrom(_, peer, data, ancillary) if standin.kind == "datagram":
+                own = None if ancillary is None else ancillary.local
+                if net.is_address(peer.host, standin.family) and (own is None or net.is_address(own, standin.family)):
+                    self.take_datagram(standin, Sender(peer, ancillary), data, len(data) + net.DATAGRAM_COST)
             case net.EndOfStream() if standin.kind == "stream" and standin.state == "connected":
                 standin.ended = True
                 self._show_end(standin)
@@ -316,12 +319,12 @@ class Pump:
         self._held += size
         return True
 
-    def take_datagram(self, standin: StandIn, peer: net.Endpoint, data: bytes, cost: int) -> None:
+    def take_datagram(self, standin: StandIn, sender: Sender, data: bytes, cost: int) -> None:
         """A datagram for the guest; `cost`: what it takes of the client's credit."""
         if not self._has_room(standin, cost, len(data)):
             return
         standin.incoming.append(data)
-        standin.incoming_from.append(peer)
+        standin.incoming_from.append(sender)
         if len(standin.incoming) == 1:
             self._push(standin)
         self._moved(standin)

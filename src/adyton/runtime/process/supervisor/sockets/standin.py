@@ -38,6 +38,14 @@ _SIOCOUTQ = 0x5411  # linux/sockios.h: bytes that the other end has not read, wi
 _FILLING = bytes(1 << 16)
 
 
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Where a datagram comes from, and what the client told with it."""
+
+    peer: net.Endpoint
+    ancillary: net.Ancillary | None = None
+
+
 @dataclass(eq=False)
 class StandIn:
     """One of them. `credit`: bytes that the client takes; `room`: that it may still send; `taken`: of those, what it is not told of yet."""
@@ -62,7 +70,7 @@ class StandIn:
     room: int = net.WINDOW
     taken: int = 0
     incoming: deque[bytes] = field(default_factory=deque)
-    incoming_from: deque[net.Endpoint] = field(default_factory=deque)  # where each of them comes from, of datagrams
+    incoming_from: deque[Sender] = field(default_factory=deque)  # where each of them comes from, of datagrams
     ended: bool = False  # the client sends nothing more
     lost: str = ""  # the errno with which the connection was lost, to be shown once all has been read
     shut: bool = False  # the guest sends nothing more
@@ -71,7 +79,9 @@ class StandIn:
     pending: deque[StandIn] = field(default_factory=deque)  # connections to accept
     promised: set[int] = field(default_factory=set)  # numbers that the client has for connections to come
     waiting: list[tuple[Note, Callable[[], bool]]] = field(default_factory=list)
-    senders: deque[tuple[net.Endpoint, int]] = field(default_factory=deque)  # of datagrams in the guest's end
+    senders: deque[tuple[Sender, int]] = field(
+        default_factory=deque
+    )  # of datagrams in the guest's end, and what each counts there
     reachable: set[net.Endpoint] = field(default_factory=set)
     held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
 
