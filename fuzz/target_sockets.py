@@ -168,7 +168,7 @@ class _Enclave:
                 message = draw.struct(net.FromClient)
                 number = 1 + draw.below(12)
                 if isinstance(message, net.Credit):
-                    self.credit[number] = min(net.WINDOW, self.credit.get(number, net.WINDOW) + message.size)
+                    self.credit[number] = min(net.MAX_WINDOW, self.credit.get(number, net.WINDOW) + message.size)
                 self.pump.take(msgspec.structs.replace(message, socket=number))
 
 

@@ -6,6 +6,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
@@ -117,6 +119,7 @@ def test_nothing_is_read_beyond_the_credit(connection, listener):
         while got < net.WINDOW:
             got += len(connection.next(net.Received).data)
         assert got == net.WINDOW
+        assert connection.messages.get(timeout=PATIENCE) == net.Blocked(1)
         with pytest.raises(queue.Empty):
             connection.messages.get(timeout=0.05)
         connection.sockets.message(net.Credit(1, 1000))
@@ -124,6 +127,39 @@ def test_nothing_is_read_beyond_the_credit(connection, listener):
         got = 0
         while got < 1000:
             got += len(connection.next(net.Received).data)
+
+
+@given(st.integers(1, net.MAX_WINDOW), st.integers(0, net.MAX_WINDOW), st.integers(0, net.MAX_GROWTH))
+def test_windows_grow_within_bounds_and_not_for_who_is_slow(window, waiting, grown):
+    size = net.growth(window, waiting, grown)
+    assert 0 <= size <= window
+    assert window + size <= net.MAX_WINDOW
+    assert grown + size <= net.MAX_GROWTH
+    assert not size or waiting <= window // 4
+
+
+def test_a_stream_whose_bytes_are_taken_gets_a_larger_window_when_its_sender_is_blocked(connection, listener):
+    with connect(connection, listener):
+        sizes = []
+        for _ in range(6):
+            connection.sockets.message(net.Blocked(1))
+        connection.ask(net.GetOption(1, STREAM, "SO_RCVBUF"))  # all before it has been seen to
+        while not connection.messages.empty():
+            sizes.append(connection.messages.get().size)
+        assert sizes == [net.WINDOW, 2 * net.WINDOW, 4 * net.WINDOW]
+        assert net.WINDOW + sum(sizes) == net.MAX_WINDOW
+
+
+def test_a_peer_that_is_slow_gets_no_larger_window(connection, listener):
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    small = net.New("inet", "stream", [net.Option("SO_SNDBUF", [4096])])
+    connection.ask(net.Connect(1, small, net.Endpoint(*listener.getsockname())))
+    with listener.accept()[0]:
+        for _ in range(net.WINDOW // net.CHUNK):
+            connection.sockets.message(net.Send(1, bytes(net.CHUNK)))
+        connection.sockets.message(net.Blocked(1))
+        connection.ask(net.GetOption(1, STREAM, "SO_RCVBUF"))
+        assert connection.messages.empty()
 
 
 def test_nothing_is_read_while_the_enclave_is_behind(connection, listener):

@@ -122,6 +122,22 @@ result = [got, result]
         assert client.enter("attempt", "1") == "1"
 
 
+def test_a_client_that_is_always_blocked_gets_a_bounded_window(ward):
+    with ward.enclave(honest) as client:
+        number = connected(client)
+        for _ in range(100):
+            client.tell(net.Blocked(number))
+        assert client.enter("attempt", "1") == "1"
+        given = [each.size for each in client.told if isinstance(each, net.Credit)]
+        assert net.WINDOW + sum(given) == net.MAX_WINDOW
+        left = net.MAX_WINDOW
+        while left:
+            client.tell(net.Received(number, bytes(min(left, net.CHUNK))))
+            left -= min(left, net.CHUNK)
+        code = "result = 0\nwhile result < size: result += len(sock.recv(1 << 20))"
+        assert client.enter("execute", f"size = {net.MAX_WINDOW}\n{code}") == net.MAX_WINDOW
+
+
 OUT_OF_PLACE = [
     lambda number: net.ReceivedFrom(number, THERE, b"x"),
     lambda number: net.Incoming(number, 77, HERE, THERE),

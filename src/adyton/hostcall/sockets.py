@@ -17,13 +17,16 @@ Addresses are IP literals; a name is resolved by Resolve only.
     Received, ReceivedFrom            client     the same the other way
     ShutWrite / EndOfStream           enclave / client: nothing more comes
     Credit                            both       the receiver has taken so many bytes: as many more may be on their way
+    Blocked                           both       the sender has no credit left, and would send more
     Broken                            client     the connection is lost
     Accepts                           enclave    more numbers for a listening socket's connections
     Incoming                          client     a connection to a listening socket, under one of its numbers
     SetOption, CloseSocket            enclave
 
 Backpressure: what is under way to a socket, in either direction, never exceeds its credit, WINDOW at first. A datagram counts
-DATAGRAM_COST more than its bytes. A side that sends more than it has credit for breaks the socket.
+DATAGRAM_COST more than its bytes. A side that sends more than it has credit for breaks the socket. Where a stream's bytes are taken as
+fast as they come, and its sender is Blocked all the same, the line between the two is what takes the time: the receiver doubles the window, up to
+MAX_WINDOW, as long as all that its windows have grown by is within MAX_GROWTH. (QUIC's STREAM_DATA_BLOCKED, RFC 9000 section 4.1.)
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ from adyton.errors import RemoteProtocolError
 from adyton.hostcall import abi
 
 WINDOW = 1 << 20  # bytes
-CHUNK = (1 << 14) - 64  # bytes of a stream in one message, which the communicator then carries in one frame
+MAX_WINDOW = 8 << 20
+MAX_GROWTH = 64 << 20  # of one side of an enclave
+STEPS = 8  # in how many a window's worth of credit is given
+CHUNK = (1 << 17) - 64  # bytes of a stream in one message, which the communicator then carries in full frames
 MAX_DATAGRAM = 65507  # bytes, of UDP over IPv4
 DATAGRAM_COST = 256
 MAX_SOCKETS = 4096  # of one enclave
@@ -221,6 +227,10 @@ class Credit(_Struct, frozen=True):
     size: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
+class Blocked(_Struct, frozen=True):
+    socket: Socket
+
+
 class Accepts(_Struct, frozen=True):
     socket: Socket
     accepts: Annotated[list[Socket], msgspec.Meta(min_length=1, max_length=MAX_ACCEPTS)]
@@ -238,7 +248,7 @@ class CloseSocket(_Struct, frozen=True):
     reset: bool
 
 
-FromEnclave = Send | SendTo | ShutWrite | Credit | Accepts | SetOption | CloseSocket
+FromEnclave = Send | SendTo | ShutWrite | Credit | Blocked | Accepts | SetOption | CloseSocket
 
 
 class Received(_Struct, frozen=True):
@@ -269,7 +279,16 @@ class Incoming(_Struct, frozen=True):
     peer: Endpoint
 
 
-FromClient = Received | ReceivedFrom | EndOfStream | Broken | Credit | Incoming
+FromClient = Received | ReceivedFrom | EndOfStream | Broken | Credit | Blocked | Incoming
+
+
+def growth(window: int, waiting: int, grown: int) -> int:
+    """By how much the receiver of a stream whose sender is blocked makes its window larger, in bytes.
+
+    `waiting`: what has come, and is not taken; `grown`: what all windows of this side have grown by.
+    """
+    return 0 if waiting > window // 4 else max(0, min(window, MAX_WINDOW - window, MAX_GROWTH - grown))
+
 
 encode = msgspec.msgpack.encode
 _from_client: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromClient)

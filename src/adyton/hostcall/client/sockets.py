@@ -34,8 +34,6 @@ from adyton.hostcall.client.socket_way import Result, Way
 
 BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
 CAUGHT_UP = 1 << 18
-READ_SIZE = 1 << 17
-CREDIT_STEP = net.WINDOW // 8  # bytes taken from the enclave before it is told so
 _CLOSE_WITH_RESET = struct.pack("ii", 1, 0)  # SO_LINGER
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -54,7 +52,7 @@ _NOTHING: list[Item] = []
 
 @dataclass
 class _Socket:
-    """One open socket. `credit`: bytes that may be sent to the enclave; `room`: that it may send us; `taken`: not yet told of."""
+    """One open socket. `credit`: bytes that may be sent to the enclave; `room`: of our `window`, that it may send us; `taken`: not yet told of."""
 
     number: int
     sock: socket.socket
@@ -62,6 +60,7 @@ class _Socket:
     family: net.Family
     state: str = "open"  # open, connecting, connected, listening
     credit: int = net.WINDOW
+    window: int = net.WINDOW
     room: int = net.WINDOW
     taken: int = 0
     out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item]]] = field(default_factory=deque)
@@ -91,6 +90,7 @@ class ClientSockets:
         self._closed = False
         self._released = False
         self._behind = False
+        self._grown = 0  # bytes, by which windows are larger than WINDOW
         self._starved = False  # a connection could not be accepted for lack of descriptors
 
     # -- from the enclave, any thread -----------------------------------------------------------------------------------
@@ -356,8 +356,10 @@ class ClientSockets:
                     entry.shut = True
                     self._shut_when_sent(entry)
                 case net.Credit(_, size):
-                    entry.credit = min(entry.credit + size, net.WINDOW)
+                    entry.credit = min(entry.credit + size, net.MAX_WINDOW)
                     self._watch(entry)
+                case net.Blocked():
+                    self._grow(entry)
                 case net.Accepts(_, accepts):
                     entry.accepts.extend(accepts[: net.MAX_ACCEPTS - len(entry.accepts)])
                     self._watch(entry)
@@ -432,13 +434,22 @@ class ClientSockets:
 
     def _taken(self, entry: _Socket, size: int) -> None:
         entry.taken += size
-        if entry.taken >= CREDIT_STEP:
+        if entry.taken >= entry.window // net.STEPS:
             self._give_credit(entry)
 
     def _give_credit(self, entry: _Socket) -> None:
         size, entry.taken = entry.taken, 0
         entry.room += size
         self._way.send(net.Credit(entry.number, size))
+
+    def _grow(self, entry: _Socket) -> None:
+        """The enclave would send more than it has credit for."""
+        waiting = sum(len(data) for data, _, _ in entry.out)
+        if entry.kind == "stream" and (size := net.growth(entry.window, waiting, self._grown)):
+            self._grown += size
+            entry.window += size
+            entry.room += size
+            self._way.send(net.Credit(entry.number, size))
 
     def _shut_when_sent(self, entry: _Socket) -> None:
         if entry.shut and not entry.out and entry.kind == "stream":
@@ -552,14 +563,15 @@ class ClientSockets:
         self._watch(entry)
 
     def _read_stream(self, entry: _Socket) -> None:
-        data = entry.sock.recv(min(READ_SIZE, entry.credit))
+        data = entry.sock.recv(min(net.CHUNK, entry.credit))
+        entry.credit -= len(data)
         if not data:
             entry.ended = True
             self._way.send(net.EndOfStream(entry.number))
-        entry.credit -= len(data)
-        self._way.send(
-            *(net.Received(entry.number, data[start : start + net.CHUNK]) for start in range(0, len(data), net.CHUNK))
-        )
+        elif entry.credit:
+            self._way.send(net.Received(entry.number, data))
+        else:
+            self._way.send(net.Received(entry.number, data), net.Blocked(entry.number))
         self._watch(entry)
 
     def _read_datagrams(self, entry: _Socket) -> None:
@@ -585,6 +597,7 @@ class ClientSockets:
             self._selector.unregister(entry.sock)
             entry.watched = 0
         del self._sockets[entry.number]
+        self._grown -= entry.window - net.WINDOW
         entry.sock.close()
         if entry.connecting is not None and not self._closed:
             call, started = entry.connecting

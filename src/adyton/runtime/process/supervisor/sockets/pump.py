@@ -16,7 +16,7 @@ from adyton.hostcall import sockets as net
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.sockets import standin as standins
-from adyton.runtime.process.supervisor.sockets.standin import CREDIT_STEP, READ_SIZE, Sender, StandIn, State
+from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn, State
 
 BEHIND = 1 << 18  # bytes on their way to the client, from which on nothing more is read from stand-ins
 MAX_HELD = 256 << 20  # bytes for the guest, of all stand-ins together, that it has not read
@@ -63,6 +63,7 @@ class Pump:
         self._numbers = 0
         self._behind = False
         self._held = 0  # bytes
+        self._grown = 0  # bytes, by which windows are larger than WINDOW
         self._costs = standins.Costs()
         # A selector asks for something; this only learns that the guest has closed its end.
         self._hangups = select.epoll()
@@ -108,13 +109,9 @@ class Pump:
         del self._by_number[standin.number]
         standin.number = self.number()
         self._by_number[standin.number] = standin
-        standin.opened, standin.local, standin.credit, standin.room, standin.taken = (
-            False,
-            None,
-            net.WINDOW,
-            net.WINDOW,
-            0,
-        )
+        self._shrink(standin)
+        standin.opened, standin.local, standin.taken = False, None, 0
+        standin.credit = standin.room = net.WINDOW
 
     def find(self, inode: int) -> StandIn | None:
         """The stand-in whose end in the guest has this inode."""
@@ -165,7 +162,7 @@ class Pump:
             self._written_too_early(standin)
             return
         try:
-            data = standin.end.recv(min(READ_SIZE, standin.credit), socket.MSG_DONTWAIT)
+            data = standin.end.recv(min(net.CHUNK, standin.credit), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:  # it closed its end, and left something unread
@@ -175,8 +172,9 @@ class Pump:
             self._no_more(standin)
             return
         standin.credit -= len(data)
-        for start in range(0, len(data), net.CHUNK):
-            self._client.tell(net.Send(standin.number, data[start : start + net.CHUNK]))
+        self._client.tell(net.Send(standin.number, data))
+        if not standin.credit:
+            self._client.tell(net.Blocked(standin.number))
         self._watch(standin)
 
     def _written_too_early(self, standin: StandIn) -> None:
@@ -256,6 +254,7 @@ class Pump:
         self._forget(standin)
         self._held -= sum(map(len, standin.incoming))
         standin.incoming.clear()
+        self._shrink(standin)
         self._close_end(standin)
         if standin.guest_end is not None:
             standin.guest_end.close()
@@ -282,9 +281,11 @@ class Pump:
             return
         match message:
             case net.Credit(_, size):
-                standin.credit = min(standin.credit + size, net.WINDOW)
+                standin.credit = min(standin.credit + size, net.MAX_WINDOW)
                 self._watch(standin)
                 self._moved(standin)
+            case net.Blocked():
+                self._grow(standin)
             case net.Received(_, data) if (
                 standin.kind == "stream" and standin.state == "connected" and not standin.ended
             ):
@@ -363,10 +364,24 @@ class Pump:
 
     def _taken(self, standin: StandIn, size: int) -> None:
         standin.taken += size
-        if standin.taken >= CREDIT_STEP and standin.opened:
+        if standin.taken >= standin.window // net.STEPS and standin.opened:
             size, standin.taken = standin.taken, 0
             standin.room += size
             self._client.tell(net.Credit(standin.number, size))
+
+    def _grow(self, standin: StandIn) -> None:
+        """The client would send more than it has credit for."""
+        if standin.kind != "stream" or standin.state != "connected":
+            return
+        if size := net.growth(standin.window, sum(map(len, standin.incoming)), self._grown):
+            self._grown += size
+            standin.window += size
+            standin.room += size
+            self._client.tell(net.Credit(standin.number, size))
+
+    def _shrink(self, standin: StandIn) -> None:
+        self._grown -= standin.window - net.WINDOW
+        standin.window = net.WINDOW
 
     def _show_end(self, standin: StandIn) -> None:
         """Nothing more comes: show that to the guest, once it has got all that came before."""
@@ -398,6 +413,7 @@ class Pump:
     def _end(self, standin: StandIn, code: int, state: State) -> None:
         """Have nothing behind it any more."""
         standin.error, standin.state, standin.opened = code, state, False
+        self._shrink(standin)
         self._close_end(standin)
         self._by_number.pop(standin.number, None)
         self._broken[standin.inode] = standin

@@ -32,8 +32,6 @@ from adyton.runtime.process.supervisor.notifications import Note
 # failed: a connect has, and no connect has told so yet; broken: a connection was lost
 State = Literal["new", "connecting", "connected", "listening", "failed", "broken"]
 
-READ_SIZE = 1 << 17
-CREDIT_STEP = net.WINDOW // 8  # bytes taken from the client before it is told so
 _SIOCOUTQ = 0x5411  # linux/sockios.h: bytes that the other end has not read, with what the kernel needs to keep them
 _FILLING = bytes(1 << 16)
 
@@ -48,7 +46,7 @@ class Sender:
 
 @dataclass(eq=False)
 class StandIn:
-    """One of them. `credit`: bytes that the client takes; `room`: that it may still send; `taken`: of those, what it is not told of yet."""
+    """One of them. `credit`: bytes that the client takes; `room`: of our `window`, that it may still send; `taken`: of those, what it is not told of yet."""
 
     family: net.Family
     kind: net.Kind
@@ -67,6 +65,7 @@ class StandIn:
     unreported: bool = False  # a connect has ended, and nobody has been told
     filled: int = 0  # bytes in our end that are none of the guest's
     credit: int = net.WINDOW
+    window: int = net.WINDOW
     room: int = net.WINDOW
     taken: int = 0
     incoming: deque[bytes] = field(default_factory=deque)
@@ -129,7 +128,7 @@ def discard(end: socket.socket) -> int:
     """Read all that the guest has written, and forget it. How many bytes that was."""
     size = 0
     with contextlib.suppress(OSError):
-        while data := end.recv(READ_SIZE, socket.MSG_DONTWAIT):
+        while data := end.recv(net.CHUNK, socket.MSG_DONTWAIT):
             size += len(data)
     return size
 
