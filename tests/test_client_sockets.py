@@ -1,5 +1,6 @@
 """The client's sockets, asked by an enclave that keeps no rule; and which addresses a policy lets it reach."""
 
+import contextlib
 import queue
 import socket
 import threading
@@ -109,6 +110,33 @@ def test_a_defect_is_told_of_and_leaves_nobody_waiting(connection, monkeypatch, 
 
     monkeypatch.setattr(connection, "note", broken)
     assert repr(connection.ask(request_)) == "RuntimeError('a defect')"
+
+
+def test_messages_are_taken_in_their_order_by_whichever_thread(connection, listener):
+    with connect(connection, listener) as peer:
+        numbers = b"".join(b"%06d" % number for number in range(5000))
+        for start in range(0, len(numbers), 6):
+            connection.sockets.message(net.Send(1, numbers[start : start + 6]))
+            if not start % 100:
+                connection.sockets.request(1, net.GetOption(1, STREAM, "SO_RCVBUF"))  # a step of the other thread's
+                peer.sendall(b"x")
+        connection.sockets.message(net.ShutWrite(1))
+        got = b""
+        while data := peer.recv(1 << 16):
+            got += data
+        assert got == numbers
+
+
+def test_a_defect_in_taking_a_message_is_told_of(connection, listener, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    with connect(connection, listener) as peer:
+        monkeypatch.setattr(connection.sockets, "_send", broken)
+        connection.sockets.message(net.Send(1, b"x"))
+        assert repr(connection.results.get(timeout=PATIENCE)[1]) == "RuntimeError('a defect')"
+        with contextlib.suppress(ConnectionResetError):
+            assert peer.recv(1) == b""  # all sockets are closed
 
 
 def test_nothing_is_read_beyond_the_credit(connection, listener):
@@ -238,8 +266,12 @@ def test_what_goes_with_a_datagram_comes_with_it_if_it_is_asked_for(family, host
         connection.sockets.message(net.SendTo(2, there, b"y", wanted))
         got = connection.next(net.ReceivedFrom)
         assert (got.data, got.ancillary) == (b"y", None)
-        connection.sockets.message(net.SendTo(2, there, b"x", net.Ancillary("no address")))
-        assert connection.next(net.Broken).errno == "EIO"
+        for wrong in (
+            net.SendTo(2, there, b"x", net.Ancillary("no address")),
+            net.SendTo(2, net.Endpoint("nowhere", 9), b"x"),
+        ):
+            connection.sockets.message(wrong)
+            assert connection.next(net.Broken).errno == "EIO"
         connection.sockets.message(net.SendTo(2, there, b"z"))
         assert connection.next(net.ReceivedFrom).data == b"z"
     finally:

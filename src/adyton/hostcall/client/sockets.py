@@ -1,7 +1,10 @@
-"""The enclave's sockets on its client's machine: opened under the policy, moved by one thread that never waits for any of them.
+"""The enclave's sockets on its client's machine: opened under the policy, moved by one thread at a time that never waits for any of them.
 
     request ──► policy (in a pool: names may have to be looked up) ──► the thread ──► result
     message ─────────────────────────────────────────────────────────► the thread ──► message
+
+A message is taken by the thread that brings it, if the thread of the sockets has nothing else to do: handing it over would cost more. What is done
+with sockets is done under one lock, and nothing in there waits.
 
 Nothing is read from a socket beyond what its enclave has credit for, nor while the connection to the enclave is behind; nothing is
 taken from the enclave beyond what the socket has credit for. So a peer that is slow or fast costs a bounded amount of memory here.
@@ -19,15 +22,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.net_policy import NetPolicy
 from adyton.hostcall.client.policy import Denied
-from adyton.hostcall.client.socket_ancillary import RECEIVING, ROOM, Item, ancillary, items
+from adyton.hostcall.client.socket_ancillary import ROOM, Item, ancillary, items
 from adyton.hostcall.client.socket_decisions import Decisions, Opening
+from adyton.hostcall.client.socket_entry import NOTHING, Entry
 from adyton.hostcall.client.socket_options import get_option, set_option
 from adyton.hostcall.client.socket_system import endpoint, is_bound, name_of, open_socket
 from adyton.hostcall.client.socket_way import Result, Way
@@ -47,32 +50,6 @@ COUNTED_AS: dict[type[Any], str] = {
     net.GetOption: "getsockopt",
 }
 _DENIED = abi.Failed("EACCES")
-_NOTHING: list[Item] = []
-
-
-@dataclass
-class _Socket:
-    """One open socket. `credit`: bytes that may be sent to the enclave; `room`: of our `window`, that it may send us; `taken`: not yet told of."""
-
-    number: int
-    sock: socket.socket
-    kind: net.Kind
-    family: net.Family
-    state: str = "open"  # open, connecting, connected, listening
-    credit: int = net.WINDOW
-    window: int = net.WINDOW
-    room: int = net.WINDOW
-    taken: int = 0
-    out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item]]] = field(default_factory=deque)
-    accepts: deque[int] = field(default_factory=deque)
-    connecting: tuple[int, float] | None = None  # the call, and when it began
-    ended: bool = False  # nothing more is read
-    shut: bool = False  # nothing more will come from the enclave
-    closing: bool = False  # to be closed when `out` has been written
-    bound: bool = False  # by the enclave
-    serves: bool = False  # a datagram socket that takes from everybody
-    asked: set[str] = field(default_factory=set)  # options by which it wants to be told with a datagram
-    watched: int = 0
 
 
 class ClientSockets:
@@ -81,12 +58,13 @@ class ClientSockets:
     def __init__(self, policy: NetPolicy, way: Way) -> None:
         self._policy = policy
         self._way = way
-        self._sockets: dict[int, _Socket] = {}
+        self._sockets: dict[int, Entry] = {}
         self._decisions = Decisions(policy)
         self._inbox: deque[Callable[[], None]] = deque()
         self._awake = False  # or about to be: there are steps to take
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the inbox
+        self._moving = threading.Lock()  # of the sockets; comes before the other
         self._closed = False
         self._released = False
         self._behind = False
@@ -107,7 +85,24 @@ class ClientSockets:
         self._way.submit(lambda: self._decide(call, name, started, request))
 
     def message(self, message: net.FromEnclave) -> None:
-        self._put(lambda: self._take(message))
+        if not self._take_here(message):
+            self._put(lambda: self._take(message))
+
+    def _take_here(self, message: net.FromEnclave) -> bool:
+        """Take it in this thread; False: not while the other is at work, or has steps that came before."""
+        if not self._moving.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                if self._inbox or self._thread is None or self._closed:
+                    return False
+            self._take(message)
+        except Exception as error:  # noqa: BLE001 - the enclave would wait for ever
+            self.close()
+            self._way.failed(error)
+        finally:
+            self._moving.release()
+        return True
 
     def caught_up(self) -> None:
         """The connection to the enclave has room again, if `behind`."""
@@ -120,8 +115,7 @@ class ClientSockets:
         if self._thread is not None:
             self._put(lambda: None)
 
-    def _start(self) -> None:
-        """Under the lock, with the first thing to do: most enclaves have no sockets."""
+    def _start(self) -> None:  # under the lock, with the first thing to do: most enclaves have no sockets
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         for end in (self._woken, self._wake):
@@ -183,25 +177,32 @@ class ClientSockets:
                         self._woken.recv(4096)
                     self._take_steps()
                     continue
-                entry = self._sockets.get(key.data)
-                if entry is not None and events & selectors.EVENT_WRITE:
-                    self._writable(entry)
-                if entry is not None and events & selectors.EVENT_READ and key.data in self._sockets:
-                    self._readable(entry)
+                with self._moving:
+                    self._ready(key.data, events)
+
+    def _ready(self, number: int, events: int) -> None:
+        """What is looked for may have changed since the selector saw it."""
+        entry = self._sockets.get(number)
+        if entry is not None and events & entry.watched & selectors.EVENT_WRITE:
+            self._writable(entry)
+        if entry is not None and events & entry.watched & selectors.EVENT_READ:
+            self._readable(entry)
 
     def _take_steps(self) -> None:
         while not self._closed:
-            with self._lock:
-                if not self._inbox:
-                    return
-                step = self._inbox.popleft()
-                self._awake = bool(self._inbox)
-            step()
+            with self._moving:
+                with self._lock:
+                    if not self._inbox:
+                        return
+                    step = self._inbox.popleft()
+                    self._awake = bool(self._inbox)
+                step()
 
     def _release(self) -> None:
-        for entry in list(self._sockets.values()):
-            self._forget(entry)
-        self._selector.close()
+        with self._moving:
+            for entry in list(self._sockets.values()):
+                self._forget(entry)
+            self._selector.close()
         with self._lock:
             self._released = True
             for end in (self._woken, self._wake):
@@ -249,7 +250,7 @@ class ClientSockets:
         self._watch(entry)
         return net.Bound(endpoint(entry.sock.getsockname()))
 
-    def _entry(self, number: int, new: net.New) -> _Socket:
+    def _entry(self, number: int, new: net.New) -> Entry:
         entry = self._sockets.get(number)
         if entry is not None:
             if entry.kind != new.kind:
@@ -258,17 +259,12 @@ class ClientSockets:
         if len(self._sockets) >= net.MAX_SOCKETS:
             raise OSError(errno.EMFILE, "too many sockets")
         sock = open_socket(new)
-        entry = self._sockets[number] = _Socket(number, sock, new.kind, new.family)
+        entry = self._sockets[number] = Entry(number, sock, new.kind, new.family)
         for option in new.options:
-            self._note_option(entry, option)
+            entry.note(option)
         return entry
 
-    @staticmethod
-    def _note_option(entry: _Socket, option: net.Option) -> None:
-        if option.name in RECEIVING:
-            (entry.asked.add if option.values[0] else entry.asked.discard)(option.name)
-
-    def _listen(self, entry: _Socket, backlog: int, accepts: list[int]) -> None:
+    def _listen(self, entry: Entry, backlog: int, accepts: list[int]) -> None:
         if entry.kind != "stream":
             raise OSError(errno.EOPNOTSUPP, "not a stream")
         local = endpoint(entry.sock.getsockname())
@@ -280,7 +276,7 @@ class ClientSockets:
         entry.state = "listening"
         entry.accepts.extend(accepts[: net.MAX_ACCEPTS - len(entry.accepts)])
 
-    def _connect(self, call: int, started: float, entry: _Socket, peer: net.Endpoint) -> Result | None:
+    def _connect(self, call: int, started: float, entry: Entry, peer: net.Endpoint) -> Result | None:
         address = (peer.host, peer.port)
         if entry.state == "connecting":
             raise OSError(errno.EALREADY, "connecting")
@@ -305,12 +301,12 @@ class ClientSockets:
         self._watch(entry)
         return self._connected(entry, peer)
 
-    def _connected(self, entry: _Socket, peer: net.Endpoint | None = None) -> Result:
+    def _connected(self, entry: Entry, peer: net.Endpoint | None = None) -> Result:
         return net.Connected(
             endpoint(entry.sock.getsockname()), endpoint(entry.sock.getpeername()) if peer is None else peer
         )
 
-    def _connect_ended(self, entry: _Socket) -> None:
+    def _connect_ended(self, entry: Entry) -> None:
         assert entry.connecting is not None
         call, started = entry.connecting
         entry.connecting = None
@@ -351,7 +347,7 @@ class ClientSockets:
                 case net.Send(_, data):
                     self._send(entry, data, None, len(data))
                 case net.SendTo(_, peer, data, wanted):
-                    self._send_to(entry, peer, data, _NOTHING if wanted is None else items(wanted, entry.family))
+                    self._send_to(entry, peer, data, NOTHING if wanted is None else items(wanted, entry.family))
                 case net.ShutWrite():
                     entry.shut = True
                     self._shut_when_sent(entry)
@@ -366,7 +362,7 @@ class ClientSockets:
                 case net.SetOption(_, option):
                     with suppress(OSError, OverflowError):
                         set_option(entry.sock, option)
-                        self._note_option(entry, option)
+                        entry.note(option)
                 case net.CloseSocket(_, reset):
                     self._close_socket(entry, reset=reset)
         except OSError as error:
@@ -375,7 +371,7 @@ class ClientSockets:
             self._break(entry, OSError(errno.EIO, "no address"))
 
     def _send(
-        self, entry: _Socket, data: bytes, address: tuple[Any, ...] | None, cost: int, told: list[Item] = _NOTHING
+        self, entry: Entry, data: bytes, address: tuple[Any, ...] | None, cost: int, told: list[Item] = NOTHING
     ) -> None:
         if cost > entry.room or entry.shut or entry.state == "listening":
             self._break(entry, OSError(errno.EIO, "more than there was credit for"))
@@ -386,25 +382,26 @@ class ClientSockets:
             self._push(entry)
         self._watch(entry)
 
-    def _send_to(self, entry: _Socket, peer: net.Endpoint | None, data: bytes, told: list[Item]) -> None:
+    def _send_to(self, entry: Entry, peer: net.Endpoint | None, data: bytes, told: list[Item]) -> None:
         if entry.kind != "datagram":
             self._break(entry, OSError(errno.EIO, "a datagram on a stream"))
             return
-        if peer is None and entry.state != "connected":
-            self._taken(entry, len(data) + net.DATAGRAM_COST)  # it has no destination
-            entry.room -= len(data) + net.DATAGRAM_COST
+        cost = len(data) + net.DATAGRAM_COST
+        if entry.state == "connected" if peer is None else self._policy.allows(peer.host, peer.port):
+            self._send(entry, data, None if peer is None else (peer.host, peer.port), cost, told)
             return
-        if peer is not None and not self._policy.allows(peer.host, peer.port):
-            entry.room -= len(data) + net.DATAGRAM_COST
-            self._taken(entry, len(data) + net.DATAGRAM_COST)
-            denied = self._policy.connect(peer.host, peer.port)
-            if denied is not None:
-                self._way.denied("sendto", denied)
-            return
-        address = None if peer is None else (peer.host, peer.port)
-        self._send(entry, data, address, len(data) + net.DATAGRAM_COST, told)
+        entry.room -= cost  # it goes nowhere
+        self._taken(entry, cost)
+        if peer is not None:
+            self._way.submit(lambda: self._deny(peer))
 
-    def _push(self, entry: _Socket) -> None:
+    def _deny(self, peer: net.Endpoint) -> None:
+        """In the pool: a name may have to be looked up to tell why."""
+        denied = self._policy.connect(peer.host, peer.port)
+        if denied is not None:
+            self._way.denied("sendto", denied)
+
+    def _push(self, entry: Entry) -> None:
         """Write what waits, as far as the socket takes it."""
         while entry.out:
             data, address, told = entry.out[0]
@@ -412,7 +409,7 @@ class ClientSockets:
                 if entry.kind == "stream":
                     sent = entry.sock.send(data)
                     if sent < len(data):
-                        entry.out[0] = (data[sent:], None, _NOTHING)
+                        entry.out[0] = (data[sent:], None, NOTHING)
                         self._taken(entry, sent)
                         return
                     self._taken(entry, sent)
@@ -432,31 +429,29 @@ class ClientSockets:
                 self._taken(entry, len(data) + net.DATAGRAM_COST)
             entry.out.popleft()
 
-    def _taken(self, entry: _Socket, size: int) -> None:
+    def _taken(self, entry: Entry, size: int) -> None:
         entry.taken += size
         if entry.taken >= entry.window // net.STEPS:
             self._give_credit(entry)
 
-    def _give_credit(self, entry: _Socket) -> None:
+    def _give_credit(self, entry: Entry) -> None:
         size, entry.taken = entry.taken, 0
         entry.room += size
         self._way.send(net.Credit(entry.number, size))
 
-    def _grow(self, entry: _Socket) -> None:
-        """The enclave would send more than it has credit for."""
-        waiting = sum(len(data) for data, _, _ in entry.out)
-        if entry.kind == "stream" and (size := net.growth(entry.window, waiting, self._grown)):
+    def _grow(self, entry: Entry) -> None:
+        if entry.kind == "stream" and (size := net.growth(entry.window, entry.waiting, self._grown)):
             self._grown += size
             entry.window += size
             entry.room += size
             self._way.send(net.Credit(entry.number, size))
 
-    def _shut_when_sent(self, entry: _Socket) -> None:
+    def _shut_when_sent(self, entry: Entry) -> None:
         if entry.shut and not entry.out and entry.kind == "stream":
             with suppress(OSError):  # the peer is gone already, which reading tells
                 entry.sock.shutdown(socket.SHUT_WR)
 
-    def _close_socket(self, entry: _Socket, *, reset: bool) -> None:
+    def _close_socket(self, entry: Entry, *, reset: bool) -> None:
         if reset:
             with suppress(OSError):
                 entry.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WITH_RESET)
@@ -469,7 +464,7 @@ class ClientSockets:
 
     # -- the sockets ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, entry: _Socket) -> None:
+    def _watch(self, entry: Entry) -> None:
         """Have the selector look for what is of use now."""
         wanted = 0
         if entry.state == "connecting" or entry.out:
@@ -493,7 +488,7 @@ class ClientSockets:
             self._selector.modify(entry.sock, wanted, entry.number)
         entry.watched = wanted
 
-    def _writable(self, entry: _Socket) -> None:
+    def _writable(self, entry: Entry) -> None:
         if entry.state == "connecting":
             self._connect_ended(entry)
             return
@@ -509,7 +504,7 @@ class ClientSockets:
                 return
         self._watch(entry)
 
-    def _readable(self, entry: _Socket) -> None:
+    def _readable(self, entry: Entry) -> None:
         if self._way.bytes_pending() > BEHIND:
             self._behind = True
             for each in self._sockets.values():
@@ -534,7 +529,7 @@ class ClientSockets:
         for each in self._sockets.values():
             self._watch(each)
 
-    def _accept(self, entry: _Socket) -> None:
+    def _accept(self, entry: Entry) -> None:
         while entry.accepts:
             try:
                 sock, address = entry.sock.accept()
@@ -552,7 +547,7 @@ class ClientSockets:
             if number in self._sockets or len(self._sockets) >= net.MAX_SOCKETS:
                 sock.close()
                 continue
-            accepted = self._sockets[number] = _Socket(number, sock, "stream", entry.family, "connected")
+            accepted = self._sockets[number] = Entry(number, sock, "stream", entry.family, "connected")
             try:
                 local = endpoint(sock.getsockname())
             except OSError:
@@ -562,19 +557,16 @@ class ClientSockets:
             self._watch(accepted)
         self._watch(entry)
 
-    def _read_stream(self, entry: _Socket) -> None:
+    def _read_stream(self, entry: Entry) -> None:
         data = entry.sock.recv(min(net.CHUNK, entry.credit))
         entry.credit -= len(data)
-        if not data:
-            entry.ended = True
-            self._way.send(net.EndOfStream(entry.number))
-        elif entry.credit:
-            self._way.send(net.Received(entry.number, data))
-        else:
-            self._way.send(net.Received(entry.number, data), net.Blocked(entry.number))
+        entry.ended = not data
+        self._way.send(net.Received(entry.number, data) if data else net.EndOfStream(entry.number))
+        if not entry.credit:
+            self._way.send(net.Blocked(entry.number))
         self._watch(entry)
 
-    def _read_datagrams(self, entry: _Socket) -> None:
+    def _read_datagrams(self, entry: Entry) -> None:
         told = None
         if entry.asked:
             data, received, _, address = entry.sock.recvmsg(net.MAX_DATAGRAM, ROOM)
@@ -587,12 +579,12 @@ class ClientSockets:
             self._way.send(net.ReceivedFrom(entry.number, peer, data, told))
         self._watch(entry)
 
-    def _break(self, entry: _Socket, error: OSError) -> None:
+    def _break(self, entry: Entry, error: OSError) -> None:
         self._way.send(net.Broken(entry.number, name_of(error)))
         if entry.kind == "stream":
             self._forget(entry)
 
-    def _forget(self, entry: _Socket) -> None:
+    def _forget(self, entry: Entry) -> None:
         if entry.watched:
             self._selector.unregister(entry.sock)
             entry.watched = 0
