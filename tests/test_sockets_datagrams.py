@@ -176,6 +176,67 @@ def test_errors_of_datagram_sockets(at_work):
     assert at_work.fails(new + "s.setsockopt(6, 1, 1)") == "ENOPROTOOPT"
 
 
+def test_an_icmp_error_wakes_who_polls_and_who_receives(at_work):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    code = """
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(("127.0.0.1", port))
+        result = []
+        for receive in (
+            lambda: sock.recv(10),
+            lambda: sock.recvfrom(10),
+            lambda: sock.recvmsg(10),
+            lambda: os.strerror(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)),
+        ):
+            sock.send(b"x")
+            select.select([sock], [], [])
+            try:
+                result.append(receive())
+            except OSError as error:
+                result.append(errno.errorcode[error.errno])
+            result += select.select([sock], [], [], 0)[0]
+        sock.send(b"x")
+        try:
+            sock.recv(10)  # waits
+        except OSError as error:
+            result.append(errno.errorcode[error.errno])
+    """
+    refused = "ECONNREFUSED"
+    assert at_work.run(code, port=port) == [refused, refused, refused, "Connection refused", refused]
+
+
+def test_what_came_before_and_after_an_error_is_received(at_work):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        port = peer.getsockname()[1]
+        code = """
+            import builtins
+            builtins.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.connect(("127.0.0.1", port))
+            result = sock.getsockname()
+        """
+        own = tuple(at_work.run(code, port=port))
+        peer.sendto(b"before", own)
+        at_work.run("select.select([sock], [], [])")
+    code = """
+        sock.send(b"x")
+        result = []
+        while len(result) < 2:
+            try:
+                result.append(sock.recv(10).decode())
+            except OSError as error:
+                result.append(errno.errorcode[error.errno])
+    """
+    assert sorted(at_work.run(code)) == ["ECONNREFUSED", "before"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", port))
+        peer.sendto(b"after", own)
+        peer.sendto(b"", own)
+        assert at_work.run("result = [sock.recv(10), sock.recv(10)]; sock.close()") == [b"after", b""]
+
+
 def test_a_peer_that_no_rule_allows_is_not_heard(tmp_path):
     with enclave(tmp_path, allow_net=["127.0.0.1:9"]) as at_work:
         code = """

@@ -20,10 +20,10 @@ from adyton.runtime.process.table import (
     ROWS,
     Architecture,
     Check,
-    Is,
+    Condition,
     Only,
-    Outside,
     Refused,
+    Within,
     architecture,
 )
 
@@ -70,15 +70,15 @@ Block = list[Instruction]
 class Rule:
     """What becomes of a call: refused with `errno` (if not 0) or by a check that does not hold; else allowed.
 
-    `asks`: refusals are the listener's to answer, and so is what is `emulated` (unless `local` holds, and `but` does not).
+    `asks`: refusals are the listener's to answer, and so is what is `emulated` (unless all of `local` hold, and none of `but`).
     """
 
     errno: int = 0
     checks: tuple[Check, ...] = ()
     asks: bool = False
     emulated: bool = False
-    local: Is | Outside | None = None
-    but: Is | None = None
+    local: tuple[Condition, ...] = ()
+    but: tuple[Condition, ...] = ()
 
 
 def _plain(code: int, value: int) -> Instruction:
@@ -104,9 +104,12 @@ def _rule(rule: Rule) -> Block:
     if rule.errno:
         return [_plain(RETURN, ASK if rule.asks else ERRNO | rule.errno)]
     block = [_plain(RETURN, ASK if rule.emulated else ALLOW)]
-    if rule.local is not None:
-        allow = [_plain(RETURN, ALLOW)]
-        block = _where(rule.local, allow if rule.but is None else _where(rule.but, block, allow), block)
+    if rule.local or rule.but:
+        ask, block = block, [_plain(RETURN, ALLOW)]
+        for condition in rule.but:
+            block = _where(condition, ask, block)
+        for condition in rule.local:
+            block = _where(condition, block, ask)
     for check in reversed(rule.checks):
         refuse = [_plain(RETURN, ASK if rule.asks else ERRNO | number_of(check.otherwise))]
         load = [_plain(LOAD, _ARGUMENTS_OFFSET + 8 * check.argument)]
@@ -117,11 +120,11 @@ def _rule(rule: Rule) -> Block:
     return block
 
 
-def _where(condition: Is | Outside, holds: Block, fails: Block) -> Block:
-    if isinstance(condition, Outside):
+def _where(condition: Condition, holds: Block, fails: Block) -> Block:
+    if isinstance(condition, Within):
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
-        from_first = _branch(IF_GREATER_OR_EQUAL, condition.end, holds, fails)
-        return [load, *_branch(IF_GREATER_OR_EQUAL, condition.first, from_first, holds)]
+        from_first = _branch(IF_GREATER_OR_EQUAL, condition.end, fails, holds)
+        return [load, *_branch(IF_GREATER_OR_EQUAL, condition.first, from_first, fails)]
     words = range(0, condition.bits, 32)
     for word in reversed(words):
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument + word // 8)
@@ -178,7 +181,7 @@ def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule
         if refused is not None:
             rules[number] = Rule(errno=number_of(refused), asks=not refused.often)
         else:
-            local, but = (row.emulated.local, row.emulated.but) if row.emulated else (None, None)
+            local, but = (row.emulated.local, row.emulated.but) if row.emulated else ((), ())
             asks = bool(row.checks)  # as rules are compared, those that differ in nothing else are one
             rules[number] = Rule(checks=row.checks, asks=asks, emulated=row.emulated is not None, local=local, but=but)
     return rules

@@ -65,21 +65,24 @@ class Is:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
-    """The low 32 bits of an argument, unsigned, are less than `first`, or not less than `end`."""
+class Within:
+    """The low 32 bits of an argument, unsigned, are at least `first`, and less than `end`."""
 
     argument: int
     first: int
     end: int
 
 
+Condition = Is | Within
+
+
 @dataclass(frozen=True, slots=True)
 class Emulated:
-    """The supervisor does it, `how`. Where `local` holds, and `but` does not, the guest's kernel does."""
+    """The supervisor does it, `how`. Where all of `local` hold, and none of `but`, the guest's kernel does; where both are empty, it never does."""
 
     how: str
-    local: Is | Outside | None = None
-    but: Is | None = None
+    local: tuple[Condition, ...] = ()
+    but: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,23 +197,24 @@ ON_STAND_IN = "on the client's socket, if it stands for one; else locally"
 NAMES = Emulated("names of the client's socket, if it stands for one; else locally")
 ON_SOCKET = Emulated(ON_STAND_IN)
 # The family is AF_UNIX: sockets among the enclave's own processes.
-SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", Is(0, 1, 32))
+SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", (Is(0, 1, 32),))
 # A null pointer in place of an address
-SEND_TO = Emulated("a datagram to an address; without one it is local", Is(4, 0))
-# For one byte too, by which Python's ssl finds out whether a socket is connected: a stand-in is a connected pair, to the kernel.
-RECEIVE_FROM = Emulated(
-    "a datagram with its sender; without the sender it is local, but ENOTCONN for one byte of a stream that is not connected",
-    Is(4, 0),
-    Is(2, 1),
-)
-
+SEND_TO = Emulated("a datagram to an address; without one it is local", (Is(4, 0),))
 # What sendmsg and recvmsg are about lies behind a pointer, and most of it is no business of ours. So datagram sockets get descriptors by
 # which the filter knows them, as long as there are any free: the last ones that select can have, which few programs come to otherwise.
 DATAGRAM_DESCRIPTORS = range(896, 1024)
+_OF_DATAGRAMS = Within(0, DATAGRAM_DESCRIPTORS.start, DATAGRAM_DESCRIPTORS.stop)
 MESSAGE = Emulated(
     f"a datagram with its address and what goes with it, of descriptors {DATAGRAM_DESCRIPTORS[0]} to {DATAGRAM_DESCRIPTORS[-1]}, which "
     "datagram sockets have; else it is local",
-    Outside(0, DATAGRAM_DESCRIPTORS.start, DATAGRAM_DESCRIPTORS.stop),
+    but=(_OF_DATAGRAMS,),
+)
+# For one byte too, by which Python's ssl finds out whether a socket is connected: a stand-in is a connected pair, to the kernel. And of
+# datagram sockets, which may have an error to tell.
+RECEIVE_FROM = Emulated(
+    "a datagram with its sender; without the sender it is local, but of datagram sockets, and ENOTCONN for one byte of a stream that is not connected",
+    (Is(4, 0),),
+    (Is(2, 1), _OF_DATAGRAMS),
 )
 
 _OUT_OF_BAND = Refused("EOPNOTSUPP", "a stand-in has no out-of-band data")

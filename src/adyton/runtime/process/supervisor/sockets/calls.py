@@ -239,7 +239,7 @@ class SocketCalls:
     def _recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         if standin.kind == "stream" and standin.state in ("new", "listening"):
             raise failure(errno.ENOTCONN)
-        if note.arguments[4]:
+        if note.arguments[4] or standin.kind == "datagram":
             return self._datagrams.recvfrom(note, standin, fetched)
         self._a.listener.go_on(note)
         return LATER
@@ -293,6 +293,8 @@ class SocketCalls:
             )
             return 0
         if option.place in ("told", "ignored"):
+            if number == options.SO_ERROR and level == options.SOL_SOCKET and standin.kind == "datagram":
+                self._datagrams.drop_mark(standin, fetched)
             value = self._told(number, standin) if option.place == "told" else 0
             self._a.write_sized(note, 3, options.data_of([value]), cut=True)
             return 0

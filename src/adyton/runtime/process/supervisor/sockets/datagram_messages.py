@@ -17,8 +17,6 @@ from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering
 from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls, Outgoing
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 
-_MSG_ERRQUEUE = 0x2000  # linux/socket.h
-
 
 class MessageCalls:
     """Each public method is a system call: see calls.SocketCalls. The plurals do one message, as they may where more would have to wait."""
@@ -75,8 +73,6 @@ class MessageCalls:
     ) -> int | None:
         if standin.kind == "stream":
             return self._local(note)
-        if flags & _MSG_ERRQUEUE:
-            raise failure(errno.EAGAIN)
 
         def receive(end: socket.socket) -> bool:
             return self._receive_one(note, standin, end, flags, several=several)
@@ -95,7 +91,8 @@ class MessageCalls:
         for where, size in buffers:
             write(note, where, left[:size])
             left = left[size:]
-        name = b"" if seen.sender is None else addresses.pack(seen.sender.peer, standin.family)
+        peer = None if seen.sender is None else seen.sender.peer
+        name = b"" if peer is None else addresses.pack(peer, standin.family)
         if header.name:
             write(note, header.name, name[: header.name_size])
         asked = [option for option, values in standin.options.items() if any(values)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -30,6 +31,9 @@ _NO_ADDRESS = Refused(
     "EDESTADDRREQ",
     "datagrams go to an address by sendto, or without one after connect; what sendmsg of a copied descriptor was to send is lost",
 )
+
+
+_MSG_ERRQUEUE = 0x2000  # linux/socket.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +172,15 @@ class DatagramCalls:
         return fetched.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
-        """With the sender's address."""
+        """With the sender's address, if that is asked for."""
         return self.wait_for(note, standin, fetched, note.argument(3), lambda end: self._receive(note, standin, end))
 
     def wait_for(
         self, note: Note, standin: StandIn, fetched: socket.socket, flags: int, receive: Callable[[socket.socket], bool]
     ) -> int | None:
-        """Call `receive` with the guest's end until it is True: it has received something and answered."""
+        """Call `receive` with the guest's end until it is True: it has received something and answered. Its errors have no queue."""
+        if flags & _MSG_ERRQUEUE:
+            raise failure(errno.EAGAIN)
         if receive(fetched):
             return LATER
         if not blocks(fetched) or flags & socket.MSG_DONTWAIT:
@@ -192,6 +198,7 @@ class DatagramCalls:
     def look(self, standin: StandIn, fetched: socket.socket, size: int) -> Seen | None:
         """What there is to receive, up to so many bytes of it; it stays where it is. None: nothing. OSError: what an ICMP message told of."""
         if standin.kind == "datagram":
+            self.drop_mark(standin, fetched)
             self.raise_error(standin)
         try:
             data, _, _, _ = fetched.recvmsg(size, 0, socket.MSG_DONTWAIT | socket.MSG_PEEK)
@@ -202,6 +209,16 @@ class DatagramCalls:
             return Seen(data, len(data), None)
         standins.forget_read(standin)
         return Seen(data, max(whole, len(data)), standin.senders[0][0] if standin.senders else None)
+
+    @staticmethod
+    def drop_mark(standin: StandIn, fetched: socket.socket) -> None:
+        """The error that it shows is about to be told."""
+        standins.forget_read(standin)
+        if standin.senders and standin.senders[0][0].peer is None:
+            with contextlib.suppress(OSError):
+                fetched.recv(1, socket.MSG_DONTWAIT)
+            standin.senders.popleft()
+            standin.marked = False
 
     @staticmethod
     def take(standin: StandIn, fetched: socket.socket, seen: Seen) -> None:
@@ -218,9 +235,9 @@ class DatagramCalls:
             return False
         # Written before it is taken: what cannot be written to where the guest wants it stays where it is.
         self._a.listener.write(note, note.arguments[1], seen.data)
-        if seen.sender is not None:
+        if note.arguments[4] and seen.sender is not None and seen.sender.peer is not None:
             self._a.write_address(note, 4, seen.sender.peer, standin.family)
-        elif note.arguments[5]:
+        elif note.arguments[4] and note.arguments[5]:
             self._a.listener.write(note, note.arguments[5], INT.pack(0))
         flags = note.argument(3)
         if not flags & socket.MSG_PEEK:

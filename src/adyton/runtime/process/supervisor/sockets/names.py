@@ -62,4 +62,4 @@ class Names:
                 self._reply_to_query(standin, resolver.answer(query, found))
 
     def _reply_to_query(self, standin: StandIn, data: bytes) -> None:
-        self._a.pump.take_datagram(standin, Sender(resolver.ADDRESS), data, 0)
+        self._a.pump.take_datagram(standin, Sender(resolver.ADDRESS, local=True), data)

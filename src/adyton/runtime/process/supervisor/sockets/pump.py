@@ -293,7 +293,7 @@ class Pump:
             case net.ReceivedFrom(_, peer, data, ancillary) if standin.kind == "datagram":
                 own = None if ancillary is None else ancillary.local
                 if net.is_address(peer.host, standin.family) and (own is None or net.is_address(own, standin.family)):
-                    self.take_datagram(standin, Sender(peer, ancillary), data, len(data) + net.DATAGRAM_COST)
+                    self.take_datagram(standin, Sender(peer, ancillary), data)
             case net.EndOfStream() if standin.kind == "stream" and standin.state == "connected":
                 standin.ended = True
                 self._show_end(standin)
@@ -320,9 +320,9 @@ class Pump:
         self._held += size
         return True
 
-    def take_datagram(self, standin: StandIn, sender: Sender, data: bytes, cost: int) -> None:
-        """A datagram for the guest; `cost`: what it takes of the client's credit."""
-        if not self._has_room(standin, cost, len(data)):
+    def take_datagram(self, standin: StandIn, sender: Sender, data: bytes) -> None:
+        """A datagram for the guest."""
+        if not self._has_room(standin, 0 if sender.local else len(data) + net.DATAGRAM_COST, len(data)):
             return
         standin.incoming.append(data)
         standin.incoming_from.append(sender)
@@ -344,9 +344,11 @@ class Pump:
             self._held -= sent
             if standin.kind == "datagram":
                 incoming.popleft()
-                standin.senders.append((standin.incoming_from.popleft(), self._costs.of(len(data))))
+                sender = standin.incoming_from.popleft()
+                standin.senders.append((sender, self._costs.of(len(data))))
                 standins.forget_read(standin)
-                self._taken(standin, len(data) + net.DATAGRAM_COST)
+                if not sender.local:
+                    self._taken(standin, len(data) + net.DATAGRAM_COST)
                 self._moved(standin)
                 continue
             self._taken(standin, sent)
@@ -397,6 +399,9 @@ class Pump:
     def _lost(self, standin: StandIn, name: str) -> None:
         if standin.kind == "datagram":  # an ICMP message: the socket goes on
             standin.error = getattr(errno, name)
+            if not standin.marked:  # who polls is to see that there is something
+                standin.marked = True
+                self.take_datagram(standin, Sender(None, local=True), b"")
             self._moved(standin)
             return
         standin.lost = name

@@ -38,10 +38,14 @@ _FILLING = bytes(1 << 16)
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Where a datagram comes from, and what the client told with it."""
+    """Where a datagram comes from, and what the client told with it. `peer` None: it is none, but shows that there is an error to tell.
 
-    peer: net.Endpoint
+    `local`: it was made here, and takes none of the client's credit.
+    """
+
+    peer: net.Endpoint | None
     ancillary: net.Ancillary | None = None
+    local: bool = False
 
 
 @dataclass(eq=False)
@@ -81,6 +85,7 @@ class StandIn:
     senders: deque[tuple[Sender, int]] = field(
         default_factory=deque
     )  # of datagrams in the guest's end, and what each counts there
+    marked: bool = False  # one of those is none, but shows an error
     reachable: set[net.Endpoint] = field(default_factory=set)
     held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
 
@@ -186,7 +191,9 @@ def forget_read(standin: StandIn) -> None:
     senders = standin.senders
     total = sum(cost for _, cost in senders)
     while senders and total > left:
-        total -= senders.popleft()[1]
+        sender, cost = senders.popleft()
+        standin.marked = standin.marked and sender.peer is not None
+        total -= cost
 
 
 def would_block(error: OSError) -> bool:
