@@ -9,6 +9,7 @@ datagram socket is a pair of SEQPACKET sockets, which keep boundaries and yet te
     a connection to accept                    one byte each is readable
     end of stream                             shutdown of our end
     a reset                                   our end is closed while something in it is unread: ECONNRESET
+    an error of a datagram socket             a datagram that is none is readable
 """
 
 from __future__ import annotations
