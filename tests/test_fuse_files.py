@@ -345,6 +345,12 @@ def test_what_is_not_allowed_is_denied_aloud_whether_it_is_there_or_not(
     assert client.log[-1] == abi.Access(denied, "read")
 
 
+def test_what_no_program_wanted_is_denied_without_a_word(kernel: FakeKernel, client: FakeClient) -> None:
+    with raises(errno.EACCES):
+        kernel.read("/work/<unknown>")
+    assert client.denied == []
+
+
 def test_a_denial_stands_whatever_the_client_says(client: FakeClient) -> None:
     kernel = FakeKernel.loaded(client)
     client.allowed["/home"] = "write"  # after the layout was sent

@@ -73,6 +73,8 @@ _R = TypeVar("_R")
 # loader, for the interpreter's libraries, where they were installed; by a Python that starts, which looks for a zip of its library in
 # each directory above it (Modules/getpath.py).
 UNSAID = ("/sys/devices/system/cpu", str(sysconfig.get_config_var("LIBDIR")), "/opt/lib")
+# Likewise, by a Python from 3.13 on that shows a traceback: it parses lines of it, and looks for the file where one is no whole statement.
+UNSAID_NAME = "/<unknown>"
 
 _ERRNOS = {name: getattr(errno, name) for name in abi.ERRNO_NAMES}
 # ENOSYS is the supervisor's word: the guest's kernel would remember it, and do without the operation for every file from then on.
@@ -165,7 +167,7 @@ class View:
         access = abi.Access(sendable(path), "write" if right == "write" else "read")
         if guess and (hint := self._wanted(header.pid, path)) is not None and is_below(hint.path, path):
             access = abi.Access(sendable(hint.path), hint.right)
-        if not any(is_below(access.path, path) for path in UNSAID):
+        if not any(is_below(access.path, path) for path in UNSAID) and not access.path.endswith(UNSAID_NAME):
             yield access
         raise FileError(errno.EACCES)
 
