@@ -168,7 +168,7 @@ def test_a_load_ends_in_time_at_a_server_that_hangs(tmp_path, image, over, monke
         if stage == "starting":
             monkeypatch.setenv("ADYTON_TIMEOUT", "4")
         # The stages before take some milliseconds, or on a loaded machine more; silence of 2.5 s is another error.
-        timeout = {"upload": 4, "starting": None, "handshake": 1.5}[stage]
+        timeout = {"upload": 4, "starting": None, "handshake": 2.2}[stage]
         message, seconds = timed(adyton.load, image, on=url, allow_sim=True, timeout=timeout)
         assert text in message
         assert seconds < LATE
