@@ -63,6 +63,7 @@ _SERVER_OPTIONS = [
 ]
 # With 256 uploads, a file for each, below the 1024 descriptors that a process usually may have.
 CONNECTIONS = 512
+RPCS = 4  # for each thread of a server, those that wait for one included: what they have sent, as much as the window, is held meanwhile
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def open_server(
         ("grpc.max_allowed_incoming_connections", connections),
     ]
     executor = threads if isinstance(threads, Executor) else ThreadPoolExecutor(threads, "adyton-rpc")
-    server = grpc.server(executor, options=options)
+    rpcs = threads * RPCS if isinstance(threads, int) else None  # of an executor, its owner's business
+    server = grpc.server(executor, options=options, maximum_concurrent_rpcs=rpcs)
     server.add_generic_rpc_handlers(handlers)
     credentials = server_credentials(tls) if tls is None or isinstance(tls, TLS) else tls
     umask = os.umask(0o077) if listen.startswith("unix:") else None  # a unix socket is for its owner
@@ -207,6 +209,8 @@ def error_from(rpc: grpc.RpcError, target: Peer | str, *, connected: bool) -> Ad
         return UnauthenticatedError(f"{target} does not accept our credentials: {details}")
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return errors.RemoteProtocolError(f"{target} is no adyton server: {details}")
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and not connected:
+        return errors.ResourceLimitError(f"{target} has as many callers as it serves: try again later ({details})")
     if connected:
         return ConnectionLostError(
             f"the connection to {target} was lost: {details}. The outcome of calls under way is unknown"
