@@ -296,3 +296,32 @@ def test_where_bytes_are_cut_changes_nothing(sent, cuts):
         pieces.append(data[start : start + cut])
         start += cut
     assert outcome([*pieces, data[start:]]) == outcome([data])
+
+
+@pytest.mark.parametrize("size", [CHUNK, 2 * CHUNK], ids=["small", "large"])
+@pytest.mark.parametrize("reads", [False, True], ids=["reads nothing", "tells of no marks"])
+def test_who_takes_no_answers_gets_no_more_of_them(size, reads):
+    limits = Limits(message=1 << 20, notification=CHUNK, buffered=1 << 21, pairs=2, nesting=4, in_flight=64)
+    session = Session(Side.ENCLAVE, limits)
+
+    def answer_calls():
+        for number in range(1, 1000):
+            session.receive(stream(CallFrame(number, 0, "x", 0, b"")))
+            session.reply(number, ok=True, body=bytes(size))
+            if reads:
+                session.data_to_send()
+
+    with pytest.raises(ResourceLimitError):
+        answer_calls()
+    assert session.pending_bytes <= limits.in_flight * 3 * CHUNK
+
+
+def test_who_takes_answers_gets_any_number_of_them():
+    session, peer = Session(Side.ENCLAVE, LIMITS), Session(Side.CLIENT, LIMITS)
+    for number in range(1, 500):
+        assert peer.call(0, "x", b"") == number
+        session.receive(peer.data_to_send())
+        session.reply(number, ok=True, body=bytes(3 * CHUNK if number % 3 else 5))
+        while session.due or peer.due:
+            peer.receive(session.data_to_send())
+            session.receive(peer.data_to_send())

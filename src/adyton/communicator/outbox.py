@@ -27,11 +27,16 @@ class _Body:
 
 
 class Outbox:
-    """Frames and bodies in, bytes out. `pending`: how many bytes are due, give or take the heads of chunks; `ended`: the last frame is out."""
+    """Frames and bodies in, bytes out. `pending`: how many bytes are due, give or take the heads of chunks; `ended`: the last frame is out.
+
+    `replies`: how many bodies of replies are due.
+    """
 
     def __init__(self, window: int) -> None:
         self.pending = 0
         self.ended = False
+        self.replies = 0
+        self._frames = 0  # that were ever put
         self._window = window
         self._begun = 0  # bytes of all bodies in the ring, sent or not
         self._urgent: deque[bytes | _Body] = deque()
@@ -43,13 +48,16 @@ class Outbox:
     def put(self, frame: bytes) -> None:
         """A frame that goes out before every chunk of a body."""
         self._urgent.append(frame)
+        self._frames += 1
         self.pending += len(frame)
 
     def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: bytes) -> None:
         """A head, in order with `put`, and its body, which follows when there is nothing urgent."""
         item = _Body(head, kind, number, body)
         self._urgent.append(item)
+        self._frames += 1
         self._unsent[kind, number] = item
+        self.replies += kind == "reply"
         self.pending += len(head) + len(body)
 
     def put_behind(self, call: int, frame: bytes) -> None:
@@ -65,6 +73,14 @@ class Outbox:
         """The frame that goes out when nothing else is due."""
         self._last = frame
         self.pending += len(frame)
+
+    def last_put(self) -> int:
+        """A number for the frame that was `put` last, see `has_sent`."""
+        return self._frames
+
+    def has_sent(self, frame: int) -> bool:
+        """Whether that frame, and so all before it, is out."""
+        return frame <= self._frames - len(self._urgent)
 
     def unsent(self, kind: Literal["call", "reply"], number: int) -> bool:
         """Whether some of this body is due still."""
@@ -125,6 +141,7 @@ class Outbox:
                 continue
             self._begun -= stop
             del self._unsent[item.kind, item.number]
+            self.replies -= item.kind == "reply"
             if item.behind:
                 parts.append(item.behind)
                 taken += len(item.behind)

@@ -21,6 +21,7 @@ due can still be sent, so that the peer may hear why. All that a peer can make t
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ class Limits(msgspec.Struct, frozen=True):
     """What one end may make the other hold. Both ends of a session have the same.
 
     `message`, `notification`: bytes of a body. `buffered`: bytes of bodies that have not arrived completely; at least both.
-    `pairs`: at once; `nesting`: calls under way on one pair. `in_flight`: calls of one end that are not answered.
+    `pairs`: at once; `nesting`: calls under way on one pair. `in_flight`: calls of one end that are not answered, as that end sees it.
     """
 
     message: int = 1 << 30
@@ -160,6 +161,7 @@ class Session:
         self._reader = FrameReader()
         self._sent_calls: dict[int, int] = {}  # ours that are not answered → their pair
         self._received_calls: dict[int, int] = {}  # the peer's that are not answered → their pair
+        self._replies: deque[int] = deque()  # small ones that may not be sent, as the outbox numbers them
         self._last_sent = 0
         self._last_received = 0
         self._last_notification_sent = 0
@@ -220,6 +222,7 @@ class Session:
         del self._received_calls[call]
         if size <= CHUNK:
             self._outbox.put(encode(ReplyFrame(call, ok, size, body)))
+            self._replies.append(self._outbox.last_put())
         else:
             self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, body)
 
@@ -373,7 +376,7 @@ class Session:
         call, pair = frame.call, frame.pair
         if call != self._last_received + 1:
             raise RemoteProtocolError(f"the peer's call {call} came after its call {self._last_received}")
-        if len(self._received_calls) >= self._limits.in_flight:
+        if self._unanswered() >= self._limits.in_flight:
             raise ResourceLimitError(f"the peer has more than {self._limits.in_flight} calls under way")
         if pair:
             if self._arriving and self._reply_arrives_on(pair):
@@ -385,6 +388,12 @@ class Session:
             self._head_received("call", call, frame, self._limits.message)
             return None
         return Called(call, pair, frame.method, frame.chunk)
+
+    def _unanswered(self) -> int:
+        """Calls of the peer's that are under way as it sees it. Who reads no answers cannot have any number of them kept here."""
+        while self._replies and self._outbox.has_sent(self._replies[0]):
+            self._replies.popleft()
+        return len(self._received_calls) + len(self._replies) + self._outbox.replies
 
     def _reply_received(self, frame: ReplyFrame) -> Replied | None:
         call = frame.call
