@@ -55,6 +55,9 @@ END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
+MAX_UNSENT = (
+    1 << 31
+)  # bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
@@ -91,6 +94,7 @@ class Supervisor:
         self._arrivals = Arrivals(self._loop, relay, self._from_relay, self._from_client, self._guarded)
         self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
+        self._paused: list[Link] = []  # until the client has taken some
         self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
@@ -285,6 +289,11 @@ class Supervisor:
             self._outbox.put(ciphertext)
         self._emulation.caught_up()
         self._output.caught_up()
+        if self._paused and self._session.pending_bytes <= MAX_UNSENT:
+            paused, self._paused = self._paused, []
+            for link in paused:
+                if link.sock.fileno() >= 0:
+                    self._read_link(link)
 
     def _from_client(self, event: communicator.Event) -> None:
         match event:
@@ -407,8 +416,11 @@ class Supervisor:
 
     def _watch_link(self, sock: socket.socket, pair: int) -> Link:
         link = Link(sock, Outbox(self._loop, sock), pair)
-        self._loop.read(sock, self._guarded(lambda: self._from_link(link)))
+        self._read_link(link)
         return link
+
+    def _read_link(self, link: Link) -> None:
+        self._loop.read(link.sock, self._guarded(lambda: self._from_link(link)))
 
     def _enter(self, link: Link, call: int, pair: int, method: str, body: bytes) -> None:
         self._waits.entered(call)
@@ -451,6 +463,10 @@ class Supervisor:
             self.end(f"the enclave was ended: its guest sent an unexpected control message {message[:32]!r}")
 
     def _from_link(self, link: Link) -> None:
+        if self._session.pending_bytes > MAX_UNSENT:
+            self._loop.read(link.sock, None)
+            self._paused.append(link)
+            return
         try:
             data = link.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)  # the guest may share the socket, and its flags
         except BlockingIOError:
