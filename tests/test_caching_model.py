@@ -10,9 +10,18 @@ import pytest
 from caching_client import CachingClient, CachingKernel
 from fake_kernel import FakeKernel
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from adyton.communicator.messages import Coherence
+from adyton.runtime.process.supervisor.caching import contents as contents_of_files
+from adyton.runtime.process.supervisor.caching import opening, reading, writing
 from adyton.runtime.process.supervisor.fuse_abi import SetFlag
 
 directories = st.sampled_from(["/work/out", "/work/out/d", "/work/out/e", "/work/out/d/d", "/tmp"])
@@ -143,6 +152,20 @@ class Programs(RuleBasedStateMachine):
                 assert kernel.pwrite(opened, content, offset, flags & os.O_APPEND) == len(content)
 
     @precondition(lambda self: self.open)
+    @rule(data=st.data(), size=offsets)
+    def ftruncate(self, data: st.DataObject, size: int) -> None:
+        first, second, flags = data.draw(st.sampled_from(self.open))
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            for kernel, opened in ((self.plain, first), (self.cached, second)):
+                kernel.setattr(opened[0], valid=SetFlag.SIZE | SetFlag.FH, size=size, handle=opened[1])
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def fstat(self, data: st.DataObject) -> None:
+        first, second, _ = data.draw(st.sampled_from(self.open))
+        assert self.plain.getattr(first[0]).size == self.cached.getattr(second[0]).size
+
+    @precondition(lambda self: self.open)
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(self.open))
@@ -227,3 +250,34 @@ class Programs(RuleBasedStateMachine):
 def test_a_cached_program_sees_and_does_the_same(coherence: Coherence, promises: bool) -> None:
     kind = type("Programs", (Programs,), {"coherence": coherence, "promises": promises})
     run_state_machine_as_test(kind, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+
+
+class Descriptors(Programs):
+    """One file, open several times, and nothing else is done."""
+
+    read = write = stat = truncate = chmod = open_file = close = another_program_changes = None
+    mkdir = rmdir = rename = listdir = unlink = kernel_forgets = None
+
+    @initialize()
+    def begin(self) -> None:
+        self.same("write", "/work/out/f", b"a file of 20 letters")
+        for flags in (os.O_RDWR, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
+            self.open.append((self.plain.open("/work/out/f", flags), self.cached.open("/work/out/f", flags), flags))
+
+
+@pytest.mark.parametrize("coherence", ["close-to-open", "exclusive"])
+def test_the_same_where_files_have_many_blocks_and_little_is_held_back(
+    coherence: Coherence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes as they are would need files that are too large for a model: here a block has four bytes."""
+    for module in (contents_of_files, opening, reading, writing):
+        monkeypatch.setattr(module, "BLOCK", 4)
+    for module in (contents_of_files, reading):
+        monkeypatch.setattr(module, "RUN", 2)
+    for name, value in {"HELD": 3, "HELD_BACK": 8, "MAX_DIRTY": 14}.items():
+        monkeypatch.setattr(writing, name, value)
+    monkeypatch.setattr(opening, "SMALL", 5)
+    monkeypatch.setattr(reading, "FIRST_WINDOW", 4)
+    monkeypatch.setattr(reading, "LAST_WINDOW", 16)
+    kind = type("Descriptors", (Descriptors,), {"coherence": coherence})
+    run_state_machine_as_test(kind, settings=settings(max_examples=150, stateful_step_count=30, deadline=None))
