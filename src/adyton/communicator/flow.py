@@ -15,6 +15,8 @@ LEAST = 1 << 17  # bytes on their way: what a slow line takes before a sign of l
 MOST = 1 << 24
 APART = 1 << 20  # bytes between two marks, at most
 QUEUE = 0.005  # seconds that what is sent may lie in queues, beside what the way itself takes
+LIGHT = LEAST // 4  # bytes on their way: so few that a mark behind them tells what the way itself takes
+AGAIN = 10.0  # seconds after which that is found out again, for it may have become longer
 
 
 @dataclass(slots=True)
@@ -25,6 +27,11 @@ class _Mark:
     end: int
     at: float
     arrived: int
+
+    @property
+    def light(self) -> bool:
+        """Whether little was on its way before it."""
+        return self.end - self.arrived <= LIGHT
 
 
 class Flow:
@@ -39,6 +46,7 @@ class Flow:
         self._number = 0
         self._rate = 0.0  # bytes in a second
         self._way = float("inf")  # seconds there and back when nothing else is under way
+        self._known = clock()  # when that was found out
 
     @property
     def room(self) -> int:
@@ -69,10 +77,18 @@ class Flow:
             return False
         while (mark := marks.popleft()).number != number:
             pass
-        took = max(self._clock() - mark.at, 1e-6)
+        now = self._clock()
+        took = max(now - mark.at, 1e-6)
         self._arrived = mark.end
         rate = (mark.end - mark.arrived) / took
         self._rate = max(rate, self._rate * 0.9)
-        self._way = min(self._way, took)
-        self.window = max(LEAST, min(MOST, int(self._rate * (2 * self._way + QUEUE))))
+        if took <= self._way:
+            self._way, self._known = took, now
+        elif mark.light:
+            self._way += (took - self._way) / (1 if now - self._known > AGAIN else 4)
+            self._known = now
+        if now - self._known > AGAIN:
+            self.window = LIGHT  # until a mark has shown it
+        else:
+            self.window = max(LEAST, min(MOST, int(self._rate * (2 * self._way + QUEUE))))
         return True
