@@ -81,6 +81,24 @@ def test_a_way_that_becomes_longer_is_noticed():
     assert way.carried >= 8e8
 
 
+def test_a_pause_costs_nothing():
+    """What follows it is not held back to see how long the way takes."""
+    now = 0.0
+    flow = Flow(lambda: now)
+    for _ in range(20):
+        while flow.room > 0:
+            flow.sent(min(flow.apart, flow.room))
+        mark = flow.mark()
+        now += 0.05
+        flow.read(mark)
+    opened, now = flow.window, now + 60.0
+    assert flow.sent(min(flow.apart, flow.room))
+    mark = flow.mark()
+    now += 0.05
+    flow.read(mark)
+    assert flow.window >= opened // 2
+
+
 @given(st.lists(st.tuples(st.sampled_from(["send", "answer", "wait"]), st.integers(0, 1 << 21)), max_size=200))
 def test_there_is_always_a_mark_that_gives_room_again(steps):
     now = 0.0

@@ -55,8 +55,8 @@ class Flow:
 
     @property
     def apart(self) -> int:
-        """How many bytes lie between two marks."""
-        return min(self.window // 4, APART)
+        """How many bytes lie between two marks. Few after a pause, so that the first of them is light."""
+        return LIGHT // 2 if self._clock() - self._known > AGAIN else min(self.window // 4, APART)
 
     def sent(self, size: int) -> bool:
         """So many bytes were sent, perhaps none. Whether a mark is due."""
