@@ -32,7 +32,6 @@ with adyton.load("computing.py") as client:
 """
 
 
-@pytest.mark.timeout(300)
 def test_an_entry_that_computes_for_long_and_its_client_are_no_loss(workplace):
     """Longer than any end waits for the other (a server 10 s). Niced, so that other tests go on beside it."""
     Path("computing.py").write_text(PROGRAM)

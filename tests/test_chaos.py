@@ -12,7 +12,6 @@ from command import ROOT
 pytestmark = pytest.mark.sandbox
 
 
-@pytest.mark.timeout(300)
 def test_parties_that_are_hit_at_random_moments_leave_nothing():
     done = subprocess.run(
         [sys.executable, "chaos/run.py", "--count", "1", "--seed", "7", "--lanes", "3", "--limit", "60"],

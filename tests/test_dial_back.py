@@ -539,7 +539,6 @@ def once(on: Host, url: str, address: str, token: str = "", tls: str = "") -> st
 
 
 @pytest.mark.netns
-@pytest.mark.timeout(300)
 def test_a_provision_server_on_another_machine_dials_back(hosts):
     on_server, on_client = hosts
     command = on_server.python("-m", "adyton.cli", "serve", "--host", "::", "--port", "4321", "--insecure")
