@@ -17,7 +17,7 @@ from typing import Any
 import file_operations
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 import adyton
 from adyton.config import Policy
@@ -132,8 +132,8 @@ operations = st.sampled_from(sorted(OPERATIONS)).flatmap(
 sequences = st.lists(st.lists(operations, min_size=1, max_size=8), min_size=1, max_size=6)
 
 
-def tree(folder: Path) -> dict[str, Any]:
-    """All below a folder: kinds, modes, sizes, content, where data is, names of one file, links, extended attributes, set times."""
+def tree(folder: Path, *, holes: bool) -> dict[str, Any]:
+    """All below a folder: kinds, modes, sizes, content, where data is if that is certain, names of one file, links, extended attributes, set times."""
     found: dict[str, Any] = {}
     same: dict[int, str] = {}
     for above, directories, files in os.walk(folder):
@@ -147,7 +147,7 @@ def tree(folder: Path) -> dict[str, Any]:
                 entry.append(os.readlink(path))
             elif stat.S_ISREG(status.st_mode):
                 entry.append(same.setdefault(status.st_ino, os.path.relpath(path, folder)))
-                entry += content(path)
+                entry += content(path, holes=holes)
             found[os.path.relpath(path, folder)] = entry
     return found
 
@@ -156,12 +156,12 @@ def extended(path: str) -> list[str]:
     return [key for key in os.listxattr(path, follow_symlinks=False) if key.startswith("user.")]
 
 
-def content(path: str) -> list[Any]:
-    """Bytes, and which blocks hold data."""
+def content(path: str, *, holes: bool) -> list[Any]:
+    """Bytes, and which blocks hold data, with `holes`."""
     blocks: set[int] = set()
     with open(path, "rb") as file:
         at = 0
-        while True:
+        while holes:
             try:
                 start = os.lseek(file.fileno(), at, os.SEEK_DATA)
             except OSError:
@@ -173,6 +173,12 @@ def content(path: str) -> list[Any]:
 
 
 HOLES = {("lseek", os.SEEK_DATA), ("lseek", os.SEEK_HOLE)}
+UNWRITTEN = {0, 1, 16, 17}  # modes of fallocate
+
+
+def holes_are_certain(sequence: list[list[list[Any]]]) -> bool:
+    """Room that nobody wrote to is a hole, unless the page cache has it: which depends on who has read ahead (ext4, XFS)."""
+    return not any(each[0] == "fallocate" and each[2] in UNWRITTEN for part in sequence for each in part)
 
 
 class Pair:
@@ -206,13 +212,15 @@ class Pair:
         there, here = self.home / "enclave" / number, self.home / "local" / number
         there.mkdir()
         here.mkdir()
+        holes = holes_are_certain(sequence)
         try:
-            for part in (START, *sequence):
+            for each_part in (START, *sequence):
+                part = [each for each in each_part if holes or (each[0], each[-1]) not in HOLES]
                 text = json.dumps(part)
                 got = json.loads(self.enclave.call("perform", str(there), text))
                 expected = json.loads(file_operations.perform(str(here), text))
                 assert list(zip(part, got, strict=True)) == list(zip(part, expected, strict=True))
-                assert tree(there) == tree(here), part
+                assert tree(there, holes=holes) == tree(here, holes=holes), part
         finally:
             self.enclave.call("end", str(there))
             file_operations.end(str(here))
@@ -232,6 +240,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sequence=sequences)
+@example(sequence=[[["fallocate", 1, 0, 0, 8195], ["map", 1, "m"]]])
 def test_any_operations_have_the_same_effect_and_the_same_answers(pair: Pair, sequence: list[list[list[Any]]]) -> None:
     pair.run(sequence)
 
