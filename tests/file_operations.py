@@ -73,6 +73,8 @@ class Folder:
         return os.pwrite(self.slot(number), text.encode(), offset)
 
     def lseek(self, number, offset, whence):
+        if stat.S_ISDIR(os.fstat(self.slot(number)).st_mode):
+            return None  # where a directory ends, each file system says as it likes
         return os.lseek(self.slot(number), offset, whence)
 
     def ftruncate(self, number, size):

@@ -275,7 +275,7 @@ def test_a_browser_shows_four_circles_that_move(address, tmp_path):
             ],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=140,
             check=True,
             env={**os.environ, "HOME": str(tmp_path)},
         )

@@ -247,5 +247,6 @@ def test_any_operations_have_the_same_effect_and_the_same_answers(pair: Pair, se
 
 @settings(max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sequence=sequences)
+@example(sequence=[[["open", 0, "d", ["O_RDONLY"], 384], ["lseek", 0, 0, 2]]])
 def test_private_files_give_the_same_answers(pair: Pair, sequence: list[list[list[Any]]]) -> None:
     pair.run_privately(sequence)
