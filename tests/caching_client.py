@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 import msgspec
-from fake_kernel import FakeClient, FakeKernel, nothing_wanted
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, nothing_wanted
 
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi

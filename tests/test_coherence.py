@@ -19,6 +19,7 @@ from pathlib import Path
 import parties
 import pytest
 from fake_kernel import raises
+from sharing import Sharing
 
 import adyton
 from adyton.config import Policy
@@ -133,32 +134,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-class Sharing:
-    """An enclave beside this program, both at work in `path`."""
-
-    def __init__(self, home: Path, coherence: str) -> None:
-        self.path = home / coherence
-        self.path.mkdir()
-        policy = Policy.parse(f'[[mount]]\npath = "{self.path}"\ncoherence = "{coherence}"\n', name="test", base="/")
-        self.change = lambda: None
-        self.enclave = adyton.load(
-            str(home / "program.py"),
-            policy=policy,
-            allow_write=[str(self.path)],
-            allow_call=["tell"],
-            functions=[self.tell],
-        )
-
-    def tell(self, text: str) -> str:
-        self.change()
-        return text
-
-    def file(self, name: str, text: str) -> str:
-        (self.path / name).write_text(text)
-        return str(self.path / name)
-
-
-def sharing(coherence: str):
+def shared_by(coherence: str):
     @pytest.fixture(scope="module")
     def made(home: Path) -> Iterator[Sharing]:
         shared = Sharing(home, coherence)
@@ -168,7 +144,7 @@ def sharing(coherence: str):
     return made
 
 
-strict, loose, exclusive = sharing("strict"), sharing("close-to-open"), sharing("exclusive")
+strict, loose, exclusive = shared_by("strict"), shared_by("close-to-open"), shared_by("exclusive")
 
 
 @pytest.fixture(params=["strict", "loose", "exclusive"])

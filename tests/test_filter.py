@@ -32,7 +32,8 @@ from adyton.runtime.process.filter import (
     unpacker_rules,
 )
 from adyton.runtime.process.supervisor.system_calls import refusal
-from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, Only, Within, row
+from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, row
+from adyton.runtime.process.table_rows import Only, Within
 
 ARCHITECTURES = ("x86_64", "aarch64")
 PROGRAMS = {where: filters.pack(compile_filter(where, guest_rules(where), UNKNOWN)) for where in ARCHITECTURES}
@@ -281,7 +282,7 @@ def test_any_set_of_rules_compiles_to_itself(numbers, seed):
 
 @given(listed=values, asked=st.integers(0, (1 << 32) - 1), data=st.data())
 def test_long_lists_of_values_are_jumped_over(listed, asked, data):
-    from adyton.runtime.process.table import Refused
+    from adyton.runtime.process.table_rows import Refused
 
     refused = Refused("EACCES", "")
     rules = {7: Rule(checks=(Only(2, 0xFFFFFFFF, tuple(listed), refused),))}

@@ -6,7 +6,8 @@ import errno
 import os
 
 import pytest
-from fake_kernel import FakeClient, FakeKernel, raises
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, raises
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers

@@ -7,7 +7,8 @@ import os
 import stat
 
 import pytest
-from fake_kernel import FakeClient, FakeKernel, nothing_wanted, raises
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, nothing_wanted, raises
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers

@@ -6,7 +6,8 @@ import errno
 import os
 
 import pytest
-from fake_kernel import FakeClient, FakeKernel
+from fake_client import FakeClient
+from fake_kernel import FakeKernel
 from hypothesis import given
 from hypothesis import strategies as st
 

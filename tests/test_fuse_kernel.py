@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_kernel import FakeClient, nothing_wanted
+from fake_client import FakeClient
+from fake_kernel import nothing_wanted
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import check

@@ -9,7 +9,8 @@ import stat
 
 import hypothesis.strategies as st
 import pytest
-from fake_kernel import FakeClient, FakeKernel, raises
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, raises
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, rule
 

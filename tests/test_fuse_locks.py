@@ -8,7 +8,8 @@ import os
 
 import hypothesis.strategies as st
 import pytest
-from fake_kernel import FakeClient, FakeKernel, raises
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, raises
 from hypothesis import given
 
 from adyton.hostcall import abi

@@ -6,7 +6,8 @@ import os
 import posixpath
 
 import hypothesis.strategies as st
-from fake_kernel import FakeClient, FakeKernel
+from fake_client import FakeClient
+from fake_kernel import FakeKernel
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 

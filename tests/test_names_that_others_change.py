@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-import adyton
-from adyton.config import Policy
+from sharing import Sharing
 
 pytestmark = pytest.mark.sandbox
 
@@ -89,24 +87,10 @@ def again(path: str, remove: bool) -> list[str]:
 '''
 
 
-class Sharing:
+class Names(Sharing):
     def __init__(self, home: Path, coherence: str) -> None:
-        self.path = home / coherence
-        self.path.mkdir()
         (home / "program.py").write_text(PROGRAM)
-        policy = Policy.parse(f'[[mount]]\npath = "{self.path}"\ncoherence = "{coherence}"\n', name="test", base="/")
-        self.change: Callable[[], object] = lambda: None
-        self.enclave = adyton.load(
-            str(home / "program.py"),
-            policy=policy,
-            allow_write=[str(self.path)],
-            allow_call=["tell"],
-            functions=[self.tell],
-        )
-
-    def tell(self, text: str) -> str:
-        self.change()
-        return text
+        super().__init__(home, coherence)
 
     def looks(self, how: str, path: Path, change: Callable[[], object], *, keep: bool = False) -> list[str]:
         self.change = change
@@ -114,14 +98,14 @@ class Sharing:
 
 
 @pytest.fixture(scope="module", params=["strict", "close-to-open", "exclusive"])
-def shared(request, tmp_path_factory) -> Iterator[Sharing]:
-    shared = Sharing(tmp_path_factory.mktemp("names"), request.param)
+def shared(request, tmp_path_factory) -> Iterator[Names]:
+    shared = Names(tmp_path_factory.mktemp("names"), request.param)
     yield shared
     shared.enclave.close()
 
 
 @pytest.fixture
-def path(shared: Sharing) -> Iterator[Path]:
+def path(shared: Names) -> Iterator[Path]:
     yield shared.path / "name"
     for each in os.listdir(shared.path):
         found = shared.path / each
@@ -138,7 +122,7 @@ def replace(path: Path, text: str) -> None:
     ("how", "seen"), [("stat", "5"), ("shown", "file of 5"), ("content", "other"), ("exists", "True"), ("mode", "set")]
 )
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_file_that_is_replaced(shared: Sharing, path: Path, how: str, seen: str, keep: bool) -> None:
+def test_a_file_that_is_replaced(shared: Names, path: Path, how: str, seen: str, keep: bool) -> None:
     path.write_text("one")
     path.chmod(0o644)
     assert shared.looks(how, path, lambda: replace(path, "other"), keep=keep) == [
@@ -152,12 +136,12 @@ def test_a_file_that_is_replaced(shared: Sharing, path: Path, how: str, seen: st
 
 @pytest.mark.parametrize(("how", "seen"), [("stat", "FileNotFoundError"), ("exists", "False")])
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_file_that_is_removed(shared: Sharing, path: Path, how: str, seen: str, keep: bool) -> None:
+def test_a_file_that_is_removed(shared: Names, path: Path, how: str, seen: str, keep: bool) -> None:
     path.write_text("one")
     assert shared.looks(how, path, path.unlink, keep=keep) == ["file of 3", seen, *(["3", "one"] if keep else [])]
 
 
-def test_a_file_that_is_renamed(shared: Sharing, path: Path) -> None:
+def test_a_file_that_is_renamed(shared: Names, path: Path) -> None:
     path.write_text("one")
     moved = path.with_name("moved")
     assert shared.looks("stat", path, lambda: path.rename(moved), keep=True) == [
@@ -170,7 +154,7 @@ def test_a_file_that_is_renamed(shared: Sharing, path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["stat", "exists", "content"])
-def test_a_name_that_was_not_there(shared: Sharing, path: Path, how: str) -> None:
+def test_a_name_that_was_not_there(shared: Names, path: Path, how: str) -> None:
     seen = {"stat": "3", "exists": "True", "content": "new"}[how]
     assert shared.looks(how, path, lambda: path.write_text("new")) == ["FileNotFoundError", seen]
 
@@ -184,14 +168,14 @@ def directory(path: Path, text: str) -> None:
     ("how", "seen"), [("names", "['within']"), ("within", "x"), ("shown", "directory of ['within']")]
 )
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_file_in_whose_place_is_a_directory(shared: Sharing, path: Path, how: str, seen: str, keep: bool) -> None:
+def test_a_file_in_whose_place_is_a_directory(shared: Names, path: Path, how: str, seen: str, keep: bool) -> None:
     path.write_text("one")
     found = shared.looks(how, path, lambda: (path.unlink(), directory(path, "x")), keep=keep)
     assert found[:2] == ["file of 3", seen]
 
 
 @pytest.mark.parametrize(("how", "seen"), [("unfollowed", "a file"), ("content", "other"), ("itself", "file of 5")])
-def test_a_link_in_whose_place_is_a_file(shared: Sharing, path: Path, how: str, seen: str) -> None:
+def test_a_link_in_whose_place_is_a_file(shared: Names, path: Path, how: str, seen: str) -> None:
     path.with_name("target").write_text("one")
     path.symlink_to("target")
     assert shared.looks(how, path, lambda: replace(path, "other")) == ["link to target", seen]
@@ -199,7 +183,7 @@ def test_a_link_in_whose_place_is_a_file(shared: Sharing, path: Path, how: str, 
 
 @pytest.mark.parametrize(("how", "seen"), [("content", "target's"), ("shown", "link to target"), ("stat", "8")])
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_file_in_whose_place_is_a_link(shared: Sharing, path: Path, how: str, seen: str, keep: bool) -> None:
+def test_a_file_in_whose_place_is_a_link(shared: Names, path: Path, how: str, seen: str, keep: bool) -> None:
     path.with_name("target").write_text("target's")
     path.write_text("one")
     found = shared.looks(how, path, lambda: (path.unlink(), path.symlink_to("target")), keep=keep)
@@ -207,7 +191,7 @@ def test_a_file_in_whose_place_is_a_link(shared: Sharing, path: Path, how: str, 
 
 
 @pytest.mark.parametrize("how", ["rmdir", "itself"])
-def test_an_empty_directory_in_the_place_of_a_file(shared: Sharing, path: Path, how: str) -> None:
+def test_an_empty_directory_in_the_place_of_a_file(shared: Names, path: Path, how: str) -> None:
     path.write_text("one")
     seen = {"rmdir": "gone", "itself": "directory of []"}[how]
     assert shared.looks(how, path, lambda: (path.unlink(), path.mkdir())) == ["file of 3", seen]
@@ -216,7 +200,7 @@ def test_an_empty_directory_in_the_place_of_a_file(shared: Sharing, path: Path, 
 @pytest.mark.parametrize(
     ("how", "seen"), [("names", "['within']"), ("within", "other"), ("shown", "directory of ['within']")]
 )
-def test_a_directory_that_is_replaced(shared: Sharing, path: Path, how: str, seen: str) -> None:
+def test_a_directory_that_is_replaced(shared: Names, path: Path, how: str, seen: str) -> None:
     directory(path, "one")
     new = path.with_name("new")
     directory(new, "other")
@@ -227,13 +211,13 @@ def test_a_directory_that_is_replaced(shared: Sharing, path: Path, how: str, see
 
 
 @pytest.mark.parametrize(("how", "seen"), [("content", "file"), ("shown", "file of 4"), ("unlink", "gone")])
-def test_a_directory_in_whose_place_is_a_file(shared: Sharing, path: Path, how: str, seen: str) -> None:
+def test_a_directory_in_whose_place_is_a_file(shared: Names, path: Path, how: str, seen: str) -> None:
     path.mkdir()
     assert shared.looks(how, path, lambda: (path.rmdir(), path.write_text("file"))) == ["directory of []", seen]
 
 
 @pytest.mark.parametrize("how", ["by the enclave", "by others", "replaced"])
-def test_what_is_open_is_opened_again_though_its_name_is_gone(shared: Sharing, path: Path, how: str) -> None:
+def test_what_is_open_is_opened_again_though_its_name_is_gone(shared: Names, path: Path, how: str) -> None:
     path.write_text("one")
     shared.change = {"by the enclave": lambda: None, "by others": path.unlink, "replaced": lambda: replace(path, "x")}[
         how
@@ -248,33 +232,33 @@ def test_what_is_open_is_opened_again_though_its_name_is_gone(shared: Sharing, p
 
 
 @pytest.fixture
-def alone(request, tmp_path) -> Iterator[Sharing]:
-    shared = Sharing(tmp_path, getattr(request, "param", "close-to-open"))
+def alone(request, tmp_path) -> Iterator[Names]:
+    shared = Names(tmp_path, getattr(request, "param", "close-to-open"))
     yield shared
     shared.enclave.close()
 
 
 @pytest.mark.parametrize("alone", ["close-to-open", "exclusive"], indirect=True)
-def test_a_first_file_that_is_replaced_while_it_is_open(alone: Sharing) -> None:
+def test_a_first_file_that_is_replaced_while_it_is_open(alone: Names) -> None:
     path = alone.path / "name"
     path.write_text("one")
     assert alone.looks("stat", path, lambda: replace(path, "other"), keep=True) == ["file of 3", "5", "3", "one"]
 
 
-def test_a_first_file_that_is_removed_while_it_is_open(alone: Sharing) -> None:
+def test_a_first_file_that_is_removed_while_it_is_open(alone: Names) -> None:
     path = alone.path / "name"
     path.write_text("one")
     assert alone.looks("exists", path, path.unlink, keep=True) == ["file of 3", "False", "3", "one"]
 
 
-def test_a_first_file_in_whose_place_is_a_directory(alone: Sharing) -> None:
+def test_a_first_file_in_whose_place_is_a_directory(alone: Names) -> None:
     path = alone.path / "name"
     path.write_text("one")
     seen = alone.looks("names", path, lambda: (path.unlink(), directory(path, "x")), keep=True)
     assert seen == ["file of 3", "['within']", "3", "one"]
 
 
-def test_a_first_directory_in_whose_place_is_a_file(alone: Sharing) -> None:
+def test_a_first_directory_in_whose_place_is_a_file(alone: Names) -> None:
     path = alone.path / "name"
     path.mkdir()
     seen = alone.looks("unlink", path, lambda: (path.rmdir(), path.write_text("file")))
@@ -282,7 +266,7 @@ def test_a_first_directory_in_whose_place_is_a_file(alone: Sharing) -> None:
     assert not path.exists()
 
 
-def test_a_first_directory_above_a_file_that_is_replaced(alone: Sharing) -> None:
+def test_a_first_directory_above_a_file_that_is_replaced(alone: Names) -> None:
     above, new = alone.path / "above", alone.path / "new"
     directory(above, "one")
     directory(new, "other")

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from adyton.cli.syscalls import command
 from adyton.runtime.process import table_page
-from adyton.runtime.process.table import GROUPS, ROWS, Never, Only, number, row
+from adyton.runtime.process.table import GROUPS, ROWS, number, row
+from adyton.runtime.process.table_rows import Never, Only
 
 X86_HEADERS = [Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm/unistd_64.h")]
 GENERIC_HEADER = Path("/usr/include/asm-generic/unistd.h")

@@ -14,18 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adyton.errors import PlatformError
-from adyton.runtime.process.table import (
-    NO_PROGRAMS,
-    PROGRAM_CALLS,
-    ROWS,
-    Architecture,
-    Check,
-    Condition,
-    Only,
-    Refused,
-    Within,
-    architecture,
-)
+from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, architecture
+from adyton.runtime.process.table_rows import Architecture, Check, Condition, Only, Refused, Within
 
 # seccomp's return values (linux/seccomp.h)
 ALLOW = 0x7FFF0000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adyton.runtime.process.table import GROUPS, ROWS, Check, Group, Only, Row
+from adyton.runtime.process.table import GROUPS, ROWS
+from adyton.runtime.process.table_rows import Check, Group, Only, Row
 
 _GROUPS: dict[Group, str] = {
     "file": "Files",

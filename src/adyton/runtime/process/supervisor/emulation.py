@@ -17,7 +17,7 @@ from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
 from adyton.runtime.process.supervisor.system_calls import SystemCalls
 from adyton.runtime.process.supervisor.waits import Waits
-from adyton.runtime.process.table import Refused
+from adyton.runtime.process.table_rows import Refused
 
 
 class Emulation:

@@ -37,9 +37,8 @@ _SHARE = 9  # pauses are at least so many times as long as the look before
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
 CHECK_SECONDS = 10.0
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
-DESCRIPTOR = (
-    8 << 10
-)  # bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 64 MiB (pipe(7))
+# Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 64 MiB (pipe(7)).
+DESCRIPTOR = 8 << 10
 
 EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
 TABLES = re.compile(rb"\nVmPTE:\s*(\d+) kB")

@@ -55,9 +55,8 @@ END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
-MAX_UNSENT = (
-    1 << 31
-)  # bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest
+# Bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest.
+MAX_UNSENT = 1 << 31
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from adyton.hostcall import abi
 from adyton.runtime.process.filter import AUDIT_ARCH, number_of
 from adyton.runtime.process.supervisor.notifications import GoneError, Listener, Note
-from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, Only, Refused, Row, architecture
+from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, architecture
+from adyton.runtime.process.table_rows import Only, Refused, Row
 
 UNKNOWN = Refused("ENOSYS", "this version of adyton does not know the call")
 KEPT_NAMES = 1024  # counted apart; what comes after that is counted together

@@ -24,7 +24,8 @@ from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 from adyton.runtime.process.supervisor.sockets.streams import CLOEXEC, NONBLOCK, StreamCalls
-from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, Refused, number
+from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, number
+from adyton.runtime.process.table_rows import Refused
 
 _KIND_MASK = 0xF
 _FAMILIES: dict[int, net.Family] = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}

@@ -25,7 +25,7 @@ from adyton.runtime.process.supervisor.sockets.answering import (
 )
 from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn
-from adyton.runtime.process.table import Refused
+from adyton.runtime.process.table_rows import Refused
 
 _NO_ADDRESS = Refused(
     "EDESTADDRREQ",

@@ -20,7 +20,6 @@ from adyton.runtime.process.supervisor.sockets.options import IPPROTO_IP, IPPROT
 _HEADER = struct.Struct("=QIxxxxQQQQixxxx")  # name, its size, vector, its length, control, its size, flags
 HEADER_SIZE = _HEADER.size
 LENGTH_AT = HEADER_SIZE  # of struct mmsghdr: how many bytes the message has, an unsigned int
-NEXT_HEADER = HEADER_SIZE + 8
 _NAME_SIZE_AT, _CONTROL_SIZE_AT, _FLAGS_AT = 8, 40, 48
 _BUFFER = struct.Struct("=QQ")  # struct iovec: where, how many bytes
 BUFFER_SIZE = _BUFFER.size
