@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import importlib.util
-import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -21,6 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, browser
 from command import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,8 +222,6 @@ def test_what_cannot_be_listened_at_is_one_line():
 
 # -- the browser -------------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 
 def pixels(png: bytes) -> Iterator[list[bytes]]:
     """The rows of a PNG (8 bits, RGB or RGBA, not interlaced), each as a list of three-byte colours; PNG specification, 9.2."""
@@ -265,39 +262,26 @@ def _predicted(method: int, left: int, above: int, corner: int) -> int:
     CHROMIUM is None, reason="NO CHROMIUM HERE: what a browser shows of bouncing_circles was not looked at"
 )
 def test_a_browser_shows_four_circles_that_move(address, tmp_path):
-    def chromium(*options: str) -> str:
-        assert CHROMIUM is not None
-        shown = subprocess.run(
-            [
-                *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-                *(f"--user-data-dir={tmp_path}/profile", "--window-size=740,640", "--virtual-time-budget=1000"),
-                *(*options, f"{address}/circles"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=140,
-            check=True,
-            env={**os.environ, "HOME": str(tmp_path)},
-        )
-        return shown.stdout
-
     places = []
-    for number in range(2):
-        picture = tmp_path / f"{number}.png"
-        chromium(f"--screenshot={picture}")
-        seen: dict[str, list[tuple[int, int]]] = {name: [] for name in COLOURS}
-        wanted = {bytes(colour): name for name, colour in COLOURS.items()}
-        for y, row in enumerate(pixels(picture.read_bytes())):
-            for x, colour in enumerate(row):
-                if colour in wanted:
-                    seen[wanted[colour]].append((x, y))
-        for name, points in seen.items():
-            assert len(points) > 60, f"no {name} circle in picture {number}"  # one of radius 5 has 78
-        places.append({name: (min(points), max(points)) for name, points in seen.items()})
-    for name in COLOURS:
-        assert places[0][name] != places[1][name], f"the {name} circle did not move"
+    with browser(tmp_path) as page:
+        page.open(f"{address}/circles")
+        steps = 0
+        for number in range(2):
+            page.wait_until(f"steps > {steps}")
+            seen: dict[str, list[tuple[int, int]]] = {name: [] for name in COLOURS}
+            wanted = {bytes(colour): name for name, colour in COLOURS.items()}
+            for y, row in enumerate(pixels(page.picture())):
+                for x, colour in enumerate(row):
+                    if colour in wanted:
+                        seen[wanted[colour]].append((x, y))
+            for name, points in seen.items():
+                assert len(points) > 60, f"no {name} circle in picture {number}"  # one of radius 5 has 78
+            places.append({name: (min(points), max(points)) for name, points in seen.items()})
+            steps = page.evaluate("steps")
+        for name in COLOURS:
+            assert places[0][name] != places[1][name], f"the {name} circle did not move"
 
-    page = chromium("--dump-dom")
-    assert page.count("<circle ") == 4
-    assert int(re.search(r"TPS: (\d+) Elapsed: \d+ sec", page)[1]) > 0
-    assert '<p id="message"></p>' in page
+        assert page.evaluate("document.querySelectorAll('circle').length") == 4
+        numbers = page.evaluate("document.getElementById('numbers').textContent")
+        assert re.fullmatch(r"TPS: \d+ Elapsed: \d+ sec", numbers)
+        assert page.evaluate("document.getElementById('message').textContent") == ""
