@@ -89,15 +89,15 @@ def test_its_file_is_read_only_and_its_reads_are_host_calls(kernel):
             Answer(fuse_answers.failure(7, errno.EACCES))
         ]
     read = request(Opcode.READ, 8, node, fuse_abi.Read(0, 123, 10))
-    assert kernel.server.receive(read) == [Answer(fuse_answers.success(8, b""))]
+    assert kernel.server.receive(read) == [Answer.success(8)]
     kernel.server.open_standard_input()
     (ask,) = kernel.server.receive(read)
     assert ask == Ask(0, abi.ReadInput(10))
     assert kernel.server.resume(0, abi.Failed("ENOSYS")) == [Answer(fuse_answers.failure(8, errno.EOPNOTSUPP))]
     assert kernel.server.resume(0, abi.Data(b"late")) == []
-    assert kernel.server.receive(read) == [Answer(fuse_answers.success(8, b"late"))]
+    assert kernel.server.receive(read) == [Answer.success(8, b"late")]
     assert kernel.server.receive(request(Opcode.RELEASE, 9, node, fuse_abi.Release(0))) == [
-        Answer(fuse_answers.success(9))
+        Answer.success(9)
     ]
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from adyton.communicator.messages import EnterRequest, Raised, encode
+from adyton.communicator.session import Body
 from adyton.errors import (
     CANONICAL_CODES,
     AdytonError,
@@ -112,7 +113,7 @@ class EnclaveClient:
 
     def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
         """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
-        return self._call("enter", encode(EnterRequest(entry, arguments, encoding)), entry)
+        return bytes(self._call("enter", encode(EnterRequest(entry, arguments, encoding)), entry))
 
     def submit(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """`call` from a thread of ours."""
@@ -141,7 +142,7 @@ class EnclaveClient:
             raise EnclaveTypeError(f"enter_and_run takes an EnclaveInput, not {type(enclave_input).__name__}")
         body = self._call("run", enclave_input.SerializeToString())
         try:
-            output = EnclaveOutput.FromString(body)
+            output = EnclaveOutput.FromString(bytes(body))
         except Exception as error:  # noqa: BLE001 - DecodeError, whose module depends on protobuf's implementation
             raise RemoteProtocolError(f"the enclave's run() returned no serialized EnclaveOutput: {error}") from None
         if output.status.code:
@@ -255,7 +256,7 @@ class EnclaveClient:
             signature = self._core.signatures[entry] = Signature(entry)
         return signature.name, signature.returns
 
-    def _call(self, method: str, body: bytes, name: str = "", *, closing: bool = False) -> bytes:
+    def _call(self, method: str, body: bytes, name: str = "", *, closing: bool = False) -> Body:
         if self._core.closed and not closing:
             raise _closed(self.name)
         try:

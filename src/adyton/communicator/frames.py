@@ -2,7 +2,7 @@
 
 A frame is its length in four bytes, little-endian, and a MessagePack array that begins with its tag. A message (call, reply or
 notification) whose body has at most `CHUNK` bytes is one frame. The head of a larger one has no body, only its size; the body
-follows in More frames of exactly `CHUNK` bytes, the last one being the rest.
+follows in More frames of `CHUNK` to `MAX_CHUNK` bytes, as the sender likes, the last one being the rest.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import msgspec
 from adyton.errors import RemoteProtocolError
 
 CHUNK = 1 << 14  # bytes of body in one frame
+MAX_CHUNK = 1 << 18  # bytes of it in a More frame
 MAX_METHOD = 128  # characters
 MAX_REASON = 1024  # characters
-MAX_FRAME = CHUNK + 4 * MAX_REASON + 64  # bytes after the length
+MAX_FRAME = MAX_CHUNK + 4 * MAX_REASON + 64  # bytes after the length
 MAX_NUMBER = (1 << 63) - 1  # a session that makes a call each nanosecond ends its numbers in 292 years
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
@@ -62,11 +63,11 @@ class NotifyFrame(_Frame, frozen=True, tag=3):
 
 
 class MoreFrame(_Frame, frozen=True, tag=4):
-    """The next chunk of the body of a call, reply or notification whose head was sent before."""
+    """The next chunk of the body of a call, reply or notification whose head was sent before. It is not copied out of what came."""
 
     kind: Kind
     number: Number
-    chunk: Chunk
+    chunk: memoryview
 
 
 class CancelFrame(_Frame, frozen=True, tag=5):
@@ -118,28 +119,45 @@ class FrameReader:
     """Bytes in, frames out, wherever the bytes were cut. Only RemoteProtocolError leaves it."""
 
     def __init__(self) -> None:
-        self._rest = b""  # of a frame that is not complete: at most MAX_FRAME and its length
+        self._rest = bytearray()  # of a frame that is not complete: at most MAX_FRAME and its length
 
-    def receive(self, data: bytes) -> Iterator[Frame]:
+    def receive(self, data: bytes | bytearray) -> Iterator[Frame]:
         """The frames that `data` completes, one by one, so that each is acted on before the next is looked at."""
-        if self._rest:
-            data = self._rest + data
-        end = len(data)
         start = 0
-        with memoryview(data) as view:
-            while end - start >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(data, start)
-                if length > MAX_FRAME:
-                    raise RemoteProtocolError(
-                        f"the peer announced a frame of {length} bytes; the longest has {MAX_FRAME}"
-                    )
-                stop = start + _LENGTH.size + length
-                if stop > end:
-                    break
-                try:
-                    frame = _decode(view[start + _LENGTH.size : stop])
-                except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-                    raise RemoteProtocolError(f"the peer sent a malformed frame: {error}") from error
-                yield frame
-                start = stop
-        self._rest = data[start:]
+        view = memoryview(data)
+        if self._rest:
+            start = self._fill(view, 0, _LENGTH.size)
+            if len(self._rest) < _LENGTH.size:
+                return
+            stop = _end(self._rest, 0)
+            start = self._fill(view, start, stop)
+            if len(self._rest) < stop:
+                return
+            whole, self._rest = self._rest, bytearray()
+            yield _frame(memoryview(whole)[_LENGTH.size :])
+        while len(view) - start >= _LENGTH.size and (stop := _end(view, start)) <= len(view):
+            yield _frame(view[start + _LENGTH.size : stop])
+            start = stop
+        self._rest += view[start:]
+
+    def _fill(self, view: memoryview, start: int, size: int) -> int:
+        """Have `size` bytes in the rest, if there are so many from `start` on; where what is left begins."""
+        stop = min(len(view), start + max(0, size - len(self._rest)))
+        self._rest += view[start:stop]
+        return stop
+
+
+def _end(data: bytearray | memoryview, start: int) -> int:
+    """Where the frame that begins at `start` ends."""
+    (length,) = _LENGTH.unpack_from(data, start)
+    if length > MAX_FRAME:
+        raise RemoteProtocolError(f"the peer announced a frame of {length} bytes; the longest has {MAX_FRAME}")
+    return start + _LENGTH.size + int(length)
+
+
+def _frame(body: memoryview) -> Frame:
+    try:
+        frame: Frame = _decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"the peer sent a malformed frame: {error}") from error
+    return frame

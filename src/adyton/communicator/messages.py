@@ -153,7 +153,7 @@ def encode(message: Message) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
-def decode(body: bytes, type: type[_M]) -> _M:  # noqa: A002
+def decode(body: bytes | bytearray, type: type[_M]) -> _M:  # noqa: A002
     """A message from the peer; RemoteProtocolError for anything but a well-formed one."""
     decoder = _decoders.get(type)
     if decoder is None:

@@ -1,5 +1,5 @@
 """What is due to be sent, in order of urgency: whole small messages and the heads of large ones first, in the order in which they were
-put; then the bodies of the large ones, a chunk of each in turn.
+put; then the bodies of the large ones, a chunk of each in turn: the smaller, the less may be on its way.
 
 The receiver keeps what has arrived of a body until it is complete. So that honest ends never exceed what they may make each other
 keep, bodies are only begun while all that are begun have no more than `window` bytes together; the others wait in order.
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from adyton.communicator.frames import CHUNK, MoreFrame, encode
+from adyton.communicator.frames import CHUNK, MAX_CHUNK, MoreFrame, encode
 
 
 class _Body:
-    __slots__ = ("behind", "body", "full_frame_head", "head", "kind", "number", "offset")
+    __slots__ = ("_chunk", "_frame_head", "behind", "body", "head", "kind", "number", "offset")
 
     def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: bytes) -> None:
         self.head = head
@@ -22,8 +22,16 @@ class _Body:
         self.number = number
         self.body = memoryview(body)
         self.offset = 0
-        self.full_frame_head = encode(MoreFrame(kind, number, bytes(CHUNK)))[:-CHUNK]  # of each but the last
         self.behind = b""  # a frame that must not overtake the body
+        self._frame_head = b""
+        self._chunk = 0  # bytes of a frame with that head
+
+    def frame_head(self, size: int) -> bytes:
+        """What comes before `size` bytes of the body."""
+        if size != self._chunk:
+            self._frame_head = encode(MoreFrame(self.kind, self.number, memoryview(bytes(size))))[:-size]
+            self._chunk = size
+        return self._frame_head
 
 
 class Outbox:
@@ -128,12 +136,10 @@ class Outbox:
         taken = 0
         while ring and (taken < limit or not taken):
             item = ring.popleft()
-            stop = min(item.offset + CHUNK, len(item.body))
+            share = (limit - taken) // (len(ring) + 1) // CHUNK * CHUNK  # of those that have something to send
+            stop = min(item.offset + max(CHUNK, min(share, MAX_CHUNK)), len(item.body))
             size = stop - item.offset
-            if size == CHUNK:
-                parts += item.full_frame_head, item.body[item.offset : stop]
-            else:
-                parts.append(encode(MoreFrame(item.kind, item.number, bytes(item.body[item.offset : stop]))))
+            parts += item.frame_head(size), item.body[item.offset : stop]
             taken += size
             item.offset = stop
             if stop < len(item.body):

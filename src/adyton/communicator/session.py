@@ -30,6 +30,7 @@ import msgspec
 from adyton.communicator.flow import LEAST, Flow
 from adyton.communicator.frames import (
     CHUNK,
+    MAX_CHUNK,
     MAX_METHOD,
     MAX_NUMBER,
     MAX_REASON,
@@ -57,6 +58,7 @@ from adyton.errors import (
 )
 
 __all__ = [
+    "Body",
     "Called",
     "Cancelled",
     "Closed",
@@ -85,13 +87,16 @@ class Limits(msgspec.Struct, frozen=True):
     in_flight: int = 4096
 
 
+Body = bytes | bytearray  # of a message: the latter, nobody else's, if it came in several chunks
+
+
 class Called(msgspec.Struct, frozen=True, gc=False):
     """The peer calls, and must be replied to. `pair` 0: unpaired."""
 
     call: int
     pair: int
     method: str
-    body: bytes
+    body: Body
 
 
 class Replied(msgspec.Struct, frozen=True, gc=False):
@@ -99,7 +104,7 @@ class Replied(msgspec.Struct, frozen=True, gc=False):
 
     call: int
     ok: bool
-    body: bytes
+    body: Body
     pair: int
 
 
@@ -107,7 +112,7 @@ class Notified(msgspec.Struct, frozen=True, gc=False):
     """A message that has no answer."""
 
     method: str
-    body: bytes
+    body: Body
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -132,14 +137,13 @@ Event = Called | Replied | Notified | Cancelled | Disposed | Closed
 
 
 class _Arriving:
-    """A message of which the head has come; `chunks` of the body so far, `remaining` bytes are to come."""
+    """A message of which the head has come; the body so far."""
 
-    __slots__ = ("chunks", "head", "remaining")
+    __slots__ = ("body", "head")
 
     def __init__(self, head: CallFrame | ReplyFrame | NotifyFrame) -> None:
         self.head = head
-        self.chunks: list[bytes] = []
-        self.remaining = head.size
+        self.body = bytearray()
 
 
 class Session:
@@ -238,8 +242,9 @@ class Session:
             return
         # All of it is urgent, because nothing that is sent later may arrive before it.
         self._outbox.put(encode(NotifyFrame(number, method, size, b"")))
-        for start in range(0, size, CHUNK):
-            self._outbox.put(encode(MoreFrame("notification", number, body[start : start + CHUNK])))
+        for start in range(0, size, 2 * CHUNK):
+            part = memoryview(body)[start : start + 2 * CHUNK]
+            self._outbox.put(encode(MoreFrame("notification", number, part)))
 
     def cancel(self, call: int) -> None:
         """Tell the peer that the answer to a call of ours is not needed; it comes all the same. Nothing if it has come."""
@@ -407,7 +412,7 @@ class Session:
             return None
         return self._reply_complete(call, frame.ok, frame.chunk)
 
-    def _reply_complete(self, call: int, ok: bool, body: bytes) -> Replied:
+    def _reply_complete(self, call: int, ok: bool, body: Body) -> Replied:
         pair = self._sent_calls[call]
         if pair:
             self._pairs.apply(pair, "receive reply", call)
@@ -442,21 +447,20 @@ class Session:
         arriving = self._arriving.get(key)
         if arriving is None:
             raise RemoteProtocolError(f"the peer continued {frame.kind} {frame.number}, which it had not begun")
-        size = len(frame.chunk)
-        if size != min(CHUNK, arriving.remaining):
+        size, head = len(frame.chunk), arriving.head
+        remaining = head.size - len(arriving.body)
+        if not min(CHUNK, remaining) <= size <= min(MAX_CHUNK, remaining):
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
         if self._arrived > self._limits.buffered:
             raise ResourceLimitError(f"the peer has more than {self._limits.buffered} bytes of messages under way")
-        arriving.chunks.append(frame.chunk)
-        arriving.remaining -= size
-        if arriving.remaining:
+        arriving.body += frame.chunk
+        if size < remaining:
             return None
         del self._arriving[key]
-        head = arriving.head
         self._arrived -= head.size
-        body = b"".join(arriving.chunks)
+        body = arriving.body
         match head:
             case CallFrame():
                 return Called(head.call, head.pair, head.method, body)

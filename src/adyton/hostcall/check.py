@@ -24,7 +24,7 @@ class Checked(NamedTuple):
     results: list[abi.Result]
 
 
-def check(request: abi.Request, result: bytes) -> abi.Result | Checked:
+def check(request: abi.Request, result: bytes | bytearray) -> abi.Result | Checked:
     """The client's answer to `request` (MessagePack) if it is one that `request` can have, else Failed("EIO"). Raises nothing."""
     rule = _RULES[type(request)]
     try:

@@ -296,26 +296,26 @@ _from_enclave: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEnclav
 _request: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Request)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes | bytearray) -> Any:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed message about a socket from the peer: {error}") from error
 
 
-def from_client(body: bytes) -> FromClient:
+def from_client(body: bytes | bytearray) -> FromClient:
     """A message from the client; RemoteProtocolError."""
     result: FromClient = _decode(_from_client, body)
     return result
 
 
-def from_enclave(body: bytes) -> FromEnclave:
+def from_enclave(body: bytes | bytearray) -> FromEnclave:
     """A message from the enclave; RemoteProtocolError."""
     result: FromEnclave = _decode(_from_enclave, body)
     return result
 
 
-def request_of(body: bytes) -> Request:
+def request_of(body: bytes | bytearray) -> Request:
     """A request of the enclave; RemoteProtocolError."""
     result: Request = _decode(_request, body)
     return result
@@ -334,7 +334,7 @@ _RESULTS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {
 _BAD = abi.Failed("EIO")
 
 
-def check(request: Request, body: bytes) -> Result | abi.Failed:
+def check(request: Request, body: bytes | bytearray) -> Result | abi.Failed:
     """The client's answer to `request` if it is one that it can have, else Failed("EIO"). Raises nothing."""
     try:
         result: Result | abi.Failed = _RESULTS[type(request)].decode(body)

@@ -48,7 +48,7 @@ def encode_result(name: str, value: Any) -> bytes:
         raise EnclaveTypeError(f"{name}(): the result cannot be sent: {error}. {_CARRIED}") from error
 
 
-def decode_result(name: str, body: bytes, annotation: Any = Any) -> Any:
+def decode_result(name: str, body: bytes | bytearray, annotation: Any = Any) -> Any:
     """The result of a call of `name`, as `annotation`; EnclaveTypeError if it does not fit."""
     try:
         return msgspec.msgpack.decode(body, type=annotation)

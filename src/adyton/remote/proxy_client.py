@@ -184,7 +184,7 @@ class ProxyClient:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def call(self, method: str, body: bytes, timeout: float | None = None, name: str = "") -> bytes:
+    def call(self, method: str, body: bytes, timeout: float | None = None, name: str = "") -> communicator.Body:
         """One call on the calling thread's pair; its result, or CallFailed. `name`: for the trace, if it is not the method's.
 
         `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
@@ -242,7 +242,7 @@ class ProxyClient:
             if self._trace is not None:
                 self._trace.returned(call, name or method)
         if item.ok:
-            result: bytes = item.body
+            result: communicator.Body = item.body
             return result
         raise CallFailed(decode(item.body, Raised), denied=self._executor.denials > denied)
 

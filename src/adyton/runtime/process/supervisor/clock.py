@@ -43,7 +43,7 @@ class Clock:
                 'image time = "server"'
             )
 
-    def tell(self, body: bytes) -> None:
+    def tell(self, body: bytes | bytearray) -> None:
         """The client said what time it is. What cannot be is not taken, and neither is what would set the clock back."""
         if len(body) == TIME.size and self._offset:
             self._told(*TIME.unpack(body))

@@ -66,11 +66,11 @@ class Emulation:
     def _tell(self, call: abi.RefusedCall) -> None:
         self._session.notify("refused", msgspec.msgpack.encode(call))
 
-    def replied(self, call: int, *, ok: bool, body: bytes) -> bool:
+    def replied(self, call: int, *, ok: bool, body: bytes | bytearray) -> bool:
         """Whether the client's reply was one about a socket."""
         return self._client.replied(call, ok, body)
 
-    def take(self, body: bytes) -> None:
+    def take(self, body: bytes | bytearray) -> None:
         """The client's message about a socket. RemoteProtocolError."""
         message = net.from_client(body)
         if self._sockets is not None:

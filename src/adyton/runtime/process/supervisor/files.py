@@ -124,7 +124,18 @@ STANDARD_INPUT_TICKET = 0
 class Answer:
     """To be written to /dev/fuse in one write; ENOENT then means that nobody waits any more."""
 
-    data: bytes
+    head: bytes
+    body: bytes = b""
+
+    @classmethod
+    def success(cls, unique: int, body: bytes = b"") -> Answer:
+        """Of the request of that number. The body is not copied: it may be large."""
+        return cls(fuse_answers.success(unique, len(body)), body)
+
+    @property
+    def data(self) -> bytes:
+        """The whole message."""
+        return self.head + self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +185,12 @@ class FileServer:
         self._coherence: Callable[[str], Coherence] = lambda _path: "strict"
         coherence = lambda path: self._coherence(path)  # noqa: E731, PLW0108 - it is set with the layout
         self.cache = self._view.cache = Cache(self._calls, coherence, self._view.is_listable, clock, now)
+        self.waits = Waits()
         locks = LockOperations(self._view, self._handles, self.cache)
         groups = (
             NameOperations(self._view, self._handles),
             AttributeOperations(self._view, self._handles),
-            OpenOperations(self._view, self._handles, locks, self.cache),
+            OpenOperations(self._view, self._handles, locks, self.cache, self.waits),
             DirectoryOperations(self._view, self._handles),
             locks,
         )
@@ -192,7 +204,6 @@ class FileServer:
         self._ready: deque[tuple[_Task, Any]] = deque()  # what they waited for is there
         self._parked: list[Pending] = []  # of those that wait for locks to be given back
         self._input = StandardInput()
-        self.waits = Waits()
         self.believed = 0.0  # seconds after `changed` for which the kernel may still believe what was before
 
     def set_layout(self, layout: Layout, coherence: Callable[[str], Coherence] | None = None) -> None:
@@ -230,8 +241,7 @@ class FileServer:
         except FileError as error:
             return [Answer(fuse_answers.failure(header.unique, error.number))]
         if isinstance(steps, bytes):
-            answer = Answer(fuse_answers.success(header.unique, steps))
-            return [*self._run(), answer]
+            return [*self._run(), Answer.success(header.unique, steps)]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
         task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends)
         task.steps = self._cached(task)
@@ -290,11 +300,9 @@ class FileServer:
 
     def _read_input(self, answered: list[Answered]) -> list[Effect]:
         effects: list[Effect] = [
-            Answer(
-                fuse_answers.failure(each.unique, each.errno)
-                if each.errno
-                else fuse_answers.success(each.unique, each.data)
-            )
+            Answer(fuse_answers.failure(each.unique, each.errno))
+            if each.errno
+            else Answer.success(each.unique, each.data)
             for each in answered
         ]
         request = self._input.wanted()
@@ -337,9 +345,9 @@ class FileServer:
                 while pending.result is not None:
                     pending = task.steps.send(pending.result)
             except StopIteration as end:
-                answers.append(self._answered(task, fuse_answers.success(task.unique, end.value)))
+                answers.append(self._answered(task, Answer.success(task.unique, end.value)))
             except FileError as error:
-                answers.append(self._answered(task, fuse_answers.failure(task.unique, error.number)))
+                answers.append(self._answered(task, Answer(fuse_answers.failure(task.unique, error.number))))
             else:
                 self._waiting[task.unique] = task
                 if not isinstance(task.request, Park):
@@ -376,7 +384,7 @@ class FileServer:
 
         return goes_on
 
-    def _answered(self, task: _Task, answer: bytes) -> Answer:
+    def _answered(self, task: _Task, answer: Answer) -> Answer:
         self._waiting.pop(task.unique, None)
         self.waits.ended(task.unique)
         if task.waited:
@@ -384,13 +392,13 @@ class FileServer:
         elif task.request is not None and not isinstance(task.request, Park):
             self.waits.hit()
         task.answered = True
-        return Answer(answer)
+        return answer
 
     def _give_up(self, task: _Task, number: int) -> Answer:
         """Answer a task now, and undo what it began."""
         assert task.steps is not None
         task.steps.close()
-        return self._answered(task, fuse_answers.failure(task.unique, number))
+        return self._answered(task, Answer(fuse_answers.failure(task.unique, number)))
 
     def _tell(self) -> None:
         """What operations leave behind: requests that nobody waits for, and locks that were given back, which others wait for."""

@@ -91,9 +91,9 @@ _DIRECTORY_ENTRY = struct.Struct("<QQII")
 ANSWER_SIZE = _ANSWER.size
 
 
-def success(unique: int, body: bytes = b"") -> bytes:
-    """The message that answers request `unique`."""
-    return _ANSWER.pack(ANSWER_SIZE + len(body), 0, unique) + body
+def success(unique: int, size: int = 0) -> bytes:
+    """The message that answers request `unique`, without its body of `size` bytes, which follows."""
+    return _ANSWER.pack(ANSWER_SIZE + size, 0, unique)
 
 
 def failure(unique: int, number: int) -> bytes:

@@ -26,6 +26,7 @@ from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.private import Directory, File
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
 from adyton.runtime.process.supervisor.view import Steps, View, ask, private_directory, private_file, right_of, sendable
+from adyton.runtime.process.supervisor.waits import Waits
 
 _ACCESS: dict[int, abi.OpenMode] = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read-write"}
 _SET_ID = 0o6000
@@ -44,9 +45,10 @@ _ALLOCATIONS: dict[int, abi.Allocation] = {  # linux/falloc.h
 class OpenOperations:
     """See the module."""
 
-    def __init__(self, view: View, handles: Handles, locks: LockOperations, cache: Cache) -> None:
+    def __init__(self, view: View, handles: Handles, locks: LockOperations, cache: Cache, waits: Waits) -> None:
         self._view = view
         self._cache = cache
+        self._waits = waits
         self._tree = view.tree
         self._private = view.private
         self._handles = handles
@@ -248,8 +250,8 @@ class OpenOperations:
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, _header: Header, body: fuse_abi.Write) -> Steps:
-        """At the offset, or at the end in append mode; may be less than all of it."""
+    def write(self, _header: Header, body: fuse_abi.Write) -> Steps | bytes:
+        """At the offset, or at the end in append mode; may be less than all of it. There are many, so most are done in one step."""
         opened = self._handles.file(body.handle)
         if opened.private is not None:
             if body.write_flags & fuse_abi.WRITE_KILL_SUIDGID:
@@ -258,6 +260,16 @@ class OpenOperations:
             if opened.append and not body.write_flags & fuse_abi.WRITE_CACHE and body.flags & os.O_APPEND:
                 offset = opened.private.size
             return fuse_answers.pack_written(self._private.write(opened.private, offset, body.data))
+        if (
+            not opened.append
+            and len(body.data) <= abi.MAX_BLOCK
+            and self._cache.write_behind(opened.number, body.offset, body.data)
+        ):
+            self._waits.hit()
+            return fuse_answers.pack_written(len(body.data))
+        return self._write(opened, body)
+
+    def _write(self, opened: OpenFile, body: fuse_abi.Write) -> Steps:
         handle = opened.number
         if opened.append and (body.write_flags & fuse_abi.WRITE_CACHE or not body.flags & os.O_APPEND):
             handle = yield from self._positional(opened)

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -49,7 +49,7 @@ from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
-HOLD_SECONDS = 0.005  # that what a program writes waits for more of it
+HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
@@ -107,6 +107,8 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
+        self._request = bytearray(FUSE_READ_SIZE)
+        self._requested = memoryview(self._request)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -320,7 +322,7 @@ class Supervisor:
             case _:
                 pass
 
-    def _called(self, call: int, pair: int, method: str, body: bytes) -> None:
+    def _called(self, call: int, pair: int, method: str, body: communicator.Body) -> None:
         if pair == 0 or method not in ("load", "enter", "run", "finalize"):
             self._refuse(call, f"no method {method!r} on pair {pair}")
         elif method == "load":
@@ -350,7 +352,7 @@ class Supervisor:
     def _refuse(self, call: int, message: str) -> None:
         self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
 
-    def _load(self, call: int, pair: int, body: bytes) -> None:
+    def _load(self, call: int, pair: int, body: communicator.Body) -> None:
         if len(body) > MAX_LOAD:
             self._refuse(call, f"a load of {len(body)} bytes; at most {MAX_LOAD} are taken")
             return
@@ -390,7 +392,7 @@ class Supervisor:
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
-    def _replied(self, call: int, ok: bool, body: bytes) -> None:
+    def _replied(self, call: int, ok: bool, body: communicator.Body) -> None:
         waiting = self._waiting.pop(call)
         if isinstance(waiting, Link):
             self._waits.ended(waiting.sock)
@@ -398,7 +400,7 @@ class Supervisor:
             assert kind == "host", kind
             assert expected == call, (expected, call)
             if waiting.sock.fileno() >= 0:  # its thread has not ended meanwhile
-                waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))
+                waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
             return
         ticket, request = waiting
         assert self._files is not None
@@ -421,12 +423,12 @@ class Supervisor:
     def _read_link(self, link: Link) -> None:
         self._loop.read(link.sock, self._guarded(lambda: self._from_link(link)))
 
-    def _enter(self, link: Link, call: int, pair: int, method: str, body: bytes) -> None:
+    def _enter(self, link: Link, call: int, pair: int, method: str, body: communicator.Body) -> None:
         self._waits.entered(call)
         self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
         link.stack.append(("enter", call))
-        link.outbox.put(protocol.encode(protocol.Enter(method, body)))
+        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body))))
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
@@ -550,7 +552,7 @@ class Supervisor:
         assert self._files is not None
         for _ in range(16):
             try:
-                message = os.read(self._guest.fuse, FUSE_READ_SIZE)
+                size = os.readv(self._guest.fuse, [self._request])  # to make room for the largest each time takes longer
             except BlockingIOError:
                 return
             except FileNotFoundError:
@@ -558,7 +560,7 @@ class Supervisor:
             except OSError:
                 self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
                 return
-            self._do(self._files.receive(message))
+            self._do(self._files.receive(bytes(self._requested[:size])))
 
     def _push(self) -> None:
         """Send what programs wrote, and what waits for more of it."""
@@ -570,8 +572,9 @@ class Supervisor:
         assert self._guest.fuse is not None
         for effect in effects:
             if isinstance(effect, Answer | Notice):
+                parts = (effect.head, effect.body) if isinstance(effect, Answer) else (effect.data,)
                 try:
-                    os.write(self._guest.fuse, effect.data)
+                    os.writev(self._guest.fuse, parts)
                 except FileNotFoundError:
                     pass  # nobody waits for it any more
             else:

@@ -150,6 +150,14 @@ class Cache:
             case _:
                 return self._plain(request)
 
+    def write_behind(self, number: int, offset: int, data: bytes) -> bool:
+        """What `serve` does with a Write that need not wait, without making a request of it. False: it must wait, or is not cached."""
+        handle = self.state.handles.get(number)
+        if handle is None or not self._writing.has_room(len(data)) or self.state.calls.room() is not None:
+            return False
+        self._writing.put(handle, offset, data)
+        return True
+
     @property
     def holds(self) -> bool:
         """Whether something that was written is held back, for more of it may come."""

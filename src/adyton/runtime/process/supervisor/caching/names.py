@@ -11,6 +11,8 @@ import posixpath
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.caching.contents import Contents
 
@@ -322,8 +324,6 @@ def split(path: str) -> tuple[str, str]:
 
 def replaced(attributes: abi.Attributes, **fields: int) -> abi.Attributes:
     """The same with other fields."""
-    import msgspec
-
     return msgspec.structs.replace(attributes, **fields)
 
 

@@ -26,30 +26,38 @@ class Writing:
         self._room: Pending | None = None  # what writers wait for while that is too much
 
     def write(self, handle: Handle, request: abi.Write) -> Cached:
-        data = request.data
-        while self._dirty and self._dirty + len(data) > MAX_DIRTY:
+        while not self.has_room(len(request.data)):
             self.push_all()
             if self._room is None:
                 self._room = Pending()
             yield self._room
+        self.put(handle, request.offset, request.data)
+        return abi.Written(len(request.data))
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more may wait for the client."""
+        return not self._dirty or self._dirty + size <= MAX_DIRTY
+
+    def put(self, handle: Handle, offset: int, data: bytes) -> None:
+        """Write it, in a moment."""
         file, contents = handle.file, handle.file.contents
         known, now = file.attributes, self._state.wall()
         if handle.append:
             contents.cut(known.size)  # where the end is the client knows
         else:
-            contents.overwrite(request.offset, data, known.size)
-        size = max(known.size, request.offset + len(data))
+            contents.overwrite(offset, data, known.size)
+        size = max(known.size, offset + len(data))
         file.attributes = replaced(
             known, size=size, modified=now, changed=now, blocks=max(known.blocks, -(-size // 512))
         )
-        contents.add(Extent(handle.number, request.offset, len(data), [data], handle.append))
-        for other in [each for each in self._files if each is not file and each.contents.waiting]:
-            self.push(other, everything=True)  # in the order in which they were written
+        contents.add(Extent(handle.number, offset, len(data), [data], handle.append))
+        if len(self._files) > 1 or file not in self._files:
+            for other in [each for each in self._files if each is not file and each.contents.waiting]:
+                self.push(other, everything=True)  # in the order in which they were written
         self._dirty += len(data)
         self._files[file] = None
         self._state.note_content(file)
         self.push(file, everything=False)
-        return abi.Written(len(data))
 
     def push(self, file: File, *, everything: bool) -> None:
         """Send what waits; unless `everything`, only if it is much."""

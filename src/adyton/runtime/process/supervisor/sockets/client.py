@@ -28,7 +28,7 @@ class SocketClient:
         self._waiting[call] = (request, done)
         self._waits.began(("net", call), type(request).__name__)
 
-    def replied(self, call: int, ok: bool, body: bytes) -> bool:
+    def replied(self, call: int, ok: bool, body: bytes | bytearray) -> bool:
         """Whether the reply was one to a request of ours."""
         waiting = self._waiting.pop(call, None)
         if waiting is None:
