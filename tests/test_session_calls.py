@@ -1,9 +1,11 @@
 """Calls both ways on one stream: each is answered once, in any nesting that the pairs allow."""
 
+import itertools
+
 import pytest
 
 from adyton.communicator.flow import Flow
-from adyton.communicator.frames import CHUNK
+from adyton.communicator.frames import CHUNK, MAX_CHUNK, CallFrame, MoreFrame, encode
 from adyton.communicator.session import (
     Called,
     Cancelled,
@@ -15,7 +17,7 @@ from adyton.communicator.session import (
     Session,
     Side,
 )
-from adyton.errors import ConnectionLostError, LocalProtocolError, ResourceLimitError
+from adyton.errors import ConnectionLostError, LocalProtocolError, RemoteProtocolError, ResourceLimitError
 
 SMALL = Limits(message=4 * CHUNK, notification=2 * CHUNK, buffered=8 * CHUNK, pairs=2, nesting=4, in_flight=3)
 
@@ -77,6 +79,27 @@ def test_bodies_of_every_size_arrive_as_they_were(ends, size):
     assert move(enclave, client) == [Replied(call, True, body, 3)]
     enclave.notify("output", body)
     assert move(enclave, client) == [Notified("output", body)]
+
+
+def test_a_sender_cuts_bodies_as_it_likes_within_bounds(ends):
+    _, enclave = ends
+    body = bytes(range(256)) * (MAX_CHUNK // 64)
+    cuts = [0, CHUNK, CHUNK + MAX_CHUNK, CHUNK + MAX_CHUNK + CHUNK + 1, len(body) - MAX_CHUNK + 1, len(body)]
+    cuts[4:4] = range(cuts[3] + MAX_CHUNK, cuts[4], MAX_CHUNK)
+    frames = [CallFrame(1, 1, "enter", len(body), b"")]
+    frames += [MoreFrame("call", 1, memoryview(body)[start:stop]) for start, stop in itertools.pairwise(cuts)]
+    assert enclave.receive(b"".join(map(encode, frames))) == [Called(1, 1, "enter", body)]
+    too_long = MoreFrame("call", 2, memoryview(body)[: MAX_CHUNK + 1])
+    with pytest.raises(RemoteProtocolError, match="into a piece of 262145 bytes"):
+        enclave.receive(encode(CallFrame(2, 2, "enter", len(body), b"")) + encode(too_long))
+
+
+def test_much_goes_out_in_large_pieces_and_little_in_small_ones(ends):
+    client, _ = ends
+    client.call(1, "enter", bytes(4 * MAX_CHUNK))
+    heads = {limit: client.data_to_send(limit).count(b"call") for limit in (CHUNK, 4 * CHUNK)}
+    assert heads[CHUNK] <= 2
+    assert heads[4 * CHUNK] == 1
 
 
 def test_bytes_may_be_cut_anywhere(ends):

@@ -69,6 +69,7 @@ BREACHES = {
     "more of a whole call": [CALL, MoreFrame("call", 1, b"x")],
     "more of another kind": [BEGUN_CALL, MoreFrame("reply", 1, FULL)],
     "a short piece": [BEGUN_CALL, MoreFrame("call", 1, FULL[:-1])],
+    "a piece of more than was announced": [BEGUN_CALL, MoreFrame("call", 1, bytes(4 * CHUNK))],
     "an empty piece": [BEGUN_CALL, MoreFrame("call", 1, b"")],
     "a piece of a size that was not announced": [BEGUN_NOTIFICATION, *[MoreFrame("notification", 1, FULL)] * 3],
     "a head with some of the body": [CallFrame(1, 1, "enter", 3 * CHUNK, b"x")],

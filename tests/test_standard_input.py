@@ -96,9 +96,7 @@ def test_its_file_is_read_only_and_its_reads_are_host_calls(kernel):
     assert kernel.server.resume(0, abi.Failed("ENOSYS")) == [Answer(fuse_answers.failure(8, errno.EOPNOTSUPP))]
     assert kernel.server.resume(0, abi.Data(b"late")) == []
     assert kernel.server.receive(read) == [Answer.success(8, b"late")]
-    assert kernel.server.receive(request(Opcode.RELEASE, 9, node, fuse_abi.Release(0))) == [
-        Answer.success(9)
-    ]
+    assert kernel.server.receive(request(Opcode.RELEASE, 9, node, fuse_abi.Release(0))) == [Answer.success(9)]
 
 
 def request(opcode, unique, node, body):
