@@ -110,6 +110,8 @@ class Draw:
                 return self.text()
             case inspect.BytesType():
                 return self.blob()
+            case inspect.MemoryViewType():
+                return memoryview(self.blob())
             case inspect.BoolType():
                 return self.below(2) == 1
             case inspect.NoneType():

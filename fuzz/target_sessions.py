@@ -48,7 +48,7 @@ def session(side: Side, data: bytes) -> None:
                 frame = msgspec.structs.replace(frame, notification=next_notification, size=_size_of(draw, frame.chunk))
                 next_notification += 1
             elif isinstance(frame, frames.MoreFrame) and draw.often():
-                frame = msgspec.structs.replace(frame, chunk=bytes(frames.CHUNK))
+                frame = msgspec.structs.replace(frame, chunk=memoryview(bytes(frames.CHUNK * (1 + draw.below(3)))))
             elif isinstance(frame, frames.ReplyFrame) and draw.often():
                 frame = msgspec.structs.replace(frame, size=_size_of(draw, frame.chunk))
             piece = draw.spoilt(frames.encode(frame))
