@@ -77,7 +77,7 @@ class Page:
         while not self.evaluate(f"new Promise((done) => setTimeout(() => done(Boolean({expression})), 50))"):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"not within {_ANSWERS:.0f} s: {expression}; {self.evaluate('document.body.innerHTML')}"
+                    f"not within {_ANSWERS:.0f} s: {expression}; {self.evaluate('document.body.innerText')[:500]}"
                 )
 
     def picture(self) -> bytes:
