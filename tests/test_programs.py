@@ -122,6 +122,19 @@ def test_no_module_comes_from_the_working_directory_of_the_client(workplace):
 
 
 @pytest.mark.sandbox
+@pytest.mark.parametrize("directory", ["/", "."], ids=["/tmp by itself", "/tmp beside the client's"])
+def test_modules_come_from_a_directory_that_the_enclave_has_made(workplace, monkeypatch, directory):
+    program = workplace / "prog.py"
+    program.write_text(PROGRAM)
+    monkeypatch.chdir(directory)
+    made = "subprocess.run(['python', *{}], cwd='/tmp/made', capture_output=True, text=True).stdout"
+    with adyton.load(program) as loaded:
+        loaded.call("execute", "os.mkdir('/tmp/made'); open('/tmp/made/ham.py', 'w').write('print(__name__)')")
+        assert loaded.call("attempt", made.format(["-m", "ham"])) == repr("__main__\n")
+        assert loaded.call("attempt", made.format(["-c", "import ham"])) == repr("ham\n")
+
+
+@pytest.mark.sandbox
 def test_standard_streams_can_be_the_clients_files(workplace):
     Path("prog.py").write_text(PROGRAM)
     with adyton.load("prog.py", allow_write=["."]) as loaded:

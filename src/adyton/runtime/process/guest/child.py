@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from adyton.runtime.process.guest import CLOCK_FILE
+from adyton.runtime.process.guest import CLOCK_FILE, PRIVATE_ATTRIBUTE
 
 
 class _WorkingDirectory:
@@ -34,8 +34,19 @@ class _WorkingDirectory:
         from adyton.hostcall.own_paths import own_path
 
         entry = sys.path[count - 1]
-        if entry in ("", os.getcwd()) and own_path(os.path.normpath(os.getcwd())) is None:
+        if entry in ("", os.getcwd()) and own_path(os.path.normpath(os.getcwd())) is None and _may_be_the_clients():
             del sys.path[count - 1]
+
+
+def _may_be_the_clients() -> bool:
+    """Of the working directory. In the root's file system what is private says so; what is mounted by itself, as a /tmp, is the enclave's own."""
+    if os.stat(".").st_dev != os.stat("/").st_dev:
+        return False
+    try:
+        os.getxattr(".", PRIVATE_ATTRIBUTE)
+    except OSError:
+        return True
+    return False
 
 
 if not sys.flags.safe_path and sys.argv[0] in ("-c", "-m", ""):

@@ -15,6 +15,7 @@ import msgspec
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import extended_name
+from adyton.runtime.process.guest import PRIVATE_ATTRIBUTE
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, SetFlag
 from adyton.runtime.process.supervisor.fuse_answers import FileSystem
@@ -198,6 +199,8 @@ class AttributeOperations:
     def getxattr(self, header: Header, body: fuse_abi.GetXattr) -> Steps:
         """One value; ENODATA, ERANGE."""
         node = self._tree.get(header.node)
+        if body.name == os.fsencode(PRIVATE_ATTRIBUTE) and node.private is not None:
+            return _fitting(b"", body.size)
         name = _extended_name(body.name)
         if node.private is not None:
             if name not in node.private.extended:
