@@ -17,7 +17,7 @@ from adyton.image.manifest import Manifest, decode_manifest, encode_manifest
 from adyton.image.project import build_project
 
 PROGRAM = """
-import json, multiprocessing, os, signal, subprocess, sys, tempfile, threading, time
+import ctypes.util, json, multiprocessing, os, signal, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import shared_memory
 
@@ -103,6 +103,15 @@ def test_a_python_that_is_started_has_the_images_modules_and_the_runtimes(enclav
 def test_python_is_found_by_its_usual_names(enclave):
     for name in ("python3", "python"):
         assert enclave.call("attempt", f"subprocess.run([{name!r}, '-c', '']).returncode") == "0"
+
+
+@pytest.mark.sandbox
+def test_shared_libraries_are_found_by_their_names(enclave):
+    assert enclave.call("attempt", "ctypes.util.find_library('c')") == "'libc.so.6'"
+    assert enclave.call("attempt", "ctypes.CDLL(ctypes.util.find_library('m')).abs(-3)") == "3"
+    assert enclave.call("attempt", "ctypes.util.find_library('nothing-of-that-name')") == "None"
+    refused = enclave.call("attempt", "subprocess.run(['/sbin/ldconfig'], capture_output=True, text=True).stderr")
+    assert "only -p is there" in refused
 
 
 @pytest.mark.sandbox

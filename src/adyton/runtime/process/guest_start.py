@@ -45,9 +45,9 @@ FAILED = b"failed:"
 HOME = root.IMAGE
 STANDARD_INPUT = "/dev/stdin"  # in the FUSE tree, where the supervisor serves it; /dev is laid over it
 
-# Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out. (/bin and /sbin have
-# nothing in them.)
-_GRAFTS = ("usr", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
+# Of the tree in root.SYSTEM, what is mounted over the FUSE root; those that the server lacks are left out. (/bin has nothing
+# in it.)
+_GRAFTS = ("usr", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "dev", "opt/adyton")
 
 _MOST_THREADS = 4096
 # Where the server's memory is short, the largest of the enclaves' programs goes before what else runs there, unless that has 30 % of all

@@ -3,6 +3,7 @@
     /system/                       what a guest sees, and a supervisor from its guest's start on; read-only
         usr/lib*, usr/share/…      the server's shared libraries, locales and time zones; no Python packages
         bin sbin lib*              as the server has them: links into usr, or directories of their own
+        sbin/ldconfig              a listing of the libraries, and the only program in either
         etc/                       a few files written here; ld.so.cache says where the interpreter's own library is
         dev/                       null zero full random urandom, links to the standard streams, shm/
         opt/adyton/python/         the interpreter and its standard library, without site-packages
@@ -225,6 +226,7 @@ def build(plan: Plan) -> None:
         _file(f"{SYSTEM}/etc/{name}", text)
     _file(f"{SYSTEM}/etc/ld.so.cache", ld_so_cache(_shared_libraries(plan)))
     _virtual_environment(plan)
+    _program(f"{SYSTEM}/sbin/ldconfig", "adyton.runtime.process.guest.ldconfig")
     for name, numbers in _DEVICES.items():
         _device(f"{SYSTEM}/dev/{name}", devices[name], numbers)
     for name, text in _DEVICE_LINKS:
@@ -330,6 +332,12 @@ def _virtual_environment(plan: Plan) -> None:
     _file(f"{SYSTEM}{VENV}/pyvenv.cfg", f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n")
     lines = [IMAGE, f"{IMAGE}/{DEPENDENCIES}", LIBRARIES, "import adyton.runtime.process.guest.child"]
     _file(f"{SYSTEM}{VENV}/lib/{name}/site-packages/adyton.pth", "\n".join([*lines, ""]))
+
+
+def _program(path: str, module: str) -> None:
+    """The module's `main`, as a program of guests."""
+    _file(path, f"#!{VENV}/bin/python3 -I\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
+    os.chmod(path[1:], 0o755)  # noqa: S103
 
 
 def _clone(source: str) -> int:

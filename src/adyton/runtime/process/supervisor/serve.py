@@ -552,7 +552,9 @@ class Supervisor:
         assert self._files is not None
         for _ in range(16):
             try:
-                size = os.readv(self._guest.fuse, [self._request])  # to make room for the largest each time takes longer
+                size = os.readv(
+                    self._guest.fuse, [self._request]
+                )  # to make room for the largest each time takes longer
             except BlockingIOError:
                 return
             except FileNotFoundError:
