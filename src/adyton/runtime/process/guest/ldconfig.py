@@ -52,11 +52,11 @@ def _is_native(path: str) -> bool:
 def main() -> int:
     """The listing."""
     if sys.argv[1:] != ["-p"]:
-        print("ldconfig: an enclave's libraries are as they are: only -p is there", file=sys.stderr)
+        sys.stderr.write("ldconfig: an enclave's libraries are as they are: only -p is there\n")
         return 1
     abi = _ABI.get(os.uname().machine, "libc6")
     found = dict(reversed(list(libraries())))
-    print(f"{len(found)} libs found in cache `/etc/ld.so.cache'")
+    sys.stdout.write(f"{len(found)} libs found in cache `/etc/ld.so.cache'\n")
     for name, path in sorted(found.items(), reverse=True):
-        print(f"\t{name} ({abi}) => {path}")
+        sys.stdout.write(f"\t{name} ({abi}) => {path}\n")
     return 0
