@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import platform
 import subprocess
@@ -21,6 +23,7 @@ from adyton.hostcall import abi
 from adyton.remote.time_teller import EVERY, STEP, TimeTeller
 from adyton.runtime.process import vdso
 from adyton.runtime.process.supervisor.clock import EARLIEST, LATEST, TIME, Clock
+from adyton.runtime.process.vdso_stubs import CODE, HEAD, MOVE
 
 HOUR = 3600 * 10**9
 replaceable = pytest.mark.skipif(platform.machine() != "x86_64", reason="NOT X86-64: clocks are the server's")
@@ -201,6 +204,29 @@ def test_all_realtime_functions_of_a_process_follow_the_offset_and_nothing_else_
 
 
 @replaceable
+@pytest.mark.parametrize("option", ["tracemalloc=9", "dev"])
+def test_an_interpreter_that_asks_for_the_time_at_each_allocation_can_have_another_vdso(option):
+    code = "from adyton.runtime.process import vdso; import time; vdso.install(); print(time.time() > 1e9)"
+    done = subprocess.run([sys.executable, "-X", option, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+@replaceable
+def test_moves_are_all_done_or_none():
+    code = mmap.mmap(-1, vdso.PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code[: HEAD.size + len(CODE)] = bytes(HEAD.size) + CODE
+    function = ctypes.addressof(ctypes.c_char.from_buffer(code)) + MOVE
+    writable, private = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    first, second, free = (vdso._mmap(None, 2 * vdso.PAGE, writable, private) for _ in range(3))
+    ctypes.memmove(first, b"first", 5)
+    with pytest.raises(vdso.VdsoError, match="mremap"):
+        vdso._move(function, [(first, vdso.PAGE, free), (second, vdso.PAGE, free + vdso.PAGE), (1, vdso.PAGE, second)])
+    assert ctypes.string_at(first, 5) == b"first"
+    vdso._move(function, [(first, vdso.PAGE, free)])
+    assert ctypes.string_at(free, 5) == b"first"
+
+
+@replaceable
 @given(st.data())
 def test_a_vdso_that_is_not_as_it_is_known_is_left_alone(data):
     image = bytearray(_image())
@@ -225,8 +251,6 @@ def test_a_vdso_whose_names_lie_nowhere_is_left_alone():
 
 
 def _image() -> bytes:
-    import ctypes
-
     start, end = vdso._areas()[-1]
     return ctypes.string_at(start, end - start)
 

@@ -22,7 +22,7 @@ import mmap
 import os
 import struct
 
-from adyton.runtime.process.vdso_stubs import CODE, ENTRIES, HEAD
+from adyton.runtime.process.vdso_stubs import CODE, ENTRIES, HEAD, MOVE
 
 PAGE = 4096
 
@@ -38,11 +38,9 @@ _STT_FUNC = 2
 # linux/mman.h, asm-generic/mman-common.h
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
-_MREMAP_MAYMOVE_FIXED = 1 | 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
-for _name in ("mmap", "mremap"):
-    getattr(_libc, _name).restype = ctypes.c_void_p
+_libc.mmap.restype = ctypes.c_void_p
 _FAILED = ctypes.c_void_p(-1).value
 
 _offset_pages: list[int] = []  # the address of the one, once the stubs are there
@@ -85,7 +83,7 @@ def install() -> None:
     ):
         if _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection):
             raise VdsoError(f"mprotect: {os.strerror(ctypes.get_errno())}")
-    _move([*((low, high - low, low + moved) for low, high in areas), (copy, len(image), start)])
+    _move(stubs + MOVE, [*((low, high - low, low + moved) for low, high in areas), (copy, len(image), start)])
     _offset_pages.append(block)
 
 
@@ -154,15 +152,9 @@ def _mmap(address: int | None, size: int, protection: int, flags: int, file: int
     return int(got)
 
 
-def _move(moves: list[tuple[int, int, int]]) -> None:
-    """(from, size, to), one after the other; in between nothing may ask for the time. All that was done is undone on failure."""
-    done: list[tuple[int, int, int]] = []
-    for source, size, target in moves:
-        pointers = ctypes.c_void_p(source), ctypes.c_size_t(size), ctypes.c_size_t(size)
-        if _libc.mremap(*pointers, _MREMAP_MAYMOVE_FIXED, ctypes.c_void_p(target)) == _FAILED:
-            error = ctypes.get_errno()
-            for old, length, new in reversed(done):
-                both = ctypes.c_size_t(length), ctypes.c_size_t(length)
-                _libc.mremap(ctypes.c_void_p(new), *both, _MREMAP_MAYMOVE_FIXED, ctypes.c_void_p(old))
-            raise VdsoError(f"mremap: {os.strerror(error)}")
-        done.append((source, size, target))
+def _move(function: int, moves: list[tuple[int, int, int]]) -> None:
+    """(from, size, to), one after the other, without Python: it may ask for the time whenever it runs. On failure all is as it was."""
+    table = (ctypes.c_uint64 * (3 * len(moves)))(*itertools.chain.from_iterable(moves))
+    failure = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t)(function)(table, len(moves))
+    if failure:
+        raise VdsoError(f"mremap: {os.strerror(-failure)}")

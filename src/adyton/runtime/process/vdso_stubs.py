@@ -1,8 +1,11 @@
-"""Machine code for x86-64 that stands in for three functions of the vDSO, see vdso.py: position, bytes, instruction.
+"""Machine code for x86-64 that stands in for three functions of the vDSO, and that puts it there, see vdso.py: position, bytes, instruction.
 
 It lies behind its HEAD, which holds the addresses of the kernel's functions, and that at a page's start; `offset` is the start of the page
 before. Of realtime (clock 0) and TAI (11) it makes the monotonic clock (1) and the offset, of realtime's coarse one (5) the monotonic's
 (6). Where the offset is 0, and for all other clocks, the kernel's function goes on in its place. A time zone asked for is {0, 0}.
+
+`move` takes an array of (from, size, to), each of eight bytes, and its length: mremap for each. It returns 0; or, when one has failed and
+those before it are undone, the negative errno.
 """
 
 from __future__ import annotations
@@ -100,6 +103,48 @@ _LISTING = """
 160  7403                    je 165
 162  488907                  mov %rax,(%rdi)
 165  c3                      ret
+166  90909090909090909090    nop, 10 times
+# move
+170  f30f1efa                endbr64
+174  53                      push %rbx
+175  4154                    push %r12
+177  4155                    push %r13
+179  4889fb                  mov %rdi,%rbx
+17c  4989f4                  mov %rsi,%r12
+17f  4531ed                  xor %r13d,%r13d
+182  4d39ec                  cmp %r13,%r12
+185  7458                    je 1df
+187  488b3b                  mov (%rbx),%rdi
+18a  488b7308                mov 8(%rbx),%rsi
+18e  4889f2                  mov %rsi,%rdx
+191  41ba03000000            mov $3,%r10d
+197  4c8b4310                mov 16(%rbx),%r8
+19b  b819000000              mov $25,%eax
+1a0  0f05                    syscall
+1a2  483d00f0ffff            cmp $-4096,%rax
+1a8  7709                    ja 1b3
+1aa  4883c318                add $24,%rbx
+1ae  49ffc5                  inc %r13
+1b1  ebcf                    jmp 182
+1b3  4989c4                  mov %rax,%r12
+1b6  4d85ed                  test %r13,%r13
+1b9  7427                    je 1e2
+1bb  4883eb18                sub $24,%rbx
+1bf  49ffcd                  dec %r13
+1c2  488b7b10                mov 16(%rbx),%rdi
+1c6  488b7308                mov 8(%rbx),%rsi
+1ca  4889f2                  mov %rsi,%rdx
+1cd  41ba03000000            mov $3,%r10d
+1d3  4c8b03                  mov (%rbx),%r8
+1d6  b819000000              mov $25,%eax
+1db  0f05                    syscall
+1dd  ebd7                    jmp 1b6
+1df  4531e4                  xor %r12d,%r12d
+1e2  4c89e0                  mov %r12,%rax
+1e5  415d                    pop %r13
+1e7  415c                    pop %r12
+1e9  5b                      pop %rbx
+1ea  c3                      ret
 """
 
 
@@ -116,3 +161,4 @@ def _assembled() -> tuple[bytes, dict[str, int]]:
 
 
 CODE, ENTRIES = _assembled()
+MOVE = ENTRIES.pop("move")
