@@ -354,8 +354,10 @@ def test_what_a_program_leaves_running_ends_with_its_enclave(workplace):
 # -- the main thread ------------------------------------------------------------------------------------------------------
 
 SIGNALS = """
-import signal, sqlite3, threading, time
+import signal, socket, sqlite3, threading, time
 from adyton import trusted
+
+ends = []
 
 made_at_import = sqlite3.connect(":memory:")
 seen = []
@@ -366,6 +368,15 @@ def alarms() -> list[int]:
     while not seen:
         time.sleep(0.002)
     return seen
+
+def wakes(which: str = "") -> int:
+    if which == "own":
+        ends.extend(socket.socketpair())
+        ends[1].setblocking(False)
+        signal.set_wakeup_fd(ends[1].fileno())
+        return 0
+    before = signal.set_wakeup_fd(-1)
+    return before if before < 0 else int(before == ends[1].fileno())
 
 def query() -> int:
     return made_at_import.execute("select 41 + 1").fetchone()[0]
@@ -388,6 +399,17 @@ def test_the_first_threads_calls_run_in_the_programs_main_thread(workplace):
         with ThreadPoolExecutor(1) as other:
             assert other.submit(loaded.call, "is_main").result() is False
         assert loaded.call("is_main") is True
+
+
+@pytest.mark.sandbox
+def test_a_programs_wakeups_by_signals_are_its_own_and_last_from_call_to_call(workplace):
+    Path("prog.py").write_text(SIGNALS)
+    with adyton.load("prog.py") as loaded:
+        assert loaded.call("wakes") == -1
+        loaded.call("wakes", "own")
+        assert loaded.call("alarms") == [14]
+        assert loaded.call("wakes") == 1
+        assert loaded.call("wakes") == -1
 
 
 @pytest.mark.sandbox

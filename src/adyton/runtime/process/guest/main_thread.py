@@ -29,12 +29,20 @@ class MainThread:
         self._busy = False
         self._closed = False
         self._is_main = threading.current_thread() is threading.main_thread()
+        self._programs_own = -1
         self._watch_signals()
 
     def _watch_signals(self) -> None:
-        """Whichever thread the kernel gives a signal to, this one is woken. A program's asyncio may have watched meanwhile."""
+        """Whichever thread the kernel gives a signal to, this one is woken."""
         if self._is_main:
-            signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+            self._programs_own = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+
+    def _let_program_watch(self) -> None:
+        """As before its last call, that is not at all, or as a library of the program's has it."""
+        if self._is_main:
+            with contextlib.suppress(OSError, ValueError):  # it was closed
+                signal.set_wakeup_fd(-1)
+                signal.set_wakeup_fd(self._programs_own)
 
     def take(self, link: GuestLink) -> bool:
         """Whether this thread takes the calls on that link from now on: it is the first."""
@@ -99,6 +107,7 @@ class MainThread:
             step()
         elif called and link is not None:
             message = link.receive()
+            self._let_program_watch()
             if message is not None:
                 answer(link, message)
             with self._lock:
