@@ -85,7 +85,7 @@ def expected(each, given_arguments):
         low = given_arguments[check.argument] & 0xFFFFFFFF
         fits = low & check.mask in check.values if isinstance(check, Only) else low not in check.values
         if not fits:
-            return ASK
+            return ERRNO | getattr(errno, check.otherwise.errno) if check.otherwise.often else ASK
     if each.emulated:
         local, but = (
             [holds(condition, given_arguments) for condition in conditions]

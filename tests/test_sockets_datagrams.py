@@ -252,10 +252,11 @@ def test_a_peer_that_no_rule_allows_is_not_heard(tmp_path):
 
 
 def test_datagrams_without_a_destination_are_told_of(tmp_path, capfd):
-    """As are those that go to an address by a copy of the descriptor, which the filter does not know for a datagram socket's."""
+    """As are those that go to an address by a copy under a number which the filter does not know for a datagram socket's."""
     with enclave(tmp_path, **EVERYWHERE) as at_work:
         code = """
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).dup()
+            first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock = socket.socket(fileno=os.dup2(first.fileno(), 500))
             sock.sendmsg([b"x"], [], 0, ("127.0.0.1", 9))
             sock.recvfrom(1)  # waits for no answer
         """

@@ -257,3 +257,56 @@ def test_a_socket_of_another_kind_under_such_a_descriptor_is_the_kernels(at_work
         result = [data, os.read(read, 10)]
     """
     assert at_work.run(code) == [b"x", b"y"]
+
+
+COPIES = {
+    "socket.dup": "sock.dup()",
+    "os.dup": "socket.socket(fileno=os.dup(sock.fileno()))",
+    "fromfd": "socket.fromfd(sock.fileno(), sock.family, sock.type)",
+    "dup": "socket.socket(fileno=__import__('ctypes').CDLL(None).dup(sock.fileno()))",
+    "F_DUPFD": "socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD, 1000))",
+    "a copy of a copy": "sock.dup().dup()",
+}
+
+
+@sandbox
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_a_copy_of_a_descriptor_has_addresses_too(at_work, copy):
+    code = f"""
+        import fcntl
+        sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        sock.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        copied = {copy}
+        copied.sendmsg([b"to ", b"it"], [], 0, other.getsockname())
+        data, peer = other.recvfrom(100)
+        other.sendmsg([b"back"], [], 0, peer)
+        answer, _, _, sender = copied.recvmsg(100)
+        result = [data, peer == sock.getsockname(), answer, sender == other.getsockname(), os.get_inheritable(copied.fileno())]
+    """
+    inherited = copy in (COPIES["dup"], COPIES["F_DUPFD"])
+    assert at_work.run(code) == [b"to it", True, b"back", True, inherited]
+
+
+@sandbox
+def test_other_uses_of_descriptors_are_the_kernels(at_work):
+    """Of those that a datagram socket may have: files, connections, commands, minima that are too high; what is not open."""
+    code = """
+        import fcntl
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        read, write = os.pipe()
+        os.dup2(write, 1001)
+        os.write(os.dup(1001), b"x")
+        below = os.dup(1001) < 896
+        above = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 1024)
+        flags = [fcntl.fcntl(sock, fcntl.F_GETFD), fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK]
+        errors = []
+        os.close(1001)
+        for step in (lambda: os.dup(1001), lambda: fcntl.fcntl(1001, fcntl.F_GETFL), lambda: fcntl.fcntl(sock, fcntl.F_DUPFD, -1)):
+            try:
+                step()
+            except OSError as error:
+                errors.append(errno.errorcode[error.errno])
+        result = [os.read(read, 9), below, above >= 1024, *flags, errors]
+    """
+    assert at_work.run(code) == [b"x", True, True, 1, 0, ["EBADF", "EBADF", "EINVAL"]]

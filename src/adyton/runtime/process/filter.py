@@ -101,7 +101,8 @@ def _rule(rule: Rule) -> Block:
         for condition in rule.local:
             block = _where(condition, block, ask)
     for check in reversed(rule.checks):
-        refuse = [_plain(RETURN, ASK if rule.asks else ERRNO | number_of(check.otherwise))]
+        asks = rule.asks and not check.otherwise.often
+        refuse = [_plain(RETURN, ASK if asks else ERRNO | number_of(check.otherwise))]
         load = [_plain(LOAD, _ARGUMENTS_OFFSET + 8 * check.argument)]
         if isinstance(check, Only):
             block = [*load, _plain(AND, check.mask), *_one_of(check.values, block, refuse)]

@@ -114,6 +114,10 @@ MESSAGE = Emulated(
     "datagram sockets have; else it is local",
     but=(_OF_DATAGRAMS,),
 )
+COPY = Emulated(
+    f"a copy of a datagram socket's descriptor has one of {DATAGRAM_DESCRIPTORS[0]} to {DATAGRAM_DESCRIPTORS[-1]} too; else it is local",
+    but=(_OF_DATAGRAMS,),
+)
 # For one byte too, by which Python's ssl finds out whether a socket is connected: a stand-in is a connected pair, to the kernel. And of
 # datagram sockets, which may have an error to tell.
 RECEIVE_FROM = Emulated(
@@ -122,8 +126,16 @@ RECEIVE_FROM = Emulated(
     (Is(2, 1), _OF_DATAGRAMS),
 )
 
-_OUT_OF_BAND = Refused("EOPNOTSUPP", "a stand-in has no out-of-band data")
-NOT_OUT_OF_BAND = {argument: (Only(argument, 1, (0,), _OUT_OF_BAND),) for argument in (2, 3)}  # MSG_OOB
+_OUT_OF_BAND = Refused(
+    "EOPNOTSUPP",
+    "a stand-in has no out-of-band data, and the kernel's own on unix sockets has let sandboxed programs out (CVE-2025-38236)",
+)
+NOT_OUT_OF_BAND = {argument: (Only(argument, 0x1, (0,), _OUT_OF_BAND),) for argument in (2, 3)}  # MSG_OOB
+# MSG_ERRQUEUE, for which a unix socket gives its data
+_NO_ERRORS = Refused("EAGAIN", "a stand-in has no queue of errors", often=True)
+NOT_OF_ERRORS = {
+    argument: (*NOT_OUT_OF_BAND[argument], Only(argument, 0x2000, (0,), _NO_ERRORS)) for argument in (2, 3)
+}
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
@@ -199,9 +211,9 @@ ROWS: tuple[Row, ...] = (
     Row("fstatfs", 138, 44, "file", LOCAL),
     Row("ustat", 136, None, "file", Refused("ENOSYS", OBSOLETE)),
     Row("flock", 73, 32, "file", LOCAL),
-    Row("fcntl", 72, 25, "file", LOCAL, NO_WATCHES),
+    Row("fcntl", 72, 25, "file", COPY, NO_WATCHES),
     Row("ioctl", 16, 29, "file", LOCAL, NO_TERMINAL_TRICKS),
-    Row("dup", 32, 23, "file", LOCAL),
+    Row("dup", 32, 23, "file", COPY),
     Row("dup2", 33, None, "file", LOCAL),
     Row("dup3", 292, 24, "file", LOCAL),
     Row("sendfile", 40, 71, "file", LOCAL),
@@ -287,11 +299,11 @@ ROWS: tuple[Row, ...] = (
     Row("setsockopt", 54, 208, "net", ON_SOCKET),
     Row("shutdown", 48, 210, "net", ON_SOCKET),
     Row("sendto", 44, 206, "net", SEND_TO, NOT_OUT_OF_BAND[3]),
-    Row("recvfrom", 45, 207, "net", RECEIVE_FROM, NOT_OUT_OF_BAND[3]),
+    Row("recvfrom", 45, 207, "net", RECEIVE_FROM, NOT_OF_ERRORS[3]),
     Row("sendmsg", 46, 211, "net", MESSAGE, NOT_OUT_OF_BAND[2]),
-    Row("recvmsg", 47, 212, "net", MESSAGE, NOT_OUT_OF_BAND[2]),
+    Row("recvmsg", 47, 212, "net", MESSAGE, NOT_OF_ERRORS[2]),
     Row("sendmmsg", 307, 269, "net", MESSAGE, NOT_OUT_OF_BAND[3]),
-    Row("recvmmsg", 299, 243, "net", MESSAGE, NOT_OUT_OF_BAND[3]),
+    Row("recvmmsg", 299, 243, "net", MESSAGE, NOT_OF_ERRORS[3]),
     # -- memory --
     Row("mmap", 9, 222, "memory", LOCAL),
     Row("munmap", 11, 215, "memory", LOCAL),

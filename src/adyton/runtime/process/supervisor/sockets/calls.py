@@ -15,16 +15,18 @@ from collections.abc import Callable
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note, UnknownProcessError
+from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
 from adyton.runtime.process.supervisor.sockets import addresses, options
+from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
 from adyton.runtime.process.supervisor.sockets.datagram_messages import MessageCalls
 from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls
+from adyton.runtime.process.supervisor.sockets.descriptors import Descriptors
 from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 from adyton.runtime.process.supervisor.sockets.streams import CLOEXEC, NONBLOCK, StreamCalls
-from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, number
+from adyton.runtime.process.table import number
 from adyton.runtime.process.table_rows import Refused
 
 _KIND_MASK = 0xF
@@ -66,12 +68,14 @@ class SocketCalls:
         self._streams = StreamCalls(self._a)
         self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
         self._messages = MessageCalls(self._a, self._datagrams)
-        self._next_number = DATAGRAM_DESCRIPTORS.start
         self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent)
+        self._descriptors = Descriptors(listener, self.pump, close_file)
         self._setting, self._connecting = number("setsockopt"), number("connect")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
         self.handlers = {
             "socket": self._handler(self._socket),
+            "dup": self._handler(self._descriptors.duplicate),
+            "fcntl": self._handler(self._descriptors.duplicate),
             "connect": self._on(self._connect, begins=True),
             "bind": self._on(self._bind, begins=True),
             "listen": self._on(self._streams.listen, begins=True),
@@ -181,7 +185,7 @@ class SocketCalls:
         assert made.guest_end is not None
         try:
             made.guest_end.setblocking(not kind & NONBLOCK)
-            given = self._give(note, made, close_on_exec=bool(kind & CLOEXEC))
+            given = self._descriptors.give(note, made, made.guest_end, close_on_exec=bool(kind & CLOEXEC))
         except (GoneError, OSError):
             self._a.pump.drop_refused(made)
             raise
@@ -189,31 +193,6 @@ class SocketCalls:
         made.guest_end.close()
         made.guest_end = None
         return LATER
-
-    def _give(self, note: Note, made: StandIn, *, close_on_exec: bool) -> int:
-        assert made.guest_end is not None
-        if made.kind == "datagram" and (wanted := self._free_number(note)) is not None:
-            try:
-                return self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=close_on_exec, number=wanted)
-            except OSError:  # the guest's limit of descriptors is below
-                pass
-        return self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=close_on_exec)
-
-    def _free_number(self, note: Note) -> int | None:
-        """A descriptor by which the filter knows datagram sockets, and under which the guest has nothing.
-
-        It could only come to have something there meanwhile if another of its threads asked for that very number.
-        """
-        for _ in DATAGRAM_DESCRIPTORS:
-            wanted = self._next_number
-            self._next_number = wanted + 1 if wanted + 1 in DATAGRAM_DESCRIPTORS else DATAGRAM_DESCRIPTORS.start
-            try:
-                self._close_file(self._a.listener.fetch(note, wanted))
-            except UnknownProcessError:
-                return None
-            except OSError:
-                return wanted
-        return None
 
     # -- connect, bind and shutdown --------------------------------------------------------------------------------------
 
@@ -240,10 +219,24 @@ class SocketCalls:
     def _recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         if standin.kind == "stream" and standin.state in ("new", "listening"):
             raise failure(errno.ENOTCONN)
+        if standin.kind == "stream" and standin.error:
+            self._tell_error_after_data(standin, fetched)
         if note.arguments[4] or standin.kind == "datagram":
             return self._datagrams.recvfrom(note, standin, fetched)
         self._a.listener.go_on(note)
         return LATER
+
+    @staticmethod
+    def _tell_error_after_data(standin: StandIn, fetched: socket.socket) -> None:
+        """OSError: why there is nothing more to receive, once. (To the kernel any loss is a reset.)"""
+        try:
+            fetched.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            code, standin.error, standin.unreported = standin.error, 0, False  # the kernel's has just been taken
+            standin.shown = False
+            raise failure(code) from None
 
     # -- names and options ----------------------------------------------------------------------------------------------
 
@@ -252,7 +245,7 @@ class SocketCalls:
         return 0
 
     def _getpeername(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
-        if standin.state != "connected" or standin.peer is None:
+        if standin.state != "connected" or standin.peer is None or standin.over:
             raise failure(errno.ENOTCONN)
         self._a.write_address(note, 1, standin.peer, standin.family)
         return 0
@@ -294,9 +287,10 @@ class SocketCalls:
             )
             return 0
         if option.place in ("told", "ignored"):
-            if number == options.SO_ERROR and level == options.SOL_SOCKET and standin.kind == "datagram":
-                self._datagrams.drop_mark(standin, fetched)
-            value = self._told(number, standin) if option.place == "told" else 0
+            if number == options.SO_ERROR and level == options.SOL_SOCKET:
+                value = self._error(standin, fetched)
+            else:
+                value = self._told(number, standin) if option.place == "told" else 0
             self._a.write_sized(note, 3, options.data_of([value]), cut=True)
             return 0
         self._check_option(option.name, standin)
@@ -327,13 +321,18 @@ class SocketCalls:
         request = net.GetOption(standin.number if standin.opened else None, standin.new, option.name)
         return self._a.ask(note, standin, request, finish)
 
+    def _error(self, standin: StandIn, fetched: socket.socket) -> int:
+        """What SO_ERROR has."""
+        if standin.kind == "datagram":
+            self._datagrams.drop_mark(standin, fetched)
+        code = standins.take_error(standin, fetched)
+        if standin.state != "connected":  # else a connect is still to say so
+            standin.unreported = False
+        return code
+
     @staticmethod
     def _told(number: int, standin: StandIn) -> int:
         stream = standin.kind == "stream"
-        if number == options.SO_ERROR:
-            code, standin.error = standin.error, 0
-            standin.unreported = False
-            return code
         return {
             options.SO_TYPE: socket.SOCK_STREAM if stream else socket.SOCK_DGRAM,
             options.SO_ACCEPTCONN: int(standin.state == "listening"),
@@ -346,11 +345,19 @@ class SocketCalls:
         if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
             raise failure(errno.EINVAL)
         if standin.state == "listening" and how != socket.SHUT_WR:
-            self._a.pump.renumber(standin)
-            standin.state = "new"
-            self._a.moved(standin)
+            self._a.pump.stop_listening(standin, fetched)
             return 0
-        if standin.state != "connected":
+        if standin.state == "connecting":
+            self._streams.abort(standin)
+            return 0
+        if standin.state == "listening":
+            return 0
+        if standin.state != "connected" or standin.over:
             raise failure(errno.ENOTCONN)
         fetched.shutdown(how)
+        standin.unreported = False
+        if how != socket.SHUT_RD and standin.kind == "datagram":
+            standin.shut = True
+            self._a.pump.watch(standin)
+        standin.over = how != socket.SHUT_RD and standin.kind == "stream" and standin.ended and not standin.incoming
         return 0

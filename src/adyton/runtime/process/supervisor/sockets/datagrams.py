@@ -33,9 +33,6 @@ _NO_ADDRESS = Refused(
 )
 
 
-_MSG_ERRQUEUE = 0x2000  # linux/socket.h
-
-
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A datagram that a system call is to send. `peer` None: to the socket's one peer; `result`: of the call."""
@@ -120,6 +117,8 @@ class DatagramCalls:
         if peer == resolver.ADDRESS:
             self._names.query(standin, data)
             return outgoing.result
+        if standin.shut:
+            raise failure(errno.EPIPE)
         self.raise_error(standin)
         if peer is None or (peer in standin.reachable and standin.opened):
             return self._send_when_there_is_room(note, standin, fetched, outgoing)
@@ -166,7 +165,9 @@ class DatagramCalls:
 
     def _send_on_stream(self, note: Note, standin: StandIn, fetched: socket.socket) -> int:
         """The address is of no use there, as with TCP. It may send less than was asked for, and never waits."""
-        if standin.state != "connected":
+        if code := standins.take_error(standin, fetched):
+            raise failure(code)
+        if standin.state not in ("connected", "connecting"):
             raise failure(errno.EPIPE)
         data = self._a.listener.read(note, note.arguments[1], min(note.arguments[2], net.CHUNK))
         return fetched.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -178,9 +179,7 @@ class DatagramCalls:
     def wait_for(
         self, note: Note, standin: StandIn, fetched: socket.socket, flags: int, receive: Callable[[socket.socket], bool]
     ) -> int | None:
-        """Call `receive` with the guest's end until it is True: it has received something and answered. Its errors have no queue."""
-        if flags & _MSG_ERRQUEUE:
-            raise failure(errno.EAGAIN)
+        """Call `receive` with the guest's end until it is True: it has received something and answered."""
         if receive(fetched):
             return LATER
         if not blocks(fetched) or flags & socket.MSG_DONTWAIT:

@@ -183,11 +183,11 @@ class Pump:
             if standin.opened:  # it was bound
                 self._client.tell(net.CloseSocket(standin.number, reset=False))
             self._end(standin, 0, "new")
-        elif standins.has_hung_up(standin.end):
+        elif self._has_closed(standin):
             self._closed(standin, reset=False)
 
     def _no_more(self, standin: StandIn) -> None:
-        if standin.hung or standins.has_hung_up(standin.end):
+        if self._has_closed(standin):
             self._closed(standin, reset=False)
             return
         standin.shut = True
@@ -203,10 +203,12 @@ class Pump:
         except OSError:
             self._closed(standin, reset=False)
             return
-        if not data and (standin.hung or standins.has_hung_up(standin.end)):
+        if not data and self._has_closed(standin):
             self._closed(standin, reset=False)
             return
-        if len(data) <= net.MAX_DATAGRAM:
+        if not data and standins.is_shut(standin.end):
+            standin.shut = True
+        elif len(data) <= net.MAX_DATAGRAM:
             self._datagram(standin, data)
         self._watch(standin)
 
@@ -222,12 +224,24 @@ class Pump:
     def _hang_ups(self) -> None:
         for descriptor, _ in self._hangups.poll(0):
             standin = self._hung.get(descriptor)
-            if standin is None or not standins.has_hung_up(standin.end):
+            if standin is None or not self._has_closed(standin):
                 continue
             standin.hung = True
             if standin.state != "connected" or standin.shut:
                 self._closed(standin, reset=standin.state == "connected" and self._was_reset(standin))
             # else what it wrote goes out first, as far as there is credit
+
+    def _has_closed(self, standin: StandIn) -> bool:
+        """Whether the guest has no copy of its end any more. Where both directions are shut, our end looks the same as if it were so."""
+        if standin.hung:
+            return True
+        if not standins.has_hung_up(standin.end):
+            return False
+        found = self.guest_end(standin)
+        if found is None:
+            return True
+        found.close()
+        return False
 
     @staticmethod
     def _was_reset(standin: StandIn) -> bool:
@@ -411,7 +425,7 @@ class Pump:
     def break_(self, standin: StandIn, code: int, state: State = "broken") -> None:
         """Show the guest a connection that was lost, or did not come about."""
         if standin.end.fileno() >= 0:
-            self._leave_something_unread(standin)
+            standin.shown = self._leave_something_unread(standin)
             standins.thin(standin.end)
         self._end(standin, code, state)
 
@@ -430,21 +444,28 @@ class Pump:
         if self._by_inode.get(standin.inode) is standin:
             del self._by_inode[standin.inode]
 
-    def _leave_something_unread(self, standin: StandIn) -> None:
-        """Have a byte in our end, which the kernel takes for one of the guest's: it has to come from there."""
+    def _leave_something_unread(self, standin: StandIn) -> bool:
+        """Have a byte in our end, which the kernel takes for one of the guest's: it has to come from there. False: there is none."""
         if standin.filled:
-            return
+            return True
+        found = self.guest_end(standin)
+        if found is not None:
+            with found:
+                self._send_byte(found)
+        return standins.unread_of(standin.end) > 0
+
+    def guest_end(self, standin: StandIn) -> socket.socket | None:
+        """A duplicate of the guest's end, if it is where it was seen last."""
         if standin.guest_end is not None:
-            self._send_byte(standin.guest_end)
-            return
+            return standin.guest_end.dup()
         thread, descriptor = standin.seen
         for process in (thread, self._leader):
             found = self._fetched(process, descriptor)
             if found is not None:
-                with found:
-                    if os.fstat(found.fileno()).st_ino == standin.inode:
-                        self._send_byte(found)
-                        return
+                if os.fstat(found.fileno()).st_ino == standin.inode:
+                    return found
+                found.close()
+        return None
 
     @staticmethod
     def _fetched(process: int, descriptor: int) -> socket.socket | None:
@@ -470,6 +491,14 @@ class Pump:
             guest_end.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             pass  # full: there is something unread; or shut down: it knows of its end
+
+    def stop_listening(self, standin: StandIn, guest_end: socket.socket) -> None:
+        """It begins anew, in a fresh one's place."""
+        self._let_go_of_pending(standin)
+        self._client.tell(net.CloseSocket(standin.number, reset=False))
+        for end in (standin.end, guest_end):  # what only was to be seen
+            standins.discard(end)
+        self._end(standin, 0, "new")
 
     # -- connections that come ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ datagram socket is a pair of SEQPACKET sockets, which keep boundaries and yet te
 
     hidden behind it                          how the guest's kernel is made to show it
     a connect that is under way               the guest's end is filled: it is not writable
+    a socket that listens                     the guest's end is filled, and shut for writing
     a connection to accept                    one byte each is readable
     end of stream                             shutdown of our end
     a reset                                   our end is closed while something in it is unread: ECONNRESET
@@ -67,6 +68,7 @@ class StandIn:
     peer: net.Endpoint | None = None
     options: dict[str, list[int]] = field(default_factory=dict)
     error: int = 0  # what SO_ERROR has
+    shown: bool = False  # its kernel has an error for the guest's end, as long as nobody was told of it
     unreported: bool = False  # a connect has ended, and nobody has been told
     filled: int = 0  # bytes in our end that are none of the guest's
     credit: int = net.WINDOW
@@ -78,6 +80,7 @@ class StandIn:
     ended: bool = False  # the client sends nothing more
     lost: str = ""  # the errno with which the connection was lost, to be shown once all has been read
     shut: bool = False  # the guest sends nothing more
+    over: bool = False  # it said so when the client's end had been shown to it: nothing flows any more
     hung: bool = False  # the guest has closed all its copies
     seen: tuple[int, int] = (0, -1)  # a thread of the guest, and the descriptor under which it had this last
     pending: deque[StandIn] = field(default_factory=deque)  # connections to accept
@@ -108,9 +111,18 @@ def make(family: net.Family, kind: net.Kind, number: int) -> StandIn:
 
 
 def has_hung_up(end: socket.socket) -> bool:
-    """Whether the guest has closed its end, all copies of it."""
+    """Whether the guest has closed its end, all copies of it; or both directions are shut."""
+    return _shows(end, 0)
+
+
+def is_shut(end: socket.socket) -> bool:
+    """Whether the guest writes nothing more."""
+    return _shows(end, select.POLLRDHUP)
+
+
+def _shows(end: socket.socket, events: int) -> bool:
     poller = select.poll()
-    poller.register(end, 0)
+    poller.register(end, events)
     return bool(poller.poll(0))
 
 
@@ -145,13 +157,32 @@ def thin(end: socket.socket) -> None:
     The kernel shows a reset, wakes who polls for it, and only then frees what was unread, which makes the guest's end writable. A TCP
     socket becomes both at once; here the second comes the sooner the less there is to be freed.
     """
-    unread = struct.unpack("=i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))[0]
-    surplus = (
-        unread - end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 - 1
-    )  # it is writable while a quarter is taken
+    # It is writable while a quarter is taken.
+    surplus = unread_of(end) - end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 - 1
     with contextlib.suppress(OSError):
         while surplus > 0 and (data := end.recv(surplus, socket.MSG_DONTWAIT)):
             surplus -= len(data)
+
+
+def unread_of(end: socket.socket) -> int:
+    """How many bytes the guest has written that we have not read."""
+    return int(struct.unpack("=i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))[0])
+
+
+def take_error(standin: StandIn, guest_end: socket.socket) -> int:
+    """The errno of what became of it, 0 if there is none: it is told once, be it here or by the guest's kernel in a call of its own."""
+    code, standin.error = standin.error, 0
+    if standin.shown and not guest_end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        code = 0
+    standin.shown = False
+    return code
+
+
+def show_listening(standin: StandIn, guest_end: socket.socket) -> None:
+    """Have nothing writable, and EPIPE for who writes all the same."""
+    fill(standin, guest_end)
+    thin(standin.end)
+    guest_end.shutdown(socket.SHUT_WR)
 
 
 # -- which datagram the guest reads next ------------------------------------------------------------------------------------

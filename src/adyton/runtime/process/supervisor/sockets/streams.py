@@ -39,11 +39,9 @@ class StreamCalls:
                 raise failure(errno.EISCONN)
             case "listening":
                 raise failure(errno.EISCONN)
-            case "failed":
-                code, standin.error, standin.unreported, standin.state = standin.error, 0, False, "new"
+            case "failed" | "broken":
+                code, standin.unreported, standin.state = standins.take_error(standin, fetched), False, "new"
                 raise failure(code or errno.ECONNABORTED)
-            case "broken":
-                raise failure(errno.EISCONN)
             case _:
                 pass
         peer = addresses.parse(data, standin.family)
@@ -118,6 +116,12 @@ class StreamCalls:
         standin.unreported = False
         return True
 
+    def abort(self, standin: StandIn) -> None:
+        """Give up a connect that is under way."""
+        self._a.client.tell(net.CloseSocket(standin.number, reset=False))
+        standin.unreported = True
+        self._a.pump.break_(standin, errno.ECONNRESET, "failed")
+
     def listen(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
         if standin.kind != "stream":
             raise failure(errno.EOPNOTSUPP)
@@ -137,6 +141,10 @@ class StreamCalls:
                 raise failure(errno_of(result))
             standin.opened, standin.state, standin.local = True, "listening", result.local
             self._a.pump.watch(standin)
+            found = self._a.pump.guest_end(standin)
+            if found is not None:
+                with found:
+                    standins.show_listening(standin, found)
             return 0
 
         request = net.Listen(
