@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from typing import Any
@@ -14,7 +15,7 @@ from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.socket_ancillary import items
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.sockets import addresses, messages, options, resolver
+from adyton.runtime.process.supervisor.sockets import addresses, messages, multicast, options, resolver
 from adyton.runtime.process.supervisor.sockets.pump import Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 
@@ -31,12 +32,14 @@ WORDS = (
     "inet6",
     "stream",
 )
+FAMILIES: tuple[net.Family, ...] = ("inet", "inet6")
 RESULTS: dict[type[Any], Any] = {
     net.Resolve: net.Addresses,
     net.Bind: net.Bound,
     net.Connect: net.Connected,
     net.Reach: net.Bound,
     net.Listen: net.Bound,
+    net.Join: net.Bound,
     net.GetOption: net.OptionValue,
 }
 
@@ -74,6 +77,11 @@ def name_query(data: bytes) -> None:
         addresses.parse(data, "inet6" if data[:1] == b"\n" else "inet")
     with contextlib.suppress(OSError):
         options.values_of(options.known(*data[:2].ljust(2, b"\0")), data[2:])
+    for family in FAMILIES:
+        with contextlib.suppress(OSError):
+            assert ipaddress.ip_address(multicast.group(data, family)).is_multicast
+        with contextlib.suppress(OSError):
+            multicast.check_interface(data, family)
     query = resolver.parse(data, "enclave")
     if query is None:
         return

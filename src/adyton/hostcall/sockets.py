@@ -9,6 +9,7 @@ Addresses are IP literals; a name is resolved by Resolve only.
     Connect            Connected     connect; `socket` is new unless it was bound. Of a datagram socket: its one peer
     Reach              Bound         may datagrams go to `peer`? Opens the socket unless it is open
     Listen             Bound         listen on a bound or new socket; `accepts`: numbers for the connections to come
+    Join               Bound         a datagram socket joins a multicast group, or leaves it, on an interface of the system's choice
     GetOption          OptionValue   of an open socket, or (socket None) of a new one with these options
     Any request may be answered with abi.Failed.
 
@@ -166,13 +167,22 @@ class Listen(_Struct, frozen=True):
     accepts: Annotated[list[Socket], msgspec.Meta(max_length=MAX_ACCEPTS)]
 
 
+class Join(_Struct, frozen=True):
+    """`group`: a multicast address; `leaves`: it."""
+
+    socket: Socket
+    new: New
+    group: Annotated[str, msgspec.Meta(min_length=2, max_length=45)]
+    leaves: bool
+
+
 class GetOption(_Struct, frozen=True):
     socket: Socket | None
     new: New
     name: OptionName
 
 
-Request = Resolve | Bind | Connect | Reach | Listen | GetOption
+Request = Resolve | Bind | Connect | Reach | Listen | Join | GetOption
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -329,6 +339,7 @@ _RESULTS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {
     Connect: msgspec.msgpack.Decoder(Connected | abi.Failed),
     Reach: msgspec.msgpack.Decoder(Bound | abi.Failed),
     Listen: msgspec.msgpack.Decoder(Bound | abi.Failed),
+    Join: msgspec.msgpack.Decoder(Bound | abi.Failed),
     GetOption: msgspec.msgpack.Decoder(OptionValue | abi.Failed),
 }
 _BAD = abi.Failed("EIO")

@@ -14,7 +14,7 @@ from adyton.hostcall import sockets as net
 from adyton.hostcall.client.net_policy import NetPolicy
 from adyton.hostcall.client.policy import Denied
 
-Opening = net.Bind | net.Connect | net.Reach | net.Listen
+Opening = net.Bind | net.Connect | net.Reach | net.Listen | net.Join
 
 
 class Decisions:
@@ -48,7 +48,7 @@ class Decisions:
 
     def judge(self, request: Opening) -> Denied | abi.Failed | None:
         """None if the policy allows it."""
-        if isinstance(request, net.Bind | net.Listen):
+        if isinstance(request, net.Bind | net.Listen | net.Join):
             self._policy.look_up_listeners()
         try:
             match request:

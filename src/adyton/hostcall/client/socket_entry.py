@@ -33,6 +33,7 @@ class Entry:
     shut: bool = False  # nothing more will come from the enclave
     closing: bool = False  # to be closed when `out` has been written
     bound: bool = False  # by the enclave
+    joined: bool = False  # groups, which it would leave if it were closed
     serves: bool = False  # a datagram socket that takes from everybody
     asked: set[str] = field(default_factory=set)  # options by which it wants to be told with a datagram
     watched: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from adyton.hostcall.sockets import Option
+from adyton.hostcall.sockets import Family, Option
 
 _LEVELS = {
     "SO": getattr(socket, "SOL_SOCKET", None),
@@ -21,6 +21,7 @@ NAMES = frozenset(
         "SO_DONTROUTE",
         "SO_KEEPALIVE",
         "SO_LINGER",
+        "SO_OOBINLINE",
         "SO_PRIORITY",
         "SO_RCVBUF",
         "SO_REUSEADDR",
@@ -28,6 +29,7 @@ NAMES = frozenset(
         "SO_SNDBUF",
         "TCP_CORK",
         "TCP_DEFER_ACCEPT",
+        "TCP_FASTOPEN",
         "TCP_KEEPCNT",
         "TCP_KEEPIDLE",
         "TCP_KEEPINTVL",
@@ -37,15 +39,22 @@ NAMES = frozenset(
         "TCP_NOTSENT_LOWAT",
         "TCP_QUICKACK",
         "TCP_SYNCNT",
+        "TCP_THIN_DUPACK",
+        "TCP_THIN_LINEAR_TIMEOUTS",
         "TCP_USER_TIMEOUT",
         "TCP_WINDOW_CLAMP",
         "IP_MTU_DISCOVER",
+        "IP_MULTICAST_LOOP",
+        "IP_MULTICAST_TTL",
         "IP_PKTINFO",
         "IP_RECVTOS",
         "IP_RECVTTL",
         "IP_TOS",
         "IP_TTL",
+        "IPV6_DONTFRAG",
         "IPV6_MTU_DISCOVER",
+        "IPV6_MULTICAST_HOPS",
+        "IPV6_MULTICAST_LOOP",
         "IPV6_RECVHOPLIMIT",
         "IPV6_RECVPKTINFO",
         "IPV6_RECVTCLASS",
@@ -55,6 +64,7 @@ NAMES = frozenset(
     ]
 )
 _LINGER = struct.Struct("ii")
+_ANY_INTERFACE = bytes(4)  # by its address, or by its number
 
 # What Python's module does not name, from linux/in.h, linux/in6.h and linux/tcp.h
 _LINUX = {
@@ -69,6 +79,8 @@ _LINUX = {
     "IPV6_TCLASS": 67,
     "SO_PRIORITY": 12,
     "TCP_NOTSENT_LOWAT": 25,
+    "TCP_THIN_DUPACK": 17,
+    "TCP_THIN_LINEAR_TIMEOUTS": 16,
     "TCP_USER_TIMEOUT": 18,
 }
 
@@ -92,6 +104,16 @@ def set_option(sock: socket.socket, option: Option) -> None:
         sock.setsockopt(level, number, _LINGER.pack(option.values[0], option.values[-1]))
     else:
         sock.setsockopt(level, number, option.values[0])
+
+
+def set_membership(sock: socket.socket, family: Family, group: str, *, leaves: bool) -> None:
+    """Of a multicast group, on an interface of the system's choice. OSError as the system has it; EINVAL: it is no group."""
+    if family == "inet6":
+        joined = socket.inet_pton(socket.AF_INET6, group) + _ANY_INTERFACE
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_LEAVE_GROUP if leaves else socket.IPV6_JOIN_GROUP, joined)
+    else:
+        joined = socket.inet_pton(socket.AF_INET, group) + _ANY_INTERFACE
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP if leaves else socket.IP_ADD_MEMBERSHIP, joined)
 
 
 def get_option(sock: socket.socket, name: str) -> list[int]:

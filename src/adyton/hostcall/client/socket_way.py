@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.policy import Denied
 
 Result = net.Result | abi.Failed
+
+# Under which name a request is counted and logged
+COUNTED_AS: dict[type[Any], str] = {
+    net.Resolve: "resolve",
+    net.Bind: "bind",
+    net.Connect: "connect",
+    net.Reach: "sendto",
+    net.Listen: "listen",
+    net.Join: "setsockopt",
+    net.GetOption: "getsockopt",
+}
 
 
 class Way(Protocol):

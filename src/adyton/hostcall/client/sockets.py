@@ -31,24 +31,15 @@ from adyton.hostcall.client.policy import Denied
 from adyton.hostcall.client.socket_ancillary import ROOM, Item, ancillary, items
 from adyton.hostcall.client.socket_decisions import Decisions, Opening
 from adyton.hostcall.client.socket_entry import NOTHING, Entry
-from adyton.hostcall.client.socket_options import get_option, set_option
+from adyton.hostcall.client.socket_options import get_option, set_membership, set_option
 from adyton.hostcall.client.socket_system import endpoint, is_bound, name_of, open_socket
-from adyton.hostcall.client.socket_way import Result, Way
+from adyton.hostcall.client.socket_way import COUNTED_AS, Result, Way
 
 BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
 CAUGHT_UP = 1 << 18
 _CLOSE_WITH_RESET = struct.pack("ii", 1, 0)  # SO_LINGER
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-# Under which name a request is counted and logged
-COUNTED_AS: dict[type[Any], str] = {
-    net.Resolve: "resolve",
-    net.Bind: "bind",
-    net.Connect: "connect",
-    net.Reach: "sendto",
-    net.Listen: "listen",
-    net.GetOption: "getsockopt",
-}
 _DENIED = abi.Failed("EACCES")
 
 
@@ -241,10 +232,15 @@ class ClientSockets:
                         entry.sock.bind(("::" if new.family == "inet6" else "0.0.0.0", 0))  # noqa: S104 - as sending does
                 case net.Listen(_, _, backlog, accepts):
                     self._listen(entry, backlog, accepts)
+                case net.Join(_, _, group, leaves):
+                    if not leaves:  # what is sent to a group comes from anybody: it takes what listening there does
+                        self._check("setsockopt", self._policy.listen(group, entry.sock.getsockname()[1]))
+                    set_membership(entry.sock, entry.family, group, leaves=leaves)
+                    entry.joined = True
                 case net.Connect(_, _, peer):
                     return self._connect(call, started, entry, peer)
-        except OSError:
-            if not is_bound(entry.sock):
+        except (OSError, ValueError):
+            if not (is_bound(entry.sock) or entry.joined):
                 self._forget(entry)
             raise
         self._watch(entry)
@@ -264,14 +260,16 @@ class ClientSockets:
             entry.note(option)
         return entry
 
+    def _check(self, name: str, denied: Denied | None) -> None:
+        if denied is not None:
+            self._way.denied(name, denied)
+            raise OSError(errno.EACCES, "denied")
+
     def _listen(self, entry: Entry, backlog: int, accepts: list[int]) -> None:
         if entry.kind != "stream":
             raise OSError(errno.EOPNOTSUPP, "not a stream")
         local = endpoint(entry.sock.getsockname())
-        denied = self._policy.listen(local.host, local.port)
-        if denied is not None:
-            self._way.denied("listen", denied)
-            raise OSError(errno.EACCES, "denied")
+        self._check("listen", self._policy.listen(local.host, local.port))
         entry.sock.listen(min(backlog, 4096))
         entry.state = "listening"
         entry.accepts.extend(accepts[: net.MAX_ACCEPTS - len(entry.accepts)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal["x86_64", "aarch64"]
-Errno = Literal["EACCES", "EAGAIN", "EDESTADDRREQ", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"]
+Errno = Literal["EACCES", "EAGAIN", "EDESTADDRREQ", "EINVAL", "ENOPROTOOPT", "ENOSYS", "EOPNOTSUPP", "EPERM"]
 Group = Literal["file", "event", "net", "memory", "process", "signal", "time", "ipc", "mount", "system"]
 
 

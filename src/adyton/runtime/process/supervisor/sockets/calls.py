@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
+from adyton.runtime.process.filter import number_of
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
-from adyton.runtime.process.supervisor.sockets import addresses, options
+from adyton.runtime.process.supervisor.sockets import addresses, multicast, options
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
 from adyton.runtime.process.supervisor.sockets.datagram_messages import MessageCalls
@@ -31,6 +32,7 @@ from adyton.runtime.process.table_rows import Refused
 
 _KIND_MASK = 0xF
 _FAMILIES: dict[int, net.Family] = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
+_FAMILY_OF: dict[int, net.Family] = {options.IPPROTO_IP: "inet", options.IPPROTO_IPV6: "inet6"}
 _PROTOCOLS: dict[tuple[int, int], net.Kind] = {
     (socket.SOCK_STREAM, 0): "stream",
     (socket.SOCK_STREAM, socket.IPPROTO_TCP): "stream",
@@ -39,6 +41,17 @@ _PROTOCOLS: dict[tuple[int, int], net.Kind] = {
 }
 # SO_BINDTODEVICE, SO_ATTACH_FILTER and its kin, SO_LOCK_FILTER (asm-generic/socket.h): programs and devices of the kernel's
 _NEVER_LOCAL = frozenset({25, 26, 27, 44, 50, 51, 52})
+# Options that no stream has, and what it says of them
+_OF_DATAGRAMS = {
+    "IP_MULTICAST_IF": errno.EINVAL,
+    "IP_MULTICAST_TTL": errno.EINVAL,
+    "IP_ADD_MEMBERSHIP": errno.EPROTO,
+    "IP_DROP_MEMBERSHIP": errno.EPROTO,
+    "IPV6_MULTICAST_IF": errno.ENOPROTOOPT,
+    "IPV6_MULTICAST_HOPS": errno.ENOPROTOOPT,
+    "IPV6_JOIN_GROUP": errno.EPROTO,
+    "IPV6_LEAVE_GROUP": errno.EPROTO,
+}
 
 _NAME_CACHE = b"/var/run/nscd/socket"
 
@@ -64,6 +77,7 @@ class SocketCalls:
         `close_file`: closes a descriptor that is no socket, see closing.
         """
         self._close_file = close_file
+        self._tell = tell
         self._a = Answering(listener, loop, client)
         self._streams = StreamCalls(self._a)
         self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
@@ -204,7 +218,8 @@ class SocketCalls:
     def _bind(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
         local = addresses.parse(self._a.read_address(note, 1, 2), standin.family)
         flight = self._a.flights.get(standin.inode)
-        if (standin.opened or standin.state != "new") and (flight is None or flight.result is None):
+        has_port = standin.opened and (standin.local is None or standin.local.port != 0)
+        if (has_port or standin.state != "new") and (flight is None or flight.result is None):
             raise failure(errno.EINVAL)
 
         def finish(result: net.Result | abi.Failed) -> int:
@@ -252,11 +267,13 @@ class SocketCalls:
 
     @staticmethod
     def _check_option(name: str, standin: StandIn) -> None:
-        """OSError ENOPROTOOPT for an option of another kind of socket."""
+        """OSError: ENOPROTOOPT, EINVAL for an option of another kind of socket."""
         if (name.startswith("TCP_") and standin.kind != "stream") or (
             name.startswith("IPV6_") and standin.family != "inet6"
         ):
             raise failure(errno.ENOPROTOOPT)
+        if standin.kind == "stream" and name in _OF_DATAGRAMS:
+            raise failure(_OF_DATAGRAMS[name])
 
     def _setsockopt(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         level, number, size = note.argument(1), note.argument(2), note.argument(4)
@@ -264,12 +281,18 @@ class SocketCalls:
         if size < 0:
             raise failure(errno.EINVAL)
         data = self._a.listener.read(note, note.arguments[3], min(size, options.MAX_LENGTH))
+        self._check_kept(option, "setsockopt")
         if option.place == "told":
             raise failure(errno.ENOPROTOOPT)
         if option.place == "local":
             fetched.setsockopt(level, number, data)
             return 0
         self._check_option(option.name, standin)
+        if option.place == "group":
+            return self._join_or_leave(note, standin, multicast.group(data, _FAMILY_OF[level]), leaves=option.leaves)
+        if option.place == "device":
+            multicast.check_interface(data, _FAMILY_OF[level])
+            return 0
         values = options.values_of(option, data)
         if option.place == "client":
             standin.options[option.name] = values
@@ -277,16 +300,38 @@ class SocketCalls:
                 self._a.client.tell(net.SetOption(standin.number, net.Option(option.name, values)))
         return 0
 
+    def _check_kept(self, option: options.Known, call: str) -> None:
+        """OSError of an option that is refused; the client's user is told of those that a program sets."""
+        if option.refused is not None:
+            if call == "setsockopt":
+                self._tell(f"{call} {option.name}", option.refused)
+            raise failure(number_of(option.refused))
+
+    def _join_or_leave(self, note: Note, standin: StandIn, group: str, *, leaves: bool) -> int | None:
+        """A multicast group, which the client's policy must allow."""
+
+        def finish(result: net.Result | abi.Failed) -> int:
+            if not isinstance(result, net.Bound):
+                raise failure(errno_of(result))
+            standin.opened, standin.local = True, result.local
+            self._a.pump.watch(standin)
+            return 0
+
+        return self._a.ask(note, standin, net.Join(standin.number, standin.new, group, leaves), finish)
+
     def _getsockopt(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         level, number = note.argument(1), note.argument(2)
         option = options.known(level, number)
+        self._check_kept(option, "getsockopt")
+        if option.place == "group":
+            raise failure(errno.ENOPROTOOPT)
         if option.place == "local":
             (room,) = INT.unpack(self._a.listener.read(note, note.arguments[4], INT.size))
             self._a.write_sized(
                 note, 3, fetched.getsockopt(level, number, max(0, min(room, options.MAX_LENGTH))), cut=True
             )
             return 0
-        if option.place in ("told", "ignored"):
+        if option.place in ("told", "ignored", "device"):
             if number == options.SO_ERROR and level == options.SOL_SOCKET:
                 value = self._error(standin, fetched)
             else:
@@ -334,6 +379,7 @@ class SocketCalls:
     def _told(number: int, standin: StandIn) -> int:
         stream = standin.kind == "stream"
         return {
+            options.SO_SNDLOWAT: 1,
             options.SO_TYPE: socket.SOCK_STREAM if stream else socket.SOCK_DGRAM,
             options.SO_ACCEPTCONN: int(standin.state == "listening"),
             options.SO_PROTOCOL: socket.IPPROTO_TCP if stream else socket.IPPROTO_UDP,

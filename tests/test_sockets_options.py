@@ -1,0 +1,250 @@
+"""Options of sockets: each that Python names has a row; those of multicast are under the client's policy; interfaces are the enclave's own."""
+
+import shlex
+import socket
+import struct
+
+import pytest
+from enclave_sockets import EVERYWHERE, PATIENCE, enclave
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.hostcall.client import socket_options
+from adyton.runtime.process.supervisor.sockets import multicast, options
+
+sandbox = pytest.mark.sandbox
+
+LEVELS = {
+    "SO": socket.SOL_SOCKET,
+    "TCP": socket.IPPROTO_TCP,
+    "UDP": socket.IPPROTO_UDP,
+    "IP": socket.IPPROTO_IP,
+    "IPV6": socket.IPPROTO_IPV6,
+}
+# What has such a name and is no option, or one of a level that is not there.
+OTHERS = (
+    "IPV6_RTHDR_TYPE_0",
+    "IP_DEFAULT_MULTICAST_LOOP",
+    "IP_DEFAULT_MULTICAST_TTL",
+    "IP_MAX_MEMBERSHIPS",
+    "SO_J1939_",
+    "SO_VM_SOCKETS_",
+)
+LEVEL_OF = {"SO_ORIGINAL_DST": socket.IPPROTO_IP}  # linux/netfilter_ipv4.h
+
+NAMED = [
+    name
+    for name in sorted(dir(socket))
+    if name.partition("_")[0] in LEVELS and name.isupper() and not name.startswith(OTHERS)
+]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_option_that_python_names_has_a_row(name):
+    level = LEVEL_OF.get(name, LEVELS[name.partition("_")[0]])
+    known = options.OPTIONS.get((level, getattr(socket, name)))
+    assert known is not None, f"{name} is not in the table of options"
+    assert name == known.name or name in ("IP_RETOPTS", "IP_RECVRETOPTS", "IP_ORIGDSTADDR")
+    assert known.place in ("client", "local", "told", "ignored", "group", "device") or known.refused.reason
+
+
+def test_the_client_has_a_name_for_each_option_that_is_its_own_and_for_no_other():
+    own = {known.name for known in options.OPTIONS.values() if known.place == "client"}
+    assert own == socket_options.NAMES
+    assert len(own) <= 64  # that a request can carry: sockets.New
+    with (
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as stream,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
+    ):
+        for name in sorted(own):
+            sock = stream if name.startswith("TCP") else datagrams
+            assert socket_options.get_option(sock, name)
+
+
+GROUPS = st.binary(min_size=3, max_size=3).map(lambda rest: bytes([224 + rest[0] % 16]) + rest)
+
+
+@given(group=GROUPS, own=st.binary(min_size=4, max_size=4), index=st.none() | st.integers(0, 9))
+def test_a_group_of_ipv4_is_joined_on_any_interface_only(group, own, index):
+    data = group + own + (b"" if index is None else struct.pack("=i", index))
+    if any(own) or index:
+        with pytest.raises(OSError, match="No such device"):
+            multicast.group(data, "inet")
+    else:
+        assert multicast.group(data, "inet") == socket.inet_ntoa(group)
+
+
+@given(data=st.binary(max_size=24), family=st.sampled_from(["inet", "inet6"]))
+def test_what_is_no_group_is_einval(data, family):
+    expected = len(data) >= (8 if family == "inet" else 20) and (
+        data[0] >> 4 == 0xE if family == "inet" else data[0] == 0xFF
+    )
+    if not expected:
+        with pytest.raises(OSError, match="Invalid argument"):
+            multicast.group(data, family)
+
+
+@sandbox
+def test_options_that_are_refused_say_why(tmp_path, capfd):
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        code = "socket.socket().setsockopt(socket.{}, socket.{}, {})"
+        for level, name, value, expected in (
+            ("SOL_SOCKET", "SO_BINDTODEVICE", "b'lo'", "EPERM"),
+            ("SOL_SOCKET", "SO_MARK", "1", "EPERM"),
+            ("IPPROTO_TCP", "TCP_CONGESTION", "b'reno'", "ENOPROTOOPT"),
+            ("IPPROTO_IP", "IP_OPTIONS", "b''", "EPERM"),
+        ):
+            assert at_work.fails(code.format(level, name, value)) == expected
+        assert at_work.fails("socket.socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 92)") == "ENOPROTOOPT"
+        assert at_work.client.refused["setsockopt SO_BINDTODEVICE"] == 1
+    said = capfd.readouterr().err
+    assert (
+        "setsockopt SO_BINDTODEVICE, which fails there with EPERM: it names an interface of the client's machine"
+        in said
+    )
+    assert "TCP_INFO" not in said
+
+
+@sandbox
+def test_options_of_groups_are_those_of_the_clients_socket(tmp_path):
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        code = """
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            ip = socket.IPPROTO_IP
+            result = [sock.getsockopt(ip, socket.IP_MULTICAST_TTL), sock.getsockopt(ip, socket.IP_MULTICAST_LOOP)]
+            sock.setsockopt(ip, socket.IP_MULTICAST_TTL, bytes([7]))
+            sock.setsockopt(ip, socket.IP_MULTICAST_LOOP, 0)
+            sock.setsockopt(ip, socket.IP_MULTICAST_IF, bytes(4))
+            result += [sock.getsockopt(ip, socket.IP_MULTICAST_TTL), sock.getsockopt(ip, socket.IP_MULTICAST_LOOP)]
+            result += [sock.getsockopt(ip, socket.IP_MULTICAST_IF, 4)]
+            stream = socket.socket()
+            for options in (
+                (sock, ip, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")),
+                (sock, ip, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + socket.inet_aton("127.0.0.1")),
+                (sock, ip, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("10.0.0.1") + bytes(4)),
+                (stream, ip, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + bytes(4)),
+                (stream, ip, socket.IP_MULTICAST_TTL, 3),
+                (socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), 41, socket.IPV6_MULTICAST_IF, 1),
+            ):
+                try:
+                    options[0].setsockopt(*options[1:])
+                except OSError as error:
+                    result.append(errno.errorcode[error.errno])
+        """
+        refused = ["EADDRNOTAVAIL", "ENODEV", "EINVAL", "EPROTO", "EINVAL", "ENODEV"]
+        assert at_work.run(code) == [1, 1, 7, 0, bytes(4), *refused]
+
+
+JOIN = """
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    level, join, leave = (41, socket.IPV6_JOIN_GROUP, socket.IPV6_LEAVE_GROUP) if family == socket.AF_INET6 else (
+        0, socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP)
+    membership = socket.inet_pton(family, group) + bytes(4)
+    if late:
+        sock.setsockopt(level, join, membership)
+    sock.bind(("", port))
+    if not late:
+        sock.setsockopt(level, join, membership)
+"""
+FAMILIES = [(socket.AF_INET, "239.255.77.1"), (socket.AF_INET6, "ff15::77:1")]
+
+
+def reaches_itself(family, group):
+    """Whether this machine gets what it sends to a group."""
+    with socket.socket(family, socket.SOCK_DGRAM) as taker, socket.socket(family, socket.SOCK_DGRAM) as sender:
+        taker.bind(("", 0))
+        taker.settimeout(1)
+        try:
+            socket_options.set_membership(taker, "inet6" if family == socket.AF_INET6 else "inet", group, leaves=False)
+            sender.sendto(b"x", (group, taker.getsockname()[1]))
+            return taker.recv(10) == b"x"
+        except OSError:
+            return False
+
+
+@sandbox
+@pytest.mark.parametrize("late", [False, True], ids=["bound before", "bound afterwards"])
+@pytest.mark.parametrize(("family", "group"), FAMILIES, ids=["inet", "inet6"])
+def test_who_may_listen_at_a_groups_address_gets_what_is_sent_to_it(tmp_path, family, group, late):
+    if not reaches_itself(family, group):
+        pytest.skip("this machine does not get what it sends to a group")
+    bracketed = f"[{group}]:0" if family == socket.AF_INET6 else f"{group}:0"
+    rules = {"allow_listen": [bracketed, "0.0.0.0:0", "[::]:0"], "allow_net": []}
+    with enclave(tmp_path, **rules) as at_work:
+        code = JOIN + "    socket.kept, result = sock, sock.getsockname()[1]\n"
+        port = at_work.run(code, family=int(family), group=group, port=0, late=late)
+        waiting = at_work.start(
+            "socket.kept.settimeout(patience)\nresult = socket.kept.recvfrom(100)[0]", patience=PATIENCE
+        )
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"to all", (group, port))
+            assert waiting.result(PATIENCE) == b"to all"
+        leave = JOIN + "    sock.setsockopt(level, leave, membership)\n    sock.setsockopt(level, leave, membership)\n"
+        assert at_work.fails(leave, family=int(family), group=group, port=0, late=late) == "EADDRNOTAVAIL"
+
+
+@sandbox
+@pytest.mark.parametrize(("family", "group"), FAMILIES, ids=["inet", "inet6"])
+def test_a_group_that_is_not_allowed_is_denied_and_told(tmp_path, capfd, family, group):
+    with enclave(tmp_path, allow_listen=["0.0.0.0:0", "[::]:0"], allow_net=["0.0.0.0/0", "[::/0]"]) as at_work:
+        assert at_work.fails(JOIN, family=int(family), group=group, port=0, late=True) == "EACCES"
+    subject = f"[{group}]:0" if family == socket.AF_INET6 else f"{group}:0"
+    assert f"denied: listen {subject} (add --allow-listen {shlex.quote(subject)})" in capfd.readouterr().err
+
+
+@sandbox
+def test_urgent_data_is_in_line_where_a_program_wants_that(tmp_path):
+    """Else it is left out, as by TCP. The program is not told which byte it is."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, enclave(tmp_path, **EVERYWHERE) as at_work:
+        code = """
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+            sock.connect(("127.0.0.1", port))
+            result = b""
+            while data := sock.recv(100):
+                result += data
+        """
+        for inline, expected in ((1, b"ab!cd"), (0, b"abcd")):
+            taken = at_work.start(code, inline=inline, port=listener.getsockname()[1])
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"ab")
+                connection.send(b"!", socket.MSG_OOB)
+                connection.sendall(b"cd")
+            assert taken.result(PATIENCE) == expected
+
+
+@sandbox
+def test_interfaces_are_the_enclaves_own(tmp_path):
+    """Its loopback, and none of the client's, nor of the server's."""
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        code = """
+            import fcntl
+            result = [socket.if_nametoindex("lo"), socket.if_indextoname(1)]
+            for step in (lambda: socket.if_indextoname(2), socket.if_nameindex, lambda: socket.if_nametoindex("eth0")):
+                try:
+                    result.append(step())
+                except OSError as error:
+                    result.append(errno.errorcode.get(error.errno, str(error)))
+            lists = []
+            for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    with socket.socket(family, kind) as sock:
+                        room = bytearray(4096)
+                        import ctypes
+                        place = ctypes.addressof(ctypes.c_char.from_buffer(room))
+                        answer = fcntl.ioctl(sock, 0x8912, struct.pack("iL", 4096, place))  # SIOCGIFCONF
+                        lists.append(struct.unpack("iL", answer)[0])
+            names = [line.partition(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]]
+            result += [lists, names, open("/proc/net/tcp").read().count("\\n")]
+        """
+        assert at_work.run(code) == [
+            1,
+            "lo",
+            "ENXIO",
+            "EAFNOSUPPORT",
+            "no interface with this name",
+            [0] * 6,
+            ["lo"],
+            1,
+        ]
