@@ -1,6 +1,7 @@
 """A stand-in shows the guest's kernel one thing at a time: what is hidden behind it changes in no step that can be seen."""
 
 import fcntl
+import os
 import select
 import socket
 import struct
@@ -9,7 +10,13 @@ from contextlib import suppress
 
 import pytest
 
+from adyton.hostcall import abi
+from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.notifications import GoneError, Note
 from adyton.runtime.process.supervisor.sockets import standin as standins
+from adyton.runtime.process.supervisor.sockets.answering import Answering
+from adyton.runtime.process.supervisor.sockets.pump import Pump
 
 
 @pytest.fixture
@@ -58,3 +65,59 @@ def test_little_that_is_unread_is_left_as_it_is(standin):
     standin.guest_end.send(b"x" * 100)
     standins.thin(standin.end)
     assert unread(standin.end) == 100
+
+
+HERE = net.Endpoint("127.0.0.1", 1234)
+
+
+class Gone:
+    """A listener for whose notes nobody waits."""
+
+    def answer(self, note, value=0, error=0):
+        raise GoneError
+
+
+class Client:
+    def __init__(self):
+        self.told = []
+
+    def request(self, request, done):
+        self.done = done
+
+    def tell(self, message):
+        self.told.append(message)
+
+    def bytes_pending(self):
+        return 0
+
+
+@pytest.mark.parametrize("result", [net.Bound(HERE), abi.Failed("EADDRINUSE")])
+def test_what_the_client_opens_for_a_socket_that_was_closed_meanwhile_is_closed(result):
+    loop, client = Loop(), Client()
+    answering = Answering(Gone(), loop, client)
+    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None)
+    made = pump.make("inet", "datagram")
+    request = net.Bind(made.number, made.new, net.Endpoint("127.0.0.1", 0))
+    answering.ask(Note(1, 1, 1, 1, (0,) * 6), made, request, lambda result: 0)
+    pump.drop_refused(made)
+    client.done(result)
+    assert client.told == ([net.CloseSocket(made.number, reset=False)] if isinstance(result, net.Bound) else [])
+    pump.close()
+    loop.close()
+
+
+def test_a_stand_in_that_was_shut_before_it_is_connected_is_looked_at_once():
+    """Its guest can have that done by a call on another socket, which it puts this one in place of."""
+    loop, client = Loop(), Client()
+    answering = Answering(Gone(), loop, client)
+    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None)
+    made = pump.make("inet", "stream")
+    made.guest_end.shutdown(socket.SHUT_RDWR)
+    turns = 0
+    loop.later(0.05, loop.stop)
+    while loop.turn():
+        turns += 1
+    assert turns < 10
+    assert pump.knows(made)
+    pump.close()
+    loop.close()

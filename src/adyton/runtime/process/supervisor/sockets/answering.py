@@ -107,6 +107,7 @@ class Answering:
             outcome: int | OSError
             if not self.pump.knows(standin):
                 self.flights.pop(standin.inode, None)
+                self.let_go(request, result)
                 outcome = failure(errno.EBADF)
             else:
                 try:
@@ -124,6 +125,11 @@ class Answering:
 
         self.client.request(request, done)
         return LATER
+
+    def let_go(self, request: net.Request, result: net.Result | abi.Failed) -> None:
+        """The guest has closed a socket meanwhile: what the client has opened for it is of no use."""
+        if isinstance(result, net.Bound | net.Connected) and not isinstance(request, net.Resolve | net.GetOption):
+            self.client.tell(net.CloseSocket(request.socket, reset=False))
 
     def wait(
         self,

@@ -266,7 +266,10 @@ class DatagramCalls:
 
         def done(result: net.Result | abi.Failed) -> None:
             held, standin.held = standin.held, []
-            if not self._a.pump.knows(standin) or standin.peer != peer:
+            if not self._a.pump.knows(standin):
+                self._a.let_go(request, result)
+                return
+            if standin.peer != peer:
                 return
             if isinstance(result, net.Connected):
                 standin.opened, standin.local = True, result.local
@@ -277,4 +280,5 @@ class DatagramCalls:
                 standin.credit += sum(len(each) + net.DATAGRAM_COST for each in held)
             self._a.pump.watch(standin)
 
-        self._a.client.request(net.Connect(standin.number, standin.new, peer), done)
+        request = net.Connect(standin.number, standin.new, peer)
+        self._a.client.request(request, done)

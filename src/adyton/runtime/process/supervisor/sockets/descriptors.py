@@ -52,7 +52,7 @@ class Descriptors:
         with found:
             standin = self._pump.find(os.fstat(descriptor).st_ino)
             wanted = None
-            if standin is not None and command in (_DUP, _DUP_CLOSE_ON_EXEC):
+            if standin is not None and standin.kind == "datagram" and command in (_DUP, _DUP_CLOSE_ON_EXEC):
                 wanted = self._free(note, least)
             if wanted is not None:
                 try:

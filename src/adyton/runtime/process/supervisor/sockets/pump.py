@@ -185,6 +185,9 @@ class Pump:
             self._end(standin, 0, "new")
         elif self._has_closed(standin):
             self._closed(standin, reset=False)
+        elif standins.is_shut(standin.end):  # by a call that became another's while it was looked at
+            standin.shut = True
+            self._watch(standin)
 
     def _no_more(self, standin: StandIn) -> None:
         if self._has_closed(standin):
@@ -406,6 +409,7 @@ class Pump:
         if standin.lost:
             self.break_(standin, getattr(errno, standin.lost))
         elif standin.ended:
+            standin.over = standin.over or standin.shut
             with contextlib.suppress(OSError):  # it has closed its end
                 standin.end.shutdown(socket.SHUT_WR)
             self._moved(standin)

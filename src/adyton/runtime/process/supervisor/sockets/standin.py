@@ -80,7 +80,7 @@ class StandIn:
     ended: bool = False  # the client sends nothing more
     lost: str = ""  # the errno with which the connection was lost, to be shown once all has been read
     shut: bool = False  # the guest sends nothing more
-    over: bool = False  # it said so when the client's end had been shown to it: nothing flows any more
+    over: bool = False  # nor does the client, and that was shown
     hung: bool = False  # the guest has closed all its copies
     seen: tuple[int, int] = (0, -1)  # a thread of the guest, and the descriptor under which it had this last
     pending: deque[StandIn] = field(default_factory=deque)  # connections to accept
