@@ -95,7 +95,7 @@ class Client:
 def test_what_the_client_opens_for_a_socket_that_was_closed_meanwhile_is_closed(result):
     loop, client = Loop(), Client()
     answering = Answering(Gone(), loop, client)
-    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None)
+    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None, os.close)
     made = pump.make("inet", "datagram")
     request = net.Bind(made.number, made.new, net.Endpoint("127.0.0.1", 0))
     answering.ask(Note(1, 1, 1, 1, (0,) * 6), made, request, lambda result: 0)
@@ -110,7 +110,7 @@ def test_a_stand_in_that_was_shut_before_it_is_connected_is_looked_at_once():
     """Its guest can have that done by a call on another socket, which it puts this one in place of."""
     loop, client = Loop(), Client()
     answering = Answering(Gone(), loop, client)
-    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None)
+    pump = answering.pump = Pump(loop, client, os.getpid(), answering.moved, lambda standin, data: None, os.close)
     made = pump.make("inet", "stream")
     made.guest_end.shutdown(socket.SHUT_RDWR)
     turns = 0

@@ -254,3 +254,18 @@ def test_who_polls_a_listener_is_woken_when_it_is_shut_down(at_work):
         result = [woken, listener.getsockname()[1] > 0]
     """
     assert at_work.run(code, patience=PATIENCE * 1000) == [[16], True]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_file_may_take_the_descriptor_of_a_socket(tmp_path, kind):
+    """The supervisor looks whether it is still there, and must not close a duplicate of a file that it serves itself."""
+    (tmp_path / "file").write_text("content")
+    with enclave(tmp_path, allow_read=[tmp_path / "file"], **ALLOWED) as at_work:
+        code = """
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.bind(("127.0.0.1", 0))
+            with open(path, "rb") as file:
+                os.dup2(file.fileno(), sock.fileno())
+                result = [socket.socket(socket.AF_INET, kind).getsockname()[1], os.read(sock.detach(), 100)]
+        """
+        assert at_work.run(code, kind=int(kind), path=str(tmp_path / "file")) == [0, b"content"]

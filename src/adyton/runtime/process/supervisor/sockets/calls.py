@@ -82,7 +82,7 @@ class SocketCalls:
         self._streams = StreamCalls(self._a)
         self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
         self._messages = MessageCalls(self._a, self._datagrams)
-        self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent)
+        self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent, close_file)
         self._descriptors = Descriptors(listener, self.pump, close_file)
         self._setting, self._connecting = number("setsockopt"), number("connect")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}

@@ -41,7 +41,7 @@ class Pump:
     """All stand-ins of a guest, by the inode of its end. `leader`: the guest's first process.
 
     `moved` is called when something has changed that a system call may wait for; `datagram` with each that the guest sends to no
-    address, and sees to it that it takes of the credit.
+    address, and sees to it that it takes of the credit; `close_file` closes a descriptor that is no socket, see closing.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class Pump:
         leader: int,
         moved: Callable[[StandIn], None],
         datagram: Callable[[StandIn, bytes], None],
+        close_file: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._client = client
         self._leader = leader
         self._moved = moved
         self._datagram = datagram
+        self._close_file = close_file
         self._by_inode: dict[int, StandIn] = {}
         self._by_number: dict[int, StandIn] = {}
         self._broken: dict[int, StandIn] = {}
@@ -471,8 +473,7 @@ class Pump:
                 found.close()
         return None
 
-    @staticmethod
-    def _fetched(process: int, descriptor: int) -> socket.socket | None:
+    def _fetched(self, process: int, descriptor: int) -> socket.socket | None:
         try:
             pidfd = os.pidfd_open(process)
         except OSError:
@@ -486,7 +487,7 @@ class Pump:
         try:
             return socket.socket(fileno=fetched)
         except OSError:  # it is a file by now
-            os.close(fetched)
+            self._close_file(fetched)
             return None
 
     @staticmethod
