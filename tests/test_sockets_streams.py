@@ -429,3 +429,46 @@ def test_one_byte_is_received_from_what_is_connected_only(at_work):
             each.close()
     """
     assert at_work.run(code) == ["a", "b", "c", "", "d"]
+
+
+def test_a_send_to_an_address_waits_for_room_on_a_connection(at_work):
+    """TCP heeds no address there; the call is the supervisor's all the same."""
+    size = 16 << 20  # more than there is room for on the way
+    done, got = threading.Event(), []
+
+    def serve(connection):
+        begun.wait(PATIENCE)
+        while data := connection.recv(1 << 20):
+            got.append(len(data))
+        done.set()
+
+    begun = threading.Event()
+    with server(serve) as port:
+        code = """
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.setblocking(False)
+            sent = 0
+            try:
+                while True:
+                    sent += sock.sendto(bytes(1 << 17), ("127.0.0.1", port))
+            except BlockingIOError:
+                pass
+            sock.setblocking(True)
+            result = socket.kept = [sock, sent]
+            result = sent
+        """
+        sent = at_work.run(code, port=port)
+        assert sent < size
+        waiting = at_work.start(
+            """
+            sock, result = socket.kept
+            while result < size:
+                result += sock.sendto(bytes(min(1 << 17, size - result)), sock.getpeername())
+            sock.close()
+            """,
+            size=size,
+        )
+        begun.set()
+        assert waiting.result(PATIENCE) == size
+        assert done.wait(PATIENCE)
+    assert sum(got) == size

@@ -163,24 +163,39 @@ class DatagramCalls:
         self._a.wait(note, standin, send, patience(fetched, socket.SO_SNDTIMEO))
         return LATER
 
-    def _send_on_stream(self, note: Note, standin: StandIn, fetched: socket.socket) -> int:
-        """The address is of no use there, as with TCP. It may send less than was asked for, and never waits."""
+    def _send_on_stream(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
+        """The address is of no use there, as with TCP. It may send less than was asked for."""
         if code := standins.take_error(standin, fetched):
             raise failure(code)
         if standin.state not in ("connected", "connecting"):
             raise failure(errno.EPIPE)
         data = self._a.listener.read(note, note.arguments[1], min(note.arguments[2], net.CHUNK))
-        return fetched.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+        def send(end: socket.socket) -> bool:
+            try:
+                sent = end.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            self._a.listener.answer(note, sent)
+            return True
+
+        return self.wait_for(note, standin, fetched, note.argument(3), send, socket.SO_SNDTIMEO)
 
     def recvfrom(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         """With the sender's address, if that is asked for."""
         return self.wait_for(note, standin, fetched, note.argument(3), lambda end: self._receive(note, standin, end))
 
     def wait_for(
-        self, note: Note, standin: StandIn, fetched: socket.socket, flags: int, receive: Callable[[socket.socket], bool]
+        self,
+        note: Note,
+        standin: StandIn,
+        fetched: socket.socket,
+        flags: int,
+        step: Callable[[socket.socket], bool],
+        option: int = socket.SO_RCVTIMEO,
     ) -> int | None:
-        """Call `receive` with the guest's end until it is True: it has received something and answered."""
-        if receive(fetched):
+        """Call `step` with the guest's end until it is True: it has received, or sent, and answered. `option`: how long that may take."""
+        if step(fetched):
             return LATER
         if not blocks(fetched) or flags & socket.MSG_DONTWAIT:
             raise failure(errno.EAGAIN)
@@ -189,9 +204,9 @@ class DatagramCalls:
             with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
                 if os.fstat(again.fileno()).st_ino != standin.inode:
                     raise failure(errno.EBADF)
-                return receive(again)
+                return step(again)
 
-        self._a.wait(note, standin, ready, patience(fetched, socket.SO_RCVTIMEO))
+        self._a.wait(note, standin, ready, patience(fetched, option))
         return LATER
 
     def look(self, standin: StandIn, fetched: socket.socket, size: int) -> Seen | None:

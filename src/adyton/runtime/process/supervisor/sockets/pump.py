@@ -175,6 +175,8 @@ class Pump:
             return
         standin.credit -= len(data)
         self._client.tell(net.Send(standin.number, data))
+        if standin.waiting:  # for room
+            self._moved(standin)
         if not standin.credit:
             self._client.tell(net.Blocked(standin.number))
         self._watch(standin)
