@@ -224,6 +224,7 @@ class _Start(Generic[_Layer]):
         uid, gid = os.geteuid(), os.getegid()
         namespaces.unshare(_KINDS)
         namespaces.map_ids(GUEST_UID, GUEST_UID, uid, gid)
+        namespaces.raise_loopback()
         with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
             if int(file.read()) < _OOM_SCORE_ADJUSTMENT:  # only the privileged may lower it
                 file.seek(0)

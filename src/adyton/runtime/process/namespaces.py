@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -41,6 +43,14 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _NETLINK_SOCK_DIAG = 4
+
+# C libraries ask for addresses of a family only if an interface has one beside the loopback's own (AI_ADDRCONFIG of getaddrinfo(3)).
+# These two are nobody's: the dummy address of RFC 7600, and one of the discard prefix of RFC 6666.
+LOOPBACK_ALIASES = ("192.0.0.8", "100::1")
+
+# linux/sockios.h, linux/if.h
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
+_IFF_UP = 1
 
 
 def unshare(flags: int) -> None:
@@ -150,6 +160,21 @@ def set_name(name: str) -> None:
 def open_diagnosis() -> socket.socket:
     """A socket by which the kernel can be asked about the sockets of this network namespace, see sock_diag(7)."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+
+
+def raise_loopback() -> None:
+    """Have a loopback interface in this network namespace that says of itself that there is IPv4 and IPv6, see LOOPBACK_ALIASES.
+
+    Where the kernel has no IPv6, it does not say that. Needs CAP_NET_ADMIN over the namespace; netdevice(7).
+    """
+    address = socket.inet_aton(LOOPBACK_ALIASES[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+        for request, content in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, b"\xff" * 4)):
+            fcntl.ioctl(sock, request, struct.pack("16sHH4s16x", b"lo:0", socket.AF_INET, 0, content))
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        content = socket.inet_pton(socket.AF_INET6, LOOPBACK_ALIASES[1])
+        fcntl.ioctl(sock, _SIOCSIFADDR, struct.pack("=16sIi", content, 128, socket.if_nametoindex("lo")))
 
 
 def set_host_name(name: str) -> None:
