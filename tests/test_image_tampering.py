@@ -302,6 +302,7 @@ def test_a_manifest_is_read_as_it_was_written():
         {"host_calls": ["net", "file"]},
         {"host_calls": ["everything"]},
         {"limits": {"memory": 0, "threads": None, "files": None}},
+        {"limits": {"memory": (48 << 20) - 1, "threads": None, "files": None, "cpu": None}},
         {"limits": ...},
         {"surprise": 1},
     ],

@@ -194,6 +194,12 @@ def test_a_limit_of_processor_time_is_a_number_of_seconds(workplace, limits, sai
 
 
 @pytest.mark.sandbox
+def test_the_least_memory_is_enough_for_a_program(tmp_path):
+    with adyton.load(build(tmp_path, '{ memory = "48MiB" }')) as client:
+        assert answers(client)
+
+
+@pytest.mark.sandbox
 def test_threads_are_counted_for_each_enclave_by_itself(tmp_path):
     """Whoever runs the server: the kernel counts for each user namespace."""
     code = textwrap.dedent("""

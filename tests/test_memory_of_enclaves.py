@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+import types
 
 import pytest
 from greedy import answers, build
@@ -359,8 +361,8 @@ def asleep():
         process.kill()
 
 
-def watching(proc, limit, pidfd=-1, diagnosis=None):
-    return MemoryWatch(pidfd, limit, diagnosis or Diagnosis(DONE), str(proc.folder))
+def watching(proc, limit, pidfd=-1, diagnosis=None, idle=None):
+    return MemoryWatch(pidfd, limit, diagnosis or Diagnosis(DONE), str(proc.folder), idle)
 
 
 def test_an_upper_bound_is_enough_while_it_is_within_the_wall(proc):
@@ -463,6 +465,75 @@ def test_too_much_ends_the_process_at_once_and_is_told(proc, asleep):
     assert process.wait(60) == -signal.SIGKILL
     assert said == [watch.reason]
     assert "its limit of 64 MiB: 200 MiB in 2 processes" in said[0]
+
+
+class Idle:
+    """Who tells whether the guest runs: it does nothing until `runs`."""
+
+    def __init__(self, processes=2):
+        self.processes = processes
+        self.asked = threading.Event()
+        self.runs = threading.Event()
+
+    def watch(self):
+        self.asked.set()
+        return self.processes
+
+    def wait(self):
+        self.runs.wait()
+
+
+@pytest.mark.parametrize("processes", [2, 3], ids=["asleep", "cannot sleep"])
+def test_a_guest_that_does_nothing_is_looked_at_no_more_until_it_runs(proc, asleep, monkeypatch, processes):
+    monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
+    proc.write(each=10, together=10)
+    process, pidfd = asleep
+    idle = Idle(processes)
+    loop, said = Loop(), []
+    watch = watching(proc, 64 * MIB, pidfd, idle=idle)
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    assert idle.asked.wait(60)
+    looks, enough = [], threading.Event()
+    real = watch.look
+
+    def look():
+        looks.append(1)
+        if len(looks) > 2:
+            enough.set()
+        return real()
+
+    watch.look = look
+    if processes == 2:
+        assert not enough.wait(3 * memory_watch.IDLE_SECONDS)
+    else:
+        assert enough.wait(60)
+    proc.write(each=100, together=100)
+    idle.runs.set()
+    while loop.turn():
+        pass
+    assert process.wait(60) == -signal.SIGKILL
+    assert "200 MiB in 2 processes" in said[0]
+
+
+def test_looks_are_the_more_frequent_the_nearer_the_wall_is(proc, asleep, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})
+    monkeypatch.setattr(memory_watch, "DESCRIPTOR", 0)  # what a directory's size is, its file system says
+    pauses = []
+    watch = watching(proc, 400 * MIB, asleep[1])
+    sizes = iter([10, 10, 180, 230, 280, 300])  # of two each; the wall is at 564 MiB
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        size = next(sizes)
+        proc.write(each=size, together=size)
+
+    clocks = {"monotonic": time.monotonic, "thread_time": lambda: 0.0}
+    monkeypatch.setattr(memory_watch, "time", types.SimpleNamespace(sleep=sleep, **clocks))
+    proc.write(each=10, together=10)
+    watch._run()
+    expected = [0.1, 0.2, (564 - 20) / 2048, (564 - 360) / 2048, (564 - 460) / 2048, 0.005]
+    assert pauses == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("hindrance", ["nothing is there", "a look that does not end"])

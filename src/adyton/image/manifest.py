@@ -21,6 +21,7 @@ ANY_PLATFORM = "any"
 MAX_CONFIG = 1 << 20  # bytes of the config blob
 MAX_ENTRIES = 4096
 MAX_PROGRAMS = 1024
+LEAST_MEMORY = 48 << 20  # bytes of data that an enclave's Python has of itself, with a stack for a thread
 
 # Packages that are the runtime's, not the image's, with the versions that the ABI stands for. adyton itself: the one that builds.
 RUNTIME_PACKAGES = {"cffi": "2.1.1", "cryptography": "50.0.2", "msgspec": "0.22.0", "protobuf": "7.36.2"}
@@ -160,6 +161,16 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+def too_little(memory: int | None) -> str:
+    """What is wrong with such a limit of memory; "": nothing."""
+    if memory is None or memory >= LEAST_MEMORY:
+        return ""
+    return (
+        f"{memory} bytes are less than an enclave's Python needs for itself: give it {LEAST_MEMORY >> 20}MiB or more,"
+        " or leave it out for the server's own limit"
+    )
+
+
 def _check(manifest: Manifest) -> None:
     """What the types cannot say."""
     if manifest.abi != ABI:
@@ -181,6 +192,8 @@ def _check(manifest: Manifest) -> None:
         raise ImageError("the image's programs are not sorted, or one is there twice")
     for program in manifest.programs:
         check_path(program)
+    if said := too_little(manifest.limits.memory):
+        raise ImageError(f"the image's limits.memory: {said}")
     try:
         PythonRange.parse(manifest.python)
     except PythonRangeError as error:

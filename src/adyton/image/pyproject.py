@@ -21,6 +21,7 @@ from adyton.image.manifest import (
     Limits,
     Time,
     is_image_name,
+    too_little,
 )
 from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.versions import PythonRange, PythonRangeError
@@ -167,9 +168,12 @@ def limits_of(table: LimitsTable, where: str) -> Limits:
             raise UsageError(f"{where}: limits: memory = {memory!r} is not a size such as 512MiB")
         memory = int(match[1]) * _UNITS[match[2]]
     try:
-        return msgspec.convert({**msgspec.structs.asdict(table), "memory": memory}, Limits)
+        limits = msgspec.convert({**msgspec.structs.asdict(table), "memory": memory}, Limits)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: limits: {error}") from error
+    if said := too_little(limits.memory):
+        raise UsageError(f"{where}: limits: memory = {table.memory!r}: {said}")
+    return limits
 
 
 def programs_of(paths: Iterable[str], files: Iterable[str], where: str) -> list[str]:

@@ -98,6 +98,7 @@ class GuestStart:
 
     pid: int
     pidfd: int
+    init: int  # descriptor of process 1 in there, with which all others end
     control: socket.socket  # SEQPACKET; the guest's READY or FAILED comes next
     fuse: int  # the FUSE connection: the only descriptor of it
     proc: int  # the root directory of the guest's own /proc
@@ -153,10 +154,10 @@ def start_guest(
     try:
         answer = os.read(told, 4096)
         os.close(told)
-        if not answer.isdigit():
+        if answer[:1] in (b"", b"x"):
             raise PlatformError(f"the guest's namespaces cannot be had: {answer[1:].decode() or 'its process ended'}")
-        pid = int(answer)
-        pidfd = os.pidfd_open(pid)
+        init_pid, pid = map(int, answer.split())
+        pidfd, init_pidfd = os.pidfd_open(pid), os.pidfd_open(init_pid)
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 5)
         if message != FUSE or len(descriptors) not in (4, 5):
             raise PlatformError(
@@ -173,6 +174,7 @@ def start_guest(
     return GuestStart(
         pid=pid,
         pidfd=pidfd,
+        init=init_pidfd,
         control=control,
         fuse=fuse,
         proc=proc,
@@ -229,12 +231,13 @@ class _Start(Generic[_Layer]):
             if int(file.read()) < _OOM_SCORE_ADJUSTMENT:  # only the privileged may lower it
                 file.seek(0)
                 file.write(str(_OOM_SCORE_ADJUSTMENT))
-        if os.fork() == 0:
+        first = os.fork()
+        if first == 0:
             _in_child(lambda: init.run(supervisor), self._failed)
         pid = os.fork()
         if pid == 0:
             _in_child(self.guest, self._failed)
-        os.write(tell, str(pid).encode())
+        os.write(tell, f"{first} {pid}".encode())
 
     def _failed(self, text: bytes) -> None:
         self.control.send(FAILED + text)

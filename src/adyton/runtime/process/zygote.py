@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NoReturn
 from adyton.errors import AdytonError, PlatformError
 from adyton.image.layers import PACKAGES
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import landlock, layer_store, mounts, namespaces, root, unpacker, vdso
+from adyton.runtime.process import idle_watch, landlock, layer_store, mounts, namespaces, root, unpacker, vdso
 
 if TYPE_CHECKING:
     from adyton.runtime.launch import LaunchRequest
@@ -221,6 +221,7 @@ class _Zygote:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poller = select.poll()
         self._layers = layer_store.LayerStore(root.LAYERS, root.layers_limit(), self._unpack, self._poller)
+        self._idle = idle_watch.IdleWatch(self._poller)
 
     def serve(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -230,7 +231,7 @@ class _Zygote:
         with contextlib.suppress(OSError):  # the launcher was killed meanwhile, which is seen below
             self._control.send(READY)
         while True:
-            for descriptor, _ in self._poller.poll():
+            for descriptor, _ in self._poller.poll(self._idle.pause()):
                 if descriptor == self._woken:
                     os.read(self._woken, 4096)
                     self._reap()
@@ -238,12 +239,14 @@ class _Zygote:
                     if not self._take():
                         self._end()
                 else:
-                    self._layers.ready(descriptor)
+                    self._layers.ready(descriptor) or self._idle.ready(descriptor)
+            self._idle.look()
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 self._layers.ended(pid)
+                self._idle.ended(pid)
                 if pid in self._supervisors:
                     self._supervisors.discard(pid)
                     self._end_orphans()
@@ -281,17 +284,21 @@ class _Zygote:
         with stream, report:
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with asking:
+                resting, watched = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with asking, resting:
                     pid = os.fork()
                     if pid == 0:
                         asked.close()
+                        watched.close()
                         layer_store.connect(asking)
+                        idle_watch.connect(resting)
                         self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
                 return True
             self._supervisors.add(pid)
             self._layers.join(pid, asked)
+            self._idle.join(pid, watched)
             handle = os.pidfd_open(pid)
             with contextlib.suppress(OSError):  # a launcher that does not wait any more
                 socket.send_fds(report, [STARTED + PID.pack(pid)], [handle])
@@ -323,6 +330,7 @@ class _Zygote:
             os.close(descriptor)
         self._control.close()
         self._layers.abandon()
+        self._idle.abandon()
 
     def _supervise(self, stream: socket.socket, report: socket.socket, request: bytes) -> NoReturn:
         reporter = Reporter(report)

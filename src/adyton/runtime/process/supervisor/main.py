@@ -22,7 +22,7 @@ from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
-from adyton.runtime.process import layer_store, mounts, root
+from adyton.runtime.process import idle_watch, layer_store, mounts, root
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -67,7 +67,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
     files = FileServer(wanted=GuestThreads(PROGRAM, ".", INIT).wanted, now=clock.now)
-    closer, watch = Closer(), MemoryWatch(guest.pidfd, memory, guest.diagnosis)
+    closer, watch = Closer(), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
         close_file=closer.close,

@@ -1,4 +1,4 @@
-"""The memory of a guest's processes together: looked at several times a second, and too much of it ends the enclave.
+"""The memory of a guest's processes together: looked at as often as it could become too much, and too much of it ends the enclave.
 
 What a single process may have, the kernel limits (RLIMIT_DATA in guest_start.py), and the program gets a MemoryError. For all processes of
 an enclave together the kernel has no limit but a cgroup's, which not every server may make. So a thread of the supervisor adds up
@@ -11,7 +11,12 @@ and only if that is too much asks for proportional sizes, where each page counts
 finds counts once, too, up to the limit). That takes
 locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own.
 
-Not seen: pages of shared anonymous memory that no process maps any more, while another page of the same mapping is. What files in
+The pause between two looks is what an enclave needs that fills memory as fast as it can, from what was seen to the wall. While the guest does
+nothing there are none: the zygote tells when one of its processes has run (idle_watch).
+
+Not seen: pages of shared anonymous memory that no process maps any more, while another page of the same mapping is, and those that
+were given back by MADV_DONTNEED, which stay. The kernel tells the size of such an object nowhere but to the owner of a descriptor of it or to
+CAP_CHECKPOINT_RESTORE (map_files, of proc_pid_map_files(5)). What files in
 memory take (/dev/shm, /tmp, memfd_create) is bounded by their file systems, whether mapped or not.
 """
 
@@ -29,11 +34,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from adyton.runtime.process.idle_watch import IdleClient
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_lent import lent, waiting
 
-BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.5  # between two looks: while what they see changes, and at most
-_SHARE = 9  # pauses are at least so many times as long as the look before
+# Between two looks: at least, at most while what they see changes, and at most.
+SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
+SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
+# Bytes that a processor fills in a second, with pages that it is given, and how many of a server's an enclave is taken to have to itself.
+FILLED, PROCESSORS = 2 << 30, 4
+_SHARE = 9  # pauses are at least so many times the processor time that the look before took
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
 CHECK_SECONDS = 10.0
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
@@ -145,13 +155,17 @@ class Seen:
 
 
 class MemoryWatch:
-    """Of the guest whose first process is `pidfd`. `limit`: bytes, as the image's manifest has it, or the server.
+    """Of the guest with whose process `pidfd` all others end. `limit`: bytes, as the image's manifest has it, or the server.
 
-    `diagnosis`, which its owner closes: see `queued`. `proc`: where the guest's own proc file system is. `reason`: why it was too much.
+    `diagnosis`, which its owner closes: see `queued`. `proc`: where the guest's own proc file system is. `idle`: who tells whether the
+    guest runs; None: nobody. `reason`: why it was too much.
     """
 
-    def __init__(self, pidfd: int, limit: int, diagnosis: socket.socket, proc: str = ".") -> None:
+    def __init__(
+        self, pidfd: int, limit: int, diagnosis: socket.socket, proc: str = ".", idle: IdleClient | None = None
+    ) -> None:
         self._pidfd = pidfd
+        self._idle = idle
         self._limit = limit
         self.wall = limit + limit // 4 + MARGIN
         self._diagnosis = diagnosis
@@ -160,16 +174,27 @@ class MemoryWatch:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
         self.reason = ""
         self._since: float | None = None  # when the first look began that did not end well
+        self._sleeps = False  # until one of the guest's processes has run
+        self._checked = False  # every now and then, by the loop
 
     def attach(self, loop: Loop, end: Callable[[str], None]) -> None:
         """Have `end` called with the reason, by the loop, when it is too much, or cannot be seen."""
-        loop.read(self._woken, lambda: end(self.reason))
+
+        def woken() -> None:
+            os.read(self._woken, 16)
+            if self.reason:
+                end(self.reason)
+            elif not self._checked:
+                check()
 
         def check() -> None:
+            self._checked = not self._sleeps  # if it wakes up now, `woken` comes next
             if self._since is not None and time.monotonic() - self._since > PATIENCE:
                 end("the enclave was ended: what its processes have of memory could not be seen for too long")
-            loop.later(CHECK_SECONDS, check)
+            if self._checked:
+                loop.later(CHECK_SECONDS, check)
 
+        loop.read(self._woken, woken)
         check()
 
     def start(self) -> None:
@@ -177,25 +202,49 @@ class MemoryWatch:
         threading.Thread(target=self._run, name="adyton-memory", daemon=True).start()
 
     def _run(self) -> None:
-        pause, before = BUSY_SECONDS, None
+        longest, before, same = BUSY_SECONDS, None, 0
         while True:
-            began = time.monotonic()
-            self._since = began if self._since is None else self._since
-            try:
-                seen = self.look()
-            except (OSError, ValueError, LookupError, struct.error):
-                pass  # such as EMFILE; `_since` stays
-            else:
-                self._since = None
-                pause = min(2 * pause, IDLE_SECONDS) if seen == before else BUSY_SECONDS
-                before = seen
+            began = time.thread_time()
+            seen = self._looked()
+            if seen is not None:
                 if seen.bytes > self.wall:
-                    self.reason = self._told(seen)
                     break
-            time.sleep(max(pause, _SHARE * (time.monotonic() - began)))
-        os.write(self._waker, b"x")
+                same = same + 1 if seen == before else 0
+                longest = min(2 * longest, IDLE_SECONDS) if same else BUSY_SECONDS
+                before = seen
+                if same >= SAME_LOOKS and self._slept(seen):
+                    before = None
+                    continue
+            pause = longest if seen is None else min(longest, self._seconds_to_the_wall(seen))
+            time.sleep(max(pause, SHORTEST_SECONDS, _SHARE * (time.thread_time() - began)))
+        self.reason = self._told(seen)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # at once: to tell the client may take a while
+        os.write(self._waker, b"x")
+
+    def _looked(self) -> Seen | None:
+        """None: the look did not end well, such as by EMFILE."""
+        if self._since is None:
+            self._since = time.monotonic()
+        try:
+            seen = self.look()
+        except (OSError, ValueError, LookupError, struct.error):
+            return None
+        self._since = None
+        return seen
+
+    def _seconds_to_the_wall(self, seen: Seen) -> float:
+        return (self.wall - seen.bytes) / (FILLED * min(len(os.sched_getaffinity(0)), PROCESSORS))
+
+    def _slept(self, seen: Seen) -> bool:
+        """Sleep until the guest has run; False: it has run since this was seen, or it cannot be told whether it has."""
+        if self._idle is None or self._idle.watch() != seen.processes or self._looked() != seen:
+            return False
+        self._sleeps = True
+        self._idle.wait()
+        self._sleeps = False
+        os.write(self._waker, b"x")
+        return True
 
     def _told(self, seen: Seen) -> str:
         return (

@@ -1,0 +1,233 @@
+"""Who tells supervisors that their guests have run: what is compared, what is sent, who goes; and an enclave that does nothing."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+
+import pytest
+from greedy import build
+from hypothesis import given
+from hypothesis import strategies as st
+from sandbox import children, status
+
+import adyton
+from adyton.runtime.process.idle_watch import (
+    LOOK_SECONDS,
+    MAX_PROCESSES,
+    RAN,
+    WATCH,
+    WATCHED,
+    IdleClient,
+    IdleWatch,
+    clock_of,
+)
+from adyton.runtime.process.supervisor.memory_watch import IDLE_SECONDS
+
+SUPERVISOR, GUEST, CHILD = 10, 12, 13
+
+
+class Zygote:
+    """A watch of processes that the test makes up, and a supervisor's socket."""
+
+    def __init__(self, proc):
+        self.proc = proc
+        self.clock = 100.0
+        self.used = {}
+        self.poller = select.poll()
+        self.watch = IdleWatch(self.poller, lambda: self.clock, self.read, str(proc))
+        self.has(SUPERVISOR, {SUPERVISOR: [11, GUEST]})
+        self.has(11, {11: []})
+        self.has(GUEST, {GUEST: [], 30: [CHILD]})
+        self.has(CHILD, {CHILD: []})
+        self.supervisor, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.supervisor.setblocking(False)
+        self.watch.join(SUPERVISOR, theirs)
+
+    def has(self, process, children_of_threads):
+        for thread, started in children_of_threads.items():
+            folder = self.proc / f"{process}/task/{thread}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "children").write_text("".join(f"{each} " for each in started))
+            self.used |= {clock_of(each): 1000 + each for each in started}
+
+    def read(self, clock):
+        try:
+            return self.used[clock]
+        except KeyError:
+            raise OSError(22, "no such process") from None
+
+    def turns(self):
+        for descriptor, _ in self.poller.poll(0):
+            assert self.watch.ready(descriptor)
+        self.watch.look()
+
+    def passes(self, seconds=LOOK_SECONDS):
+        self.clock += seconds
+        self.turns()
+
+    def told(self):
+        """What the supervisor was told; None: nothing, b"": that nobody tells it any more."""
+        try:
+            return self.supervisor.recv(64)
+        except BlockingIOError:
+            return None
+
+    def asked(self):
+        self.supervisor.send(WATCH)
+        self.turns()
+        return WATCHED.unpack(self.told())[1]
+
+
+@pytest.fixture
+def zygote(tmp_path):
+    made = Zygote(tmp_path)
+    yield made
+    made.watch.abandon()
+    made.supervisor.close()
+
+
+def test_all_processes_of_an_enclave_are_watched_whoever_started_them(zygote):
+    assert zygote.watch.pause() is None
+    assert zygote.asked() == 3
+    assert zygote.watch.pause() == LOOK_SECONDS * 1000
+    zygote.passes()
+    assert zygote.told() is None
+
+
+@pytest.mark.parametrize("process", [11, GUEST, CHILD])
+def test_one_that_has_run_is_told_once(zygote, process):
+    zygote.asked()
+    zygote.used[clock_of(process)] += 1
+    zygote.turns()
+    assert zygote.told() is None, "it is not yet time"
+    zygote.passes()
+    assert zygote.told() == RAN
+    assert zygote.watch.pause() is None
+    zygote.used[clock_of(process)] += 1
+    zygote.passes()
+    assert zygote.told() is None
+
+
+def test_one_that_has_ended_has_run(zygote):
+    zygote.asked()
+    del zygote.used[clock_of(CHILD)]
+    zygote.passes()
+    assert zygote.told() == RAN
+
+
+@pytest.mark.parametrize(
+    "hindrance", ["too many", "one that ended meanwhile", "a kernel that does not tell", "no number"]
+)
+def test_what_cannot_be_told_is_not_watched(zygote, hindrance):
+    folder = zygote.proc / f"{CHILD}/task/{CHILD}"
+    if hindrance == "too many":
+        zygote.has(CHILD, {CHILD: range(100, 100 + MAX_PROCESSES)})
+        for each in range(100, 100 + MAX_PROCESSES):
+            zygote.has(each, {each: []})
+    elif hindrance == "one that ended meanwhile":
+        del zygote.used[clock_of(CHILD)]
+    elif hindrance == "no number":
+        (folder / "children").write_text("x")
+    else:
+        (folder / "children").unlink()
+    assert zygote.asked() == 0
+    assert zygote.watch.pause() is None
+
+
+def test_who_asks_again_is_told_of_what_happens_from_then_on(zygote):
+    zygote.asked()
+    zygote.used[clock_of(GUEST)] += 1
+    assert zygote.asked() == 3
+    zygote.passes()
+    assert zygote.told() is None
+
+
+@given(message=st.binary(max_size=40).filter(lambda message: message != WATCH))
+def test_who_says_anything_else_is_told_nothing_any_more(tmp_path_factory, message):
+    zygote = Zygote(tmp_path_factory.mktemp("proc"))
+    zygote.asked()
+    zygote.supervisor.send(message)
+    zygote.turns()
+    assert zygote.told() == b""
+    assert zygote.watch.pause() is None
+    zygote.supervisor.close()
+
+
+def test_a_supervisor_that_ended_or_does_not_listen_is_forgotten(zygote):
+    zygote.asked()
+    zygote.watch.ended(SUPERVISOR + 1)
+    assert zygote.watch.pause() is not None
+    zygote.watch.ended(SUPERVISOR)
+    assert zygote.watch.pause() is None
+    assert zygote.told() == b""
+    deaf, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    zygote.watch.join(SUPERVISOR, theirs)
+    with deaf:
+        while theirs.fileno() >= 0:
+            deaf.send(WATCH)
+            zygote.turns()
+
+
+def test_what_was_told_of_those_before_is_not_taken_for_an_answer():
+    supervisor, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with supervisor, zygote:
+        for message in (RAN, WATCHED.pack(b"watched", 7)):
+            zygote.send(message)
+        client = IdleClient(supervisor)
+        assert client.watch() == 7
+        zygote.close()
+        client.wait()
+        assert client.watch() == 0
+
+
+def test_a_process_that_runs_is_seen_by_its_clock():
+    before = time.clock_gettime_ns(clock_of(os.getpid()))
+    sum(range(100_000))
+    assert time.clock_gettime_ns(clock_of(os.getpid())) > before
+
+
+@pytest.mark.sandbox
+def test_an_enclave_that_does_nothing_is_not_looked_at_until_it_takes_memory(tmp_path):
+    """It has three processes beside its first, and begins by itself: nobody has to call it for that."""
+    code = """
+for _ in range(2):
+    if os.fork() == 0:
+        time.sleep(600)
+if os.fork() == 0:
+    time.sleep(5)
+    for _ in range(20):
+        if os.fork() == 0:
+            held = bytearray(os.urandom(1)) * (20 << 20)
+            time.sleep(600)
+    time.sleep(600)
+"""
+    image = build(tmp_path, '{ memory = "64MiB" }')
+    before = children(os.getpid())
+    client = adyton.load(image)
+    (supervisor,) = [pid for pid in children(os.getpid()) - before if status(pid)["Name"] == "adyton-super"]
+    client.call("execute", code)
+    assert stops(supervisor, last_thread(supervisor)), "the guest does nothing, and is looked at all the same"
+    with pytest.raises(adyton.errors.ConnectionLostError, match="more memory than its limit"):
+        client.call("execute", "time.sleep(60)")
+    with pytest.raises(adyton.errors.ConnectionLostError):
+        client.close()
+
+
+def last_thread(process):
+    """The one that it has started last: the watch."""
+    return max(int(name) for name in os.listdir(f"/proc/{process}/task"))
+
+
+def stops(process, thread):
+    """Whether the thread comes to not running for more than the longest pause between two looks."""
+    runs = []
+    for _ in range(6):
+        with open(f"/proc/{process}/task/{thread}/schedstat") as file:
+            runs.append(file.read())
+        if runs[-1] in runs[:-1]:
+            return True
+        time.sleep(IDLE_SECONDS + 0.2)
+    return False
