@@ -14,6 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import adyton
+from adyton.image.project import build_project
+from adyton.runtime.process.supervisor import wanted
 from adyton.runtime.process.supervisor.wanted import CALLS, GuestThreads, Wanted, calls_of, is_below
 
 STRING = b"/home/ann/.netrc\0"
@@ -29,8 +32,12 @@ def proc(tmp_path: Path) -> Path:
             (directory / "status").write_text(f"Name:\tx\nNSpid:\t{thread}\t{thread - 9}\n")
             (directory / "children").write_text("12 " if thread == 11 else "")
             (directory / "mem").write_bytes(bytes(4096) + STRING + bytes(4096) + b".netrc\0" + b"x" * 90000)
+            with open(directory / "mem", "r+b") as memory:
+                memory.seek(IN_LIBRARY)
+                memory.write(STRING)
             (directory / "maps").write_text(MAPS)
             (directory / "syscall").write_text("running\n")
+            (tmp_path / f"{process}/mountinfo").write_text(MOUNTS)
             (directory / "cwd").symlink_to("/home/ann")
             (directory / "fd").mkdir()
             (directory / "fd/5").symlink_to("/home/ann/work")
@@ -42,10 +49,17 @@ ABSOLUTE = 4096
 RELATIVE = 4096 + len(STRING) + 4096
 UNENDED = RELATIVE + 7
 SERVED = 20 * 4096
+IN_LIBRARY = 24 * 4096
 MAPS = """\
 00001000-0000c000 rw-p 00000000 00:00 0                  [heap]
 0000c000-0000d000 r--p 00000000 fd:00 1234               /usr/lib/a library.so
 00014000-00015000 rw-s 00000000 00:2d 99                 /work/mapped
+00018000-00019000 r--p 00000000 00:2e 7                  /enclave/site-packages/library.so
+"""
+MOUNTS = """\
+510 480 0:45 / / rw,nosuid,nodev - fuse adyton rw,user_id=1000
+511 510 0:46 / /enclave/site-packages ro,nosuid,nodev - tmpfs none rw,size=1g
+512 510 254:0 /usr/lib /usr/lib ro,nosuid,nodev - ext4 /dev/root ro
 """
 NUMBERS = {call: number for number, call in calls_of(platform.machine()).items()}
 
@@ -57,7 +71,7 @@ def at(x86_64: int, *arguments: int) -> str:
     return " ".join([str(number), *(hex(word & (1 << 64) - 1) for word in words), "0x7ffd", "0x7f00"]) + "\n"
 
 
-OPENAT, MKDIRAT, RENAMEAT2, FACCESSAT = 257, 258, 316, 269
+OPENAT, OPENAT2, MKDIRAT, RENAMEAT2, FACCESSAT = 257, 437, 258, 316, 269
 
 
 @pytest.mark.parametrize(
@@ -76,6 +90,9 @@ OPENAT, MKDIRAT, RENAMEAT2, FACCESSAT = 257, 258, 316, 269
         (at(OPENAT, 6, RELATIVE, 0), Wanted("/home", "read")),
         (at(OPENAT, -100, UNENDED, 0), None),
         (at(OPENAT, -100, SERVED, 0), None),
+        (at(OPENAT, -100, IN_LIBRARY, 0), Wanted("/home/ann/.netrc", "read")),
+        (at(OPENAT2, -100, ABSOLUTE, 4096 + 32), Wanted("/home/ann/.netrc", "read")),
+        (at(OPENAT2, -100, ABSOLUTE, SERVED), None),
         (at(OPENAT, -100, 12 * 4096, 0), None),
         (at(OPENAT, -100, 1 << 40, 0), None),
         (at(OPENAT, -100, 1 << 63, 0), None),
@@ -107,6 +124,13 @@ def test_threads_of_children_are_found_and_others_are_not(proc: Path) -> None:
     assert GuestThreads(4711, str(proc)).wanted(3, "/home") is None
 
 
+@pytest.mark.parametrize("mounts", ["", MOUNTS.replace("fuse", "tmpfs"), "510 480 x / / rw - fuse a rw\n", "x - fuse"])
+def test_where_no_served_file_system_is_found_no_memory_is_read(proc: Path, mounts: str) -> None:
+    (proc / "10/task/11/syscall").write_text(at(OPENAT, -100, ABSOLUTE, 0))
+    (proc / "10/mountinfo").write_text(mounts)
+    assert GuestThreads(10, str(proc)).wanted(2, "/home") is None
+
+
 @given(st.text(max_size=20), st.sampled_from(["/home", "/", "/a/b"]))
 def test_a_hint_stands_only_for_what_is_below(path: str, denied: str) -> None:
     if is_below(path, denied):
@@ -135,7 +159,38 @@ def waiting_in_an_open(path: str) -> Iterator[int]:
         thread.join()
 
 
-def test_a_real_thread_in_a_real_call(tmp_path: Path) -> None:
+LIBRARY = """
+import ctypes
+import mmap
+import os
+import adyton.trusted
+enclave = adyton.trusted.Enclave("library")
+
+@enclave.entry
+def look() -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    with open(__file__, "rb") as file:
+        at = file.read().rindex(b"/home")
+        mapped = libc.mmap(None, 8192, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), ctypes.c_long(0))
+    libc.open(ctypes.c_void_p(mapped + at), 0)
+    return os.strerror(ctypes.get_errno())
+
+# zeros follow the end of a file that is mapped: /home/ann/.netrc"""
+
+
+@pytest.mark.sandbox
+def test_a_path_that_a_file_of_the_image_holds_is_told_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "library.py").write_text(LIBRARY)
+    (tmp_path / "pyproject.toml").write_text('[tool.adyton.enclave.library]\nentry = "library:enclave"\n')
+    (built,) = build_project(tmp_path)
+    with adyton.load(built.path) as client:
+        assert client.call("look") == "Permission denied"
+    assert "denied: read /home/ann/.netrc (" in capfd.readouterr().err
+
+
+def test_a_real_thread_in_a_real_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wanted, "served_devices", lambda _mounts: frozenset({1}))
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     with waiting_in_an_open(path) as thread:

@@ -26,7 +26,7 @@ from adyton.runtime.process.idle_watch import (
 )
 from adyton.runtime.process.supervisor.memory_watch import IDLE_SECONDS
 
-SUPERVISOR, GUEST, CHILD = 10, 12, 13
+SUPERVISOR, INIT, GUEST, CHILD = 10, 11, 12, 13
 
 
 class Zygote:
@@ -38,10 +38,12 @@ class Zygote:
         self.used = {}
         self.poller = select.poll()
         self.watch = IdleWatch(self.poller, lambda: self.clock, self.read, str(proc))
-        self.has(SUPERVISOR, {SUPERVISOR: [11, GUEST]})
-        self.has(11, {11: []})
+        self.has(SUPERVISOR, {SUPERVISOR: [INIT, GUEST]})
+        self.has(INIT, {INIT: []})
         self.has(GUEST, {GUEST: [], 30: [CHILD]})
         self.has(CHILD, {CHILD: []})
+        for process, inside in ((INIT, 1), (GUEST, 2)):
+            (proc / f"{process}/status").write_text(f"Name:\tx\nNSpid:\t{process}\t{inside}\nNSpgid:\t0\t0\n")
         self.supervisor, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.supervisor.setblocking(False)
         self.watch.join(SUPERVISOR, theirs)
@@ -97,7 +99,7 @@ def test_all_processes_of_an_enclave_are_watched_whoever_started_them(zygote):
     assert zygote.told() is None
 
 
-@pytest.mark.parametrize("process", [11, GUEST, CHILD])
+@pytest.mark.parametrize("process", [GUEST, CHILD])
 def test_one_that_has_run_is_told_once(zygote, process):
     zygote.asked()
     zygote.used[clock_of(process)] += 1
@@ -109,6 +111,28 @@ def test_one_that_has_run_is_told_once(zygote, process):
     zygote.used[clock_of(process)] += 1
     zygote.passes()
     assert zygote.told() is None
+
+
+def test_the_first_process_is_the_runtimes_own(zygote):
+    zygote.asked()
+    zygote.used[clock_of(INIT)] += 1
+    zygote.passes()
+    assert zygote.told() is None
+
+
+def test_who_has_much_to_look_at_looks_less_often(zygote):
+    zygote.asked()
+    for took, pause in ((0.0, 0.25), (0.002, 0.4), (1.0, 0.5)):
+        read = zygote.read
+
+        def slow(clock, took=took, read=read):
+            zygote.clock += took / 2  # there are two to be read
+            return read(clock)
+
+        zygote.watch._read = slow
+        zygote.passes(1)
+        assert zygote.watch.pause() == pytest.approx(1000 * (pause - took), abs=1) or took > pause
+        zygote.watch._read = read
 
 
 def test_one_that_has_ended_has_run(zygote):

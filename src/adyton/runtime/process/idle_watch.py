@@ -1,11 +1,12 @@
 """Enclaves that do nothing: the zygote looks for all of them at once whether any has run, so that their supervisors can sleep.
 
-    supervisor ── WATCH ──► zygote: IdleWatch, four times a second
+    supervisor ── WATCH ──► zygote: IdleWatch, two to four times a second
                ◄── WATCHED + number of processes, 0: it cannot tell
                ◄── RAN, once: one of them has used processor time, or ended
 
 A process that has used no processor time has taken no memory, started no process and opened nothing; so what a look has found after WATCHED
-still holds until RAN. Reading one process's clock takes a microsecond, waking its supervisor some forty.
+still holds until RAN. Reading one process's clock takes a microsecond or two, waking its supervisor some forty. Process 1 of an enclave is the
+runtime's (init.py) and does nothing but reap those that have ended, so its clock is not read.
 
 What comes from a supervisor is the question only; whose processes they are, the zygote finds out by itself. Sources:
 clock_getcpuclockid(3), linux/posix-timers_types.h (how such a clock is numbered), proc_pid_task(5) (children).
@@ -15,22 +16,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import struct
 import time
 from collections.abc import Callable
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, LONGEST_SECONDS = 0.25, 0.5  # between two looks: at least, and at most
+SHARE = 200  # pauses are so many times the time that the look before took, within these bounds
 WATCH = b"watch"
 WATCHED = struct.Struct("<7sI")
 RAN = b"ran"
 MAX_PROCESSES = 64  # of an enclave; one that has more is not watched here
 _MESSAGE_SIZE = 16
 _SCHEDULED = 2  # CPUCLOCK_SCHED: of a process, all that its threads have run
-_CHILDREN_SIZE = 1 << 12  # bytes, more than the numbers of MAX_PROCESSES take
+_CHILDREN_SIZE, _STATUS_SIZE = (
+    1 << 12,
+    1 << 14,
+)  # bytes, more than the numbers of MAX_PROCESSES take, and than a status has
+_INSIDE = re.compile(rb"\nNSpid:.*\s(\d+)\n")  # its number in the enclave
 
-Clocks = dict[int, int]  # a process's clock → what it showed, in ns
+Clocks = list[tuple[int, int]]  # a process's clock, and what it showed, in ns
 
 
 def clock_of(process: int) -> int:
@@ -76,12 +83,12 @@ class IdleWatch:
         if message != WATCH:
             self._leave(sock)
             return True
-        clocks = self._clocks(pid)
-        if clocks:
+        processes, clocks = self._processes(pid)
+        if processes:
             if not self._watched:
                 self._due = self._now() + LOOK_SECONDS
             self._watched[descriptor] = clocks
-        self._tell(sock, WATCHED.pack(b"watched", len(clocks)))
+        self._tell(sock, WATCHED.pack(b"watched", processes))
         return True
 
     def ended(self, pid: int) -> None:
@@ -103,40 +110,47 @@ class IdleWatch:
         """Tell each whose processes have run, if it is time."""
         if not self._watched or self._now() < self._due:
             return
-        self._due = self._now() + LOOK_SECONDS
+        began = self._now()
         for descriptor in [each for each, clocks in self._watched.items() if self._ran(clocks)]:
             del self._watched[descriptor]
             self._tell(self._supervisors[descriptor][1], RAN)
+        took = self._now() - began
+        self._due = began + min(max(SHARE * took, LOOK_SECONDS), LONGEST_SECONDS)
 
     def _ran(self, clocks: Clocks) -> bool:
         try:
-            for clock, before in clocks.items():
+            for clock, before in clocks:
                 if self._read(clock) != before:
                     return True
         except OSError:
             return True
         return False
 
-    def _clocks(self, supervisor: int) -> Clocks:
-        """Of all processes below a supervisor; none if they cannot be told, or are too many."""
-        clocks: Clocks = {}
+    def _processes(self, supervisor: int) -> tuple[int, Clocks]:
+        """How many there are below a supervisor, and their clocks; 0 if they cannot be told, or are too many."""
+        clocks: Clocks = []
         processes = [supervisor]
         try:
             for process in processes:  # grows
                 for thread in os.listdir(f"{self._proc}/{process}/task"):
-                    children = self._children(f"{self._proc}/{process}/task/{thread}/children")
-                    clocks |= {clock_of(child): self._read(clock_of(child)) for child in children}
-                    processes += children
-                    if len(clocks) > MAX_PROCESSES:
-                        return {}
+                    for child in map(int, self._text(f"{process}/task/{thread}/children", _CHILDREN_SIZE).split()):
+                        processes.append(child)
+                        if process != supervisor or not self._is_init(child):
+                            clocks.append((clock_of(child), self._read(clock_of(child))))
+                if len(processes) > MAX_PROCESSES:
+                    return 0, []
         except (OSError, ValueError):  # one ended meanwhile
-            return {}
-        return clocks
+            return 0, []
+        return len(processes) - 1, clocks
 
-    def _children(self, path: str) -> list[int]:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def _is_init(self, process: int) -> bool:
+        found = _INSIDE.search(self._text(f"{process}/status", _STATUS_SIZE))
+        return found is not None and int(found[1]) == 1
+
+    def _text(self, name: str, size: int) -> bytes:
+        descriptor = os.open(f"{self._proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return [int(each) for each in os.read(descriptor, _CHILDREN_SIZE).split()]
+            return os.read(descriptor, size)
         finally:
             os.close(descriptor)
 

@@ -19,6 +19,7 @@ import fcntl
 import os
 import signal
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adyton.runtime.process.libc import system_call
@@ -76,6 +77,20 @@ def parse(data: bytes | bytearray) -> Note:
     return Note(identity, thread, number, architecture, tuple(arguments))
 
 
+@contextlib.contextmanager
+def copying() -> Iterator[None]:
+    """While memory of the guest is copied: too long a copy ends this process.
+
+    The guest may have mapped a file that this very process serves, and cannot serve while it waits for the page. Nothing but the
+    process's end gets it out of that, and so SIGALRM has its default action.
+    """
+    signal.setitimer(signal.ITIMER_REAL, COPY_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 class Listener:
     """A filter's listener. The holder closes it; a guest whose listener is closed gets ENOSYS for what it would have asked."""
 
@@ -122,17 +137,13 @@ class Listener:
             return
         here = struct.pack("<QQ", ctypes.addressof(buffer), size)
         there = struct.pack("<QQ", address, size)
-        # The guest may have mapped a file that this very process serves, and cannot serve while it waits for the page. Nothing but
-        # the process's end gets it out of that, and so SIGALRM has its default action.
-        signal.setitimer(signal.ITIMER_REAL, COPY_SECONDS)
         try:
-            copied = system_call(call, note.thread, here, 1, there, 1, 0)
+            with copying():
+                copied = system_call(call, note.thread, here, 1, there, 1, 0)
         except ProcessLookupError:
             raise GoneError from None
         except OSError as error:
             raise FaultError from error
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if copied != size:
             raise FaultError
 

@@ -5,8 +5,10 @@ The kernel looks names up one by one: a program that opens /home/ann/.netrc is r
 and whether it is to be read or written.
 
 It is a hint and nothing else: the guest can change its memory at any time. A hint can change which denial the client's owner reads,
-never what is allowed. Memory that is a mapped file is left alone unless the file is on a disk: a page of a file that this process
-serves, were it not there, would have to be asked of this very process while it waits for the page. Source: proc_pid_syscall(5), proc_pid_mem(5); argument orders as in the syscalls' man pages.
+never what is allowed. Memory that is a mapped file is left alone if this process serves the file: a page of it, were it not there, would
+have to be asked of this very process while it waits for the page. (A guest that maps one in the moment between look and copy ends its
+enclave, see notifications.copying.) Which file systems are served, the guest's mounts say, which no program of it can change.
+Source: proc_pid_syscall(5), proc_pid_mem(5), proc_pid_maps(5), proc_pid_mountinfo(5); argument orders as in the syscalls' man pages.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from typing import Literal, NamedTuple
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.layout import is_normal
+from adyton.runtime.process.supervisor.notifications import copying
 
 AT_FDCWD = -100
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _ACCESS_WRITE = 2  # W_OK
 _LOOKS, _LOOK_SECONDS = 20, 0.0005
 MAX_THREADS = 4096  # looked at to find one
+_HOW_FLAGS = 8  # bytes at the start of struct open_how
+_MOUNTS = 1 << 20  # bytes, of which a guest's mounts take a few thousand
 
 Way = Literal["read", "write", "flags", "how", "mode"]
 
@@ -123,6 +128,9 @@ class GuestThreads:
         self._first = [pid, *([init] if init else [])]
         self._proc = proc
         self._known: dict[int, str] = {}
+        self._served: frozenset[int] = (
+            frozenset()
+        )  # devices of the file systems that this process serves, once they are looked for
         self._calls = calls_of(platform.machine())
 
     def wanted(self, thread: int, denied: str) -> Wanted | None:
@@ -146,15 +154,44 @@ class GuestThreads:
         arguments = [int(word, 16) for word in words[1:7]]
         memory = os.open(f"{directory}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            right = _right(call, arguments, directory, memory)
+            right = self._right(call, arguments, directory, memory)
             for base, argument in call.paths:
-                text = _text(memory, arguments[argument], _end_of_mapping(directory, arguments[argument]))
+                text = self._text(directory, memory, arguments[argument])
                 path = _absolute(directory, None if base is None else arguments[base], text)
                 if path is not None and is_below(path, denied):
                     return Wanted(path, right)
         finally:
             os.close(memory)
         return Wanted(denied, right)
+
+    # -- its memory -------------------------------------------------------------------------------------------------
+
+    def _right(self, call: PathCall, arguments: list[int], directory: str, memory: int) -> Literal["read", "write"]:
+        if call.way == "flags":
+            return "write" if arguments[call.argument] & _WRITING else "read"
+        if call.way == "how":
+            how = self._copy(directory, memory, arguments[call.argument], _HOW_FLAGS)
+            return "write" if int.from_bytes(how, "little") & _WRITING else "read"
+        if call.way == "mode":
+            return "write" if arguments[call.argument] & _ACCESS_WRITE else "read"
+        return "write" if call.way == "write" else "read"
+
+    def _text(self, directory: str, memory: int, address: int) -> str:
+        """The string at an address; ValueError if there is none of a path's length."""
+        found = self._copy(directory, memory, address, abi.MAX_PATH + 1)
+        length = found.find(b"\0")
+        if length < 0:
+            raise ValueError("no path there")
+        return found[:length].decode()
+
+    def _copy(self, directory: str, memory: int, address: int, size: int) -> bytes:
+        """Memory at an address, `size` bytes of it or what its mapping has; ValueError if it may not be read."""
+        if not self._served:
+            with open(f"{self._proc}/{self._first[0]}/mountinfo", "rb") as file:
+                self._served = served_devices(file.read(_MOUNTS))
+        end = _end_of_mapping(directory, address, self._served)
+        with copying():
+            return os.pread(memory, min(size, end - address), address)
 
     # -- finding the thread -----------------------------------------------------------------------------------------
 
@@ -220,38 +257,34 @@ def _number_inside(directory: str) -> int | None:
     return None
 
 
-def _right(call: PathCall, arguments: list[int], directory: str, memory: int) -> Literal["read", "write"]:
-    if call.way == "flags":
-        return "write" if arguments[call.argument] & _WRITING else "read"
-    if call.way == "how":
-        _end_of_mapping(directory, arguments[call.argument])
-        how = os.pread(memory, 8, arguments[call.argument])
-        return "write" if int.from_bytes(how, "little") & _WRITING else "read"
-    if call.way == "mode":
-        return "write" if arguments[call.argument] & _ACCESS_WRITE else "read"
-    return "write" if call.way == "write" else "read"
-
-
-def _end_of_mapping(directory: str, address: int) -> int:
-    """Where the memory at an address ends that may be read without waiting for the guest's files; ValueError if it may not."""
+def _end_of_mapping(directory: str, address: int, served: frozenset[int]) -> int:
+    """Where the mapping ends that an address is in; ValueError if there is none, or it is of a file on one of these devices."""
     with open(f"{directory}/maps", "rb") as file:
         for line in file:
             bounds, _, _, device, inode, *_ = line.split()
             start, end = (int(bound, 16) for bound in bounds.split(b"-"))
             if start <= address < end:
-                if int(inode) and int(device.split(b":")[0], 16) == 0:
+                if int(inode) and _device(device, 16) in served:
                     break
                 return end
     raise ValueError("not to be read")
 
 
-def _text(memory: int, address: int, end: int) -> str:
-    """The string at an address, which ends before `end`; ValueError if there is none of a path's length."""
-    found = os.pread(memory, min(abi.MAX_PATH + 1, end - address), address)
-    length = found.find(b"\0")
-    if length < 0:
-        raise ValueError("no path there")
-    return found[:length].decode()
+def _device(text: bytes, base: int) -> int:
+    major, minor = (int(number, base) for number in text.split(b":"))
+    return os.makedev(major, minor)
+
+
+def served_devices(mounts: bytes) -> frozenset[int]:
+    """The devices of all FUSE file systems in a mountinfo file. ValueError if there are none: a guest has one."""
+    found = set()
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(b" - ")
+        if rest.startswith(b"fuse"):
+            found.add(_device(fields.split()[2], 10))
+    if not found:
+        raise ValueError("no FUSE file system is mounted")
+    return frozenset(found)
 
 
 def _absolute(directory: str, base: int | None, path: str) -> str | None:
