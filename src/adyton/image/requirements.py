@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from adyton._version import __version__
 from adyton.errors import UsageError
 from adyton.image.manifest import ABI, ANY_PLATFORM, DEFAULT_PYTHON, RUNTIME_PACKAGES
-from adyton.image.platforms import parse_platform, wheel_platforms
+from adyton.image.platforms import other_machine, parse_platform, wheel_platforms
 from adyton.image.versions import (
     NEWEST_PYTHON,
     PythonRange,
@@ -112,8 +112,14 @@ def runs_on(
     def fits(version: PythonVersion) -> bool:
         supported = supported_tags(spell_python(version), platform)
         return all(_tags(each) & supported.keys() and _requires(each, version) for each in found) and not any(
-            _new(each, version, resolved_for, platform) for each in conditional
+            _new(each, _Place(version, platform), _Place(resolved_for, platform)) for each in conditional
         )
+
+    def anywhere() -> bool:
+        """Nothing is compiled, and the other kind of machine asks for nothing else."""
+        here, there = _Place(resolved_for, platform), _Place(resolved_for, other_machine(platform))
+        pure = all(any(str(tag).endswith("-none-any") for tag in _tags(each)) for each in found)
+        return pure and not any(_new(each, there, here) for each in conditional)
 
     wanted = PythonRange.parse(python)
     versions = [(3, minor) for minor in range(11, max(NEWEST_PYTHON, resolved_for[1]) + 1) if (3, minor) in wanted]
@@ -122,7 +128,7 @@ def runs_on(
         first -= 1
     while last < len(versions) - 1 and fits(versions[last + 1]):
         last += 1
-    return _spelt(wanted, versions, first, last), _platforms(found, platform)
+    return _spelt(wanted, versions, first, last), [ANY_PLATFORM if anywhere() else platform]
 
 
 def _spelt(wanted: PythonRange, versions: list[PythonVersion], first: int, last: int) -> str:
@@ -174,26 +180,32 @@ def _requires(package: importlib.metadata.Distribution, version: PythonVersion) 
         return False
 
 
-def _new(requirement: Requirement, version: PythonVersion, resolved_for: PythonVersion, platform: str) -> bool:
-    """Whether a version of Python asks for a package that the one that was resolved for does not."""
+class _Place(NamedTuple):
+    """Where markers are evaluated."""
+
+    version: PythonVersion
+    platform: str
+
+
+def _new(requirement: Requirement, place: _Place, resolved_for: _Place) -> bool:
+    """Whether a package is asked for in one place that is not asked for where was resolved for."""
     marker = requirement.marker
     assert marker is not None
     extras = ["", *re.findall(r"""extra\s*==\s*["']([^"']+)["']""", str(marker))]
     return any(
-        marker.evaluate(_environment(version, platform, extra))
-        and not marker.evaluate(_environment(resolved_for, platform, extra))
+        marker.evaluate(_environment(place, extra)) and not marker.evaluate(_environment(resolved_for, extra))
         for extra in extras
     )
 
 
-def _environment(version: PythonVersion, platform: str, extra: str) -> dict[str, str]:
+def _environment(place: _Place, extra: str) -> dict[str, str]:
     """The environment of PEP 508's markers in an enclave."""
-    python = spell_python(version)
+    python = spell_python(place.version)
     return {
         "implementation_name": "cpython",
         "implementation_version": f"{python}.0",
         "os_name": "posix",
-        "platform_machine": parse_platform(platform)[1],
+        "platform_machine": parse_platform(place.platform)[1],
         "platform_python_implementation": "CPython",
         "platform_release": "",
         "platform_system": "Linux",
@@ -203,8 +215,3 @@ def _environment(version: PythonVersion, platform: str, extra: str) -> dict[str,
         "sys_platform": "linux",
         "extra": extra,
     }
-
-
-def _platforms(packages: Iterable[importlib.metadata.Distribution], platform: str) -> list[str]:
-    pure = all(any(str(tag).endswith("-none-any") for tag in _tags(each)) for each in packages)
-    return [ANY_PLATFORM] if pure else [platform]

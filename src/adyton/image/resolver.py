@@ -127,7 +127,7 @@ _MEANINGS = (
     ),
     (
         r"no wheels|no usable wheels|source distribution|building source|no compatible wheel|--only-binary",
-        "an image takes wheels only, and none fits: choose another version, or another Python (--python), or build one, and name its folder in UV_FIND_LINKS",
+        "an image takes wheels only, and none fits: choose another version, another Python (--python) or platform, or build one, and name its folder in UV_FIND_LINKS",
     ),
     (
         r"not found in|was not found|no versions? of|is available and you require|are available and you require",

@@ -132,7 +132,8 @@ def read_image(request: LaunchRequest) -> Image:
     if not fits(image.manifest.platforms, machine, glibc):
         raise PlatformError(
             f"the image {image.manifest.name} has compiled code for {', '.join(image.manifest.platforms)}; this server has"
-            f" {f'glibc {glibc}' if glibc else 'another C library'} on {machine}"
+            f" {f'glibc {glibc}' if glibc else 'another C library'} on {machine}: build it for that, with `platform` in its"
+            " table of pyproject.toml, or on such a machine, or load it where it fits"
         )
     if image.manifest.runtime != "process" or image.manifest.abi != ABI:
         raise PlatformError(
