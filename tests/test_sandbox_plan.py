@@ -83,6 +83,22 @@ def test_a_pythons_own_prefix_is_shown_as_it_is(python_at, tmp_path):
     assert mask == [f"lib/{VERSION}/dist-packages"]
 
 
+def test_the_loader_is_found_where_programs_look_for_it(monkeypatch, tmp_path):
+    """Debian on arm64: a program's header says /lib/ld-linux-aarch64.so.1."""
+    for name in ("aarch64-linux-gnu", "python3.11", "locale"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "aarch64-linux-gnu/ld-linux-aarch64.so.1").touch()
+    (tmp_path / "ld-linux-aarch64.so.1").symlink_to("aarch64-linux-gnu/ld-linux-aarch64.so.1")
+    (tmp_path / "libpython3.so").symlink_to("elsewhere")
+    (tmp_path / "ld-old.so").touch()
+    links = {"ld-linux-aarch64.so.1": "aarch64-linux-gnu/ld-linux-aarch64.so.1"}
+    assert root.loader_links(str(tmp_path)) == links
+    monkeypatch.setattr(root.sysconfig, "get_config_var", lambda _name: os.path.relpath(tmp_path, "/usr/lib"))
+    monkeypatch.setattr(root, "loader_links", lambda _folder: links)
+    found = root._system().links
+    assert found["/system/usr/lib/ld-linux-aarch64.so.1"] == "aarch64-linux-gnu/ld-linux-aarch64.so.1"
+
+
 def test_libraries_that_a_wheel_brings_along_go_with_it(monkeypatch, tmp_path):
     (tmp_path / "boxed").mkdir()
     (tmp_path / "boxed/__init__.py").touch()

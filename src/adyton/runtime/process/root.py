@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import re
 import stat
 import struct
 import sys
@@ -71,6 +72,8 @@ _MASKED = ("site-packages", "dist-packages")
 
 # Shared data that C libraries and Python read at run time, below /usr.
 _SHARED = ("lib/locale", "share/locale", "share/zoneinfo")
+
+_LOADER = re.compile(r"ld[\w.-]*\.so(\.\d+)*")
 
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
@@ -286,11 +289,26 @@ def _system() -> _Tree:
             shown.append(path)
         else:
             tree.empty.append(f"{SYSTEM}{path}")
+    if narrow != "lib":
+        tree.links |= {f"{SYSTEM}/usr/lib/{name}": text for name, text in loader_links("/usr/lib").items()}
     for path in shown:
         if os.path.isdir(path) and not os.path.islink(path):
             tree.binds[SYSTEM + path] = path
             tree.empty += [f"{SYSTEM}{path}/{name}" for name in os.listdir(path) if name.startswith("python")]
     return tree
+
+
+def loader_links(folder: str) -> dict[str, str]:
+    """The links of a folder by which programs find the loader of shared libraries, which their header names: name → text.
+
+    On arm64 that is /lib/ld-linux-aarch64.so.1, and the loader lies in the folder of the architecture, as ld-linux-aarch64.so.1.
+    """
+    found = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if _LOADER.fullmatch(name) and os.path.islink(path):
+            found[name] = os.readlink(path)
+    return found
 
 
 def _shared_libraries(plan: Plan) -> dict[str, str]:

@@ -23,6 +23,7 @@ memory take (/dev/shm, /tmp, memfd_create) is bounded by their file systems, whe
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 import signal
@@ -47,8 +48,8 @@ _SHARE = 9  # pauses are at least so many times the processor time that the look
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
 CHECK_SECONDS = 10.0
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
-# Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 64 MiB (pipe(7)).
-DESCRIPTOR = 8 << 10
+# Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 16384 pages (pipe(7)).
+DESCRIPTOR = 2 * mmap.PAGESIZE
 
 EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
 TABLES = re.compile(rb"\nVmPTE:\s*(\d+) kB")
