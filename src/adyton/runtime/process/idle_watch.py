@@ -31,10 +31,7 @@ RAN = b"ran"
 MAX_PROCESSES = 64  # of an enclave; one that has more is not watched here
 _MESSAGE_SIZE = 16
 _SCHEDULED = 2  # CPUCLOCK_SCHED: of a process, all that its threads have run
-_CHILDREN_SIZE, _STATUS_SIZE = (
-    1 << 12,
-    1 << 14,
-)  # bytes, more than the numbers of MAX_PROCESSES take, and than a status has
+_FILE = 1 << 14  # bytes, more than a status has, and than the numbers of MAX_PROCESSES take
 _INSIDE = re.compile(rb"\nNSpid:.*\s(\d+)\n")  # its number in the enclave
 
 Clocks = list[tuple[int, int]]  # a process's clock, and what it showed, in ns
@@ -133,7 +130,7 @@ class IdleWatch:
         try:
             for process in processes:  # grows
                 for thread in os.listdir(f"{self._proc}/{process}/task"):
-                    for child in map(int, self._text(f"{process}/task/{thread}/children", _CHILDREN_SIZE).split()):
+                    for child in map(int, self._text(f"{process}/task/{thread}/children").split()):
                         processes.append(child)
                         if process != supervisor or not self._is_init(child):
                             clocks.append((clock_of(child), self._read(clock_of(child))))
@@ -144,13 +141,13 @@ class IdleWatch:
         return len(processes) - 1, clocks
 
     def _is_init(self, process: int) -> bool:
-        found = _INSIDE.search(self._text(f"{process}/status", _STATUS_SIZE))
+        found = _INSIDE.search(self._text(f"{process}/status"))
         return found is not None and int(found[1]) == 1
 
-    def _text(self, name: str, size: int) -> bytes:
+    def _text(self, name: str) -> bytes:
         descriptor = os.open(f"{self._proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.read(descriptor, size)
+            return os.read(descriptor, _FILE)
         finally:
             os.close(descriptor)
 
