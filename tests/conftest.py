@@ -187,13 +187,11 @@ def forget(tmp_path: Path) -> Callable[[], None]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """For who builds images, this is an x86-64 with Python 3.11, until the test says another (machine and minor version)."""
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """For who builds images, this machine has Python 3.11, until the test says another (its minor version)."""
 
-    def have(minor: int, machine: str = "x86_64") -> None:
+    def have(minor: int) -> None:
         monkeypatch.setattr("adyton.image.dependencies.this_python", lambda: (3, minor))
-        named = os.uname_result(("Linux", "here", "6.1", "#1", machine))
-        monkeypatch.setattr("adyton.image.platforms.os.uname", lambda: named)
 
     have(11)
     return have

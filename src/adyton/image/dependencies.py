@@ -13,7 +13,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adyton.errors import ImageError, UsageError
 from adyton.image.cache import cache_folder, make_room, used
@@ -21,7 +21,7 @@ from adyton.image.layers import LayerFile
 from adyton.image.lock import FILE, VERSION, Locked, LockFile, Wheel
 from adyton.image.manifest import ABI, ANY_PLATFORM, RUNTIME_PACKAGES, canonical_json
 from adyton.image.oci import Image
-from adyton.image.platforms import default_platform
+from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.requirements import others, parsed, runs_on
 from adyton.image.resolver import MISSING, Target, install, resolve
 from adyton.image.site_packages import distributions, write_layer
@@ -48,22 +48,16 @@ class Dependencies:
 class Wanted:
     """What an image asks for.
 
-    `dependencies`: PEP 508; `python`: a range; `directory`: whose settings for uv hold; `where`: for errors; `named`: which platform wheels
-    are for; None: this machine's; `chosen`: which version of the range wheels are for ("3.12"); "": this machine's if it is in the
-    range, else the oldest one.
+    `dependencies`: PEP 508; `python`: a range; `directory`: whose settings for uv hold; `where`: for errors; `chosen`: which version of
+    the range wheels are for ("3.12"); "": this machine's if it is in the range, else the oldest one.
     """
 
     dependencies: list[str]
     python: str
     directory: str
     where: str
-    named: str | None = None
+    platform: str = DEFAULT_PLATFORM
     chosen: str = ""
-
-    @property
-    def platform(self) -> str:
-        """Which platform wheels are for."""
-        return default_platform() if self.named is None else self.named
 
 
 def project_dependencies(wanted: Wanted, name: str, images: Iterable[str], path: str) -> Dependencies:
@@ -100,14 +94,12 @@ def save(make: Callable[[], Image], path: str | os.PathLike[str]) -> Image:
 def _of_lock(lock: LockFile, name: str, images: Iterable[str], requirements: list[str], wanted: Wanted) -> Dependencies:
     """What is locked for that Python, by the version or because it runs on it, too; else resolved for it, and locked."""
     version = _version(wanted)
-    before = sorted(
-        lock.get(name), key=lambda each: (each.resolved_for != spell_python(version), each.platform != wanted.platform)
-    )
+    before = sorted(lock.get(name), key=lambda each: each.resolved_for != spell_python(version))
     for each in before:
-        if each.question == (ABI, requirements, wanted.python) and each.runs_on(version, wanted.platform):
+        if each.question == (ABI, requirements, wanted.python, wanted.platform) and each.runs_on(version):
             return _locked(each, wanted)
     locked, layer = _resolve(requirements, wanted, version, before)
-    lock.put(name, locked, images, other_platforms=wanted.named is None)
+    lock.put(name, locked, images)
     return Dependencies(locked.runs_on_python, locked.runs_on_platforms, layer)
 
 
@@ -167,8 +159,7 @@ def _locked(locked: Locked, wanted: Wanted) -> Dependencies:
     try:
         layer = LayerFile(locked.layer, path.stat().st_size, str(path))
     except FileNotFoundError:
-        there = replace(wanted, named=locked.platform)
-        made, layer = _made(locked.wheel, locked.requirements, there, parse_python(locked.resolved_for))
+        made, layer = _made(locked.wheel, locked.requirements, wanted, parse_python(locked.resolved_for))
         if made != locked:
             raise ImageError(
                 f"{wanted.where}: the locked wheels make the layer {made.layer} here, and the lock says {locked.layer}:"

@@ -1,6 +1,6 @@
 """adyton.lock: which wheels an image's dependencies are, by name and hash, and what is made of them. It names no registry.
 
-    [[enclave.NAME]]                         for each Python version and platform that it was resolved for, sorted by them
+    [[enclave.NAME]]                         for each Python version that it was resolved for, sorted by it
     abi, requirements, python, platform      what was resolved; a lock for anything else does not count
     resolved_for                             the version of the range `python` whose wheels these are
     runs_on_python, runs_on_platforms        what the wheels can do, as the image's manifest says it
@@ -22,7 +22,6 @@ import msgspec
 
 from adyton.errors import UsageError
 from adyton.image.atomic_file import replacing
-from adyton.image.manifest import ANY_PLATFORM
 from adyton.image.versions import PythonRange, PythonRangeError, PythonVersion, parse_python
 
 FILE = "adyton.lock"
@@ -45,7 +44,7 @@ class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True)
 
 
 class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The dependencies of one image on one Python and platform. See the module."""
+    """The dependencies of one image on one Python. See the module."""
 
     abi: str
     requirements: list[str]
@@ -58,15 +57,13 @@ class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     wheel: list[Wheel] = msgspec.field(default_factory=list)
 
     @property
-    def question(self) -> tuple[str, list[str], str]:
+    def question(self) -> tuple[str, list[str], str, str]:
         """What was resolved."""
-        return self.abi, self.requirements, self.python
+        return self.abi, self.requirements, self.python, self.platform
 
-    def runs_on(self, version: PythonVersion, platform: str) -> bool:
-        """Whether an image of these wheels runs on that Python and platform."""
-        return version in PythonRange.parse(self.runs_on_python) and (
-            self.platform == platform or ANY_PLATFORM in self.runs_on_platforms
-        )
+    def runs_on(self, version: PythonVersion) -> bool:
+        """Whether an image of these wheels runs on that Python."""
+        return version in PythonRange.parse(self.runs_on_python)
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -98,23 +95,19 @@ class LockFile:
         """The dependencies of one image, for each Python that they were resolved for."""
         return self._enclaves.get(name, [])
 
-    def put(self, name: str, locked: Locked, keep: Iterable[str], *, other_platforms: bool) -> None:
+    def put(self, name: str, locked: Locked, keep: Iterable[str]) -> None:
         """Write it, with those of the other images in `keep`, and those of this one on other Pythons unless they are for something else.
 
-        `other_platforms`: those on other platforms stay, too. UsageError: it cannot be written.
+        UsageError: it cannot be written.
         """
         kept = set(keep)
         others = [
             each
             for each in self.get(name)
-            if each.question == locked.question
-            and (each.resolved_for, each.platform) != (locked.resolved_for, locked.platform)
-            and (each.platform == locked.platform or other_platforms)
+            if each.question == locked.question and each.resolved_for != locked.resolved_for
         ]
         self._enclaves = {each: found for each, found in self._enclaves.items() if each in kept}
-        self._enclaves[name] = sorted(
-            [*others, locked], key=lambda each: (parse_python(each.resolved_for), each.platform)
-        )
+        self._enclaves[name] = sorted([*others, locked], key=lambda each: parse_python(each.resolved_for))
         try:
             with replacing(self.path) as file:
                 file.write(format_lock(self._enclaves).encode())

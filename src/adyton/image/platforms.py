@@ -9,10 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 
-_GLIBC = (
-    "manylinux_2_28"  # of packages for this machine, whatever glibc it has, so that all such machines build the same
-)
-_MACHINES = ("x86_64", "aarch64")
+DEFAULT_PLATFORM = "manylinux_2_28_x86_64"  # for every builder, so that all build the same
 
 _PLATFORM = re.compile(r"manylinux_2_(\d{1,3})_(x86_64|aarch64)", re.ASCII)
 _OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
@@ -23,20 +20,14 @@ def parse_platform(text: str) -> tuple[int, str]:
     """Minor version of glibc 2, and machine; ValueError for any other text."""
     match = _PLATFORM.fullmatch(text)
     if match is None or int(match[1]) < _OLDEST_GLIBC[match[2]]:
-        raise ValueError(f"{text[:80]!r} is no platform such as {_GLIBC}_x86_64")
+        raise ValueError(f"{text[:80]!r} is no platform such as {DEFAULT_PLATFORM}")
     return int(match[1]), match[2]
-
-
-def default_platform() -> str:
-    """What compiled packages are for if nobody says it: machines like this one, or x86-64 where no enclave can run here."""
-    system, machine = os.uname().sysname, os.uname().machine
-    return f"{_GLIBC}_{machine if system == 'Linux' and machine in _MACHINES else _MACHINES[0]}"
 
 
 def other_machine(text: str) -> str:
     """The same platform on the other kind of machine."""
     minor, machine = parse_platform(text)
-    other = _MACHINES[1 - _MACHINES.index(machine)]
+    (other,) = _OLDEST_GLIBC.keys() - {machine}
     return f"manylinux_2_{max(minor, _OLDEST_GLIBC[other])}_{other}"
 
 

@@ -147,8 +147,7 @@ def _check(table: EnclaveTable, where: str) -> None:
         if not 0 <= getattr(table, field) <= 0xFFFF:
             raise UsageError(f"{where}: {field} = {getattr(table, field)} is not between 0 and 65535")
     try:
-        if table.platform is not None:
-            parse_platform(table.platform)
+        parse_platform(table.platform)
     except ValueError as error:
         raise UsageError(f"{where}: platform: {error}") from error
 

@@ -23,6 +23,7 @@ from adyton.image.manifest import (
     is_image_name,
     too_little,
 )
+from adyton.image.platforms import DEFAULT_PLATFORM
 from adyton.image.versions import PythonRange, PythonRangeError
 
 FILE = "pyproject.toml"
@@ -42,14 +43,14 @@ class LimitsTable(msgspec.Struct, frozen=True):
 
 
 class EnclaveTable(msgspec.Struct, frozen=True):
-    """[tool.adyton.enclave.NAME]. `python`: None for the project's; `platform`: which wheels are taken, None for this machine's."""
+    """[tool.adyton.enclave.NAME]. `python`: None for the project's; `platform`: which wheels are taken, see `adyton.image.platforms`."""
 
     entry: str
     sources: list[str] | None = None
     dependencies: list[str] = msgspec.field(default_factory=list)
     runtime: str = "process"
     python: str | None = None
-    platform: str | None = None
+    platform: str = DEFAULT_PLATFORM
     product_id: int = 0
     security_version: int = 0
     sign: str = "debug"
