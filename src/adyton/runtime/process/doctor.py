@@ -297,12 +297,14 @@ def _identities() -> str:
 def _memory() -> str:
     try:
         with namespaces.open_diagnosis() as diagnosis:
-            told = memory_watch.queued(diagnosis)
+            told = {"unix_diag": memory_watch.queued(diagnosis), "netlink_diag": memory_watch.listed(diagnosis)}
     except OSError:
-        told = None
-    if told is None:
+        told = {"unix_diag": None, "netlink_diag": None}
+    lacking = [module for module, size in told.items() if size is None]
+    if lacking:
         raise _LackingError(
-            "an enclave's processes together are watched, but not what waits in its sockets: run modprobe unix_diag as root"
+            "an enclave's processes together are watched, but not what waits in its sockets: run"
+            f" modprobe -a {' '.join(lacking)} as root"
         )
     return (
         "of each process limited by the kernel, of an enclave's processes together watched by its supervisor; no cgroup"

@@ -32,7 +32,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from adyton.runtime.process.idle_watch import IdleClient
@@ -66,6 +66,10 @@ _ERROR, _DONE = 2, 3
 _SHOW = 0x34  # peer, lengths of queues, memory
 _PEER, _LENGTHS, _MEMORY = 2, 4, 5
 _UNIX_DIAG_MESSAGE = 16  # bytes of struct unix_diag_msg
+# linux/netlink_diag.h
+_NETLINK_REQUEST = struct.Struct("=BBHIIII")  # struct netlink_diag_req: family, protocol, 0, inode, show, cookie
+_NETLINK_SHOW, _NETLINK_MEMORY = 1, 0
+_NETLINK_DIAG_MESSAGE = 28  # bytes of struct netlink_diag_msg
 _SENT = 8  # in _MEMORY: SK_MEMINFO_WMEM_ALLOC, of what was sent and not yet received
 _MAX_MESSAGE = 1 << 15  # the kernel fills no more at once
 _BUFFER = "/proc/sys/net/core/wmem_max"  # half of what may wait on its way from one socket; before Linux 6.7 it is not seen from here
@@ -84,20 +88,51 @@ def queued(diagnosis: socket.socket, most: int = 2 * _USUAL_BUFFER) -> int | Non
     What was sent and not yet received, its sender has; if that is closed, its receiver, of which only the length is told: that counts
     as if it were sent byte by byte. `most`: that a sender can have.
     """
-    request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0, 0)
-    diagnosis.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
     found = 0
+    try:
+        for data, at, end in _dump(diagnosis, _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0, 0)):
+            sent, received, peer = _socket_in(data, at + _UNIX_DIAG_MESSAGE, end)
+            found += sent + (0 if peer else min(received * _SMALLEST, most))
+    except _NotTold:
+        return None
+    return found
+
+
+def listed(diagnosis: socket.socket) -> int | None:
+    """Bytes that wait in netlink sockets, which programs ask for lists of interfaces; None where the kernel does not tell."""
+    found = 0
+    try:
+        for data, start, end in _dump(
+            diagnosis, _NETLINK_REQUEST.pack(socket.AF_NETLINK, 0, 0, 0, _NETLINK_SHOW, 0, 0)
+        ):
+            at = start + _NETLINK_DIAG_MESSAGE
+            while at < end:
+                length, kind = _ATTRIBUTE.unpack_from(data, at)
+                if kind == _NETLINK_MEMORY:
+                    found += _number(data, at + _ATTRIBUTE.size)  # SK_MEMINFO_RMEM_ALLOC
+                at += _aligned(length)
+    except _NotTold:
+        return None
+    return found
+
+
+class _NotTold(Exception):  # noqa: N818
+    """The kernel knows no answer."""
+
+
+def _dump(diagnosis: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Of each socket what there is to say: where it begins and ends in which bytes. _NotTold."""
+    diagnosis.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
     while True:
         data = diagnosis.recv(_MAX_MESSAGE)
         at = 0
         while at < len(data):
             length, kind, _, _, _ = _HEADER.unpack_from(data, at)
             if kind == _ERROR:
-                return None
+                raise _NotTold
             if kind == _DONE:
-                return found
-            sent, received, peer = _socket_in(data, at + _HEADER.size + _UNIX_DIAG_MESSAGE, at + length)
-            found += sent + (0 if peer else min(received * _SMALLEST, most))
+                return
+            yield data, at + _HEADER.size, at + length
             at += _aligned(length)
 
 
@@ -274,7 +309,7 @@ class MemoryWatch:
                 name, status = self._going_on(process)
                 sizes[process] = memory_of(name, status)
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
-        sockets = queued(self._diagnosis, self._most_sent) or 0
+        sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
         return Seen(len(sizes), sum(sizes.values()), descriptors, sockets), sizes
 
     def _going_on(self, process: str) -> tuple[str, bytes]:
