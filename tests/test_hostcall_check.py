@@ -54,6 +54,8 @@ REQUESTS: list[abi.Request] = [
     abi.Peek("/a", 10),
     abi.Watch("/a"),
     abi.Unwatch("/a"),
+    abi.Follow("/a"),
+    abi.Unfollow("/a"),
     abi.Hold(3),
     abi.Compound([abi.Look("/a"), abi.Read(3, 0, 10)]),
     abi.ReadInput(10),

@@ -39,12 +39,15 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     Peek               Content           attributes and the whole content of a regular file, if it is no longer than `size`
     Watch              Done              promise to tell of changes in a directory (Changed), from now on; Failed: no promise
     Unwatch            Done              the promise is not needed any more
+    Follow             Done              tell of each thing that other programs do in a directory (Happened), from now on
+    Unfollow           Done              no more of that
     Hold               Done              keep other programs' locks off an open file until it is closed; EBUSY if there are any
     Compound           Results           several of these, in order; the results of as many as were carried out
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
-A Changed comes unasked, before whatever the client sends that was done after the change.
+A Changed comes unasked, before whatever the client sends that was done after the change; and so does a Happened, behind the Changed
+of the same changes.
 
 Any request may be answered with Failed instead. Source of the names: POSIX.1-2017.
 """
@@ -60,6 +63,7 @@ MAX_ENTRIES = 512  # of one List
 MAX_COMPOUND = 64  # requests in one Compound
 MAX_PEEKED = 1 << 16  # bytes of one Peek
 MAX_CHANGED = 1024  # names in one Changed
+MAX_HAPPENED = 1024  # events in one Happened
 MAX_PATH = 4096
 MAX_NAME = 255
 HANDLE_LIMIT = 1 << 16  # open handles of one enclave
@@ -82,6 +86,9 @@ Right = Literal["read", "write", "net", "listen", "env", "call"]
 Kind = Literal["file", "directory", "symlink", "other"]
 OpenMode = Literal["read", "write", "read-write"]
 LockKind = Literal["read", "write", "none"]
+EventKind = Literal[
+    "created", "removed", "modified", "attributes", "closed", "moved-from", "moved-to", "lost"
+]  # closed: by who could write
 Allocation = Literal["extend", "keep-size", "punch-hole", "zero", "zero-keep-size", "collapse", "insert", "unshare"]
 ExtendedName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Owner = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # of locks, as the enclave numbers them
@@ -363,6 +370,20 @@ class Unwatch(_Struct, frozen=True):
     directory: Path
 
 
+class Follow(_Struct, frozen=True):
+    """As Watch, but nothing is kept back for it was told already."""
+
+    directory: Path
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
+
+
+class Unfollow(_Struct, frozen=True):
+    """What was asked by the Follow that is equal but for its type."""
+
+    directory: Path
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
+
+
 class Hold(_Struct, frozen=True):
     handle: Handle
 
@@ -425,6 +446,8 @@ Request = (
     | Peek
     | Watch
     | Unwatch
+    | Follow
+    | Unfollow
     | Hold
     | Compound
     | ReadInput
@@ -504,6 +527,26 @@ class Changed(_Struct, frozen=True):
     names: Annotated[
         list[tuple[Path, Annotated[str, msgspec.Meta(max_length=MAX_NAME)]]], msgspec.Meta(max_length=MAX_CHANGED)
     ]
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What another program did to `name` in a followed directory; a name "": to the directory itself.
+
+    `cookie`: the same for the two halves of a move. "lost": some of what happened, anywhere, is not told; of a directory that was removed or
+    moved nothing more is.
+    """
+
+    directory: Path
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+    kind: EventKind
+    is_directory: bool = False
+    cookie: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+
+
+class Happened(_Struct, frozen=True):
+    """In order."""
+
+    events: Annotated[list[Event], msgspec.Meta(max_length=MAX_HAPPENED)]
 
 
 class FileSystem(_Struct, frozen=True):

@@ -102,6 +102,11 @@ def _name(name: str) -> bool:
     return name not in (".", "..") and "/" not in name and "\0" not in name and len(name.encode()) <= _NAME_BYTES
 
 
+def possible(happened: abi.Happened) -> list[abi.Event]:
+    """Those of the events that can have happened: to names that a directory can hold."""
+    return [event for event in happened.events if not event.name or _name(event.name)]
+
+
 def _entries(request: abi.List, entries: abi.Entries) -> bool:
     """Names that a directory can hold, each once; the next cookie lies ahead, so that a listing ends."""
     names = [entry.name for entry in entries.entries]
@@ -202,6 +207,8 @@ _RULES: dict[type[Any], _Rule] = {
     abi.Peek: _rule(abi.Content, _content),
     abi.Watch: _rule(abi.Done, _always),
     abi.Unwatch: _rule(abi.Done, _always),
+    abi.Follow: _rule(abi.Done, _always),
+    abi.Unfollow: _rule(abi.Done, _always),
     abi.Hold: _rule(abi.Done, _always),
     abi.Compound: _rule(abi.Results, _always),
     abi.ReadInput: _rule(abi.Data, _data),

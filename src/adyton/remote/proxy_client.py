@@ -387,6 +387,10 @@ class ProxyClient:
             for start in range(0, len(changes), abi.MAX_CHANGED):
                 part = abi.Changed(changes[start : start + abi.MAX_CHANGED])
                 self._session.notify("changed", msgspec.msgpack.encode(part))
+            events = self._executor.take_events()
+            for start in range(0, len(events), abi.MAX_HAPPENED):
+                happened = abi.Happened(events[start : start + abi.MAX_HAPPENED])
+                self._session.notify("happened", msgspec.msgpack.encode(happened))
 
     def _files_changed(self) -> None:
         """From the executor's thread."""

@@ -234,6 +234,10 @@ class Executor:
         """What other programs changed of what was promised to be told: see Watches.take."""
         return self._watches.take()
 
+    def take_events(self) -> list[abi.Event]:
+        """What they did where the enclave follows it, as far as `take_changes` has seen: see Watches.take_events."""
+        return self._watches.take_events()
+
     def _watches_look(self, request: Any) -> None:
         """The enclave learns what is there: a later change is news."""
         if isinstance(request, abi.Open | abi.List | abi.Stat) and self._watches.has_told:

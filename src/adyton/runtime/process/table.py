@@ -23,10 +23,10 @@ LOCAL = None
 
 SYNC = "it would write out every file system of the server; fsync and syncfs are local"
 OBSOLETE = "no program of today needs it"
-WATCHING = (
-    "a watch of what the server's programs use too, such as /dev/null, would report what they do; and of the client's files it would not "
-    "report what other programs do: programs then look from time to time"
+WATCHING = Emulated(
+    "a pipe of events: what the enclave does to files, and what other programs on the client do; see docs/files.md"
 )
+WATCH = Emulated("of the client's files and private ones; EACCES for what the enclave has of the server")
 WHOLE_FILE_SYSTEM = "it acts on a whole file system, past the paths that were allowed"
 ASYNC_IO = "the kernel would act outside the filter; programs fall back on threads"
 PLACEMENT = "it moves memory of other processes too"
@@ -230,10 +230,10 @@ ROWS: tuple[Row, ...] = (
     Row("removexattrat", 466, 466, "file", LOCAL),
     Row("file_getattr", 468, 468, "file", LOCAL),
     Row("file_setattr", 469, 469, "file", LOCAL),
-    Row("inotify_init", 253, None, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_init1", 294, 26, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_add_watch", 254, 27, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_rm_watch", 255, 28, "file", Refused("ENOSYS", WATCHING)),
+    Row("inotify_init", 253, None, "file", WATCHING),
+    Row("inotify_init1", 294, 26, "file", WATCHING),
+    Row("inotify_add_watch", 254, 27, "file", WATCH),
+    Row("inotify_rm_watch", 255, 28, "file", WATCH),
     Row("fanotify_init", 300, 262, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),
     Row("fanotify_mark", 301, 263, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),
     Row("name_to_handle_at", 303, 264, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),

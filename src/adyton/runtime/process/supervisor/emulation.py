@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -15,7 +15,7 @@ from adyton.runtime.process.supervisor.memory_files import MemoryFiles
 from adyton.runtime.process.supervisor.notifications import Listener
 from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
-from adyton.runtime.process.supervisor.system_calls import SystemCalls
+from adyton.runtime.process.supervisor.system_calls import Handler, SystemCalls
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.table_rows import Refused
 
@@ -23,7 +23,7 @@ from adyton.runtime.process.table_rows import Refused
 class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
-    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing.
+    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing. `others`: who else emulates calls.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class Emulation:
         guarded: Callable[[Callback], Callback],
         close_file: Callable[[int], None],
         waits: Waits,
+        others: Callable[[Listener], Mapping[str, Handler]] = lambda _: {},
     ) -> None:
         self._session = session
         self._loop = loop
         self._guarded = guarded
         self._close_file = close_file
+        self._others = others
         self._client = SocketClient(session, waits)
         self._listener: Listener | None = None
         self._sockets: SocketCalls | None = None
@@ -55,7 +57,8 @@ class Emulation:
             self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file
         )
         assert guest.shared is not None
-        handlers = {**self._sockets.handlers, **MemoryFiles(self._listener, guest.shared).handlers}
+        memory_files = MemoryFiles(self._listener, guest.shared).handlers
+        handlers = {**self._sockets.handlers, **memory_files, **self._others(self._listener)}
         self._calls = SystemCalls(self._listener, handlers, self._tell)
         self._loop.read(self._listener, self._guarded(self._calls.receive))
 

@@ -45,6 +45,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.waits import Waits
+from adyton.runtime.process.supervisor.watching.calls import WatchCalls
 from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
@@ -62,7 +63,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program."""
+    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Supervisor:
         files: FileServer | None,
         ready: Callable[[], None],
         close_file: Callable[[int], None] = os.close,
+        directory: Callable[[int, tuple[int, ...]], str | None] = lambda _number, _arguments: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
     ) -> None:
@@ -99,7 +101,9 @@ class Supervisor:
         self._waits = files.waits if files is not None else Waits()
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self._output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
-        self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits)
+        self._watches = WatchCalls(files, self._loop, self._guarded, self._do, close_file, directory) if files else None
+        others = self._watches.handlers if self._watches else lambda _: {}
+        self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits, others)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -190,6 +194,8 @@ class Supervisor:
         if self._main is not None:
             self._main.sock.close()
         self._emulation.close()
+        if self._watches is not None:
+            self._watches.close()
         self._relay.close()
         self._loop.close()
 
@@ -315,6 +321,9 @@ class Supervisor:
                     self._do(self._files.changed(decode(body, abi.Changed)))
                     if self._files.believed:
                         self._arrivals.hold(self._files.believed)
+            case communicator.Notified("happened", body):
+                if self._files is not None:
+                    self._do(self._files.happened(decode(body, abi.Happened)))
             case communicator.Closed():
                 self._loop.stop()
             case _:
@@ -568,6 +577,8 @@ class Supervisor:
 
     def _do(self, effects: list[Effect]) -> None:
         assert self._guest.fuse is not None
+        if self._watches is not None:
+            self._watches.tell()
         for effect in effects:
             if isinstance(effect, Answer | Notice):
                 try:
