@@ -17,6 +17,7 @@ from adyton.communicator import messages
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
 from adyton.hostcall.check import Checked, check
+from adyton.hostcall.events import Event, Happened
 from adyton.hostcall.own_paths import own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
@@ -81,6 +82,7 @@ RESULTS: Mapping[type, Any] = {
     abi.Sync: abi.Done,
     abi.SyncDirectory: abi.Done,
     abi.Close: abi.Done,
+    abi.SyncAll: abi.Done,
     abi.MakeDirectory: abi.Attributes,
     abi.Remove: abi.Done,
     abi.Rename: abi.Done,
@@ -245,8 +247,8 @@ class _Mount:
         names = [(draw.pick(PATHS), draw.pick(("", "d", "f", "../x"))) for _ in range(draw.below(3))]
         self.carry_out(self.server.changed(abi.Changed(names)))
         if draw.below(2):
-            events = [draw.struct(abi.Event) for _ in range(draw.below(4))]
-            self.carry_out(self.server.happened(abi.Happened(events)))
+            events = [draw.struct(Event) for _ in range(draw.below(4))]
+            self.carry_out(self.server.happened(Happened(events)))
         if draw.below(2):
             self.watch()
 

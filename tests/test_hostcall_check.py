@@ -56,6 +56,7 @@ REQUESTS: list[abi.Request] = [
     abi.Unwatch("/a"),
     abi.Follow("/a"),
     abi.Unfollow("/a"),
+    abi.SyncAll(),
     abi.Hold(3),
     abi.Compound([abi.Look("/a"), abi.Read(3, 0, 10)]),
     abi.ReadInput(10),

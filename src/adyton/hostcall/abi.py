@@ -21,6 +21,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     Copy               Copied            from one open file to another, or within one; fewer bytes than asked only at the end of the file
     Sync               Done              fsync / fdatasync: durable on the client when answered
     SyncDirectory      Done              fsync of a directory: so are its names
+    SyncAll            Done              syncfs of the file systems on which the enclave may have changed something since the last one
     Close              Done
     MakeDirectory      Attributes
     Remove             Done              a file or link, or an empty directory
@@ -46,8 +47,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
-A Changed comes unasked, before whatever the client sends that was done after the change; and so does a Happened, behind the Changed
-of the same changes.
+A Changed comes unasked, before whatever the client sends that was done after the change; and so does a Happened (see `events`), behind it.
 
 Any request may be answered with Failed instead. Source of the names: POSIX.1-2017.
 """
@@ -63,7 +63,6 @@ MAX_ENTRIES = 512  # of one List
 MAX_COMPOUND = 64  # requests in one Compound
 MAX_PEEKED = 1 << 16  # bytes of one Peek
 MAX_CHANGED = 1024  # names in one Changed
-MAX_HAPPENED = 1024  # events in one Happened
 MAX_PATH = 4096
 MAX_NAME = 255
 HANDLE_LIMIT = 1 << 16  # open handles of one enclave
@@ -86,9 +85,6 @@ Right = Literal["read", "write", "net", "listen", "env", "call"]
 Kind = Literal["file", "directory", "symlink", "other"]
 OpenMode = Literal["read", "write", "read-write"]
 LockKind = Literal["read", "write", "none"]
-EventKind = Literal[
-    "created", "removed", "modified", "attributes", "closed", "moved-from", "moved-to", "lost"
-]  # closed: by who could write
 Allocation = Literal["extend", "keep-size", "punch-hole", "zero", "zero-keep-size", "collapse", "insert", "unshare"]
 ExtendedName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Owner = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # of locks, as the enclave numbers them
@@ -253,6 +249,10 @@ class SyncDirectory(_Struct, frozen=True):
     path: Path
 
 
+class SyncAll(_Struct, frozen=True):
+    pass
+
+
 class Close(_Struct, frozen=True):
     handle: Handle
 
@@ -371,17 +371,14 @@ class Unwatch(_Struct, frozen=True):
 
 
 class Follow(_Struct, frozen=True):
-    """As Watch, but nothing is kept back for it was told already."""
+    """As Watch; but each thing is told."""
 
     directory: Path
     name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
 
 
-class Unfollow(_Struct, frozen=True):
-    """What was asked by the Follow that is equal but for its type."""
-
-    directory: Path
-    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
+class Unfollow(Follow, frozen=True):
+    """What was asked by the Follow of the same fields."""
 
 
 class Hold(_Struct, frozen=True):
@@ -422,6 +419,7 @@ Request = (
     | SetAttributes
     | Sync
     | SyncDirectory
+    | SyncAll
     | Close
     | MakeDirectory
     | Remove
@@ -527,26 +525,6 @@ class Changed(_Struct, frozen=True):
     names: Annotated[
         list[tuple[Path, Annotated[str, msgspec.Meta(max_length=MAX_NAME)]]], msgspec.Meta(max_length=MAX_CHANGED)
     ]
-
-
-class Event(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What another program did to `name` in a followed directory; a name "": to the directory itself.
-
-    `cookie`: the same for the two halves of a move. "lost": some of what happened, anywhere, is not told; of a directory that was removed or
-    moved nothing more is.
-    """
-
-    directory: Path
-    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
-    kind: EventKind
-    is_directory: bool = False
-    cookie: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
-
-
-class Happened(_Struct, frozen=True):
-    """In order."""
-
-    events: Annotated[list[Event], msgspec.Meta(max_length=MAX_HAPPENED)]
 
 
 class FileSystem(_Struct, frozen=True):

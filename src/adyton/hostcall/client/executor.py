@@ -35,6 +35,7 @@ from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied, HostCallPolicy
 from adyton.hostcall.client.streams import StandardInput
 from adyton.hostcall.client.watches import Watches
+from adyton.hostcall.events import Event
 
 __all__ = ["Executor", "FunctionRaised"]
 
@@ -234,7 +235,7 @@ class Executor:
         """What other programs changed of what was promised to be told: see Watches.take."""
         return self._watches.take()
 
-    def take_events(self) -> list[abi.Event]:
+    def take_events(self) -> list[Event]:
         """What they did where the enclave follows it, as far as `take_changes` has seen: see Watches.take_events."""
         return self._watches.take_events()
 

@@ -20,8 +20,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from adyton.hostcall import abi
 from adyton.hostcall.client.paths import join, split
+from adyton.hostcall.events import Event, Kind
 
 # sys/inotify.h
 _MODIFY, _ATTRIB, _CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -47,7 +47,7 @@ MAX_EVENTS = 1 << 14  # that are not taken
 MAX_PROMISED = 4096  # names of one directory, one by one
 MAX_NOTED = 1 << 15
 
-_KINDS: dict[int, abi.EventKind] = {
+_KINDS: dict[int, Kind] = {
     _CREATE: "created", _DELETE: "removed", _MODIFY: "modified", _ATTRIB: "attributes", _CLOSE_WRITE: "closed",
     _MOVED_FROM: "moved-from", _MOVED_TO: "moved-to", _DELETE_SELF: "removed", _MOVE_SELF: "moved-from",
 }  # fmt: skip
@@ -89,7 +89,7 @@ class Watches:
         self._told: set[str] = set()
         self._found: dict[tuple[str, str], None] = {}
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
-        self._events: list[abi.Event] = []
+        self._events: list[Event] = []
         self._changing = False
 
     @property
@@ -240,7 +240,7 @@ class Watches:
             found, self._found = list(self._found), {}
         return found
 
-    def take_events(self) -> list[abi.Event]:
+    def take_events(self) -> list[Event]:
         """What `take` has seen happen where the enclave follows it, since the last time."""
         with self._lock:
             events, self._events = self._events, []
@@ -297,22 +297,22 @@ class Watches:
             return
         for spelt, names in watch.followed.items():
             if "" in names or name in names:
-                self._tell_event(abi.Event(spelt, name, kind, is_directory=bool(mask & _ISDIR), cookie=cookie))
+                self._tell_event(Event(spelt, name, kind, is_directory=bool(mask & _ISDIR), cookie=cookie))
 
-    def _tell_event(self, event: abi.Event) -> None:
+    def _tell_event(self, event: Event) -> None:
         try:
             event.name.encode()
         except UnicodeEncodeError:
             return  # the enclave knows no such names
         if len(self._events) >= MAX_EVENTS:
-            self._events = [abi.Event("/", "", "lost")]
+            self._events = [Event("/", "", "lost")]
         self._events.append(event)
 
     def _overflowed(self) -> None:
         for number in list(self._watches):
             self._end_promises(number)
         if self._followed:
-            self._tell_event(abi.Event("/", "", "lost"))
+            self._tell_event(Event("/", "", "lost"))
 
     def _is_own(self, path: str, *, gone: bool) -> bool:
         """Whether it was the enclave that made what is at the path what it is. `gone`: or that there is nothing."""

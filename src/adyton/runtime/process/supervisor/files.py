@@ -21,7 +21,8 @@ from typing import Any
 
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
-from adyton.hostcall.check import Checked, possible
+from adyton.hostcall.check import Checked
+from adyton.hostcall.events import Happened, possible
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.attributes import AttributeOperations
 from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
@@ -110,7 +111,7 @@ REFUSED: Mapping[Opcode, int] = {
     Opcode.READDIRPLUS: errno.ENOSYS,
     Opcode.SETUPMAPPING: errno.ENOSYS,
     Opcode.REMOVEMAPPING: errno.ENOSYS,
-    Opcode.SYNCFS: errno.ENOSYS,  # the kernel never asks: it writes out what it has, which the client then has
+    Opcode.SYNCFS: errno.ENOSYS,  # the kernel does not ask this kind of mount: the call is emulated
 }
 
 SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
@@ -280,12 +281,12 @@ class FileServer:
         self.cache.changed(changes.names)
         return self._run()
 
-    def happened(self, happened: abi.Happened) -> list[Effect]:
+    def happened(self, happened: Happened) -> list[Effect]:
         """Other programs on the client did something where an enclave's program follows it."""
-        events = possible(happened)
-        names = [(each.directory, each.name) for each in events if each.name]
+        told = possible(happened)
+        names = [(each.directory, each.name) for each in told if each.name]
         self.cache.changed([each for each in names if not self.cache.state.names.is_covered(posixpath.join(*each))])
-        self.watching.happened(events)
+        self.watching.happened(told)
         return self._run()
 
     def release(self, node: Node) -> None:

@@ -30,6 +30,7 @@ from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
+from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
@@ -45,7 +46,6 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.waits import Waits
-from adyton.runtime.process.supervisor.watching.calls import WatchCalls
 from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
@@ -101,9 +101,9 @@ class Supervisor:
         self._waits = files.waits if files is not None else Waits()
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self._output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
-        self._watches = WatchCalls(files, self._loop, self._guarded, self._do, close_file, directory) if files else None
-        others = self._watches.handlers if self._watches else lambda _: {}
-        self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits, others)
+        self._emulation = Emulation(
+            *(self._session, self._loop, self._guarded, close_file, self._waits, files, self._do, directory)
+        )
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -194,8 +194,6 @@ class Supervisor:
         if self._main is not None:
             self._main.sock.close()
         self._emulation.close()
-        if self._watches is not None:
-            self._watches.close()
         self._relay.close()
         self._loop.close()
 
@@ -323,7 +321,7 @@ class Supervisor:
                         self._arrivals.hold(self._files.believed)
             case communicator.Notified("happened", body):
                 if self._files is not None:
-                    self._do(self._files.happened(decode(body, abi.Happened)))
+                    self._do(self._files.happened(decode(body, Happened)))
             case communicator.Closed():
                 self._loop.stop()
             case _:
@@ -577,8 +575,7 @@ class Supervisor:
 
     def _do(self, effects: list[Effect]) -> None:
         assert self._guest.fuse is not None
-        if self._watches is not None:
-            self._watches.tell()
+        self._emulation.tell_events()
         for effect in effects:
             if isinstance(effect, Answer | Notice):
                 try:

@@ -121,6 +121,8 @@ class Cache:
         match request:
             case Flush():
                 return _done()
+            case abi.SyncAll():
+                return self._writing.sync_all(request)
             case abi.Follow():
                 return self._plain(request, ordered=True)
             case abi.Copy(source, _, target) if source in self.state.handles and target in self.state.handles:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from adyton.hostcall import abi
+from adyton.hostcall.events import Event, Kind
 from adyton.runtime.process.supervisor.private import Directory
 from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.watching.instances import Budget, Instance, Mask, Watch
@@ -220,7 +221,7 @@ class Watching:
 
     # -- what others do -----------------------------------------------------------------------------------------------
 
-    def happened(self, events: Iterable[abi.Event]) -> None:
+    def happened(self, events: Iterable[Event]) -> None:
         """The client tells of what other programs did."""
         for event in events:
             if event.kind == "lost":
@@ -231,7 +232,7 @@ class Watching:
             elif (watched := self._followed.get((event.directory, ""))) is not None:
                 self._to_directory(watched.node, event.kind)
 
-    def _in(self, event: abi.Event) -> None:
+    def _in(self, event: Event) -> None:
         mask = _OF_CLIENT[event.kind] | (Mask.ISDIR if event.is_directory else 0)
         directory = self._followed.get((event.directory, ""))
         file = self._followed.get((event.directory, event.name))
@@ -255,7 +256,7 @@ class Watching:
         if file.node.attributes is None or file.node.attributes.links <= 1:
             self.gone(file.node)
 
-    def _to_directory(self, node: Node, kind: abi.EventKind) -> None:
+    def _to_directory(self, node: Node, kind: Kind) -> None:
         if kind == "attributes":
             self.itself(node, Mask.ATTRIB | Mask.ISDIR)
         elif kind == "removed":
