@@ -211,6 +211,8 @@ class Executor:
     def _answer(self, name: str, handler: Callable[[Any], abi.Result], request: abi.Request) -> abi.Result:
         try:
             self._watches_look(request)
+            if isinstance(request, abi.Close) and self._watches.following:
+                return self._close(request, handler)
             if type(request) not in CHANGING:
                 return handler(request)
             with self._watches.changing():
@@ -247,6 +249,13 @@ class Executor:
                 self._watches.listed(place)
             else:
                 self._watches.looked(place)
+
+    def _close(self, request: abi.Close, handler: Callable[[Any], abi.Result]) -> abi.Result:
+        """That a file which could be written to is closed is an event by itself."""
+        with self._watches.changing():
+            with suppress(OSError), self._files.using(request.handle) as file:
+                self._watches.made(os.fstat(file.descriptor))
+            return handler(request)
 
     def _note_change(self, request: Any) -> None:
         """The change is the enclave's own, and no news to it."""

@@ -98,6 +98,11 @@ class Watches:
         return bool(self._watches)
 
     @property
+    def following(self) -> bool:
+        """Whether it is told of events."""
+        return bool(self._followed)
+
+    @property
     def has_told(self) -> bool:
         """Whether `looked` and `listed` matter."""
         return bool(self._told)

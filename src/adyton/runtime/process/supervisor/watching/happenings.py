@@ -110,8 +110,8 @@ class Happenings:
         mask = Mask.DELETE | (Mask.ISDIR if header.opcode == Opcode.RMDIR else 0)
 
         def after(_: bytes) -> None:
-            if node is not None:
-                self._watching.unnamed(node, parent, name)
+            if node is not None and self._watching.unlinked(node, parent, name):
+                self._watching.gone(node)
             self._watching.itself(parent, mask, name)
 
         return after
@@ -125,10 +125,13 @@ class Happenings:
         def after(_: bytes) -> None:
             if node is not None and node is not other:
                 self._moved(node, parent, name, target, new_name)
+                ends = not exchange and other is not None and self._watching.unlinked(other, target, new_name)
+                self._watching.itself(node, Mask.MOVE_SELF)
                 if other is not None and exchange:
                     self._moved(other, target, new_name, parent, name)
-                elif other is not None:
-                    self._watching.unnamed(other, target, new_name)
+                    self._watching.itself(other, Mask.MOVE_SELF)
+                elif other is not None and ends:
+                    self._watching.gone(other)
             self._watching.moved()
 
         return after
@@ -137,7 +140,6 @@ class Happenings:
         directory, cookie = Mask.ISDIR if is_directory(node) else 0, self._watching.next_cookie()
         self._watching.itself(parent, Mask.MOVED_FROM | directory, name, cookie)
         self._watching.itself(target, Mask.MOVED_TO | directory, new_name, cookie)
-        self._watching.itself(node, Mask.MOVE_SELF)
 
     # -- files --------------------------------------------------------------------------------------------------------
 

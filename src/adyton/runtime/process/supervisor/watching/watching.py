@@ -125,6 +125,7 @@ class Watching:
         if watched is None:
             self._watched[node.id] = known
             self._tree.told(node)  # kept though the kernel forgets it
+            node.watched = True
             known.followed = key
             if key is not None:
                 self._followed[key] = known
@@ -146,6 +147,7 @@ class Watching:
         watched.watches.remove(watch)
         if not watched.watches:
             del self._watched[watched.node.id]
+            watched.node.watched = False
             self._unfollow(watched)
             self._tree.forget(watched.node.id, 1)
             if not self._watched:
@@ -182,16 +184,17 @@ class Watching:
         """Of a move by the enclave."""
         return next(self._cookies) % _CLIENTS
 
-    def unnamed(self, node: Node, parent: Node, name: str) -> None:
-        """A file has lost its name, or one of several."""
-        if not is_directory(node):
-            self.itself(node, Mask.ATTRIB)
-            if _has_links(node):
-                return
-            if node.handles:
-                self._left[node.id] = parent, name
-                return
-        self.gone(node)
+    def unlinked(self, node: Node, parent: Node, name: str) -> bool:
+        """A file or directory has lost this name; whether nothing is left of it."""
+        if is_directory(node):
+            return True
+        self.itself(node, Mask.ATTRIB)
+        if _has_links(node):
+            return False
+        if node.handles:
+            self._left[node.id] = parent, name
+            return False
+        return True
 
     def closed(self, node: Node) -> None:
         """A descriptor of it was the last one."""
