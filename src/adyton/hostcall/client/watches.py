@@ -281,6 +281,8 @@ class Watches:
             if mask & _OVERFLOW:
                 self._overflowed()
                 continue
+            if not _is_text(name):
+                continue  # the enclave knows no such names
             watch = self._watches.get(number)
             if watch is None:
                 continue
@@ -297,18 +299,16 @@ class Watches:
     def _happened(self, watch: _Watch, name: str, mask: int, cookie: int) -> None:
         """Tell who follows it, unless the enclave did it."""
         kind = next((kind for bit, kind in _KINDS.items() if mask & bit), None)
-        gone = self._changing or kind == "closed"
-        if kind is None or self._is_own(join(watch.path, name) if name else watch.path, gone=gone):
+        path = join(watch.path, name) if name else watch.path
+        if kind is None or self._is_own(path, gone=self._changing or kind == "closed"):
             return
+        if kind == "closed" and self._changing and not os.path.lexists(path):
+            return  # others removed it before the enclave closed it
         for spelt, names in watch.followed.items():
             if "" in names or name in names:
                 self._tell_event(Event(spelt, name, kind, is_directory=bool(mask & _ISDIR), cookie=cookie))
 
     def _tell_event(self, event: Event) -> None:
-        try:
-            event.name.encode()
-        except UnicodeEncodeError:
-            return  # the enclave knows no such names
         if len(self._events) >= MAX_EVENTS:
             self._events = [Event("/", "", "lost")]
         self._events.append(event)
@@ -412,6 +412,14 @@ class Watches:
             self._inotify = -1
         if stop is not None:
             os.close(stop[1])
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
