@@ -48,8 +48,9 @@ class SyncCalls:
             with suppress(GoneError):
                 answer(error)
 
-        self._do(self._files.begin(_steps(), done))
+        self._do(self._files.begin(steps(), done))
 
 
-def _steps() -> Generator[Any, abi.Result, None]:
+def steps() -> Generator[Any, abi.Result, None]:
+    """What the file server is to carry out."""
     yield from ask(abi.SyncAll(), abi.Done)
