@@ -77,9 +77,31 @@ class Inotify:
 '''
 
 
-def run_locally(code: str, **values: object) -> object:
-    """What the code leaves as `result`, of a program on this machine."""
-    assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    program = f"{SOURCE}\n{assignments}{textwrap.dedent(code)}\nprint(json.dumps(result))"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+_SERVE = """
+for line in sys.stdin:
+    scope = dict(globals())
+    exec(json.loads(line), scope)
+    print(json.dumps(scope.get("result")), flush=True)
+"""
+
+
+class Local:
+    """A program on this machine that does what a test says; to be closed."""
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        program = f"import json, sys\n{SOURCE}\n{_SERVE}"
+        self._process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, code: str, **values: object) -> object:
+        """What the code leaves as `result`."""
+        assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(assignments + textwrap.dedent(code)), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()

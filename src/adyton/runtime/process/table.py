@@ -26,7 +26,7 @@ SYNC = Emulated(
 )
 OBSOLETE = "no program of today needs it"
 WATCHING = Emulated(
-    "a pipe of events: what the enclave does to files, and what other programs on the client do; see docs/files.md"
+    "a socket that gives events: what the enclave does to files, and what other programs on the client do; see docs/files.md"
 )
 WATCH = Emulated("of the client's files and private ones; EACCES for what the enclave has of the server")
 WHOLE_FILE_SYSTEM = "it acts on a whole file system, past the paths that were allowed"

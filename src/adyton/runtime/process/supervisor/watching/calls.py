@@ -1,8 +1,9 @@
 """inotify_init, inotify_add_watch and inotify_rm_watch, emulated.
 
-What a program gets as an inotify descriptor is the end of a pipe in packet mode (pipe(2), O_DIRECT): this process writes one event in one
-packet, so that a read takes a whole event, and polls, blocks and is interrupted as any. The other end tells when nobody has it any more.
-A path is copied once, and what it leads to is found here (`walk`).
+What a program gets as an inotify descriptor is one of a pair of sockets that carry packets (unix(7), SOCK_SEQPACKET): this process sends one
+event in one packet, so that a read takes a whole event, and polls, blocks and is interrupted as any. The other one tells when nobody has
+it any more. (Not a pipe: who reads one keeps it locked while the event is copied, and may have it copied to a page that this process has
+to serve first.) A path is copied once, and what it leads to is found here (`walk`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+import socket
 import struct
 import termios
 from collections.abc import Callable, Generator, Mapping
@@ -30,18 +32,18 @@ _PATH = 4096  # bytes of a path, with its NUL
 _INT = struct.Struct("i")
 
 
-class _Pipe:
-    """An instance with our end of its pipe."""
+class _End:
+    """An instance with our end of its pair; `identity`: of the other."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.identity = identity_of(descriptor)
+    def __init__(self, sock: socket.socket, identity: tuple[int, int]) -> None:
+        self.socket = sock
+        self.identity = identity
         self.instance: Instance[Watched]
 
     def unread(self) -> bool:
         """Whether the program has not read all."""
         size = bytearray(_INT.size)
-        fcntl.ioctl(self.descriptor, termios.FIONREAD, size)
+        fcntl.ioctl(self.socket, termios.TIOCOUTQ, size)
         return bool(_INT.unpack(size)[0])
 
 
@@ -67,7 +69,7 @@ class WatchCalls:
         self._do = do
         self._close_file = close_file
         self._directory = directory
-        self._pipes: dict[tuple[int, int], _Pipe] = {}  # by the pipe's identity
+        self._ends: dict[tuple[int, int], _End] = {}  # by the identity of what the program has
 
     def handlers(self, listener: Listener) -> Mapping[str, Callable[[Note], None]]:
         """Who emulates the calls that `listener` tells of."""
@@ -96,37 +98,37 @@ class WatchCalls:
     def _open(self, listener: Listener, note: Note, flags: int) -> None:
         if flags & ~(os.O_NONBLOCK | os.O_CLOEXEC):
             raise OSError(errno.EINVAL, "flags that there are not")
-        if len(self._pipes) >= MAX_INSTANCES:
+        if len(self._ends) >= MAX_INSTANCES:
             raise OSError(errno.EMFILE, "too many instances")
-        theirs, ours = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
         try:
-            fcntl.fcntl(theirs, fcntl.F_SETFL, flags & os.O_NONBLOCK)
-            listener.give(note, theirs, close_on_exec=bool(flags & os.O_CLOEXEC))
+            with theirs:
+                theirs.setblocking(not flags & os.O_NONBLOCK)
+                end = _End(ours, identity_of(theirs.fileno()))
+                listener.give(note, theirs.fileno(), close_on_exec=bool(flags & os.O_CLOEXEC))
         except (GoneError, OSError):
-            os.close(ours)
+            ours.close()
             raise
-        finally:
-            os.close(theirs)
-        pipe = _Pipe(ours)
-        self._pipes[pipe.identity] = pipe
-        pipe.instance = self._watching.open(pipe.unread)
-        self._loop.read(ours, self._guarded(lambda: self._closed(pipe)))
+        self._ends[end.identity] = end
+        end.instance = self._watching.open(end.unread)
+        self._loop.read(ours, self._guarded(lambda: self._received(end)))
 
-    def _find(self, listener: Listener, note: Note) -> _Pipe:
+    def _find(self, listener: Listener, note: Note) -> _End:
         """What the first argument is a descriptor of. OSError EBADF, EINVAL."""
         descriptor = listener.fetch(note, note.argument(0))
         try:
-            pipe = self._pipes.get(identity_of(descriptor))
+            end = self._ends.get(identity_of(descriptor))
         finally:
             self._close_file(descriptor)
-        if pipe is None:
+        if end is None:
             raise OSError(errno.EINVAL, "not an inotify descriptor")
-        return pipe
+        return end
 
     def _add(self, listener: Listener, note: Note) -> None:
         mask = note.arguments[2] & 0xFFFFFFFF
         check_mask(mask)
-        pipe = self._find(listener, note)
+        end = self._find(listener, note)
         path = self._path(listener, note)
         directory = "/" if path.startswith(b"/") else self._directory(note.number, note.arguments)
         if directory is None:
@@ -136,10 +138,10 @@ class WatchCalls:
             with suppress(GoneError):
                 listener.answer(note, number or 0, error)
 
-        self._do(self._files.begin(self._watch(listener, note, pipe, directory, path, mask), done))
+        self._do(self._files.begin(self._watch(listener, note, end, directory, path, mask), done))
 
     def _watch(
-        self, listener: Listener, note: Note, pipe: _Pipe, directory: str, path: bytes, mask: int
+        self, listener: Listener, note: Note, end: _End, directory: str, path: bytes, mask: int
     ) -> Generator[Any, abi.Result, int]:
         node = yield from self._files.walking.readable(
             directory, path, follow=not mask & Mask.DONT_FOLLOW, only_directory=bool(mask & Mask.ONLYDIR)
@@ -147,7 +149,7 @@ class WatchCalls:
         try:
             if not listener.waits(note):
                 raise FileError(errno.EINTR)  # if it is made again, it begins anew
-            return (yield from self._watching.watched(pipe.instance, node, mask))
+            return (yield from self._watching.watched(end.instance, node, mask))
         except OSError as error:
             raise FileError(error.errno or errno.EIO) from None
         finally:
@@ -175,32 +177,43 @@ class WatchCalls:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def tell(self) -> None:
-        """Write what has happened, as far as there is room; before the answers to the calls that did it."""
-        for pipe in [pipe for pipe in self._pipes.values() if pipe.instance.queue]:
-            self._write(pipe)
+        """Send what has happened, as far as there is room; before the answers to the calls that did it."""
+        for end in [end for end in self._ends.values() if end.instance.queue]:
+            self._send(end)
 
-    def _write(self, pipe: _Pipe) -> None:
-        queue = pipe.instance.queue
+    def _send(self, end: _End) -> None:
+        queue = end.instance.queue
         try:
             while queue:
-                os.write(pipe.descriptor, queue[0])
-                pipe.instance.taken()
+                end.socket.send(queue[0], socket.MSG_DONTWAIT)
+                end.instance.taken()
         except BlockingIOError:
-            self._loop.write(pipe.descriptor, self._guarded(lambda: self._write(pipe)))
-        except BrokenPipeError:
-            queue.clear()  # that it is closed is told by the loop
-        else:
-            self._loop.write(pipe.descriptor, None)
+            self._loop.write(end.socket, self._guarded(lambda: self._send(end)))
+            return
+        except OSError:
+            end.instance.clear()  # nobody has it any more, as the loop will tell
+        self._loop.write(end.socket, None)
 
-    def _closed(self, pipe: _Pipe) -> None:
-        """Nobody has the other end any more."""
-        self._loop.forget(pipe.descriptor)
-        del self._pipes[pipe.identity]
-        os.close(pipe.descriptor)
-        self._watching.close(pipe.instance)
+    def _received(self, end: _End) -> None:
+        """Nobody has the other end any more; or a program has written into it, which means nothing."""
+        try:
+            if end.socket.recv(_PATH, socket.MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close(end)
+
+    def _close(self, end: _End) -> None:
+        if self._ends.pop(end.identity, None) is None:
+            return
+        self._loop.forget(end.socket)
+        end.socket.close()
+        self._watching.close(end.instance)
         self._do(self._files.flush())
 
     def close(self) -> None:
-        for pipe in self._pipes.values():
-            os.close(pipe.descriptor)
-        self._pipes.clear()
+        for end in self._ends.values():
+            end.socket.close()
+        self._ends.clear()

@@ -132,7 +132,8 @@ class Happenings:
                     self._watching.itself(other, Mask.MOVE_SELF)
                 elif other is not None and ends:
                     self._watching.gone(other)
-            self._watching.moved()
+            if any(each is not None and (each.watched or is_directory(each)) for each in (node, other)):
+                self._watching.moved()
 
         return after
 

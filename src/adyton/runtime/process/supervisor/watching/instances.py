@@ -1,6 +1,6 @@
 """inotify instances, without IO: watches by number, and the queue of events, as the kernel's.
 
-An event is the bytes of a struct inotify_event: one is a packet of the pipe that a program reads. Equal ones that follow each other
+An event is the bytes of a struct inotify_event: one is a packet that a program reads. Equal ones that follow each other
 are one as long as they are unread; of too many, one event says that some are missing. Source: inotify(7), linux/inotify.h, fs/notify/inotify.
 """
 
@@ -156,9 +156,13 @@ class Instance(Generic[T]):
         if _EVENT.unpack_from(event)[0] == _NOBODYS:
             self._overflowed = False
 
+    def clear(self) -> None:
+        """Nobody will read what is queued."""
+        self._budget.queued -= len(self.queue)
+        self.queue.clear()
+
     def close(self) -> None:
         """The program has no descriptor of it any more."""
-        self._budget.queued -= len(self.queue)
+        self.clear()
         self._budget.watches -= len(self.watches)
-        self.queue.clear()
         self.watches.clear()
