@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from adyton.hostcall import abi
 from adyton.hostcall.events import Event, Happened, possible
+from adyton.runtime.process.supervisor import files
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 from adyton.runtime.process.supervisor.watching import instances
 from adyton.runtime.process.supervisor.watching.instances import Budget, Instance, Mask, check_mask, pack
@@ -168,6 +169,16 @@ def test_a_descriptor_that_is_closed_while_it_waits_leaves_nothing(program: Prog
     assert program.answers == [(None, errno.EBADF)]
     assert follows(program) == []
     assert not program.watching.active
+
+
+def test_calls_that_nobody_waits_for_any_more_are_bounded(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BEGUN", 3)
+    for _ in range(5):
+        program.begin("/work/w/d")
+    assert program.answers == [(None, errno.ENOMEM)] * 2
+    program.kernel.run()
+    assert program.answers[2:] == [(1, 0)] * 3
+    assert program.watch("/work/w") == 2
 
 
 def test_what_the_enclave_moves_is_followed_by_its_new_name(program: Program) -> None:

@@ -23,7 +23,10 @@ class Refused(Exception):  # noqa: N818 - an answer
 
 
 class Places:
-    """See the module. `written`: where the enclave may have changed something. Every method raises Refused where the policy denies, ValueError for a malformed path. Thread-safe."""
+    """See the module. Every method raises Refused where the policy denies, ValueError for a malformed path. Thread-safe.
+
+    `written`: where the enclave may have changed something.
+    """
 
     def __init__(self, policy: HostCallPolicy, tree: ConfinedTree) -> None:
         self.policy = policy

@@ -132,8 +132,9 @@ class Watches:
         with self._lock:
             if len(self._followed) >= MAX_FOLLOWED and (spelt, name) not in self._followed:
                 raise OSError(errno.ENOSPC, "too much is followed")
-            self.unfollow(spelt, name)  # where it was before
             number = self._watched(descriptor, path)
+            if self._followed.get((spelt, name), number) != number:
+                self.unfollow(spelt, name)  # where it was before
             self._drain()  # what happened before is no news
             if number not in self._watches:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.paths import split
@@ -32,11 +34,25 @@ class Written:
 
     def _gather(self) -> None:
         for directory in self._directories:
-            above = directory
-            while not os.path.isdir(above):
-                above = split(above)[0]
-            self._devices[os.stat(above).st_dev] = above
+            with self._opened(directory) as descriptor:
+                self._devices[os.fstat(descriptor).st_dev] = directory
         self._directories.clear()
+
+    @contextmanager
+    def _opened(self, directory: str) -> Iterator[int]:
+        """A descriptor of the directory; of the nearest one above it where that is not there, or not any more."""
+        while True:
+            try:
+                descriptor = self._tree.list_directory(directory)
+                break
+            except OSError:
+                if directory == "/":
+                    raise
+                directory = split(directory)[0]
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def sync(self) -> None:
         """All that has been changed is durable; what fails is tried again the next time. OSError of the first that fails."""
@@ -55,10 +71,7 @@ class Written:
             raise failed
 
     def _sync(self, directory: str) -> None:
-        descriptor = self._tree.list_directory(directory)
-        try:
+        with self._opened(directory) as descriptor:
             if _libc.syncfs(ctypes.c_int(descriptor)) < 0:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
-        finally:
-            os.close(descriptor)

@@ -45,6 +45,7 @@ from adyton.runtime.process.supervisor.watching.walk import Walking
 from adyton.runtime.process.supervisor.watching.watching import Watching
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
+MAX_BEGUN = 1024  # operations under way that the kernel did not ask for
 MAX_BACKGROUND = 64  # of the kernel's read-ahead and mapped-page requests at a time
 _CAPABILITIES = (
     InitFlag.ASYNC_READ
@@ -188,7 +189,8 @@ class FileServer:
         self.watching = Watching(self._view.tree, self._send_later, lambda path: self._view.place(path) is Place.CLIENT)
         self.walking = Walking(self._view, names)
         self._happenings = Happenings(self._view.tree, self._handles, self.watching)
-        self._begun = 0  # operations that the kernel did not ask for
+        self._begun = 0  # operations that the kernel did not ask for, ever
+        self._beginning = 0  # now
         groups = (
             names,
             AttributeOperations(self._view, self._handles),
@@ -259,7 +261,14 @@ class FileServer:
         return self._run()
 
     def begin(self, steps: Generator[Any, Any, Any], done: Callable[[Any, int], None]) -> list[Effect]:
-        """Carry out an operation that the kernel did not ask for; `done` is given its result, or None and an errno."""
+        """Carry out an operation that the kernel did not ask for; `done` is given its result, or None and an errno: ENOMEM for too many.
+
+        A program that is interrupted in a call may make it again, so that they are more than its threads.
+        """
+        if self._beginning >= MAX_BEGUN:
+            done(None, errno.ENOMEM)
+            return []
+        self._beginning += 1
         self._begun -= 1
         return self._start(_Task(self._begun, steps, interruptible=False, done=done))
 
@@ -431,6 +440,7 @@ class FileServer:
             self.waits.hit()
         task.answered = True
         if task.done is not None:
+            self._beginning -= 1
             task.done(value, number)
             return []
         success, failure = fuse_answers.success, fuse_answers.failure
