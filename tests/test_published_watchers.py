@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +13,13 @@ import pytest
 from command import start
 from published import project
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.skipif(
+        platform.machine() != "x86_64", reason="NOT X86-64: projects have wheels for that machine by default"
+    ),
+    pytest.mark.usefixtures("published_wheels"),
+]
 
 WATCHDOG = """
 import sys
