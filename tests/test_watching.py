@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from adyton.hostcall import abi
 from adyton.hostcall.events import Event, Happened, possible
-from adyton.runtime.process.supervisor import files
+from adyton.runtime.process.supervisor import calls, files
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 from adyton.runtime.process.supervisor.watching import instances
 from adyton.runtime.process.supervisor.watching.instances import Budget, Instance, Mask, check_mask, pack
@@ -191,6 +191,27 @@ def test_what_the_enclave_moves_is_followed_by_its_new_name(program: Program) ->
     program.read()
     program.told(Event("/work/w/e", "f", "modified"))
     assert program.read() == [(1, Mask.MODIFY, "f"), (3, Mask.MODIFY, "")]
+
+
+def test_many_that_end_or_move_at_once_are_told_to_the_client_in_good_time(program: Program) -> None:
+    for number in range(30):
+        program.kernel.client.directory(f"/work/w/d/{number}")
+        program.watch(f"/work/w/d/{number}")
+    before, calls.MAX_UNDER_WAY = calls.MAX_UNDER_WAY, 10
+    try:
+        program.kernel.rename("/work/w/d", "/work/w/e")
+        program.kernel.run()
+        assert follows(program) == sorted((f"/work/w/e/{number}", "") for number in range(30))
+        program.watching.close(program.instance)
+        program.kernel.apply(program.kernel.server.flush())
+        assert len(program.kernel.asks) == 10
+        other = Program(program.kernel)
+        other.begin("/work/w/e/29")  # whose end is not told yet
+        program.kernel.run()
+        assert other.answers == [(1, 0)]
+        assert follows(program) == [("/work/w/e/29", "")]
+    finally:
+        calls.MAX_UNDER_WAY = before
 
 
 WALKS = {

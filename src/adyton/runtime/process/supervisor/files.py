@@ -186,7 +186,7 @@ class FileServer:
         self.cache = self._view.cache = Cache(self._calls, coherence, self._view.is_listable, clock, now)
         locks = LockOperations(self._view, self._handles, self.cache)
         names = NameOperations(self._view, self._handles)
-        self.watching = Watching(self._view.tree, self._send_later, lambda path: self._view.place(path) is Place.CLIENT)
+        self.watching = Watching(self._view.tree, lambda path: self._view.place(path) is Place.CLIENT)
         self.walking = Walking(self._view, names)
         self._happenings = Happenings(self._view.tree, self._handles, self.watching)
         self._begun = 0  # operations that the kernel did not ask for, ever
@@ -271,9 +271,6 @@ class FileServer:
         self._beginning += 1
         self._begun -= 1
         return self._start(_Task(self._begun, steps, interruptible=False, done=done))
-
-    def _send_later(self, request: abi.Request) -> None:
-        self._view.tells.append(request)
 
     def resume(self, ticket: int, result: Outcome) -> list[Effect]:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
@@ -402,6 +399,9 @@ class FileServer:
                     self.waits.began(task.unique, type(task.request).__name__)
                 pending.after.append(self._goes_on(task))
             self._tell()
+        follows = self.watching.to_send
+        while follows and self._calls.room() is None:
+            self._calls.send(follows.pop(next(iter(follows))), ordered=True)
         return [*self._calls.take(), *self._notices(), *answers]
 
     def _notices(self) -> list[Effect]:

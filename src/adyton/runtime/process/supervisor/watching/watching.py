@@ -48,11 +48,11 @@ class Watched:
 
 
 class Watching:
-    """See the module. `send`: a request to the client whose result nobody waits for; `follows`: whether what is at a path is the client's."""
+    """See the module. `follows`: whether what is at a path is the client's. `to_send`: what nobody waits for, at most one request of each name."""
 
-    def __init__(self, tree: Tree, send: Callable[[abi.Request], object], follows: Callable[[str], bool]) -> None:
+    def __init__(self, tree: Tree, follows: Callable[[str], bool]) -> None:
+        self.to_send: dict[Key, abi.Follow] = {}  # and abi.Unfollow
         self._tree = tree
-        self._send = send
         self._follows = follows
         self._watched: dict[int, Watched] = {}  # by the node's number
         self._followed: dict[Key, Watched] = {}
@@ -96,6 +96,7 @@ class Watching:
         if key is None or key in self._followed:
             return self._watch(instance, node, mask, key)
         self._asked[key] += 1
+        self.to_send.pop(key, None)
         try:
             result = yield abi.Follow(*key)
             if isinstance(result, abi.Failed) and result.errno == "ENOSPC":
@@ -106,7 +107,7 @@ class Watching:
             if not self._asked[key]:
                 del self._asked[key]
                 if key not in self._followed:
-                    self._send(abi.Unfollow(*key))
+                    self.to_send[key] = abi.Unfollow(*key)
         if self.key(node) != key:  # moved meanwhile
             self.moved()
         return number
@@ -158,7 +159,7 @@ class Watching:
         if key is not None and self._followed.get(key) is watched:
             del self._followed[key]
             if key not in self._asked:
-                self._send(abi.Unfollow(*key))
+                self.to_send[key] = abi.Unfollow(*key)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class Watching:
                 if key is not None:
                     watched.followed = key
                     self._followed[key] = watched
-                    self._send(abi.Follow(*key))
+                    self.to_send[key] = abi.Follow(*key)
 
     # -- what others do -----------------------------------------------------------------------------------------------
 
