@@ -260,7 +260,7 @@ class _Mount:
 
         def add() -> Generator[Any, abi.Result, int]:
             path = draw.pick((*PATHS, "d/../f", "..//tmp/f/")).encode()
-            node = yield from self.server.walking.readable(
+            node = yield from self.server.walking.find(
                 draw.pick(("/", "/tmp")), path, follow=bool(draw.below(2)), only_directory=not draw.below(4)
             )
             try:

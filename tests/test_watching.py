@@ -58,7 +58,7 @@ class Program:
 
         def steps() -> Generator[Any, Any, int]:
             follow, only = ways.get("follow", True), ways.get("only_directory", False)
-            node = yield from server.walking.readable(directory, path.encode(), follow=follow, only_directory=only)
+            node = yield from server.walking.find(directory, path.encode(), follow=follow, only_directory=only)
             try:
                 return (yield from self.watching.watched(self.instance, node, mask))
             except OSError as error:

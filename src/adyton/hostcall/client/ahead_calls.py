@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -77,6 +78,12 @@ class AheadCalls:
         return self._promise(request, self._watches.watch)
 
     def _follow(self, request: abi.Follow) -> abi.Result:
+        """Only what may be read, as inotify_add_watch(2) has it."""
+        path = paths.join(request.directory, request.name) if request.name else request.directory
+        with self._tree.parent(self._places.allowed(path, "read")) as (directory, name):
+            if not os.access(name, os.R_OK, dir_fd=directory, follow_symlinks=False):
+                os.stat(name, dir_fd=directory, follow_symlinks=False)  # ENOENT
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return self._promise(request, self._watches.follow)
 
     def _promise(self, request: abi.Watch | abi.Follow, promise: Callable[[int, str, str, str], None]) -> abi.Result:

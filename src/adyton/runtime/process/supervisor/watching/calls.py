@@ -143,7 +143,7 @@ class WatchCalls:
     def _watch(
         self, listener: Listener, note: Note, end: _End, directory: str, path: bytes, mask: int
     ) -> Generator[Any, abi.Result, int]:
-        node = yield from self._files.walking.readable(
+        node = yield from self._files.walking.find(
             directory, path, follow=not mask & Mask.DONT_FOLLOW, only_directory=bool(mask & Mask.ONLYDIR)
         )
         try:

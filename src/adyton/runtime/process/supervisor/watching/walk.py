@@ -18,7 +18,7 @@ from adyton.runtime.process.supervisor.layout import Place
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.private import Link
 from adyton.runtime.process.supervisor.tree import Node
-from adyton.runtime.process.supervisor.view import View, ask, sendable
+from adyton.runtime.process.supervisor.view import View
 from adyton.runtime.process.supervisor.watching.watching import is_directory
 
 MAX_LINKS = 40
@@ -32,9 +32,10 @@ class Walking:
         self._view = view
         self._names = names
 
-    def readable(self, directory: str, path: bytes, *, follow: bool, only_directory: bool) -> Walk:
-        """The node of what `path`, relative to `directory`, is of, which may be read; told to the kernel once more than it knows, and so kept.
+    def find(self, directory: str, path: bytes, *, follow: bool, only_directory: bool) -> Walk:
+        """The node of what `path`, relative to `directory`, is of, told to the kernel once more than it knows, and so kept.
 
+        Whether it may be read is asked of the client by a Follow; what it does not share at all is refused here.
         `follow`: also the link that it ends with. ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EACCES for what the client does not allow,
         and for what lies on other file systems of the guest's.
         """
@@ -107,7 +108,6 @@ class Walking:
         path = self._view.tree.path(node)
         if self._view.place(path) is not Place.CLIENT:
             yield from self._view.denied(_NOBODY, path, "read")
-        yield from ask(abi.Access(sendable(path), "read"), abi.Done)
 
 
 def _header(node: Node) -> Header:

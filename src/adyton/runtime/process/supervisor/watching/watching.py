@@ -30,6 +30,8 @@ _OF_CLIENT = {
     "moved-from": Mask.MOVED_FROM,
     "moved-to": Mask.MOVED_TO,
 }
+# What says that there is to be no watch. Else the client cannot tell of changes there, and what the enclave does is told all the same.
+_NO_WATCH = {"EACCES": errno.EACCES, "ENOENT": errno.ENOENT, "ENOSPC": errno.ENOSPC}
 _CLIENTS = 0x80000000  # of the cookies: half are the client's
 _ON_ITSELF = Mask.MODIFY | Mask.ATTRIB | Mask.CLOSE_WRITE
 
@@ -91,7 +93,7 @@ class Watching:
         return (path, "") if is_directory(node) else posixpath.split(path)
 
     def watched(self, instance: Instance[Watched], node: Node, mask: int) -> Generator[Any, abi.Result, int]:
-        """Watch a node, or another way; the watch's number. OSError EBADF, EEXIST, ENOSPC."""
+        """Watch a node, or another way; the watch's number. OSError EACCES, ENOENT, EBADF, EEXIST, ENOSPC."""
         key = self.key(node)
         if key is None or key in self._followed:
             return self._watch(instance, node, mask, key)
@@ -99,8 +101,8 @@ class Watching:
         self.to_send.pop(key, None)
         try:
             result = yield abi.Follow(*key)
-            if isinstance(result, abi.Failed) and result.errno == "ENOSPC":
-                raise OSError(errno.ENOSPC, "the client can follow no more")
+            if isinstance(result, abi.Failed) and result.errno in _NO_WATCH:
+                raise OSError(_NO_WATCH[result.errno], "the client does not let it be followed")
             number = self._watch(instance, node, mask, key)
         finally:
             self._asked[key] -= 1
