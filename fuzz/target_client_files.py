@@ -73,7 +73,7 @@ def host_call(data: bytes) -> None:
                     assert isinstance(raised.error, AdytonError | LookupError)  # noqa: PT017
                     continue
                 assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result
-                if not write and not isinstance(request, abi.Call | abi.StopWaiting):
+                if not write and not isinstance(request, abi.Call | abi.StopWaiting | abi.SyncAll):
                     for each, one in _parts(request, result):
                         assert isinstance(one, abi.Failed) or leads(each, home), "an empty policy allowed something"
                 if isinstance(result, abi.Failed):
@@ -87,9 +87,9 @@ def host_call(data: bytes) -> None:
 def leads(request: Any, home: str) -> bool:
     """Whether it is about the working directory or a folder above it, which may be looked at."""
     match request:
-        case abi.Stat(path) | abi.Look(path) | abi.Unwatch(path):
+        case abi.Stat(path) | abi.Look(path) | abi.Unwatch(path) | abi.Unfollow(path):
             pass
-        case abi.Watch(directory, name) if name:
+        case abi.Watch(directory, name) | abi.Follow(directory, name) if name:
             path = f"{directory.rstrip('/')}/{name}"
         case _:
             return False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from adyton.communicator import messages
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
 from adyton.hostcall.check import Checked, check
+from adyton.hostcall.events import Event, Happened
 from adyton.hostcall.own_paths import own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.files import Answer, Ask, Effect, FileServer
@@ -80,6 +82,7 @@ RESULTS: Mapping[type, Any] = {
     abi.Sync: abi.Done,
     abi.SyncDirectory: abi.Done,
     abi.Close: abi.Done,
+    abi.SyncAll: abi.Done,
     abi.MakeDirectory: abi.Attributes,
     abi.Remove: abi.Done,
     abi.Rename: abi.Done,
@@ -103,6 +106,8 @@ RESULTS: Mapping[type, Any] = {
     abi.Peek: abi.Content,
     abi.Watch: abi.Done,
     abi.Unwatch: abi.Done,
+    abi.Follow: abi.Done,
+    abi.Unfollow: abi.Done,
     abi.Hold: abi.Done,
     abi.Compound: abi.Results,
     abi.ReadInput: abi.Data,
@@ -241,6 +246,48 @@ class _Mount:
         draw = self.draw
         names = [(draw.pick(PATHS), draw.pick(("", "d", "f", "../x"))) for _ in range(draw.below(3))]
         self.carry_out(self.server.changed(abi.Changed(names)))
+        if draw.below(2):
+            events = [draw.struct(Event) for _ in range(draw.below(4))]
+            self.carry_out(self.server.happened(Happened(events)))
+        if draw.below(2):
+            self.watch()
+
+    def watch(self) -> None:
+        """A program watches something, any more of it or not."""
+        draw, watching = self.draw, self.server.watching
+        instance = draw.pick([*watching.instances, None]) or watching.open()
+        mask = draw.number() & 0xFFFFFFFF
+
+        def add() -> Generator[Any, abi.Result, int]:
+            path = draw.pick((*PATHS, "d/../f", "..//tmp/f/")).encode()
+            node = yield from self.server.walking.find(
+                draw.pick(("/", "/tmp")), path, follow=bool(draw.below(2)), only_directory=not draw.below(4)
+            )
+            try:
+                return (yield from watching.watched(instance, node, mask))
+            except OSError as error:
+                raise fuse_abi.FileError(error.errno or errno.EIO) from error
+            finally:
+                self.server.release(node)
+
+        def done(number: int | None, error: int) -> None:
+            assert (number is None) == (error > 0)
+
+        self.carry_out(self.server.begin(add(), done))
+        if draw.below(4) == 0:
+            with contextlib.suppress(OSError):
+                watching.unwatch(instance, draw.below(4))
+        if draw.below(8) == 0:
+            watching.close(instance)
+        self.carry_out(self.server.flush())
+
+    def stop_watching(self) -> None:
+        """Nothing is left of it."""
+        watching = self.server.watching
+        for instance in list(watching.instances):
+            watching.close(instance)
+        assert not watching.active
+        assert watching.budget.queued == watching.budget.watches == 0
 
     def answer(self) -> None:
         """What the client says to one of the host calls that wait for it."""
@@ -319,6 +366,7 @@ def file_server(data: bytes) -> None:
     mount.carry_out(mount.server.abort())
     while mount.asks:
         mount.answer()
+    mount.stop_watching()
 
 
 def host_call_result(data: bytes) -> None:

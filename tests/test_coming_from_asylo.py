@@ -247,7 +247,6 @@ REFUSED = {
     "symlink out": "EACCES",
     "setxattr of the machine": "EPERM",
     "mkfifo": "EPERM",
-    "inotify": "ENOSYS",
     "msgget": "ENOSYS",
     "connection": "EACCES",
 }

@@ -1,5 +1,7 @@
 """What an enclave lets a client do that keeps none of the rules."""
 
+import typing
+
 import msgspec
 import pytest
 from hostile import EMPTY, STRICT, Ward
@@ -10,6 +12,7 @@ from adyton.communicator.frames import CallFrame
 from adyton.communicator.frames import encode as frame
 from adyton.communicator.messages import Grant, LoadRequest, Raised, decode
 from adyton.hostcall import abi
+from adyton.hostcall.events import Event, Happened, Kind
 
 pytestmark = pytest.mark.sandbox
 
@@ -154,6 +157,40 @@ def test_garbage_before_the_handshake_ends_the_enclave(ward):
             except ConnectionError:
                 pass
             assert enclave.ended(60)
+
+
+WATCH = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+result = libc.inotify_add_watch(libc.inotify_init1(os.O_NONBLOCK), b"/there", 0xFFF)
+"""
+
+
+def test_events_that_a_client_makes_up_are_bounded_and_judged(ward):
+    def answer(request):
+        return attributes("directory") if isinstance(request, abi.Stat | abi.Look) else abi.Done()
+
+    with ward.enclave(answer) as client:
+        assert client.load(LOAD_THERE).ok
+        assert client.enter("execute", WATCH) == 1
+        names = ["x", "../x", "", "a/b", "x" * 255, "\u0000"]
+        events = [Event("/there", name, kind) for name in names for kind in typing.get_args(Kind)] * 20
+        for _ in range(50):
+            client.session.notify("happened", msgspec.msgpack.encode(Happened(events)))
+            client.send()
+        assert client.enter("attempt", "1") == "1"
+    for bad in (
+        b"",
+        b"\xc1",
+        [["/there", "x", "burnt"]],
+        [["/there", "x", "created", True, 1 << 32]],
+        [["", "x", "created"]],
+    ):
+        with ward.enclave() as client:
+            body = bad if isinstance(bad, bytes) else msgspec.msgpack.encode([bad])
+            client.session.notify("happened", body)
+            client.send()
+            assert "Happened" in client.wait_for_end()
 
 
 def attributes(kind="file", identity=7, size=100):

@@ -304,7 +304,7 @@ def test_garbage_in_every_argument_of_every_emulated_call(at_work):
             each.setblocking(False)
         read_only = mmap.mmap(-1, 4096, prot=mmap.PROT_READ)
         writable = ctypes.create_string_buffer(bytes(chance.randbytes(256)), 256)
-        short = ctypes.c_int(16)
+        short = (ctypes.c_int * 64)(16)
         descriptors = [-1, 0, 1, 9999, 1 << 31, *(each.fileno() for each in (stream, datagram, unix, listener, pair[0]))]
         values = [0, 1, 2, 16, 28, -1, 1 << 31, (1 << 63) - 1, 1 << 62, 4096, ctypes.addressof(writable), ctypes.addressof(short), 0xdead000]
         done = set()

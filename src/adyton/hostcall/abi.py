@@ -21,6 +21,7 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     Copy               Copied            from one open file to another, or within one; fewer bytes than asked only at the end of the file
     Sync               Done              fsync / fdatasync: durable on the client when answered
     SyncDirectory      Done              fsync of a directory: so are its names
+    SyncAll            Done              syncfs of the file systems on which the enclave may have changed something since the last one
     Close              Done
     MakeDirectory      Attributes
     Remove             Done              a file or link, or an empty directory
@@ -39,12 +40,14 @@ chooses; the client only maps them to its open files. Times are nanoseconds sinc
     Peek               Content           attributes and the whole content of a regular file, if it is no longer than `size`
     Watch              Done              promise to tell of changes in a directory (Changed), from now on; Failed: no promise
     Unwatch            Done              the promise is not needed any more
+    Follow             Done              tell of each thing that other programs do in a directory (Happened), from now on
+    Unfollow           Done              no more of that
     Hold               Done              keep other programs' locks off an open file until it is closed; EBUSY if there are any
     Compound           Results           several of these, in order; the results of as many as were carried out
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
-A Changed comes unasked, before whatever the client sends that was done after the change.
+A Changed comes unasked, before whatever the client sends that was done after the change; and so does a Happened (see `events`), behind it.
 
 Any request may be answered with Failed instead. Source of the names: POSIX.1-2017.
 """
@@ -246,6 +249,10 @@ class SyncDirectory(_Struct, frozen=True):
     path: Path
 
 
+class SyncAll(_Struct, frozen=True):
+    pass
+
+
 class Close(_Struct, frozen=True):
     handle: Handle
 
@@ -363,6 +370,17 @@ class Unwatch(_Struct, frozen=True):
     directory: Path
 
 
+class Follow(_Struct, frozen=True):
+    """As Watch; but each thing is told."""
+
+    directory: Path
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
+
+
+class Unfollow(Follow, frozen=True):
+    """What was asked by the Follow of the same fields."""
+
+
 class Hold(_Struct, frozen=True):
     handle: Handle
 
@@ -401,6 +419,7 @@ Request = (
     | SetAttributes
     | Sync
     | SyncDirectory
+    | SyncAll
     | Close
     | MakeDirectory
     | Remove
@@ -425,6 +444,8 @@ Request = (
     | Peek
     | Watch
     | Unwatch
+    | Follow
+    | Unfollow
     | Hold
     | Compound
     | ReadInput

@@ -98,7 +98,8 @@ def _target(_request: abi.ReadLink, target: abi.Target) -> bool:
     return "\0" not in target.path and len(target.path.encode()) <= _TARGET_BYTES
 
 
-def _name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a directory can hold it."""
     return name not in (".", "..") and "/" not in name and "\0" not in name and len(name.encode()) <= _NAME_BYTES
 
 
@@ -108,7 +109,7 @@ def _entries(request: abi.List, entries: abi.Entries) -> bool:
     return (
         (entries.next == 0 or entries.next > request.cookie)
         and len(set(names)) == len(names)
-        and all(map(_name, names))
+        and all(map(is_name, names))
     )
 
 
@@ -184,6 +185,7 @@ _RULES: dict[type[Any], _Rule] = {
     abi.Copy: _rule(abi.Copied, _copied),
     abi.Sync: _rule(abi.Done, _always),
     abi.SyncDirectory: _rule(abi.Done, _always),
+    abi.SyncAll: _rule(abi.Done, _always),
     abi.Close: _rule(abi.Done, _always),
     abi.MakeDirectory: _rule(abi.Attributes, _directory),
     abi.Remove: _rule(abi.Done, _always),
@@ -202,6 +204,8 @@ _RULES: dict[type[Any], _Rule] = {
     abi.Peek: _rule(abi.Content, _content),
     abi.Watch: _rule(abi.Done, _always),
     abi.Unwatch: _rule(abi.Done, _always),
+    abi.Follow: _rule(abi.Done, _always),
+    abi.Unfollow: _rule(abi.Done, _always),
     abi.Hold: _rule(abi.Done, _always),
     abi.Compound: _rule(abi.Results, _always),
     abi.ReadInput: _rule(abi.Data, _data),

@@ -42,6 +42,7 @@ from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
+from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
@@ -344,7 +345,7 @@ class ProxyClient:
             threading.Thread(
                 target=self._wait_for_lock, args=(called, request), name="adyton-lock", daemon=True
             ).start()
-        elif called.method == "order" and isinstance(request, abi.Sync | abi.SyncDirectory):
+        elif called.method == "order" and isinstance(request, abi.Sync | abi.SyncDirectory | abi.SyncAll):
             self._pool.submit(
                 self._execute, called, request
             )  # what was written before it is; what comes next need not wait
@@ -387,6 +388,10 @@ class ProxyClient:
             for start in range(0, len(changes), abi.MAX_CHANGED):
                 part = abi.Changed(changes[start : start + abi.MAX_CHANGED])
                 self._session.notify("changed", msgspec.msgpack.encode(part))
+            events = self._executor.take_events()
+            for start in range(0, len(events), MAX_HAPPENED):
+                happened = Happened(events[start : start + MAX_HAPPENED])
+                self._session.notify("happened", msgspec.msgpack.encode(happened))
 
     def _files_changed(self) -> None:
         """From the executor's thread."""

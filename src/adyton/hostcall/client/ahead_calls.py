@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -42,6 +43,8 @@ class AheadCalls:
             abi.Peek: ("read", self._peek),
             abi.Watch: ("watch", self._watch),
             abi.Unwatch: ("watch", self._unwatch),
+            abi.Follow: ("watch", self._follow),
+            abi.Unfollow: ("watch", self._unfollow),
             abi.Hold: ("hold", self._hold),
             abi.Compound: (UNCOUNTED, self._compound),
         }
@@ -72,19 +75,36 @@ class AheadCalls:
         return abi.Failed("EAGAIN")
 
     def _watch(self, request: abi.Watch) -> abi.Result:
+        return self._promise(request, self._watches.watch)
+
+    def _follow(self, request: abi.Follow) -> abi.Result:
+        """Only what may be read, as inotify_add_watch(2) has it."""
+        path = paths.join(request.directory, request.name) if request.name else request.directory
+        with self._tree.parent(self._places.allowed(path, "read")) as (directory, name):
+            if not os.access(name, os.R_OK, dir_fd=directory, follow_symlinks=False):
+                os.stat(name, dir_fd=directory, follow_symlinks=False)  # ENOENT
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return self._promise(request, self._watches.follow)
+
+    def _promise(self, request: abi.Watch | abi.Follow, promise: Callable[[int, str, str, str], None]) -> abi.Result:
         if request.name:
             path = paths.split(self._places.enterable(paths.join(request.directory, request.name)))[0]
         else:
             path = self._places.followed(request.directory, "read")
         descriptor = self._tree.enter_directory(path)
         try:
-            self._watches.watch(descriptor, path, request.directory, request.name)
+            promise(descriptor, path, request.directory, request.name)
         finally:
             os.close(descriptor)
         return abi.Done()
 
     def _unwatch(self, request: abi.Unwatch) -> abi.Result:
         self._watches.unwatch(self._places.enterable(request.directory), request.directory)
+        return abi.Done()
+
+    def _unfollow(self, request: abi.Unfollow) -> abi.Result:
+        self._watches.unfollow(request.directory, request.name)
+        self._places.enterable(request.directory)
         return abi.Done()
 
     def _hold(self, request: abi.Hold) -> abi.Result:

@@ -35,6 +35,7 @@ from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied, HostCallPolicy
 from adyton.hostcall.client.streams import StandardInput
 from adyton.hostcall.client.watches import Watches
+from adyton.hostcall.events import Event
 
 __all__ = ["Executor", "FunctionRaised"]
 
@@ -210,6 +211,8 @@ class Executor:
     def _answer(self, name: str, handler: Callable[[Any], abi.Result], request: abi.Request) -> abi.Result:
         try:
             self._watches_look(request)
+            if isinstance(request, abi.Close) and self._watches.following:
+                return self._close(request, handler)
             if type(request) not in CHANGING:
                 return handler(request)
             with self._watches.changing():
@@ -234,6 +237,10 @@ class Executor:
         """What other programs changed of what was promised to be told: see Watches.take."""
         return self._watches.take()
 
+    def take_events(self) -> list[Event]:
+        """What they did where the enclave follows it, as far as `take_changes` has seen: see Watches.take_events."""
+        return self._watches.take_events()
+
     def _watches_look(self, request: Any) -> None:
         """The enclave learns what is there: a later change is news."""
         if isinstance(request, abi.Open | abi.List | abi.Stat) and self._watches.has_told:
@@ -242,6 +249,13 @@ class Executor:
                 self._watches.listed(place)
             else:
                 self._watches.looked(place)
+
+    def _close(self, request: abi.Close, handler: Callable[[Any], abi.Result]) -> abi.Result:
+        """That a file which could be written to is closed is an event by itself."""
+        with self._watches.changing():
+            with suppress(OSError), self._files.using(request.handle) as file:
+                self._watches.made(os.fstat(file.descriptor))
+            return handler(request)
 
     def _note_change(self, request: Any) -> None:
         """The change is the enclave's own, and no news to it."""

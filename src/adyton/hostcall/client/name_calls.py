@@ -44,6 +44,7 @@ class NameCalls:
             abi.ReadLink: ("readlink", self._read_link),
             abi.List: ("list", self._list),
             abi.SyncDirectory: ("fsync", self._sync_directory),
+            abi.SyncAll: ("syncfs", self._sync_all),
             abi.MakeDirectory: ("mkdir", self._make_directory),
             abi.Remove: ("remove", self._remove),
             abi.Rename: ("rename", self._rename),
@@ -111,6 +112,10 @@ class NameCalls:
                 while len(self._listings) > KEPT_LISTINGS:
                     self._listings.popitem(last=False)
         return names
+
+    def _sync_all(self, _request: abi.SyncAll) -> abi.Result:
+        self._places.written.sync()
+        return abi.Done()
 
     def _sync_directory(self, request: abi.SyncDirectory) -> abi.Result:
         descriptor = self._tree.list_directory(self._places.followed(request.path, "read"))

@@ -11,6 +11,7 @@ import stat
 from adyton.hostcall.client import paths
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.policy import Denied, HostCallPolicy, PathRight, Resolved
+from adyton.hostcall.client.written import Written
 
 
 class Refused(Exception):  # noqa: N818 - an answer
@@ -22,11 +23,15 @@ class Refused(Exception):  # noqa: N818 - an answer
 
 
 class Places:
-    """See the module. Every method raises Refused where the policy denies, ValueError for a malformed path. Thread-safe."""
+    """See the module. Every method raises Refused where the policy denies, ValueError for a malformed path. Thread-safe.
+
+    `written`: where the enclave may have changed something.
+    """
 
     def __init__(self, policy: HostCallPolicy, tree: ConfinedTree) -> None:
         self.policy = policy
         self.tree = tree
+        self.written = Written(tree)
 
     def allowed(self, path: str, right: PathRight) -> str:
         """Where the name `path` is on this machine; it may be a symbolic link there."""
@@ -52,13 +57,19 @@ class Places:
 
     def writable(self, path: str) -> bool:
         """Whether the policy lets it be changed."""
-        return not isinstance(self.policy.resolve(path, "write"), Denied)
+        found = self.policy.resolve(path, "write")
+        if isinstance(found, Denied):
+            return False
+        self.written.note(found.path)
+        return True
 
     def _resolved(self, path: str, right: PathRight) -> Resolved:
         check_path(path)
         found = self.policy.resolve(path, right)
         if isinstance(found, Denied):
             raise Refused(found)
+        if right == "write":
+            self.written.note(found.path)
         return found
 
     # -- symbolic links -----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Which of the client's files other programs change: promised to an enclave by `watch`, told by `take`.
+"""Which of the client's files other programs change: promised to an enclave by `watch`, told by `take`; and by `follow`, what they do.
 
 inotify(7) tells of each change in a watched directory, the enclave's own among them. Those are known by what the file looked like right
 after: `changing` is held around each change that the enclave makes, and `made` notes the file's status there. A change is told once,
-until the enclave looks at the name again (`looked`).
+until the enclave looks at the name again (`looked`). What happens where the enclave follows it is told each time, one by one.
 
 What inotify does not see is not promised: file systems that other machines change (REMOTE). What another program writes into a mapped file
 shows when it is unmapped or synced to disk at the latest, and only if its time of modification shows it.
@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from adyton.hostcall.client.paths import join, split
+from adyton.hostcall.events import Event, Kind
 
 # sys/inotify.h
 _MODIFY, _ATTRIB, _CLOSE_WRITE = 0x2, 0x4, 0x8
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _UNMOUNT, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x2000, 0x4000, 0x8000
-_ONLYDIR = 0x01000000
+_ONLYDIR, _ISDIR = 0x01000000, 0x40000000
 _NAMES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
 _ENDS = _DELETE_SELF | _MOVE_SELF | _UNMOUNT
 _EVENT = struct.Struct("=iIII")
@@ -41,8 +42,15 @@ REMOTE = frozenset(
 )  # fmt: skip
 
 MAX_WATCHES = 4096  # directories
+MAX_FOLLOWED = 8192  # names, or whole directories, that an enclave follows
+MAX_EVENTS = 1 << 14  # that are not taken
 MAX_PROMISED = 4096  # names of one directory, one by one
 MAX_NOTED = 1 << 15
+
+_KINDS: dict[int, Kind] = {
+    _CREATE: "created", _DELETE: "removed", _MODIFY: "modified", _ATTRIB: "attributes", _CLOSE_WRITE: "closed",
+    _MOVED_FROM: "moved-from", _MOVED_TO: "moved-to", _DELETE_SELF: "removed", _MOVE_SELF: "moved-from",
+}  # fmt: skip
 
 Seen = tuple[int, int, int, int, int]
 
@@ -52,13 +60,17 @@ def _seen(status: os.stat_result) -> Seen:
 
 
 class _Watch:
-    """A watched directory. `spelt`: as the enclave spells it → the names that it was promised; None: all."""
+    """A watched directory. `spelt`: as the enclave spells it → the names that it was promised; None: all.
 
-    __slots__ = ("path", "spelt")
+    `followed`: the same → the names that it follows; "": all, and the directory itself.
+    """
+
+    __slots__ = ("followed", "path", "spelt")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.spelt: dict[str, set[str] | None] = {}
+        self.followed: dict[str, set[str]] = {}
 
 
 class Watches:
@@ -76,11 +88,19 @@ class Watches:
         self._removed: OrderedDict[str, None] = OrderedDict()
         self._told: set[str] = set()
         self._found: dict[tuple[str, str], None] = {}
+        self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
+        self._events: list[Event] = []
+        self._changing = False
 
     @property
     def watching(self) -> bool:
         """Whether anything is promised."""
         return bool(self._watches)
+
+    @property
+    def following(self) -> bool:
+        """Whether it is told of events."""
+        return bool(self._followed)
 
     @property
     def has_told(self) -> bool:
@@ -94,25 +114,9 @@ class Watches:
         if file_system(descriptor) in REMOTE:
             raise OSError(errno.EOPNOTSUPP, "other machines change it unseen")
         with self._lock:
-            if self._closed:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            self._start()
             if len(self._watches) >= MAX_WATCHES and path not in self._by_path:
                 raise OSError(errno.ENOSPC, "too many directories are watched")
-            number = _libc.inotify_add_watch(
-                self._inotify, os.fsencode(f"/proc/self/fd/{descriptor}"), _NAMES | _ENDS | _ONLYDIR
-            )
-            if number < 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-            watch = self._watches.get(number)
-            if watch is None:
-                watch = self._watches[number] = _Watch(path)
-                self._by_path[path] = number
-            elif watch.path != path:  # it has another name by now
-                self._by_path.pop(watch.path, None)
-                watch.path = path
-                self._by_path[path] = number
+            watch = self._watches[self._watched(descriptor, path)]
             promised = watch.spelt.get(spelt, set())
             if not name:
                 watch.spelt[spelt] = None
@@ -120,6 +124,43 @@ class Watches:
                 if len(promised) >= MAX_PROMISED:
                     raise OSError(errno.ENOSPC, "too many names of one directory are promised")
                 watch.spelt[spelt] = promised | {name}
+
+    def follow(self, descriptor: int, path: str, spelt: str, name: str) -> None:
+        """From now on, tell what happens to `name` ("": to every name, and the directory). As `watch` otherwise."""
+        if file_system(descriptor) in REMOTE:
+            raise OSError(errno.EOPNOTSUPP, "other machines change it unseen")
+        with self._lock:
+            if len(self._followed) >= MAX_FOLLOWED and (spelt, name) not in self._followed:
+                raise OSError(errno.ENOSPC, "too much is followed")
+            number = self._watched(descriptor, path)
+            if self._followed.get((spelt, name), number) != number:
+                self.unfollow(spelt, name)  # where it was before
+            self._drain()  # what happened before is no news
+            if number not in self._watches:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self._followed[spelt, name] = number
+            self._watches[number].followed.setdefault(spelt, set()).add(name)
+
+    def _watched(self, descriptor: int, path: str) -> int:
+        """The number of the directory's watch."""
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._start()
+        number: int = _libc.inotify_add_watch(
+            self._inotify, os.fsencode(f"/proc/self/fd/{descriptor}"), _NAMES | _ENDS | _ONLYDIR
+        )
+        if number < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        watch = self._watches.get(number)
+        if watch is None:
+            self._watches[number] = _Watch(path)
+            self._by_path[path] = number
+        elif watch.path != path:  # it has another name by now
+            self._by_path.pop(watch.path, None)
+            watch.path = path
+            self._by_path[path] = number
+        return number
 
     def unwatch(self, path: str, spelt: str) -> None:
         """The enclave does not need the promise any more."""
@@ -129,8 +170,19 @@ class Watches:
                 return
             watch = self._watches[number]
             watch.spelt.pop(spelt, None)
-            if not watch.spelt:
-                self._forget(number)
+            self._forget_unused(number)
+
+    def unfollow(self, spelt: str, name: str) -> None:
+        """No more of what `follow` asked for."""
+        with self._lock:
+            number = self._followed.pop((spelt, name), None)
+            if number is None:
+                return
+            watch = self._watches[number]
+            watch.followed[spelt].discard(name)
+            if not watch.followed[spelt]:
+                del watch.followed[spelt]
+            self._forget_unused(number)
 
     def looked(self, path: str) -> None:
         """The enclave learns what is at this path."""
@@ -151,7 +203,15 @@ class Watches:
         """The enclave changes something: nothing is told until it has been noted."""
         with self._lock:
             self._drain()  # what others did before it is not taken for the enclave's own
-            yield
+            if not self._followed:
+                yield
+                return
+            self._changing = True
+            try:
+                yield
+                self._drain()  # and what they do afterwards, neither
+            finally:
+                self._changing = False
 
     def made(self, status: os.stat_result) -> None:
         """The enclave changed this file."""
@@ -186,6 +246,12 @@ class Watches:
             found, self._found = list(self._found), {}
         return found
 
+    def take_events(self) -> list[Event]:
+        """What `take` has seen happen where the enclave follows it, since the last time."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
     def _drain(self) -> None:
         while self._inotify >= 0:
             try:
@@ -209,17 +275,20 @@ class Watches:
     def _read(self, data: bytes) -> None:
         start, seen = 0, set()
         while start < len(data):
-            number, mask, _, length = _EVENT.unpack_from(data, start)
+            number, mask, cookie, length = _EVENT.unpack_from(data, start)
             start += _EVENT.size
             name = os.fsdecode(data[start : start + length].rstrip(b"\0"))
             start += length
             if mask & _OVERFLOW:
-                for each in list(self._watches):
-                    self._end(each)
+                self._overflowed()
                 continue
+            if not _is_text(name):
+                continue  # the enclave knows no such names
             watch = self._watches.get(number)
             if watch is None:
                 continue
+            if watch.followed:
+                self._happened(watch, name, mask, cookie)
             if mask & (_ENDS | _IGNORED):
                 self._end_below(watch.path)
             elif not name:
@@ -228,18 +297,43 @@ class Watches:
                 seen.add((number, name))
                 self._event(watch, name)
 
+    def _happened(self, watch: _Watch, name: str, mask: int, cookie: int) -> None:
+        """Tell who follows it, unless the enclave did it."""
+        kind = next((kind for bit, kind in _KINDS.items() if mask & bit), None)
+        path = join(watch.path, name) if name else watch.path
+        if kind is None or self._is_own(path, gone=self._changing or kind == "closed"):
+            return
+        if kind == "closed" and self._changing and not os.path.lexists(path):
+            return  # others removed it before the enclave closed it
+        for spelt, names in watch.followed.items():
+            if "" in names or name in names:
+                self._tell_event(Event(spelt, name, kind, is_directory=bool(mask & _ISDIR), cookie=cookie))
+
+    def _tell_event(self, event: Event) -> None:
+        if len(self._events) >= MAX_EVENTS:
+            self._events = [Event("/", "", "lost")]
+        self._events.append(event)
+
+    def _overflowed(self) -> None:
+        for number in list(self._watches):
+            self._end_promises(number)
+        if self._followed:
+            self._tell_event(Event("/", "", "lost"))
+
+    def _is_own(self, path: str, *, gone: bool) -> bool:
+        """Whether it was the enclave that made what is at the path what it is. `gone`: or that there is nothing."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return gone and path in self._removed
+        return self._own.get((status.st_dev, status.st_ino)) == _seen(status)
+
     def _event(self, watch: _Watch, name: str) -> None:
         path = join(watch.path, name)
         if path in self._told:
             return
-        try:
-            status = os.lstat(path)
-        except OSError:
-            if path in self._removed:
-                return
-        else:
-            if self._own.get((status.st_dev, status.st_ino)) == _seen(status):
-                return
+        if self._is_own(path, gone=True):
+            return
         self._removed.pop(path, None)
         for spelt, names in watch.spelt.items():
             if names is None or name in names:
@@ -260,15 +354,29 @@ class Watches:
                 self._found[above, name] = None
 
     def _end(self, number: int) -> None:
+        self._end_promises(number)
+        if number in self._watches:
+            self._forget(number)
+
+    def _end_promises(self, number: int) -> None:
+        """What is followed goes on being told."""
         for spelt in self._watches[number].spelt:
             self._found[spelt, ""] = None
-        self._forget(number)
+        self._watches[number].spelt.clear()
+        self._forget_unused(number)
+
+    def _forget_unused(self, number: int) -> None:
+        if not self._watches[number].spelt and not self._watches[number].followed:
+            self._forget(number)
 
     def _forget(self, number: int) -> None:
         watch = self._watches.pop(number)
         _libc.inotify_rm_watch(self._inotify, number)  # gone already, where the kernel said so
         self._by_path.pop(watch.path, None)
         self._told = {each for each in self._told if split(each)[0] != watch.path}
+        for spelt, names in watch.followed.items():
+            for name in names:
+                del self._followed[spelt, name]
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -300,10 +408,19 @@ class Watches:
             self._closed = True
             self._watches.clear()
             self._by_path.clear()
+            self._followed.clear()
             stop, self._stop = self._stop, None
             self._inotify = -1
         if stop is not None:
             os.close(stop[1])
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

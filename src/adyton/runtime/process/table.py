@@ -21,12 +21,14 @@ from adyton.runtime.process.table_rows import Architecture, Emulated, Group, Is,
 
 LOCAL = None
 
-SYNC = "it would write out every file system of the server; fsync and syncfs are local"
-OBSOLETE = "no program of today needs it"
-WATCHING = (
-    "a watch of what the server's programs use too, such as /dev/null, would report what they do; and of the client's files it would not "
-    "report what other programs do: programs then look from time to time"
+SYNC = Emulated(
+    "what the enclave did to the client's files is durable there; what other programs of the server wrote is not its business"
 )
+OBSOLETE = "no program of today needs it"
+WATCHING = Emulated(
+    "a socket that gives events: what the enclave does to files, and what other programs on the client do; see docs/files.md"
+)
+WATCH = Emulated("of the client's files and private ones; EACCES for what the enclave has of the server")
 WHOLE_FILE_SYSTEM = "it acts on a whole file system, past the paths that were allowed"
 ASYNC_IO = "the kernel would act outside the filter; programs fall back on threads"
 PLACEMENT = "it moves memory of other processes too"
@@ -199,8 +201,8 @@ ROWS: tuple[Row, ...] = (
     Row("fsync", 74, 82, "file", LOCAL),
     Row("fdatasync", 75, 83, "file", LOCAL),
     Row("sync_file_range", 277, 84, "file", LOCAL),
-    Row("syncfs", 306, 267, "file", LOCAL),
-    Row("sync", 162, 81, "file", Refused("EPERM", SYNC)),
+    Row("syncfs", 306, 267, "file", SYNC),
+    Row("sync", 162, 81, "file", SYNC),
     Row("getdents", 78, None, "file", LOCAL),
     Row("getdents64", 217, 61, "file", LOCAL),
     Row("getcwd", 79, 17, "file", LOCAL),
@@ -242,10 +244,10 @@ ROWS: tuple[Row, ...] = (
     Row("removexattrat", 466, 466, "file", LOCAL),
     Row("file_getattr", 468, 468, "file", LOCAL),
     Row("file_setattr", 469, 469, "file", LOCAL),
-    Row("inotify_init", 253, None, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_init1", 294, 26, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_add_watch", 254, 27, "file", Refused("ENOSYS", WATCHING)),
-    Row("inotify_rm_watch", 255, 28, "file", Refused("ENOSYS", WATCHING)),
+    Row("inotify_init", 253, None, "file", WATCHING),
+    Row("inotify_init1", 294, 26, "file", WATCHING),
+    Row("inotify_add_watch", 254, 27, "file", WATCH),
+    Row("inotify_rm_watch", 255, 28, "file", WATCH),
     Row("fanotify_init", 300, 262, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),
     Row("fanotify_mark", 301, 263, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),
     Row("name_to_handle_at", 303, 264, "file", Refused("EPERM", WHOLE_FILE_SYSTEM)),

@@ -9,21 +9,25 @@ import msgspec
 from adyton.communicator.session import Session
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.guest_process import GuestProcess
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.memory_files import MemoryFiles
 from adyton.runtime.process.supervisor.notifications import Listener
 from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
+from adyton.runtime.process.supervisor.syncing import SyncCalls
 from adyton.runtime.process.supervisor.system_calls import SystemCalls
 from adyton.runtime.process.supervisor.waits import Waits
+from adyton.runtime.process.supervisor.watching.calls import WatchCalls
 from adyton.runtime.process.table_rows import Refused
 
 
 class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
-    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing.
+    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing. `do`: carries out what `files`
+    wants; `directory`: see wanted.GuestThreads.
     """
 
     def __init__(
@@ -33,11 +37,16 @@ class Emulation:
         guarded: Callable[[Callback], Callback],
         close_file: Callable[[int], None],
         waits: Waits,
+        files: FileServer | None,
+        do: Callable[[list[Effect]], None],
+        directory: Callable[[int, tuple[int, ...]], str | None],
     ) -> None:
         self._session = session
         self._loop = loop
         self._guarded = guarded
         self._close_file = close_file
+        self._watches = WatchCalls(files, loop, guarded, do, close_file, directory) if files else None
+        self._syncs = SyncCalls(files, do, close_file) if files else None
         self._client = SocketClient(session, waits)
         self._listener: Listener | None = None
         self._sockets: SocketCalls | None = None
@@ -55,7 +64,10 @@ class Emulation:
             self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file
         )
         assert guest.shared is not None
-        handlers = {**self._sockets.handlers, **MemoryFiles(self._listener, guest.shared).handlers}
+        memory_files = MemoryFiles(self._listener, guest.shared).handlers
+        handlers = {**self._sockets.handlers, **memory_files}
+        if self._watches is not None and self._syncs is not None:
+            handlers |= {**self._watches.handlers(self._listener), **self._syncs.handlers(self._listener)}
         self._calls = SystemCalls(self._listener, handlers, self._tell)
         self._loop.read(self._listener, self._guarded(self._calls.receive))
 
@@ -86,7 +98,14 @@ class Emulation:
         if self._calls is not None:
             self._calls.tell_counts()
 
+    def tell_events(self) -> None:
+        """What has happened to files is told before the calls end that did it."""
+        if self._watches is not None:
+            self._watches.tell()
+
     def close(self) -> None:
+        if self._watches is not None:
+            self._watches.close()
         if self._sockets is not None and self._listener is not None:
             self._sockets.close()
             self._listener.close()

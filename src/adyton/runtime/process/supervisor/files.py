@@ -22,6 +22,7 @@ from typing import Any
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
 from adyton.hostcall.check import Checked
+from adyton.hostcall.events import Happened, possible
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.attributes import AttributeOperations
 from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
@@ -29,7 +30,7 @@ from adyton.runtime.process.supervisor.calls import Ask, Calls, Outcome, Pending
 from adyton.runtime.process.supervisor.directories import DirectoryOperations
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
-from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.layout import Layout, Place
 from adyton.runtime.process.supervisor.leases import Leases
 from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.names import NameOperations
@@ -39,8 +40,12 @@ from adyton.runtime.process.supervisor.tree import Node
 from adyton.runtime.process.supervisor.view import Park, Steps, View, errno_of
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
+from adyton.runtime.process.supervisor.watching.happenings import After, Happenings
+from adyton.runtime.process.supervisor.watching.walk import Walking
+from adyton.runtime.process.supervisor.watching.watching import Watching
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
+MAX_BEGUN = 1024  # operations under way that the kernel did not ask for
 MAX_BACKGROUND = 64  # of the kernel's read-ahead and mapped-page requests at a time
 _CAPABILITIES = (
     InitFlag.ASYNC_READ
@@ -107,7 +112,7 @@ REFUSED: Mapping[Opcode, int] = {
     Opcode.READDIRPLUS: errno.ENOSYS,
     Opcode.SETUPMAPPING: errno.ENOSYS,
     Opcode.REMOVEMAPPING: errno.ENOSYS,
-    Opcode.SYNCFS: errno.ENOSYS,  # the kernel never asks: it writes out what it has, which the client then has
+    Opcode.SYNCFS: errno.ENOSYS,  # the kernel does not ask this kind of mount: the call is emulated
 }
 
 SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
@@ -150,12 +155,17 @@ Effect = Answer | Ask | Notice
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """An operation that waits. `answered`: the kernel has its answer, and nobody goes on with it. `request`: what it asked for last."""
+    """An operation that waits. `answered`: the kernel has its answer, and nobody goes on with it. `request`: what it asked for last.
+
+    `after`: is called when it has succeeded; `done`: has its result or its errno, in the place of the kernel.
+    """
 
     unique: int
-    operation: Steps
+    operation: Generator[Any, Any, Any]
     interruptible: bool
-    steps: Generator[Pending, Any, bytes] | None = None
+    after: After | None = None
+    done: Callable[[Any, int], None] | None = None
+    steps: Generator[Pending, Any, Any] | None = None
     request: abi.Request | Flush | Park | None = None
     answered: bool = False
     waited: bool = False  # for the client
@@ -187,8 +197,14 @@ class FileServer:
         self.cache = self._view.cache = Cache(self._calls, coherence, self._view.is_listable, clock, now)
         self.waits = Waits()
         locks = LockOperations(self._view, self._handles, self.cache)
+        names = NameOperations(self._view, self._handles)
+        self.watching = Watching(self._view.tree, lambda path: self._view.place(path) is Place.CLIENT)
+        self.walking = Walking(self._view, names)
+        self._happenings = Happenings(self._view.tree, self._handles, self.watching)
+        self._begun = 0  # operations that the kernel did not ask for, ever
+        self._beginning = 0  # now
         groups = (
-            NameOperations(self._view, self._handles),
+            names,
             AttributeOperations(self._view, self._handles),
             OpenOperations(self._view, self._handles, locks, self.cache, self.waits),
             DirectoryOperations(self._view, self._handles),
@@ -236,17 +252,35 @@ class FileServer:
         if operation is None:
             refusal = REFUSED.get(header.opcode, errno.ENOSYS)  # type: ignore[call-overload]
             return [Answer(fuse_answers.failure(header.unique, refusal))]
+        after = self._happenings.begins(header, body)
         try:
             steps = operation(header, body)
         except FileError as error:
             return [Answer(fuse_answers.failure(header.unique, error.number))]
         if isinstance(steps, bytes):
+            if after is not None:
+                after(steps)
             return [*self._run(), Answer.success(header.unique, steps)]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
-        task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends)
+        task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends, after)
+        return self._start(task)
+
+    def _start(self, task: _Task) -> list[Effect]:
         task.steps = self._cached(task)
         self._ready.append((task, None))
         return self._run()
+
+    def begin(self, steps: Generator[Any, Any, Any], done: Callable[[Any, int], None]) -> list[Effect]:
+        """Carry out an operation that the kernel did not ask for; `done` is given its result, or None and an errno: ENOMEM for too many.
+
+        A program that is interrupted in a call may make it again, so that they are more than its threads.
+        """
+        if self._beginning >= MAX_BEGUN:
+            done(None, errno.ENOMEM)
+            return []
+        self._beginning += 1
+        self._begun -= 1
+        return self._start(_Task(self._begun, steps, interruptible=False, done=done))
 
     def resume(self, ticket: int, result: Outcome) -> list[Effect]:
         """The client's answer to an Ask, as `hostcall.check` let it pass."""
@@ -261,6 +295,22 @@ class FileServer:
         """Other programs on the client changed what it promised to tell of; then see `believed`."""
         self.believed = self._leases.left(lambda: self._named(changes))
         self.cache.changed(changes.names)
+        return self._run()
+
+    def happened(self, happened: Happened) -> list[Effect]:
+        """Other programs on the client did something where an enclave's program follows it."""
+        told = possible(happened)
+        names = [(each.directory, each.name) for each in told if each.name]
+        self.cache.changed([each for each in names if not self.cache.state.names.is_covered(posixpath.join(*each))])
+        self.watching.happened(told)
+        return self._run()
+
+    def release(self, node: Node) -> None:
+        """What `walking` found need not be kept for that any more."""
+        self._view.tree.forget(node.id, 1)
+
+    def flush(self) -> list[Effect]:
+        """Send what was left to be sent."""
         return self._run()
 
     def told(self) -> None:
@@ -295,7 +345,7 @@ class FileServer:
 
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""
-        answers: list[Effect] = [self._give_up(task, errno.EIO) for task in list(self._waiting.values())]
+        answers = [each for task in list(self._waiting.values()) for each in self._give_up(task, errno.EIO)]
         return [*self._run(), *answers, *self._read_input(self._input.abort())]
 
     def _read_input(self, answered: list[Answered]) -> list[Effect]:
@@ -345,9 +395,11 @@ class FileServer:
                 while pending.result is not None:
                     pending = task.steps.send(pending.result)
             except StopIteration as end:
-                answers.append(self._answered(task, Answer.success(task.unique, end.value)))
+                if task.after is not None:
+                    task.after(end.value)
+                answers += self._answered(task, end.value)
             except FileError as error:
-                answers.append(self._answered(task, Answer(fuse_answers.failure(task.unique, error.number))))
+                answers += self._answered(task, None, error.number)
             else:
                 self._waiting[task.unique] = task
                 if not isinstance(task.request, Park):
@@ -355,6 +407,9 @@ class FileServer:
                     self.waits.began(task.unique, type(task.request).__name__)
                 pending.after.append(self._goes_on(task))
             self._tell()
+        follows = self.watching.to_send
+        while follows and self._calls.room() is None:
+            self._calls.send(follows.pop(next(iter(follows))), ordered=True)
         return [*self._calls.take(), *self._notices(), *answers]
 
     def _notices(self) -> list[Effect]:
@@ -384,7 +439,7 @@ class FileServer:
 
         return goes_on
 
-    def _answered(self, task: _Task, answer: Answer) -> Answer:
+    def _answered(self, task: _Task, value: Any, number: int = 0) -> list[Effect]:
         self._waiting.pop(task.unique, None)
         self.waits.ended(task.unique)
         if task.waited:
@@ -392,13 +447,19 @@ class FileServer:
         elif task.request is not None and not isinstance(task.request, Park):
             self.waits.hit()
         task.answered = True
-        return answer
+        if task.done is not None:
+            self._beginning -= 1
+            task.done(value, number)
+            return []
+        if number:
+            return [Answer(fuse_answers.failure(task.unique, number))]
+        return [Answer.success(task.unique, value)]
 
-    def _give_up(self, task: _Task, number: int) -> Answer:
+    def _give_up(self, task: _Task, number: int) -> list[Effect]:
         """Answer a task now, and undo what it began."""
         assert task.steps is not None
         task.steps.close()
-        return self._answered(task, Answer(fuse_answers.failure(task.unique, number)))
+        return self._answered(task, None, number)
 
     def _tell(self) -> None:
         """What operations leave behind: requests that nobody waits for, and locks that were given back, which others wait for."""
@@ -425,7 +486,7 @@ class FileServer:
                 task = self._waiting.get(unique)
                 if task is not None and (task.interruptible or isinstance(task.request, Park)):
                     answer = self._give_up(task, errno.EINTR)
-                    return [*self._run(), answer]
+                    return [*self._run(), *answer]
                 if (
                     task is not None
                     and isinstance(task.request, abi.Lock | abi.Flock)

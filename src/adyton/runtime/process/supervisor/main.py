@@ -66,11 +66,13 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
 
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
-    files = FileServer(wanted=GuestThreads(PROGRAM, ".", INIT).wanted, now=clock.now)
+    threads = GuestThreads(PROGRAM, ".", INIT)
+    files = FileServer(wanted=threads.wanted, now=clock.now)
     closer, watch = Closer(), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
         close_file=closer.close,
+        directory=threads.directory,
         clock=clock,
         watch=watch,
     )

@@ -30,6 +30,7 @@ from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
+from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
@@ -62,7 +63,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program."""
+    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Supervisor:
         files: FileServer | None,
         ready: Callable[[], None],
         close_file: Callable[[int], None] = os.close,
+        directory: Callable[[int, tuple[int, ...]], str | None] = lambda _number, _arguments: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
     ) -> None:
@@ -99,7 +101,9 @@ class Supervisor:
         self._waits = files.waits if files is not None else Waits()
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self._output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
-        self._emulation = Emulation(self._session, self._loop, self._guarded, close_file, self._waits)
+        self._emulation = Emulation(
+            *(self._session, self._loop, self._guarded, close_file, self._waits, files, self._do, directory)
+        )
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -317,6 +321,9 @@ class Supervisor:
                     self._do(self._files.changed(decode(body, abi.Changed)))
                     if self._files.believed:
                         self._arrivals.hold(self._files.believed)
+            case communicator.Notified("happened", body):
+                if self._files is not None:
+                    self._do(self._files.happened(decode(body, Happened)))
             case communicator.Closed():
                 self._loop.stop()
             case _:
@@ -572,6 +579,7 @@ class Supervisor:
 
     def _do(self, effects: list[Effect]) -> None:
         assert self._guest.fuse is not None
+        self._emulation.tell_events()
         for effect in effects:
             if isinstance(effect, Answer | Notice):
                 parts = (effect.head, effect.body) if isinstance(effect, Answer) else (effect.data,)

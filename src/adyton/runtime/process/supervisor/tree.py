@@ -43,10 +43,22 @@ class Node:
     """`names`: where it is, as directory and name; the first is the one that is used. Directories have one at most.
 
     `attributes`: what the client last said of it. `left`: of a detached one, the path that it had. `handles`: what is open of it. `leased`:
-    until when the kernel may believe its name, see `leases`.
+    until when the kernel may believe its name, see `leases`. `watched`: by a program (see `watching`), while the file has a name at least.
     """
 
-    __slots__ = ("attributes", "children", "handles", "id", "leased", "left", "lookups", "names", "own", "private")
+    __slots__ = (
+        "attributes",
+        "children",
+        "handles",
+        "id",
+        "leased",
+        "left",
+        "lookups",
+        "names",
+        "own",
+        "private",
+        "watched",
+    )
 
     def __init__(self, number: int) -> None:
         self.id = number
@@ -59,6 +71,7 @@ class Node:
         self.handles: set[int] = set()
         self.left = ""
         self.leased = 0.0
+        self.watched = False
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.path or 'detached'}>"
@@ -169,7 +182,7 @@ class Tree:
         if attributes.links == 1:  # it had its other names before; or it is a new file with an old one's number
             for above, name in list(node.names):
                 self.gone(above, name)
-        return node if node.id in self._nodes and (node.names or node.handles) else None
+        return node if node.id in self._nodes and (node.names or node.handles or node.watched) else None
 
     def found_private(self, parent: Node, name: str, inode: Inode) -> Node:
         """The node of a private file at this name. ENFILE."""

@@ -164,6 +164,23 @@ class GuestThreads:
             os.close(memory)
         return Wanted(denied, right)
 
+    def directory(self, number: int, arguments: tuple[int, ...]) -> str | None:
+        """The working directory of a thread that waits in system call `number` with these `arguments`; None if there is none such.
+
+        Of several, of one of them: their numbers in the guest cannot be told from what they have here.
+        """
+        waits = [str(number).encode(), *(hex(each).encode() for each in arguments)]
+        for count, directory in enumerate(self._threads()):
+            if count >= MAX_THREADS:
+                break
+            try:
+                with open(f"{directory}/syscall", "rb") as file:
+                    if file.read(512).split()[:7] == waits:
+                        return os.readlink(f"{directory}/cwd")
+            except OSError:
+                continue
+        return None
+
     # -- its memory -------------------------------------------------------------------------------------------------
 
     def _right(self, call: PathCall, arguments: list[int], directory: str, memory: int) -> Literal["read", "write"]:

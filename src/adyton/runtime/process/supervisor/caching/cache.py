@@ -41,7 +41,7 @@ class Flush:
 
 # What changes nothing that others see, or is ordered by itself.
 _LOOKS = frozenset(
-    {abi.Stat, abi.List, abi.ReadLink, abi.Read, abi.Write, abi.Access, abi.GetExtended, abi.ListExtended}
+    {abi.Stat, abi.List, abi.ReadLink, abi.Read, abi.Write, abi.Access, abi.GetExtended, abi.ListExtended, abi.Follow}
 )
 
 _OPENS = (abi.Open, abi.OpenUnnamed, abi.OpenAgain)
@@ -121,6 +121,10 @@ class Cache:
         match request:
             case Flush():
                 return _done()
+            case abi.SyncAll():
+                return self._writing.sync_all(request)
+            case abi.Follow():
+                return self._plain(request, ordered=True)
             case abi.Copy(source, _, target) if source in self.state.handles and target in self.state.handles:
                 return self._through.copy(self.state.handles[source], self.state.handles[target], request)
             case (
@@ -177,8 +181,8 @@ class Cache:
     def _caches(self, path: str) -> bool:
         return self.state.coherence(path) != "strict"
 
-    def _plain(self, request: abi.Request) -> Cached:
-        pending = self.state.calls.send(request)
+    def _plain(self, request: abi.Request, *, ordered: bool = False) -> Cached:
+        pending = self.state.calls.send(request, ordered=ordered)
         try:
             result = yield pending
         except GeneratorExit:  # nobody waits any more: what it opens is closed

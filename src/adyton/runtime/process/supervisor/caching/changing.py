@@ -118,6 +118,7 @@ class Changing:
             if not isinstance(outcome, abi.Done):
                 directory = split(path)[0]
                 error = outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO")
+                self._state.failed_behind(error)
                 if len(self._name_errors) < MAX_CHANGES:
                     self._name_errors.setdefault(directory, error)
                 self._state.names.unknown(path)

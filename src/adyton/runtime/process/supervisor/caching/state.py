@@ -56,12 +56,17 @@ class State:
         self.aliases: dict[int, int] = {}  # the client's identity → the one that the file is known by here
         self.stale: dict[int, File] = {}
         self.moved: list[str] = []
+        self.unsaid: abi.Failed | None = None  # what went wrong behind an answer, and no syncfs has said
         self.learning = 0  # requests under way from whose results something is learnt
         self.changes = 0
         self.changed_at: dict[str, int] = {}  # paths that changed while something was asked
 
     def exclusive(self, path: str) -> bool:
         return self.coherence(path) == "exclusive"
+
+    def failed_behind(self, outcome: Outcome) -> None:
+        """Something that was answered already did not happen: the next syncfs says so, once."""
+        self.unsaid = self.unsaid or (outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO"))
 
     def note(self, path: str) -> None:
         """What is on its way about the path may be older than what is known here."""

@@ -130,6 +130,7 @@ class Writing:
 
     def failed(self, file: File, outcome: Outcome) -> None:
         """Something that was answered already did not happen."""
+        self._state.failed_behind(outcome)
         if file.error is None and file.handles:  # else nobody is left to be told
             file.error = outcome if isinstance(outcome, abi.Failed) else abi.Failed("EIO")
         file.said = False
@@ -182,6 +183,16 @@ class Writing:
         if handle.access != "read":
             file.error, file.said = None, False
         return error or result
+
+    def sync_all(self, request: abi.SyncAll) -> Cached:
+        """All files durable; or what went wrong of any of them since the last time, which an fsync of it says as well."""
+        for _ in range(2):  # what the client had no room for was sent once more
+            settled = self._state.calls.settled()
+            if settled is not None:
+                yield settled
+        result = yield self._state.calls.send(request, ordered=True)
+        unsaid, self._state.unsaid = self._state.unsaid, None
+        return unsaid or result
 
     def flush(self, handle: Handle) -> Cached:
         """A descriptor is closed: what went wrong is said, once; whoever asks for durability still hears of it."""
