@@ -45,8 +45,8 @@ from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
-from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
@@ -128,7 +128,7 @@ class Supervisor:
         self._output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
-            self._watch_stops()
+            Stops(self._loop, guest.pidfd, self.end).begin(self._guarded)
         if self._watch is not None:
             self._watch.attach(self._loop, self.end)
         try:
@@ -205,34 +205,6 @@ class Supervisor:
             return False
         self._guest_ended()
         return True
-
-    def _watch_stops(self) -> None:
-        """SIGCHLD tells of stops and continuations, too."""
-        woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-
-        def changed() -> None:
-            os.read(woken, 4096)
-            self._look_for_stops()
-
-        self._loop.read(woken, self._guarded(changed))
-        self._look_for_stops()  # what has happened before
-
-    def _look_for_stops(self) -> None:
-        assert self._guest.pidfd is not None
-        kinds = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
-        try:
-            while (status := os.waitid(os.P_PIDFD, self._guest.pidfd, kinds)) is not None:
-                stands = status.si_code != os.CLD_CONTINUED
-                self._loop.alarm(STOPPED_SECONDS, self._end_stopped if stands else None)
-        except ChildProcessError:
-            pass  # it has ended, which is seen elsewhere
-
-    def _end_stopped(self) -> None:
-        self.end(
-            f"the enclave was ended: a signal stopped its process, which did not go on within {STOPPED_SECONDS:g} s"
-        )
 
     def _guest_ended(self) -> None:
         assert self._guest.pidfd is not None
