@@ -21,21 +21,19 @@ from adyton.runtime.process.guest import CLOCK_FILE, PRIVATE_ATTRIBUTE
 class _WorkingDirectory:
     """The first finder on sys.meta_path until the program looks for its first module; it finds none."""
 
-    def __init__(self, own: Sequence[str]) -> None:
-        self._own = list(own)  # sys.path as site left it; the interpreter puts one entry before
-
     def find_spec(self, _name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None) -> None:
-        count = len(sys.path) - len(self._own)
-        if count < 1:
-            return  # site still looks for sitecustomize
+        if getattr(sys.modules["site"].__spec__, "_initializing", False):
+            return  # what it imports, as sitecustomize; the interpreter's entry comes behind that
         sys.meta_path = [each for each in sys.meta_path if each is not self]  # a new list: the old one is being walked
-        if sys.path[count:] != self._own:
-            return
+        entry = sys.path.pop(0)  # before anything more is imported
         from adyton.hostcall.own_paths import own_path
 
-        entry = sys.path[count - 1]
-        if entry in ("", os.getcwd()) and own_path(os.path.normpath(os.getcwd())) is None and _may_be_the_clients():
-            del sys.path[count - 1]
+        with contextlib.suppress(OSError):  # what cannot be asked about is not the enclave's
+            here = os.getcwd()
+            if entry not in ("", here):
+                sys.path.insert(0, entry)
+            elif own_path(os.path.normpath(here)) is not None or not _may_be_the_clients():
+                sys.path.insert(0, here)  # "" would be wherever the program goes
 
 
 def _may_be_the_clients() -> bool:
@@ -49,8 +47,8 @@ def _may_be_the_clients() -> bool:
     return False
 
 
-if not sys.flags.safe_path and sys.argv[0] in ("-c", "-m", ""):
-    sys.meta_path.insert(0, _WorkingDirectory(sys.path))
+if not sys.flags.safe_path and sys.argv[0] in ("-c", "-m", "-", ""):
+    sys.meta_path.insert(0, _WorkingDirectory())
 
 with contextlib.suppress(FileNotFoundError), open(CLOCK_FILE, "rb") as _file:  # not there: the clock is the server's
     from adyton.runtime.process import vdso

@@ -200,6 +200,8 @@ class AttributeOperations:
         """One value; ENODATA, ERANGE."""
         node = self._tree.get(header.node)
         if body.name == os.fsencode(PRIVATE_ATTRIBUTE) and node.private is not None:
+            if self._view.leads(node.last_path):
+                raise FileError(errno.ENODATA)  # names of the client's are in it
             return _fitting(b"", body.size)
         name = _extended_name(body.name)
         if node.private is not None:
