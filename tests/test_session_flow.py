@@ -192,3 +192,28 @@ def test_marks_out_of_order_are_a_violation(frames):
     session = Session(Side.CLIENT)
     with pytest.raises(RemoteProtocolError):
         session.receive(b"".join(map(encode, frames)))
+
+
+def test_a_large_notification_after_a_pause_shows_how_long_the_way_takes():
+    now = 0.0
+    enclave, client = Session(Side.ENCLAVE, clock=lambda: now), Session(Side.CLIENT, clock=lambda: now)
+
+    def carry(seconds):
+        """With more to say than there is room for, over a way of 0.1 seconds that takes any number of bytes."""
+        nonlocal now
+        carried, until = 0, now + seconds
+        while now < until:
+            while enclave.pending_bytes < 1 << 22:
+                enclave.notify("output", bytes(60000))
+            while data := enclave.data_to_send(1 << 19):
+                carried += len(data)
+                client.receive(data)
+            now += 0.1
+            enclave.receive(client.data_to_send())
+        return carried
+
+    carry(5.0)
+    before = carry(5.0)
+    now += 30.0
+    carry(5.0)
+    assert carry(5.0) >= before // 2

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from adyton.communicator.flow import LEAST, Flow
+from adyton.communicator.flow import LEAST, LIGHT, Flow
 from adyton.communicator.frames import (
     CHUNK,
     MAX_CHUNK,
@@ -285,7 +285,9 @@ class Session:
         parts = [encode(ReadFrame(self._read_mark))] if self._read_mark else []
         self._read_mark = 0
         limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
-        if data := self._outbox.take(min(limit, flow.room + LEAST), min(limit, flow.room)):
+        if data := self._outbox.take(
+            min(limit, flow.room + (LEAST if flow.window > LIGHT else 0)), min(limit, flow.room)
+        ):
             parts.append(data)
         due = flow.sent(len(data))
         if (due or self._asks) and not self._outbox.ended:
