@@ -134,10 +134,11 @@ class Outbox:
             self._begun += len(item.body)
             ring.append(item)
         taken = 0
+        share = max(CHUNK, limit // max(1, len(ring)) // CHUNK * CHUNK)  # of each that has something to send
         while ring and (taken < limit or not taken):
             item = ring.popleft()
-            share = (limit - taken) // (len(ring) + 1) // CHUNK * CHUNK  # of those that have something to send
-            stop = min(item.offset + max(CHUNK, min(share, MAX_CHUNK)), len(item.body))
+            left = max(CHUNK, (limit - taken) // CHUNK * CHUNK)
+            stop = min(item.offset + min(share, left, MAX_CHUNK), len(item.body))
             size = stop - item.offset
             parts += item.frame_head(size), item.body[item.offset : stop]
             taken += size
