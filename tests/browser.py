@@ -74,7 +74,8 @@ class Page:
 
     def wait_until(self, expression: str) -> None:
         deadline = time.monotonic() + _ANSWERS
-        while not self.evaluate(f"new Promise((done) => setTimeout(() => done(Boolean({expression})), 50))"):
+        look = f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"  # not there yet
+        while not self.evaluate(f"new Promise((done) => setTimeout(() => done({look}), 50))"):
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"not within {_ANSWERS:.0f} s: {expression}; {self.evaluate('document.body.innerText')[:500]}"
