@@ -59,7 +59,7 @@ class Emulation:
 
     def listen(self, descriptor: int, guest: GuestProcess, own_name: str) -> None:
         """From now on the guest's filter asks here. `own_name`: its host name."""
-        self._listener = Listener(descriptor, guest.pid)
+        self._listener = Listener(descriptor, guest.pid, self._close_file)
         self._sockets = SocketCalls(
             self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file
         )

@@ -19,7 +19,7 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from adyton.runtime.process.libc import system_call
@@ -94,9 +94,10 @@ def copying() -> Iterator[None]:
 class Listener:
     """A filter's listener. The holder closes it; a guest whose listener is closed gets ENOSYS for what it would have asked."""
 
-    def __init__(self, descriptor: int, leader: int) -> None:
-        """`leader`: the guest's first process, as this process numbers it."""
+    def __init__(self, descriptor: int, leader: int, close_file: Callable[[int], None] = os.close) -> None:
+        """`leader`: the guest's first process, as this process numbers it. `close_file`: closes a descriptor of the guest's, see closing."""
         self._descriptor = descriptor
+        self._close_file = close_file
         self._leaders = [leader]
         with contextlib.suppress(OSError):  # an older kernel
             fcntl.ioctl(descriptor, _SET_FLAGS, _SYNCHRONOUS_WAKE_UP)
@@ -159,7 +160,7 @@ class Listener:
         try:
             self.check(note)
         except GoneError:
-            os.close(fetched)
+            self._close_file(fetched)
             raise
         return fetched
 
