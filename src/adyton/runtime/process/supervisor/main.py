@@ -76,7 +76,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         clock=clock,
         watch=watch,
     )
-    confine_supervisor(guest.proc, closer.start, watch.start)
+    confine_supervisor(guest.proc, closer.start, watch.start, supervisor.output.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

@@ -1,8 +1,20 @@
-"""The guest's standard output and error on their way to the client, while that takes them; else they wait in their pipes."""
+"""The guest's standard output and error on their way to the client, while that takes them; else they wait in their pipes.
+
+A thread reads the pipes. Who writes to a pipe has it locked while the kernel copies what is written, and that may lie in a page of a file
+that this supervisor has to serve: were it to read the pipe itself, it would wait for itself, and nothing could end either. The thread has a
+table of descriptors of its own, without /dev/fuse: when the supervisor is killed, that device is closed although the thread waits, and
+what it waits for fails.
+
+    pipes ──► thread ──► what was taken ──► the loop ──► session         `then`: what was printed before goes out before
+"""
 
 from __future__ import annotations
 
 import os
+import select
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -10,9 +22,18 @@ import msgspec
 
 from adyton.communicator.session import Session
 from adyton.hostcall import abi
+from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 
-HIGH_WATER = 1 << 22  # bytes that wait in the session, above which nothing more is read
+HIGH_WATER = 1 << 22  # bytes that wait in the session, above which nothing more is taken
+MOST_TAKEN = 1 << 20  # bytes that the thread takes before the loop has passed them on
+MOST_AWAITED = 1 << 21  # bytes of output that hold up what comes behind them; another thread may go on writing
+END_MOMENT = 0.5  # seconds, at the end, for what was printed
+_PIECE = 1 << 16
+_UNSHARE_FILES = 0x400  # CLONE_FILES, linux/sched.h
+_LAST_DESCRIPTOR = 0xFFFFFFFF
+
+Stream = Literal["stdout", "stderr"]
 
 
 class Output:
@@ -20,62 +41,155 @@ class Output:
 
     def __init__(
         self,
-        streams: Mapping[Literal["stdout", "stderr"], int | None],
+        streams: Mapping[Stream, int | None],
         loop: Loop,
         session: Session,
         is_open: Callable[[], bool],
         guarded: Callable[[Callback], Callback],
     ) -> None:
-        self._pipes = {stream: pipe for stream, pipe in streams.items() if pipe is not None}
+        self._pipes: dict[int, Stream] = {pipe: stream for stream, pipe in streams.items() if pipe is not None}
         self._loop = loop
         self._session = session
         self._is_open = is_open
         self._guarded = guarded
-        self._paused = False
+        self._awaiting: list[Callback] = []  # until what was printed before them is on its way
+        self._awaited = 0  # bytes since they wait
+        # The thread's: what it took, whether it may be taking something, and what wakes it and the loop.
+        self._taken: deque[tuple[Stream, bytes]] = deque()
+        self._taken_bytes = 0
+        self._taking = False
+        self._lock = threading.Lock()
+        if self._pipes:
+            self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._resumed, self._resumer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._poller = select.poll()
+            for pipe in self._pipes:
+                os.set_blocking(pipe, False)
+                self._poller.register(pipe, select.POLLIN)
+
+    def start(self) -> None:
+        """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin."""
+        if self._pipes:
+            apart = threading.Event()
+            threading.Thread(target=self._run, args=(apart,), name="adyton-output", daemon=True).start()
+            apart.wait()
 
     def begin(self) -> None:
-        """Read from now on."""
-        for pipe in self._pipes.values():
-            os.set_blocking(pipe, False)
-        self._watch()
+        """Pass on from now on."""
+        if self._pipes:
+            self._loop.read(self._woken, self._guarded(self._arrived))
 
     def caught_up(self) -> None:
         """The client has taken something."""
-        if self._paused and self._session.pending_bytes < HIGH_WATER:
-            self._watch()
+        if self._taken and self._session.pending_bytes < HIGH_WATER:
+            self._pass_on(HIGH_WATER)
 
-    def drain(self) -> None:
-        """What an entry has printed goes out before its reply."""
-        for stream, pipe in self._pipes.items():
-            for _ in range(16):  # a pipe's content; another thread may go on writing
-                if self._read_some(stream, pipe) != "data":
-                    break
+    def then(self, step: Callback) -> None:
+        """Do this when what was printed until now is on its way."""
+        self._pass_on()
+        if not self._awaiting and self._is_clear():
+            self._pass_on()
+            step()
+        else:
+            self._awaiting.append(step)
 
-    def _watch(self) -> None:
-        self._paused = False
-        for stream, pipe in self._pipes.items():
-            self._loop.read(pipe, self._reader_of(stream, pipe))
+    def finish(self) -> None:
+        """Pass on what was printed, at the end."""
+        deadline = time.monotonic() + END_MOMENT
+        while self._pipes and not self._is_clear() and (left := deadline - time.monotonic()) > 0:
+            self._pass_on()
+            select.select([self._woken], [], [], min(left, 0.01))
+        self._pass_on()
 
-    def _reader_of(self, stream: Literal["stdout", "stderr"], pipe: int) -> Callback:
-        return self._guarded(lambda: self._read(stream, pipe))
+    # -- the loop's side ----------------------------------------------------------------------------------------------
 
-    def _read(self, stream: Literal["stdout", "stderr"], pipe: int) -> None:
-        if self._read_some(stream, pipe) == "ended":
-            self._loop.forget(pipe)
-        if self._session.pending_bytes > HIGH_WATER:
-            self._paused = True
-            for each in self._pipes.values():
-                self._loop.read(each, None)
+    def _arrived(self) -> None:
+        os.read(self._woken, 4096)
+        if self._awaiting:
+            self._awaited += self._pass_on()
+            if self._awaited > MOST_AWAITED or self._is_clear():
+                self._pass_on()
+                self._awaited = 0
+                steps, self._awaiting = self._awaiting, []
+                for step in steps:
+                    step()
+        else:
+            self._pass_on(HIGH_WATER)
 
-    def _read_some(self, stream: Literal["stdout", "stderr"], pipe: int) -> Literal["data", "empty", "ended"]:
+    def _is_clear(self) -> bool:
+        """Whether nothing is in the pipes, nor in the thread's hands. Looking whether a pipe can be read takes no lock of it."""
+        return (
+            not any(events & select.POLLIN for _, events in self._poller.poll(0)) and not self._taking
+            if self._pipes
+            else True
+        )
+
+    def _pass_on(self, high_water: int | None = None) -> int:
+        """What was taken, while less than `high_water` bytes wait in the session; how many bytes that were."""
+        passed = 0
+        while self._taken and (high_water is None or self._session.pending_bytes < high_water):
+            with self._lock:
+                stream, data = self._taken.popleft()
+                full, self._taken_bytes = self._taken_bytes >= MOST_TAKEN, self._taken_bytes - len(data)
+                resumes = full and self._taken_bytes < MOST_TAKEN
+            if resumes:
+                os.write(self._resumer, b"\0")
+            passed += len(data)
+            if self._is_open():
+                self._session.notify("output", msgspec.msgpack.encode(abi.Output(stream, data)))
+        return passed
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self, apart: threading.Event) -> None:
+        system_call("unshare", _UNSHARE_FILES)
+        kept = sorted([*self._pipes, self._waker, self._resumed])
+        for first, last in zip(
+            [0, *(each + 1 for each in kept)], [*(each - 1 for each in kept), _LAST_DESCRIPTOR], strict=True
+        ):
+            if first <= last:
+                system_call("close_range", first, last, 0)
+        apart.set()
+        poller = select.poll()
+        for descriptor in (*self._pipes, self._resumed):
+            poller.register(descriptor, select.POLLIN)
+        pipes = dict(self._pipes)
+        while pipes:
+            for descriptor, _ in poller.poll():
+                if descriptor == self._resumed:
+                    os.read(self._resumed, 4096)
+                    continue
+                self._taking = True
+                more = self._take(pipes[descriptor], descriptor)
+                self._taking = False
+                self._tell()
+                if not more:
+                    poller.unregister(descriptor)
+                    del pipes[descriptor]
+            if self._taken_bytes >= MOST_TAKEN:
+                self._pause()
+
+    def _take(self, stream: Stream, pipe: int) -> bool:
         try:
-            data = os.read(pipe, 1 << 16)
+            data = os.read(pipe, _PIECE)
         except BlockingIOError:
-            return "empty"
+            return True
         except OSError:
-            return "ended"
-        if not data:
-            return "ended"
-        if self._is_open():
-            self._session.notify("output", msgspec.msgpack.encode(abi.Output(stream, data)))
-        return "data"
+            return False
+        if data:
+            with self._lock:
+                self._taken.append((stream, data))
+                self._taken_bytes += len(data)
+        return bool(data)
+
+    def _pause(self) -> None:
+        """Until the loop has passed something on."""
+        while self._taken_bytes >= MOST_TAKEN:
+            select.select([self._resumed], [], [])
+            os.read(self._resumed, 4096)
+
+    def _tell(self) -> None:
+        try:
+            os.write(self._waker, b"\0")
+        except BlockingIOError:
+            pass  # it is told already

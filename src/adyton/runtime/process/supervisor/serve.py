@@ -100,7 +100,7 @@ class Supervisor:
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
-        self._output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
+        self.output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, close_file, self._waits, files, self._do, directory)
         )
@@ -125,7 +125,7 @@ class Supervisor:
         if guest.fuse is not None:
             os.set_blocking(guest.fuse, False)
             self._loop.read(guest.fuse, self._guarded(self._from_fuse))
-        self._output.begin()
+        self.output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
             Stops(self._loop, guest.pidfd, self.end).begin(self._guarded)
@@ -144,7 +144,7 @@ class Supervisor:
         if self._reason is not None:
             return
         self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
-        self._output.drain()
+        self.output.finish()
         try:
             if self._channel_open:
                 self._push()
@@ -265,7 +265,7 @@ class Supervisor:
                 break
             self._outbox.put(ciphertext)
         self._emulation.caught_up()
-        self._output.caught_up()
+        self.output.caught_up()
         if self._paused and self._session.pending_bytes <= MAX_UNSENT:
             paused, self._paused = self._paused, []
             for link in paused:
@@ -504,7 +504,9 @@ class Supervisor:
         self._reply(call, message)
 
     def _reply(self, call: int, result: protocol.Return) -> None:
-        self._output.drain()
+        self.output.then(lambda: self._reply_now(call, result))
+
+    def _reply_now(self, call: int, result: protocol.Return) -> None:
         self._tell(self._waits.report(call))
         try:
             self._session.reply(call, result.ok, result.body)
