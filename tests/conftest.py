@@ -113,6 +113,16 @@ def server() -> Iterator[str]:
     process.stdout.close()
 
 
+@pytest.fixture
+def on_the_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads that do not say where go to the tests' provision server, which has started all that an enclave needs before.
+
+    For tests that load often, of what is the same wherever the proxy server was started.
+    """
+    monkeypatch.setenv("ADYTON_ON", server)
+    monkeypatch.setenv("ADYTON_ALLOW_SIM", "1")
+
+
 @pytest.fixture(scope="module")
 def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of `certificates.write`, and a program."""

@@ -278,7 +278,7 @@ def test_an_image_that_a_server_has_not(cli, server):
 
 
 @pytest.mark.sandbox
-def test_errors_of_the_program_that_click_would_take_for_its_own(cli):
+def test_errors_of_the_program_that_click_would_take_for_its_own(cli, on_the_server):
     status, out, err = cli("call", "prog.py", "read_all")
     assert (status, out) == (50, "")
     assert "adyton: EOFError" in err

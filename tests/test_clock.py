@@ -369,7 +369,7 @@ def look() -> list:
 
 @pytest.mark.sandbox
 @replaceable
-def test_an_image_says_whose_clock_it_wants(workplace, monkeypatch):
+def test_an_image_says_whose_clock_it_wants(workplace, on_the_server, monkeypatch):
     from adyton.image.project import build_project
 
     monkeypatch.setattr("adyton.remote.proxy_client.TimeTeller", lambda: TimeTeller(lambda: time.time_ns() + HOUR))
@@ -388,7 +388,7 @@ def test_an_image_says_whose_clock_it_wants(workplace, monkeypatch):
 
 @pytest.mark.sandbox
 @replaceable
-def test_a_clients_clock_that_is_set_while_a_call_runs_is_told(workplace, monkeypatch):
+def test_a_clients_clock_that_is_set_while_a_call_runs_is_told(workplace, on_the_server, monkeypatch):
     shift = [HOUR]
     monkeypatch.setattr("adyton.remote.proxy_client.TimeTeller", lambda: TimeTeller(lambda: time.time_ns() + shift[0]))
     Path("wait.py").write_text(

@@ -253,7 +253,7 @@ REFUSED = {
 
 
 @pytest.mark.sandbox
-def test_a_program_can_use_what_the_page_says(workplace):
+def test_a_program_can_use_what_the_page_says(workplace, on_the_server):
     (workplace / "features.py").write_text(FEATURES)
     (workplace / "box").mkdir()
     with adyton.load("features.py", allow_write=["box"]) as client:

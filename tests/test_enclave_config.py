@@ -119,7 +119,7 @@ def initialize(config: EnclaveConfig) -> None:
 
 
 @pytest.fixture
-def place(workplace):
+def place(workplace, on_the_server):
     Path("configured.py").write_text(PROGRAM)
     return workplace
 

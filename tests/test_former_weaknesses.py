@@ -162,7 +162,7 @@ def manager():
 
 
 @pytest.fixture
-def real(workplace):
+def real(workplace, on_the_server):
     Path("former.py").write_text(PROGRAM)
     Path("small").write_text("abc\n")
     Path("large").write_bytes(bytes(1 << 20))

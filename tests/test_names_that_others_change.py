@@ -232,7 +232,7 @@ def test_what_is_open_is_opened_again_though_its_name_is_gone(shared: Names, pat
 
 
 @pytest.fixture
-def alone(request, tmp_path) -> Iterator[Names]:
+def alone(request, tmp_path, on_the_server) -> Iterator[Names]:
     shared = Names(tmp_path, getattr(request, "param", "close-to-open"))
     yield shared
     shared.enclave.close()

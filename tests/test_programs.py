@@ -115,7 +115,7 @@ def test_shared_libraries_are_found_by_their_names(enclave):
 
 
 @pytest.mark.sandbox
-def test_no_module_comes_from_the_working_directory_of_the_client(workplace):
+def test_no_module_comes_from_the_working_directory_of_the_client(workplace, on_the_server):
     Path("prog.py").write_text(PROGRAM)
     Path("json.py").write_text("raise SystemExit('the client decides what runs')")
     Path("own.py").write_text("raise SystemExit('the client decides what runs')")
@@ -144,7 +144,7 @@ def test_modules_come_from_a_directory_that_the_enclave_has_made(workplace, monk
 
 
 @pytest.mark.sandbox
-def test_standard_streams_can_be_the_clients_files(workplace):
+def test_standard_streams_can_be_the_clients_files(workplace, on_the_server):
     Path("prog.py").write_text(PROGRAM)
     with adyton.load("prog.py", allow_write=["."]) as loaded:
         code = """
@@ -211,7 +211,7 @@ print(call(165, 0, 0, 0, 0, 0), call(425, 1, 0), status["Seccomp"].strip(), stat
 
 
 @pytest.mark.sandbox
-def test_what_the_manifest_names_can_be_started_and_nothing_else(workplace):
+def test_what_the_manifest_names_can_be_started_and_nothing_else(workplace, on_the_server):
     with adyton.load(project(["bin/script", "bin/tool", "python"])) as loaded:
         assert loaded.call("attempt", "subprocess.run(['/enclave/bin/tool']).returncode") == "0"
         assert loaded.call("attempt", "subprocess.run(['tool']).returncode") == "0"  # it is on PATH
@@ -226,7 +226,7 @@ def test_what_the_manifest_names_can_be_started_and_nothing_else(workplace):
 
 
 @pytest.mark.sandbox
-def test_an_image_may_renounce_all_programs(workplace):
+def test_an_image_may_renounce_all_programs(workplace, on_the_server):
     with adyton.load(project([])) as loaded:
         assert loaded.call("attempt", "subprocess.run([sys.executable])") == "PermissionError 13"
         assert loaded.call("attempt", "os.execv('/enclave/bin/tool', ['tool'])") == "PermissionError 13"
@@ -258,7 +258,7 @@ def test_a_manifest_names_programs_by_plain_paths_sorted_and_once(programs):
         ("os.execv(sys.executable, [sys.executable, '-c', 'raise SystemExit(5)'])", "status 5|closed its link"),
     ],
 )
-def test_a_program_dies_of_what_it_dies_of_elsewhere(workplace, code, reason):
+def test_a_program_dies_of_what_it_dies_of_elsewhere(workplace, on_the_server, code, reason):
     Path("prog.py").write_text(PROGRAM)
     with pytest.raises(adyton.errors.AdytonError, match=reason), adyton.load("prog.py") as loaded:
         loaded.call("execute", code)
@@ -311,7 +311,7 @@ else:
 
 
 @pytest.mark.sandbox
-def test_threads_and_their_files_go_on_beside_forks(workplace):
+def test_threads_and_their_files_go_on_beside_forks(workplace, on_the_server):
     Path("prog.py").write_text(PROGRAM)
     Path("data").mkdir()
     with adyton.load("prog.py", allow_write=["data"]) as loaded:
@@ -339,7 +339,7 @@ out["result"] = codes
 
 
 @pytest.mark.sandbox
-def test_what_a_program_leaves_running_ends_with_its_enclave(workplace):
+def test_what_a_program_leaves_running_ends_with_its_enclave(workplace, on_the_server):
     Path("prog.py").write_text(PROGRAM)
     marker = f"left-running-{id(workplace)}"
     with adyton.load("prog.py") as loaded:
@@ -390,7 +390,7 @@ async def async_is_main() -> bool:
 
 
 @pytest.mark.sandbox
-def test_the_first_threads_calls_run_in_the_programs_main_thread(workplace):
+def test_the_first_threads_calls_run_in_the_programs_main_thread(workplace, on_the_server):
     Path("prog.py").write_text(SIGNALS)
     with adyton.load("prog.py") as loaded:
         assert loaded.call("is_main") is True
@@ -402,7 +402,7 @@ def test_the_first_threads_calls_run_in_the_programs_main_thread(workplace):
 
 
 @pytest.mark.sandbox
-def test_a_programs_wakeups_by_signals_are_its_own_and_last_from_call_to_call(workplace):
+def test_a_programs_wakeups_by_signals_are_its_own_and_last_from_call_to_call(workplace, on_the_server):
     Path("prog.py").write_text(SIGNALS)
     with adyton.load("prog.py") as loaded:
         assert loaded.call("wakes") == -1
@@ -413,7 +413,7 @@ def test_a_programs_wakeups_by_signals_are_its_own_and_last_from_call_to_call(wo
 
 
 @pytest.mark.sandbox
-def test_what_is_local_to_the_main_thread_is_seen_by_no_second_client_thread(workplace):
+def test_what_is_local_to_the_main_thread_is_seen_by_no_second_client_thread(workplace, on_the_server):
     Path("prog.py").write_text(SIGNALS)
     with adyton.load("prog.py") as loaded:
         seen = []
@@ -424,7 +424,7 @@ def test_what_is_local_to_the_main_thread_is_seen_by_no_second_client_thread(wor
 
 
 @pytest.mark.sandbox
-def test_an_entry_may_set_signal_handlers_and_alarms(workplace):
+def test_an_entry_may_set_signal_handlers_and_alarms(workplace, on_the_server):
     Path("prog.py").write_text(SIGNALS)
     with adyton.load("prog.py") as loaded:
         assert loaded.call("alarms") == [signal.SIGALRM]

@@ -13,7 +13,7 @@ import pytest
 import adyton
 from adyton.config import Policy
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("on_the_server")]
 
 BANK = '''
 import multiprocessing

@@ -142,7 +142,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def texts(workplace):
+def texts(workplace, on_the_server):
     """Numbers of words of 24 files of the client, by path."""
     draw, found = random.Random(5), {}
     (workplace / "texts").mkdir()

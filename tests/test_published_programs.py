@@ -18,6 +18,7 @@ import adyton
 
 pytestmark = [
     pytest.mark.sandbox,
+    pytest.mark.usefixtures("on_the_server"),
     pytest.mark.skipif(
         platform.machine() != "x86_64", reason="NOT X86-64: single files have wheels for that machine only"
     ),

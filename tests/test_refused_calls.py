@@ -47,7 +47,7 @@ IO_URING_SETUP, UNKNOWN = 425, 999  # one number everywhere
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path, on_the_server):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     with adyton.load(str(path)) as client:

@@ -130,7 +130,7 @@ def test_signals_and_waits_are_an_ordinary_programs(enclave, what):
     assert enclave.call("execute", SNIPPETS[what]) == EXPECTED[what]
 
 
-def test_a_handler_runs_between_calls_too(workplace):
+def test_a_handler_runs_between_calls_too(workplace, on_the_server):
     Path("program.py").write_text(PROGRAM)
     with adyton.load("program.py") as loaded:
         code = """
@@ -143,7 +143,9 @@ signal.setitimer(signal.ITIMER_REAL, 0.05)
         assert future.result(60) is True
 
 
-def test_identities_are_the_enclaves_own_but_what_a_program_is_configured_to_have(workplace, monkeypatch):
+def test_identities_are_the_enclaves_own_but_what_a_program_is_configured_to_have(
+    workplace, on_the_server, monkeypatch
+):
     Path("program.py").write_text(PROGRAM)
     monkeypatch.setenv("USER", "ann")
     code = "import getpass, socket; result = [os.getpid(), os.getppid(), os.getuid(), os.getgid(), getpass.getuser(), socket.gethostname()]"

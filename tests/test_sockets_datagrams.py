@@ -7,7 +7,7 @@ import threading
 import pytest
 from enclave_sockets import EVERYWHERE, PATIENCE, echo, enclave, server
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("on_the_server")]
 
 NAMES = {"db.test": ["127.0.0.1", "::1"], "four.test": ["127.0.0.1"], "nowhere.test": []}
 

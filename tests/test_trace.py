@@ -162,7 +162,7 @@ def program(workplace) -> str:
 
 
 @pytest.mark.sandbox
-def test_entries_host_calls_and_waits_of_an_enclave(program):
+def test_entries_host_calls_and_waits_of_an_enclave(program, on_the_server):
     def ask(depth: int) -> int:
         return int(client.call("nested", depth - 1))
 
@@ -196,7 +196,7 @@ def test_entries_host_calls_and_waits_of_an_enclave(program):
 
 
 @pytest.mark.sandbox
-def test_a_nested_entry_is_what_its_host_call_got_so_that_both_halves_are_round_trips(program):
+def test_a_nested_entry_is_what_its_host_call_got_so_that_both_halves_are_round_trips(program, on_the_server):
     def ask(depth: int) -> int:
         return int(client.call("nested", depth - 1))
 

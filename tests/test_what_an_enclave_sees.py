@@ -10,7 +10,7 @@ import pytest
 
 import adyton
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("on_the_server")]
 
 PROGRAM = '''
 import os, sys, threading, tempfile, socket, json, subprocess, time, random
