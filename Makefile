@@ -38,8 +38,9 @@ quickstart-remote: setup
 example-%: setup
 	@$(BIN)/python examples/$*/run.py $(ARGS)
 
+# Three at a time on two processors: many tests wait most of the time.
 test: setup wheels
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # make repeat COUNT=20: all tests so often, each time in another random order.
 repeat: setup wheels

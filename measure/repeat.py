@@ -24,7 +24,7 @@ def main() -> int:
     failed = 0
     for number in range(1, options.count + 1):
         seed, begin = random.SystemRandom().randrange(1 << 31), time.monotonic()
-        arguments = ["-n", "2", "--dist", "worksteal", "-q", f"--randomly-seed={seed}", *more]
+        arguments = ["-n", "3", "--dist", "worksteal", "-q", f"--randomly-seed={seed}", *more]
         done = subprocess.run([sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, check=False)
         print(
             f"{number}: seed {seed}, {time.monotonic() - begin:.0f} s, {(done.stdout.splitlines() or ['nothing was said'])[-1].strip('= ')}",

@@ -45,7 +45,26 @@ def sandbox_missing() -> str:
     return "; ".join(f"{each.name}: {each.detail}" for each in findings() if each.needed and not each.ok)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def long_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """In the order given, but the modules with long tests first in what each worker begins with.
+
+    Each has the next part of all items, as many as any other, and takes from the end of another's when it has done its own
+    (pytest-xdist, --dist worksteal). So none is at a long one when all others have ended.
+    """
+    modules = [list(each) for _, each in itertools.groupby(items, key=lambda item: item.path)]
+    long = [each for each in modules if any(item.get_closest_marker("long") for item in each)]
+    others = itertools.chain.from_iterable(each for each in modules if each not in long)
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        ordered += itertools.chain.from_iterable(long[worker::workers])
+        ordered += itertools.islice(others, max(0, len(items) * (worker + 1) // workers - len(ordered)))
+    return [*ordered, *others]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if workers := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = long_first(items, workers)
     for item in items:
         if item.get_closest_marker("sandbox") and sandbox_missing():
             item.add_marker(pytest.mark.skip(reason=f"NO SANDBOX HERE: {sandbox_missing()}"))

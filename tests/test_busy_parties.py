@@ -25,13 +25,14 @@ import time
 import adyton
 
 with adyton.load("computing.py") as client:
-    call = client.submit("compute", 15.0)
+    call = client.submit("compute", 12.0)
     while not call.done():
         sum(range(10_000_000))
     print(call.result())
 """
 
 
+@pytest.mark.long
 def test_an_entry_that_computes_for_long_and_its_client_are_no_loss(workplace):
     """Longer than any end waits for the other (a server 10 s). Niced, so that other tests go on beside it."""
     Path("computing.py").write_text(PROGRAM)

@@ -12,6 +12,7 @@ from command import ROOT
 pytestmark = pytest.mark.sandbox
 
 
+@pytest.mark.long
 def test_parties_that_are_hit_at_random_moments_leave_nothing():
     done = subprocess.run(
         [sys.executable, "chaos/run.py", "--count", "1", "--seed", "7", "--lanes", "3", "--limit", "60"],

@@ -155,6 +155,7 @@ def test_the_committed_list_can_be_read():
     assert Expected.read(ROOT / "conformance" / "expected.toml", ("3", "11")) is not None
 
 
+@pytest.mark.long
 @pytest.mark.sandbox
 def test_the_quick_modules_of_cpython_pass_in_an_enclave_but_for_what_is_listed(monkeypatch, tmp_path):
     if conformance.missing():

@@ -53,6 +53,7 @@ def run(*arguments):
     return done.stdout, int(re.findall(r"VmHWM:\s*(\d+) kB", done.stderr)[0])
 
 
+@pytest.mark.long
 def test_an_image_of_300_mib_builds_and_loads_in_little_memory(wheels, workplace):
     (workplace / "app.py").write_text(PROGRAM)
     (workplace / "pyproject.toml").write_text(

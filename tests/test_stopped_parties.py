@@ -201,6 +201,7 @@ except adyton.AdytonError as error:
 """
 
 
+@pytest.mark.long
 def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
     server, url = serving
     started = {}
