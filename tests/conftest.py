@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -245,22 +246,35 @@ def published_wheels(monkeypatch: pytest.MonkeyPatch, environment_of_wheels: dic
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=["dialled", "ipv4", "ipv6", "unix"])
-def direction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Who dials: the client ("dialled"), or the proxy server, over each family; for every RemoteProvision of the test."""
-    if request.param == "dialled":
-        yield request.param
+DIRECTIONS = ["dialled", "ipv4", "ipv6", "unix"]
+
+
+@contextlib.contextmanager
+def dialling(direction: str, directory: str) -> Iterator[None]:
+    """Who dials, for every RemoteProvision that is made within: the client ("dialled"), or the proxy server, over each family.
+
+    `directory`: for sockets; its name must be short.
+    """
+    if direction == "dialled":
+        yield
         return
     from adyton.provision.client import RemoteProvision
 
-    with tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory:  # short: sockets lie there
-        address = waiting_address(request.param, directory)
-        numbers = itertools.count()
-        real = RemoteProvision.instantiate
+    address = waiting_address(direction, directory)
+    numbers = itertools.count()
+    real = RemoteProvision.instantiate
+    with pytest.MonkeyPatch.context() as monkeypatch:
 
         def instantiate(*arguments: Any, **keywords: Any) -> RemoteProvision:
             number = next(numbers)
             return real(*arguments, **keywords).dialled_back(address.replace("client", f"client{number}"))
 
         monkeypatch.setattr(RemoteProvision, "instantiate", staticmethod(instantiate))
+        yield
+
+
+@pytest.fixture(params=DIRECTIONS)
+def direction(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test in each direction of `dialling`."""
+    with tempfile.TemporaryDirectory(prefix="a", dir="/tmp") as directory, dialling(request.param, directory):
         yield request.param
