@@ -1,7 +1,11 @@
-"""Dial-back with real enclaves: who starts the proxy server, over what it dials, with which certificates, and what ends it all."""
+"""Dial-back with real enclaves: who starts the proxy server, over what it dials, and with which certificates.
+
+What ends one side: test_killed_parties, in both directions.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -20,7 +24,6 @@ import trustme
 from command import adyton, start
 from conftest import waiting_address
 from network import Host, two_hosts
-from parties import descendants, gone, party, relay_of
 
 from adyton import (
     EnclaveFinal,
@@ -30,10 +33,9 @@ from adyton import (
     RemoteProxyClientConfig,
     remote_load_config,
 )
+from adyton.cli.root import run as run_command
 from adyton.client import EnclaveClient
 from adyton.errors import (
-    AdytonError,
-    ConnectionLostError,
     DeadlineError,
     HostCallDeniedError,
     ImageError,
@@ -48,7 +50,6 @@ from adyton.remote.address import TLS
 
 pytestmark = pytest.mark.sandbox
 PROGRAM = """
-import time
 import adyton.trusted as trusted
 
 @trusted.host_function
@@ -60,10 +61,6 @@ def read(path: str) -> str:
 
 def size(data: bytes) -> int:
     return len(data)
-
-def wait(seconds: float) -> bool:
-    time.sleep(seconds)
-    return True
 
 def quick() -> int:
     return 1
@@ -256,6 +253,23 @@ def test_only_the_token_lets_one_in(short):
         assert process.wait(80) == 0
 
 
+@pytest.fixture
+def refused(capfd) -> Callable[..., str]:
+    """What `adyton proxy ARGUMENTS`, with more environment, says of its wrong use; in this process."""
+
+    def call(*arguments: str, **environment: str) -> str:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                run_command(["proxy", *arguments])
+        out, err = capfd.readouterr()
+        assert (ended.value.code, out) == (2, "")
+        return err
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -272,19 +286,14 @@ def test_only_the_token_lets_one_in(short):
     ],
     ids=lambda value: " ".join(value[1:4])[:40] if isinstance(value, list) else None,
 )
-def test_wrong_use_of_the_proxy_command(arguments, hint):
-    process = adyton("proxy", *arguments)
-    assert (process.returncode, process.stdout) == (2, "")
-    assert hint in process.stderr
+def test_wrong_use_of_the_proxy_command(refused, arguments, hint):
+    assert hint in refused(*arguments)
 
 
-def test_an_option_beats_the_environment():
-    run = adyton("proxy", "--host_address", "::1:1", ADYTON_LISTEN="127.0.0.1:0")
-    assert "--host_address '::1:1'" in run.stderr
-    run = adyton("proxy", "--listen", "x", ADYTON_HOST_ADDRESS="127.0.0.1:1")
-    assert "--listen x" in run.stderr
-    run = adyton("proxy", ADYTON_LISTEN="127.0.0.1:0", ADYTON_HOST_ADDRESS="127.0.0.1:1")
-    assert "one of the two" in run.stderr
+def test_an_option_beats_the_environment(refused):
+    assert "--host_address '::1:1'" in refused("--host_address", "::1:1", ADYTON_LISTEN="127.0.0.1:0")
+    assert "--listen x" in refused("--listen", "x", ADYTON_HOST_ADDRESS="127.0.0.1:1")
+    assert "one of the two" in refused(ADYTON_LISTEN="127.0.0.1:0", ADYTON_HOST_ADDRESS="127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
@@ -403,96 +412,6 @@ def _wait_until_empty(directory: str) -> None:
         threading.Event().wait(0.02)
 
 
-@pytest.mark.parametrize("victim", ["relay", "adyton-super", "enclave", "adyton-zygote"])
-def test_a_killed_party_of_a_local_enclave(victim, short):
-    others = set(descendants(os.getpid()))
-    client = load(RemoteProvision.instantiate().dialled_back("127.0.0.1:0"))
-    found = {pid: name for pid, name in descendants(os.getpid()).items() if pid not in others}
-    pid = relay_of(found, party(found, "adyton-zygote")) if victim == "relay" else party(found, victim)
-    waiting = client.submit("wait", 60.0)
-    assert client.call("quick") == 1
-    started = time.monotonic()
-    os.kill(pid, signal.SIGKILL)
-    error = waiting.exception(LATE)
-    assert time.monotonic() - started < LATE
-    assert isinstance(error, ConnectionLostError)
-    if victim == "enclave":
-        assert "SIGKILL" in str(error)
-    with pytest.raises(AdytonError):
-        client.close()
-    assert gone(set(found)) == set()
-
-
-LOADED = """
-from adyton.loader import LoadArguments, load_enclave
-from adyton.provision.client import RemoteProvision
-import sys, adyton
-provision = RemoteProvision.instantiate(sys.argv[1] or None).dialled_back(sys.argv[2])
-client = load_enclave('prog.py', provision, LoadArguments(allow_sim=True))
-print('loaded', flush=True)
-try:
-    client.call('wait', 60.0)
-except adyton.AdytonError as error:
-    print(type(error).__name__, flush=True)
-"""
-
-
-@contextmanager
-def client_process(url: str, address: str) -> Iterator[subprocess.Popen[str]]:
-    client = subprocess.Popen([sys.executable, "-c", LOADED, url, address], stdout=subprocess.PIPE, text=True)
-    assert client.stdout is not None
-    try:
-        assert client.stdout.readline() == "loaded\n"
-        yield client
-    finally:
-        client.kill()
-        client.wait()
-        client.stdout.close()
-
-
-def test_a_killed_client_leaves_nothing(short):
-    with client_process("", "127.0.0.1:0") as client:
-        found = descendants(client.pid)
-        assert len(found) >= 4
-        client.kill()
-        client.wait()
-        assert gone(set(found)) == set()
-    _wait_until_empty(short)
-
-
-@pytest.mark.parametrize("victim", ["relay", "adyton-super", "enclave", "client", "server"])
-def test_a_killed_party_of_an_enclave_on_a_server(victim, short):
-    server = start("serve", "--port", "0")
-    assert server.stdout is not None
-    url = "grpc://" + server.stdout.readline().rpartition(" ")[2].strip()
-    idle = descendants(server.pid)
-    with client_process(url, "[::]:0") as client:
-        found = {pid: name for pid, name in descendants(server.pid).items() if pid not in idle}
-        match victim:
-            case "client":
-                pid = client.pid
-            case "server":
-                pid = server.pid
-            case "relay":
-                pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave"))
-            case _:
-                pid = party(found, victim)
-        started = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        if victim != "client":
-            assert client.stdout.readline() == "ConnectionLostError\n"
-            assert time.monotonic() - started < LATE
-        assert gone(set(found)) == set()
-    if victim != "server":
-        with load(RemoteProvision.instantiate(url).dialled_back("[::]:0")) as again:
-            assert again.call("quick") == 1
-        server.terminate()
-    assert server.wait(80) == (-signal.SIGKILL if victim == "server" else 0)
-    server.stdout.close()
-    assert gone(set(idle)) == set()
-    _wait_until_empty(short)
-
-
 def test_sigterm_lets_the_session_of_one_started_by_hand_go_on(short):
     address = f"unix:{short}/c"
     with proxy(address) as process:
@@ -515,27 +434,31 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 ONCE = """
 from adyton.loader import LoadArguments, load_enclave
 from adyton.provision.client import RemoteProvision
-import sys, adyton
+import json, sys, adyton
 from adyton.remote.address import TLS
-url, address, token, tls = [each or None for each in sys.argv[1:]]
-provision = RemoteProvision.instantiate(url, token=token, tls=TLS(cert=tls, key=tls) if tls else None).dialled_back(address)
-try:
-    with load_enclave('prog.py', provision, LoadArguments(allow_sim=True, timeout=40)) as client:
-        print(client.call('quick'), flush=True)
-except adyton.AdytonError as error:
-    print(type(error).__name__, error, flush=True)
+
+token, tls, cases = json.loads(sys.argv[1])
+for url, address in cases:
+    try:
+        provision = RemoteProvision.instantiate(url, token=token, tls=TLS(cert=tls, key=tls) if tls else None).dialled_back(address)
+        with load_enclave('prog.py', provision, LoadArguments(allow_sim=True, timeout=40)) as client:
+            said = client.call('quick')
+    except adyton.AdytonError as error:
+        said = f"{type(error).__name__} {error}"
+    print(json.dumps(said), flush=True)
 """
 
 
-def once(on: Host, url: str, address: str, token: str = "", tls: str = "") -> str:
+def once(on: Host, *cases: tuple[str | None, str], token: str | None = None, tls: str | None = None) -> list[object]:
+    """What a client there gets of an enclave, or says of its error, for each (URL, address to wait at)."""
     run = subprocess.run(
-        on.python("-c", ONCE, url, address, token, tls),
+        on.python("-c", ONCE, json.dumps([token, tls, cases])),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=True,
     )
-    return run.stdout
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 @pytest.mark.netns
@@ -546,13 +469,13 @@ def test_a_provision_server_on_another_machine_dials_back(hosts):
     assert server.stdout is not None
     try:
         server.stdout.readline()
-        for url in ("grpc://10.78.0.1", "grpc://[fd78::1]"):
-            assert once(on_client, url, "[::]:0") == "1\n"
-        assert once(on_client, "grpc://10.78.0.1", "10.78.0.2:0") == "1\n"
-        assert once(on_client, "grpc://[fd78::1]", "[fd78::2]:7777") == "1\n"
-        for address in ("127.0.0.1:0", "[fd78::2]:0", "unix:/tmp/x"):
-            assert once(on_client, "grpc://10.78.0.1", address).startswith("UsageError dial_back=")
-        assert "give [::] instead" in once(on_client, "grpc://[fd78::1]", "0.0.0.0:0")
+        ipv4, ipv6 = "grpc://10.78.0.1", "grpc://[fd78::1]"
+        right = [(ipv4, "[::]:0"), (ipv6, "[::]:0"), (ipv4, "10.78.0.2:0"), (ipv6, "[fd78::2]:7777")]
+        assert once(on_client, *right) == [1, 1, 1, 1]
+        wrong = [(ipv4, address) for address in ("127.0.0.1:0", "[fd78::2]:0", "unix:/tmp/x")]
+        *others, family = once(on_client, *wrong, (ipv6, "0.0.0.0:0"))
+        assert [said.partition("=")[0] for said in others] == ["UsageError dial_back"] * 3
+        assert "give [::] instead" in family
     finally:
         server.terminate()
         assert server.wait(80) == 0
@@ -565,7 +488,7 @@ def test_one_started_by_the_client_on_another_machine_dials_back(hosts, address,
     """… by a command such as ssh, which hands the environment on."""
     on_server, on_client = hosts
     monkeypatch.setenv("ADYTON_REMOTE_PROXY", " ".join(on_server.python("-m", "adyton.cli", "proxy")))
-    assert once(on_client, "", address) == "1\n"
+    assert once(on_client, (None, address)) == [1]
 
 
 @pytest.mark.netns
@@ -579,7 +502,7 @@ def test_one_started_by_hand_on_another_machine_dials_back(hosts, authority, hos
     process = subprocess.Popen(on_server.python("-m", "adyton.cli", *command), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        assert once(on_client, "", "[::]:7000", TOKEN, mine) == "1\n"
+        assert once(on_client, (None, "[::]:7000"), token=TOKEN, tls=mine) == [1]
         assert process.wait(80) == 0
         assert process.stdout.read() == f"adyton proxy connected to {there}\n"
     finally:
