@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import parties
@@ -236,9 +237,18 @@ def test_programs_on_both_sides_count_together(strict: Sharing, loose: Sharing) 
         database.close()
 
 
-def test_a_write_ahead_log_is_used_by_one_side_at_a_time(each: Sharing) -> None:
-    """Its index is memory that the two do not share: whoever comes second is told so, and no row is lost."""
-    call, path = each.enclave.call, str(each.path / "logged")
+@pytest.mark.long
+def test_a_write_ahead_log_is_used_by_one_side_at_a_time(strict: Sharing, loose: Sharing, exclusive: Sharing) -> None:
+    """Its index is memory that the two do not share: whoever comes second is told so, and no row is lost.
+
+    In all at the same time: SQLite gives a lock up after 10 s.
+    """
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(log_on_both_sides, (strict, loose, exclusive)))
+
+
+def log_on_both_sides(shared: Sharing) -> None:
+    call, path = shared.enclave.call, str(shared.path / "logged")
 
     def count_here(rows: int) -> int:
         with contextlib.closing(sqlite3.connect(path, timeout=0.1, isolation_level=None)) as database:
@@ -279,7 +289,7 @@ def test_an_exclusive_file_is_kept_from_others_while_it_is_open(exclusive: Shari
 
 
 @pytest.mark.parametrize("coherence", ["strict", "close-to-open", "exclusive"])
-def test_what_a_killed_program_wrote_is_there(home: Path, tmp_path: Path, coherence: str) -> None:
+def test_what_a_killed_program_wrote_is_there(home: Path, on_the_server, tmp_path: Path, coherence: str) -> None:
     """As it is when a program of this machine is killed: nothing was closed or synchronized."""
     policy = Policy.parse(f'[[mount]]\npath = "{tmp_path}"\ncoherence = "{coherence}"\n', name="test", base="/")
     log = tmp_path / "log"
@@ -290,7 +300,7 @@ def test_what_a_killed_program_wrote_is_there(home: Path, tmp_path: Path, cohere
 
 
 @pytest.mark.parametrize("coherence", ["close-to-open", "exclusive"])
-def test_a_full_disk_is_said_once(home: Path, coherence: str) -> None:
+def test_a_full_disk_is_said_once(home: Path, on_the_server, coherence: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT ROOT: no small file system can be mounted, so that no disk is filled")
     with tempfile.TemporaryDirectory(prefix="disk") as disk:
