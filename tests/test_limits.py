@@ -150,7 +150,7 @@ def test_processor_time_ends_a_process_with_sigxcpu(workplace):
 
 
 @pytest.mark.sandbox
-def test_a_fork_bomb_is_nobody_elses_trouble_and_ends_with_its_enclave(workplace, limited, neighbour):
+def test_a_fork_bomb_is_nobody_elses_trouble_and_ends_with_its_enclave(limited, neighbour, on_the_server):
     client = adyton.load(limited)
     before = children(os.getpid())
     code = """

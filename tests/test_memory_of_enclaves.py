@@ -147,7 +147,9 @@ while True:
 
 @sandboxed
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_enclave_that_takes_too_much_is_ended_with_a_reason_and_nobody_else_notices(attack, image, neighbour):
+def test_an_enclave_that_takes_too_much_is_ended_with_a_reason_and_nobody_else_notices(
+    attack, image, neighbour, on_the_server
+):
     before = children(os.getpid())
     client = adyton.load(image)
     started = children(os.getpid()) - before
