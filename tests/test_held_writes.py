@@ -25,6 +25,7 @@ class Files:
 
     def __init__(self) -> None:
         self.waits = Waits()
+        self.watching = None
         self.holds = False
         self.pushed = 0
 
