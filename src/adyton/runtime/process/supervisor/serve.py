@@ -50,6 +50,8 @@ from adyton.runtime.process.supervisor.waits import Waits
 
 READ_SIZE = 1 << 19
 FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
+AT_ONCE = 64  # file requests that are served before anything else
+LOOKS = 8  # for the next one, before it is waited for
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 END_MOMENT = 0.5  # seconds
@@ -531,19 +533,24 @@ class Supervisor:
     def _from_fuse(self) -> None:
         assert self._guest.fuse is not None
         assert self._files is not None
-        for _ in range(16):
+        patience = 0
+        for _ in range(AT_ONCE):
             try:
-                size = os.readv(
-                    self._guest.fuse, [self._request]
-                )  # to make room for the largest each time takes longer
+                # To make room for the largest each time takes longer.
+                size = os.readv(self._guest.fuse, [self._request])
             except BlockingIOError:
-                return
+                if not patience:
+                    return
+                patience -= 1
+                os.sched_yield()
+                continue
             except FileNotFoundError:
                 continue  # the request was interrupted before it was read
             except OSError:
                 self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
                 return
             self._do(self._files.receive(bytes(self._requested[:size])))
+            patience = LOOKS  # who has one answer often asks for the next: to sleep and be woken takes longer
 
     def _push(self) -> None:
         """Send what programs wrote, and what waits for more of it."""
