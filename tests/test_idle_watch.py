@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
+import subprocess
+import threading
 import time
+import types
 
 import pytest
 from greedy import build
@@ -24,6 +28,7 @@ from adyton.runtime.process.idle_watch import (
     IdleWatch,
     clock_of,
 )
+from adyton.runtime.process.supervisor import memory_watch
 from adyton.runtime.process.supervisor.memory_watch import IDLE_SECONDS
 
 SUPERVISOR, INIT, GUEST, CHILD = 10, 11, 12, 13
@@ -203,8 +208,31 @@ def test_what_was_told_of_those_before_is_not_taken_for_an_answer():
         client = IdleClient(supervisor)
         assert client.watch() == 7
         zygote.close()
-        client.wait()
+        client.wait(60)
         assert client.watch() == 0
+
+
+def test_who_waits_looks_every_now_and_then():
+    supervisor, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with supervisor, zygote:
+        IdleClient(supervisor).wait(0)  # and comes back, though nobody says anything
+        zygote.send(RAN)
+        zygote.send(WATCHED.pack(b"watched", 7))
+        assert IdleClient(supervisor).watch() == 7
+
+
+def test_memory_that_a_guest_gets_without_running_is_seen(monkeypatch):
+    """As khugepaged gives it."""
+    monkeypatch.setattr(memory_watch, "SLEEP_SECONDS", 0.01)
+    asked, none = threading.Event(), socket.socket()
+    idle = types.SimpleNamespace(watch=lambda: asked.set() or 2, wait=time.sleep)
+    with none, subprocess.Popen(["sleep", "600"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        watch = memory_watch.MemoryWatch(pidfd, 1 << 20, none, idle=idle)
+        watch.look = lambda: memory_watch.Seen(2, (1 << 30) * asked.is_set(), 0, 0)
+        watch.start()
+        assert process.wait(60) == -signal.SIGKILL
+    os.close(pidfd)
 
 
 def test_a_process_that_runs_is_seen_by_its_clock():

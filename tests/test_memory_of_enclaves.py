@@ -503,8 +503,8 @@ class Idle:
         self.asked.set()
         return self.processes
 
-    def wait(self):
-        self.runs.wait()
+    def wait(self, seconds):
+        self.runs.wait(seconds)
 
 
 @pytest.mark.parametrize("processes", [2, 3], ids=["asleep", "cannot sleep"])

@@ -4,8 +4,8 @@
                ◄── WATCHED + number of processes, 0: it cannot tell
                ◄── RAN, once: one of them has used processor time, or ended
 
-A process that has used no processor time has taken no memory, started no process and opened nothing; so what a look has found after WATCHED
-still holds until RAN. Reading one process's clock takes a microsecond or two, waking its supervisor some forty. Process 1 of an enclave is the
+A process that has used no processor time has started no process, opened nothing, and taken no memory but what the kernel gives by itself, and
+slowly (khugepaged makes one page of many that were never touched); so what a look has found after WATCHED holds for a while, or until RAN. Reading one process's clock takes a microsecond or two, waking its supervisor some forty. Process 1 of an enclave is the
 runtime's (init.py) and does nothing but reap those that have ended, so its clock is not read.
 
 What comes from a supervisor is the question only; whose processes they are, the zygote finds out by itself. Sources:
@@ -179,10 +179,11 @@ class IdleClient:
                     return int(WATCHED.unpack(message)[1])
         return 0
 
-    def wait(self) -> None:
-        """Until one of them has run. Only after a `watch` that was not answered by 0."""
+    def wait(self, seconds: float) -> None:
+        """Until one of them has run, or so long. Only after a `watch` that was not answered by 0."""
         with contextlib.suppress(OSError):
-            self._socket.recv(_MESSAGE_SIZE)
+            if select.select([self._socket], [], [], seconds)[0]:
+                self._socket.recv(_MESSAGE_SIZE)
 
 
 _client: IdleClient | None = None

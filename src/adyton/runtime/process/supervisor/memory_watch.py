@@ -41,6 +41,7 @@ from adyton.runtime.process.supervisor.memory_lent import lent, waiting
 
 # Between two looks: at least, at most while what they see changes, and at most.
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
+SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
 # Bytes that a processor fills in a second, with pages that it is given, and how many of a server's an enclave is taken to have to itself.
 FILLED, PROCESSORS = 2 << 30, 4
@@ -277,7 +278,7 @@ class MemoryWatch:
         if self._idle is None or self._idle.watch() != seen.processes or self._looked() != seen:
             return False
         self._sleeps = True
-        self._idle.wait()
+        self._idle.wait(SLEEP_SECONDS)
         self._sleeps = False
         os.write(self._waker, b"x")
         return True
