@@ -61,6 +61,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
+    from adyton.runtime.process.supervisor.rescue import Rescue
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
@@ -76,7 +77,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         clock=clock,
         watch=watch,
     )
-    confine_supervisor(guest.proc, closer.start, watch.start, supervisor.output.start)
+    confine_supervisor(guest.proc, Rescue(guest.init).start, closer.start, watch.start, supervisor.output.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

@@ -79,10 +79,11 @@ def parse(data: bytes | bytearray) -> Note:
 
 @contextlib.contextmanager
 def copying() -> Iterator[None]:
-    """While memory of the guest is copied: too long a copy ends this process.
+    """While memory of the guest is copied, or its end of a socket is read: too long a copy ends this process, and the guest.
 
     The guest may have mapped a file that this very process serves, and cannot serve while it waits for the page. Nothing but the
-    process's end gets it out of that, and so SIGALRM has its default action.
+    process's end gets it out of that. Likewise a socket: its lock is held by who reads it while what it reads is copied to such a page, and
+    only the guest's end gets this process out of that. See `rescue`, which waits for the SIGALRM.
     """
     signal.setitimer(signal.ITIMER_REAL, COPY_SECONDS)
     try:

@@ -16,7 +16,7 @@ from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.filter import number_of
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
+from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note, copying
 from adyton.runtime.process.supervisor.sockets import addresses, multicast, options
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
@@ -251,7 +251,8 @@ class SocketCalls:
     def _tell_error_after_data(standin: StandIn, fetched: socket.socket) -> None:
         """OSError: why there is nothing more to receive, once. (To the kernel any loss is a reset.)"""
         try:
-            fetched.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            with copying():
+                fetched.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             pass
         except OSError:

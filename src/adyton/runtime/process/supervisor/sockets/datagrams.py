@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.supervisor.notifications import Note
+from adyton.runtime.process.supervisor.notifications import Note, copying
 from adyton.runtime.process.supervisor.sockets import addresses, resolver
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import (
@@ -215,8 +215,9 @@ class DatagramCalls:
             self.drop_mark(standin, fetched)
             self.raise_error(standin)
         try:
-            data, _, _, _ = fetched.recvmsg(size, 0, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-            whole = fetched.recv_into(bytearray(1), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK | socket.MSG_TRUNC)
+            with copying():
+                data, _, _, _ = fetched.recvmsg(size, 0, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+                whole = fetched.recv_into(bytearray(1), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK | socket.MSG_TRUNC)
         except BlockingIOError:
             return None
         if standin.kind == "stream":
@@ -229,7 +230,7 @@ class DatagramCalls:
         """The error that it shows is about to be told."""
         standins.forget_read(standin)
         if standin.senders and standin.senders[0][0].peer is None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), copying():
                 fetched.recv(1, socket.MSG_DONTWAIT)
             standin.senders.popleft()
             standin.marked = False
@@ -238,7 +239,8 @@ class DatagramCalls:
     def take(standin: StandIn, fetched: socket.socket, seen: Seen) -> None:
         """Receive what was seen, before the guest goes on, and reads the next."""
         if seen.data or standin.kind == "datagram":
-            fetched.recv_into(bytearray(max(1, len(seen.data))), 0, socket.MSG_DONTWAIT)
+            with copying():
+                fetched.recv_into(bytearray(max(1, len(seen.data))), 0, socket.MSG_DONTWAIT)
             if standin.senders:
                 standin.senders.popleft()
 

@@ -15,6 +15,7 @@ from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.notifications import copying
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn, State
 
@@ -503,8 +504,9 @@ class Pump:
         """It begins anew, in a fresh one's place."""
         self._let_go_of_pending(standin)
         self._client.tell(net.CloseSocket(standin.number, reset=False))
-        for end in (standin.end, guest_end):  # what only was to be seen
-            standins.discard(end)
+        with copying():
+            for end in (standin.end, guest_end):  # what only was to be seen
+                standins.discard(end)
         self._end(standin, 0, "new")
 
     # -- connections that come ------------------------------------------------------------------------------------------

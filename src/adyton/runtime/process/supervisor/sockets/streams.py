@@ -9,7 +9,7 @@ import socket
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.supervisor.notifications import GoneError, Note
+from adyton.runtime.process.supervisor.notifications import GoneError, Note, copying
 from adyton.runtime.process.supervisor.sockets import addresses
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering, blocks, errno_of, failure, patience
@@ -184,7 +184,7 @@ class StreamCalls:
         made.guest_end.setblocking(not flags & NONBLOCK)
         if note.arguments[1]:
             self._a.write_address(note, 1, made.peer, made.family)
-        with contextlib.suppress(OSError):  # the guest has read it, to its own confusion
+        with contextlib.suppress(OSError), copying():  # the guest has read it, to its own confusion
             fetched.recv(1, socket.MSG_DONTWAIT)  # before it goes on, and looks whether there are more
         try:
             given = self._a.listener.give(note, made.guest_end.fileno(), close_on_exec=bool(flags & CLOEXEC))
