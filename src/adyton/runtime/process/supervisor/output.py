@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from adyton.communicator.session import Session
+from adyton.errors import PlatformError
 from adyton.hostcall import abi
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Callback, Loop
@@ -59,6 +60,7 @@ class Output:
         self._taken_bytes = 0
         self._taking = False
         self._lock = threading.Lock()
+        self._parted = False
         if self._pipes:
             self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._resumed, self._resumer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -68,11 +70,15 @@ class Output:
                 self._poller.register(pipe, select.POLLIN)
 
     def start(self) -> None:
-        """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin."""
+        """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin. PlatformError."""
         if self._pipes:
             apart = threading.Event()
             threading.Thread(target=self._run, args=(apart,), name="adyton-output", daemon=True).start()
             apart.wait()
+            if not self._parted:
+                raise PlatformError(
+                    "the enclave's output cannot be read: its thread has no table of descriptors of its own"
+                )
 
     def begin(self) -> None:
         """Pass on from now on."""
@@ -142,14 +148,11 @@ class Output:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self, apart: threading.Event) -> None:
-        system_call("unshare", _UNSHARE_FILES)
-        kept = sorted([*self._pipes, self._waker, self._resumed])
-        for first, last in zip(
-            [0, *(each + 1 for each in kept)], [*(each - 1 for each in kept), _LAST_DESCRIPTOR], strict=True
-        ):
-            if first <= last:
-                system_call("close_range", first, last, 0)
-        apart.set()
+        try:
+            self._part()
+            self._parted = True
+        finally:
+            apart.set()
         poller = select.poll()
         for descriptor in (*self._pipes, self._resumed):
             poller.register(descriptor, select.POLLIN)
@@ -168,6 +171,16 @@ class Output:
                     del pipes[descriptor]
             if self._taken_bytes >= MOST_TAKEN:
                 self._pause()
+
+    def _part(self) -> None:
+        """Have a table of descriptors with those alone that this thread needs."""
+        system_call("unshare", _UNSHARE_FILES)
+        kept = sorted([*self._pipes, self._waker, self._resumed])
+        for first, last in zip(
+            [0, *(each + 1 for each in kept)], [*(each - 1 for each in kept), _LAST_DESCRIPTOR], strict=True
+        ):
+            if first <= last:
+                system_call("close_range", first, last, 0)
 
     def _take(self, stream: Stream, pipe: int) -> bool:
         try:
