@@ -295,14 +295,15 @@ def test_other_uses_of_descriptors_are_the_kernels(at_work):
         import fcntl
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         read, write = os.pipe()
-        os.dup2(write, 1001)
-        os.write(os.dup(1001), b"x")
-        below = os.dup(1001) < 896
+        free = 896 + (sock.fileno() - 832) % 128  # another of those numbers
+        os.dup2(write, free)
+        os.write(os.dup(free), b"x")
+        below = os.dup(free) < 896
         above = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 1024)
         flags = [fcntl.fcntl(sock, fcntl.F_GETFD), fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK]
         errors = []
-        os.close(1001)
-        for step in (lambda: os.dup(1001), lambda: fcntl.fcntl(1001, fcntl.F_GETFL), lambda: fcntl.fcntl(sock, fcntl.F_DUPFD, -1)):
+        os.close(free)
+        for step in (lambda: os.dup(free), lambda: fcntl.fcntl(free, fcntl.F_GETFL), lambda: fcntl.fcntl(sock, fcntl.F_DUPFD, -1)):
             try:
                 step()
             except OSError as error:
