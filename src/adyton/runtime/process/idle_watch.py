@@ -4,9 +4,10 @@
                ◄── WATCHED + number of processes, 0: it cannot tell
                ◄── RAN, once: one of them has used processor time, or ended
 
-A process that has used no processor time has started no process, opened nothing, and taken no memory but what the kernel gives by itself, and
-slowly (khugepaged makes one page of many that were never touched); so what a look has found after WATCHED holds for a while, or until RAN. Reading one process's clock takes a microsecond or two, waking its supervisor some forty. Process 1 of an enclave is the
-runtime's (init.py) and does nothing but reap those that have ended, so its clock is not read.
+A process that has used no processor time has started no process, opened nothing, and taken no memory but what the kernel gives by itself,
+and slowly (khugepaged makes one page of many that were never touched); so what a look has found after WATCHED holds for a while, or until
+RAN. Reading one process's clock takes a microsecond or two, waking its supervisor some forty. Process 1 of an enclave is the runtime's
+(init.py) and does nothing but reap those that have ended, so its clock is not read.
 
 What comes from a supervisor is the question only; whose processes they are, the zygote finds out by itself. Sources:
 clock_getcpuclockid(3), linux/posix-timers_types.h (how such a clock is numbered), proc_pid_task(5) (children).

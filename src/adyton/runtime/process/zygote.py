@@ -238,8 +238,8 @@ class _Zygote:
                 elif descriptor == self._control.fileno():
                     if not self._take():
                         self._end()
-                else:
-                    self._layers.ready(descriptor) or self._idle.ready(descriptor)
+                elif not self._layers.ready(descriptor):
+                    self._idle.ready(descriptor)
             self._idle.look()
 
     def _reap(self) -> None:

@@ -94,7 +94,7 @@ def queued(diagnosis: socket.socket, most: int = 2 * _USUAL_BUFFER) -> int | Non
         for data, at, end in _dump(diagnosis, _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0, 0)):
             sent, received, peer = _socket_in(data, at + _UNIX_DIAG_MESSAGE, end)
             found += sent + (0 if peer else min(received * _SMALLEST, most))
-    except _NotTold:
+    except _NotToldError:
         return None
     return found
 
@@ -112,17 +112,17 @@ def listed(diagnosis: socket.socket) -> int | None:
                 if kind == _NETLINK_MEMORY:
                     found += _number(data, at + _ATTRIBUTE.size)  # SK_MEMINFO_RMEM_ALLOC
                 at += _aligned(length)
-    except _NotTold:
+    except _NotToldError:
         return None
     return found
 
 
-class _NotTold(Exception):  # noqa: N818
+class _NotToldError(Exception):
     """The kernel knows no answer."""
 
 
 def _dump(diagnosis: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Of each socket what there is to say: where it begins and ends in which bytes. _NotTold."""
+    """Of each socket what there is to say: where it begins and ends in which bytes. _NotToldError."""
     diagnosis.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
     while True:
         data = diagnosis.recv(_MAX_MESSAGE)
@@ -130,7 +130,7 @@ def _dump(diagnosis: socket.socket, request: bytes) -> Iterator[tuple[bytes, int
         while at < len(data):
             length, kind, _, _, _ = _HEADER.unpack_from(data, at)
             if kind == _ERROR:
-                raise _NotTold
+                raise _NotToldError
             if kind == _DONE:
                 return
             yield data, at + _HEADER.size, at + length
