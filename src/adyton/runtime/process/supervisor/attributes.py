@@ -29,7 +29,8 @@ _R = TypeVar("_R")
 _BLOCK = 4096
 # Of what leads to the client's files, and has no file system of its own: room enough.
 _ELSEWHERE = FileSystem(_BLOCK, 1 << 38, 1 << 38, 1 << 38, 1 << 32, 1 << 32)
-_SETTABLE = sum(SetFlag)
+# Plain numbers, for a flag's own operators take long.
+_MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _FH, _ATIME_NOW, _MTIME_NOW = map(int, SetFlag)
 _STATX_BTIME = 0x800  # linux/stat.h
 _SET_ID = 0o6000
 
@@ -133,12 +134,10 @@ class AttributeOperations:
     def setattr(self, header: Header, body: fuse_abi.SetAttr) -> Steps:
         """chmod, truncate, utimensat; chown only to whose they are already."""
         node = self._tree.get(header.node)
-        valid = SetFlag(body.valid & _SETTABLE)
-        if (SetFlag.UID in valid and body.uid != self._view.uid) or (
-            SetFlag.GID in valid and body.gid != self._view.gid
-        ):
+        valid = body.valid
+        if (valid & _UID and body.uid != self._view.uid) or (valid & _GID and body.gid != self._view.gid):
             raise FileError(errno.EPERM)
-        if SetFlag.SIZE in valid and body.size > fuse_abi.LARGEST:
+        if valid & _SIZE and body.size > fuse_abi.LARGEST:
             raise FileError(errno.EINVAL)
         if node.private is not None:
             self._set_private(node.private, valid, body)
@@ -148,34 +147,34 @@ class AttributeOperations:
             yield from self._set_client(header, node, valid, body)
         return fuse_answers.pack_attr(*self._view.attr(node))
 
-    def _set_private(self, inode: Inode, valid: SetFlag, body: fuse_abi.SetAttr) -> None:
+    def _set_private(self, inode: Inode, valid: int, body: fuse_abi.SetAttr) -> None:
         now = self._view.now()
-        if SetFlag.SIZE in valid:
+        if valid & _SIZE:
             if not isinstance(inode, File):
                 raise FileError(errno.EISDIR if isinstance(inode, Directory) else errno.EINVAL)
             self._private.resize(inode, body.size)
-        if SetFlag.MODE in valid:
+        if valid & _MODE:
             inode.mode = body.mode & 0o7777
-        if SetFlag.ATIME in valid:
-            inode.accessed = now if SetFlag.ATIME_NOW in valid else body.accessed
-        if SetFlag.MTIME in valid:
-            inode.modified = now if SetFlag.MTIME_NOW in valid else body.modified
+        if valid & _ATIME:
+            inode.accessed = now if valid & _ATIME_NOW else body.accessed
+        if valid & _MTIME:
+            inode.modified = now if valid & _MTIME_NOW else body.modified
         inode.changed = now
 
-    def _set_client(self, header: Header, node: Node, valid: SetFlag, body: fuse_abi.SetAttr) -> Steps:
+    def _set_client(self, header: Header, node: Node, valid: int, body: fuse_abi.SetAttr) -> Steps:
         path = node.path
         if path is not None and self._view.place(path) is not Place.CLIENT:
             yield from self._view.denied(header, path, "write")
         request = abi.SetAttributes(
             sendable(node.last_path),
-            size=body.size if SetFlag.SIZE in valid else None,
-            mode=body.mode & 0o7777 if SetFlag.MODE in valid else None,
-            accessed=_time(SetFlag.ATIME in valid, SetFlag.ATIME_NOW in valid, body.accessed),
-            modified=_time(SetFlag.MTIME in valid, SetFlag.MTIME_NOW in valid, body.modified),
+            size=body.size if valid & _SIZE else None,
+            mode=body.mode & 0o7777 if valid & _MODE else None,
+            accessed=_time(valid & _ATIME, valid & _ATIME_NOW, body.accessed),
+            modified=_time(valid & _MTIME, valid & _MTIME_NOW, body.modified),
         )
         if request.size is request.mode is request.accessed is request.modified is None:
             return (yield from self._refresh(node))  # what is answered is the kernel's knowledge from now on
-        opened = self._handles.file(body.handle) if SetFlag.FH in valid else None
+        opened = self._handles.file(body.handle) if valid & _FH else None
         found: abi.Attributes | None = None
         if opened is not None and opened.private is None and opened.access != "read":
             found = yield from ask(msgspec.structs.replace(request, handle=opened.number), abi.Attributes)
@@ -288,7 +287,7 @@ def _fitting(value: bytes, size: int) -> bytes:
     return fuse_answers.pack_xattr(value, size)
 
 
-def _time(given: bool, now: bool, nanoseconds: int) -> int | Literal["now"] | None:
+def _time(given: int, now: int, nanoseconds: int) -> int | Literal["now"] | None:
     if not given:
         return None
     return "now" if now else nanoseconds

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
@@ -125,8 +125,7 @@ INTERRUPTIBLE: frozenset[Opcode] = frozenset({Opcode.OPEN, Opcode.READ, Opcode.W
 STANDARD_INPUT_TICKET = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """To be written to /dev/fuse in one write; ENOENT then means that nobody waits any more."""
 
     head: bytes
@@ -143,8 +142,7 @@ class Answer:
         return self.head + self.body
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """To be written to /dev/fuse, unasked; ENOENT then means that the kernel has forgotten what it is about."""
 
     data: bytes
@@ -255,18 +253,22 @@ class FileServer:
         after = self._happenings.begins(header, body)
         try:
             steps = operation(header, body)
+            request = None if isinstance(steps, bytes) else next(steps)
+        except StopIteration as end:
+            steps, request = end.value, None  # as most: nobody had to be asked
         except FileError as error:
-            return [Answer(fuse_answers.failure(header.unique, error.number))]
+            return [*self._run(), Answer(fuse_answers.failure(header.unique, error.number))]
         if isinstance(steps, bytes):
             if after is not None:
                 after(steps)
             return [*self._run(), Answer.success(header.unique, steps)]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
         task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends, after)
-        return self._start(task)
+        return self._start(task, request)
 
-    def _start(self, task: _Task) -> list[Effect]:
-        task.steps = self._cached(task)
+    def _start(self, task: _Task, request: Any = None) -> list[Effect]:
+        """`request`: the first, if the operation has made it already."""
+        task.steps = self._cached(task, request)
         self._ready.append((task, None))
         return self._run()
 
@@ -362,12 +364,13 @@ class FileServer:
             self.waits.ended(self._input)
         return effects if request is None else [*effects, Ask(STANDARD_INPUT_TICKET, request)]
 
-    def _cached(self, task: _Task) -> Generator[Pending, Any, bytes]:
+    def _cached(self, task: _Task, request: Any) -> Generator[Pending, Any, bytes]:
         """An operation whose requests go through the cache."""
-        result: Any = None
         try:
+            if request is None:
+                request = next(task.operation)
             while True:
-                request = task.request = task.operation.send(result)
+                task.request = request
                 if isinstance(request, Park):
                     pending = Pending()
                     self._parked.append(pending)
@@ -376,6 +379,7 @@ class FileServer:
                     while (room := self._calls.room()) is not None:
                         yield room
                     result = yield from self.cache.serve(request)
+                request = task.operation.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:

@@ -36,10 +36,10 @@ from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.arrivals import Arrivals
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
-from adyton.runtime.process.supervisor.calls import Pending
+from adyton.runtime.process.supervisor.calls import Ask, Pending
 from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.emulation import Emulation
-from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer, Notice
+from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -562,19 +562,18 @@ class Supervisor:
         assert self._guest.fuse is not None
         self._emulation.tell_events()
         for effect in effects:
-            if isinstance(effect, Answer | Notice):
-                parts = (effect.head, effect.body) if isinstance(effect, Answer) else (effect.data,)
-                try:
-                    os.writev(self._guest.fuse, parts)
-                except FileNotFoundError:
-                    pass  # nobody waits for it any more
-            else:
+            if isinstance(effect, Ask):
                 body = msgspec.msgpack.encode(effect.request)
                 if effect.ordered:
                     body = ORDER.pack(self._ordered) + body
                     self._ordered += 1
                 call = self._session.call(0, "order" if effect.ordered else "host", body)
                 self._waiting[call] = effect.ticket, effect.request
+            else:
+                try:
+                    os.writev(self._guest.fuse, effect)
+                except FileNotFoundError:
+                    pass  # nobody waits for it any more
         assert self._files is not None
         self._files.told()
         if self._files.holds and not self._pushes:
