@@ -1,6 +1,7 @@
 """Whatever a peer sends, a session raises only what it documents, keeps only so much, and stays refused."""
 
 import struct
+import sys
 
 import msgspec
 import pytest
@@ -326,3 +327,31 @@ def test_who_takes_answers_gets_any_number_of_them():
         while session.due or peer.due:
             peer.receive(session.data_to_send())
             session.receive(peer.data_to_send())
+
+
+@pytest.mark.parametrize(("chunks", "others", "kept"), [(2, 0, True), (1, 2000, False)])
+def test_what_came_with_a_chunk_is_kept_only_if_most_of_it_is_chunks(chunks, others, kept):
+    """Else a peer could have much more kept than what is counted."""
+    session = Session(Side.ENCLAVE)
+    session.receive(stream(CallFrame(1, 1, "enter", (chunks + 1) * CHUNK, b"")))
+    parts = [MoreFrame("call", 1, memoryview(bytes(2 * CHUNK)[: chunks * CHUNK]))]
+    data = stream(*parts, *(NotifyFrame(number + 1, "x", 4, b"....") for number in range(others)))
+    assert (len(data) > 2 * chunks * CHUNK) != kept
+    references = sys.getrefcount(data)
+    session.receive(data)
+    assert (sys.getrefcount(data) > references) == kept
+
+
+@pytest.mark.parametrize("size", [CHUNK + 1, 1 << 20, (1 << 22) + 1])
+@pytest.mark.parametrize("piece", [5000, 1 << 19])
+def test_a_body_of_any_size_arrives_as_it_was_sent(size, piece):
+    body = bytes(range(251)) * (size // 251 + 1)
+    body = body[:size]
+    ours, theirs = Session(Side.CLIENT), Session(Side.ENCLAVE)
+    ours.call(1, "enter", body)
+    events = []
+    while sent := ours.data_to_send():
+        for start in range(0, len(sent), piece):
+            events += theirs.receive(sent[start : start + piece])
+        ours.receive(theirs.data_to_send())
+    assert [bytes(event.body) for event in events] == [body]

@@ -55,8 +55,11 @@ class Flow:
 
     @property
     def apart(self) -> int:
-        """How many bytes lie between two marks. Few after a pause, so that the first of them is light."""
-        return LIGHT // 2 if self._clock() - self._known > AGAIN else min(self.window // 4, APART)
+        """How many bytes lie between two marks. Few after a pause, so that the first of them is light; more where many go by in no time,
+        for a mark and its answer take both ends longer than some bytes do."""
+        if self._clock() - self._known > AGAIN:
+            return LIGHT // 2
+        return min(max(self.window // 4, min(self.window // 2, int(self._rate * QUEUE))), APART)
 
     def sent(self, size: int) -> bool:
         """So many bytes were sent, perhaps none. Whether a mark is due."""

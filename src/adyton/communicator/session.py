@@ -87,7 +87,7 @@ class Limits(msgspec.Struct, frozen=True):
     in_flight: int = 4096
 
 
-Body = bytes | bytearray  # of a message: the latter, nobody else's, if it came in several chunks
+Body = bytes | bytearray  # of a message: the latter, nobody else's, if it is large
 
 
 class Called(msgspec.Struct, frozen=True, gc=False):
@@ -136,14 +136,31 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
 Event = Called | Replied | Notified | Cancelled | Disposed | Closed
 
 
-class _Arriving:
-    """A message of which the head has come; the body so far."""
+_LARGE = 1 << 22  # bytes of a body that must not be held twice, not even for a moment
 
-    __slots__ = ("body", "head")
+
+class _Arriving:
+    """A message of which the head has come, and `size` bytes of the body so far."""
+
+    __slots__ = ("_held", "head", "size")
 
     def __init__(self, head: CallFrame | ReplyFrame | NotifyFrame) -> None:
         self.head = head
-        self.body = bytearray()
+        self.size = 0
+        self._held: bytearray | list[bytes | memoryview] = bytearray() if head.size > _LARGE else []
+
+    def add(self, chunk: memoryview) -> None:
+        """The next bytes. They are copied where that frees what came with them, if it is more."""
+        self.size += len(chunk)
+        if isinstance(self._held, bytearray):
+            self._held += chunk
+        else:
+            whole = memoryview(chunk.obj).nbytes
+            self._held.append(chunk if 2 * len(chunk) >= whole else bytes(chunk))
+
+    def body(self) -> Body:
+        """When all is there."""
+        return self._held if isinstance(self._held, bytearray) else b"".join(self._held)
 
 
 class Session:
@@ -450,19 +467,19 @@ class Session:
         if arriving is None:
             raise RemoteProtocolError(f"the peer continued {frame.kind} {frame.number}, which it had not begun")
         size, head = len(frame.chunk), arriving.head
-        remaining = head.size - len(arriving.body)
+        remaining = head.size - arriving.size
         if not min(CHUNK, remaining) <= size <= min(MAX_CHUNK, remaining):
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
         if self._arrived > self._limits.buffered:
             raise ResourceLimitError(f"the peer has more than {self._limits.buffered} bytes of messages under way")
-        arriving.body += frame.chunk
+        arriving.add(frame.chunk)
         if size < remaining:
             return None
         del self._arriving[key]
         self._arrived -= head.size
-        body = arriving.body
+        body = arriving.body()
         match head:
             case CallFrame():
                 return Called(head.call, head.pair, head.method, body)

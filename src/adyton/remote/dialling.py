@@ -55,7 +55,7 @@ class Dialler:
         stub = self._channel.stream_stream(f"/{SERVICE}/Communicate", envelopes.pack, envelopes.unpack)
         timers: list[threading.Timer] = []
 
-        def answers(call: Any) -> Iterator[bytes]:
+        def answers(call: Any) -> Iterator[memoryview]:
             try:
                 yield from pieces(supervisor)
             except OSError:

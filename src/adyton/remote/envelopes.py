@@ -21,8 +21,8 @@ def _length(size: int) -> bytes:
     return bytes(parts)
 
 
-def pack(data: bytes) -> bytes:
-    """The message that holds `data`."""
+def pack(data: bytes | memoryview) -> bytes:
+    """The message that holds a copy of `data`."""
     return b"".join((_TAG, _length(len(data)), data)) if data else b""
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import grpc
 
+from adyton.allocator import keep_freed_memory
 from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
 
-FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
+LARGEST_SIZE = 1 << 19  # bytes of a piece
 
 
 class Relay:
@@ -66,7 +67,7 @@ class Relay:
         self.joined = True
         return sock
 
-    def _communicate(self, requests: Iterator[memoryview], context: Any) -> Iterator[bytes]:
+    def _communicate(self, requests: Iterator[memoryview], context: Any) -> Iterator[memoryview]:
         sock = self._join(context)
         if not context.add_callback(lambda: _end(sock)):  # wakes both threads, whatever the supervisor does
             _end(sock)
@@ -88,16 +89,16 @@ class Relay:
             self._finished()
 
 
-def pieces(sock: socket.socket) -> Iterator[bytes]:
-    """What a socket gives, until its end, in pieces that grow while there is always more.
+def pieces(sock: socket.socket) -> Iterator[memoryview]:
+    """What a socket gives, until its end: as much as is there at once. Each is good until the next is asked for.
 
     A client sees a sign of life only when all of a piece is there. On a slow line a session has little under way, see communicator.flow, and
     so its pieces stay small.
     """
-    size = FIRST_SIZE
-    while data := sock.recv(size):
-        yield data
-        size = min(2 * size, LARGEST_SIZE) if len(data) == size else FIRST_SIZE
+    keep_freed_memory()
+    buffer = memoryview(bytearray(LARGEST_SIZE))
+    while size := sock.recv_into(buffer):
+        yield buffer[:size]
 
 
 def _pump(requests: Iterator[memoryview], sock: socket.socket, leave: Callable[[], None]) -> None:

@@ -55,6 +55,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         meanwhile=_load_the_rest,
     )
 
+    from adyton.allocator import keep_freed_memory
     from adyton.attestation.sim import attest
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.closing import Closer
@@ -65,6 +66,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
+    keep_freed_memory()
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
     threads = GuestThreads(PROGRAM, ".", INIT)

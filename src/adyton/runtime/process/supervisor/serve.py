@@ -115,6 +115,7 @@ class Supervisor:
         self._pushes = False  # in a moment, what was written
         self._request = bytearray(FUSE_READ_SIZE)
         self._requested = memoryview(self._request)
+        self._received = memoryview(bytearray(READ_SIZE))  # from the relay
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -226,23 +227,23 @@ class Supervisor:
 
     def _hear(self) -> bool:
         """At the end: what a client says moves nothing any more but its own reading. False: it is gone."""
-        data = self._relay.recv(READ_SIZE)
-        for event in self._channel.receive(data):
+        size = self._relay.recv_into(self._received)
+        for event in self._channel.receive(self._received[:size]):
             if isinstance(event, channel_server.Data):
                 self._session.receive(event.data)
-        return bool(data)
+        return size > 0
 
     def _from_relay(self) -> None:
         try:
-            data = self._relay.recv(READ_SIZE)
+            size = self._relay.recv_into(self._received)
         except BlockingIOError:
             return
         except ConnectionError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._loop.stop()
             return
-        for event in self._channel.receive(data):
+        for event in self._channel.receive(self._received[:size]):
             match event:
                 case channel_server.EvidenceRequested(report_data):
                     self._channel.provide(self._attest(self._identity, report_data))
