@@ -7,9 +7,9 @@ Its server is a process of its own: `python bench/bare_stream.py` prints the por
 from __future__ import annotations
 
 import contextlib
-import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,10 +39,10 @@ def _echo(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[int]:
+def server(program: str = __file__) -> Iterator[int]:
     """Its port."""
     with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -68,27 +68,37 @@ def _transfer(channel: grpc.Channel, way: str, size: int) -> None:
         got = sum(len(each) for each in call(iter([str(size).encode()])))
         assert got == size
     elif way == "up":
-        (answer,) = call(_pieces(size))
+        (answer,) = call(pieces(size))
         assert int(answer) == size
     else:
-        # What is sent is paced by what comes back, so that neither side holds more than AHEAD pieces.
-        room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(AHEAD):
-            room.put(None)
-
-        def paced() -> Iterator[bytes]:
-            for piece in _pieces(size):
-                room.get()
-                yield piece
-
-        got = 0
-        for each in call(paced()):
-            got += len(each)
-            room.put(None)
-        assert got == size
+        room = Room()
+        for each in call(room.paced(size)):
+            room.came(len(each))
+        assert room.got == size
 
 
-def _pieces(size: int) -> Iterator[bytes]:
+class Room:
+    """What is sent is paced by what comes back, so that neither side holds more than AHEAD pieces. `got`: bytes that came back."""
+
+    def __init__(self) -> None:
+        self.got = 0
+        self._free = threading.Semaphore(AHEAD)
+
+    def paced(self, size: int) -> Iterator[bytes]:
+        """As `pieces`, each when there is room for it."""
+        for piece in pieces(size):
+            self._free.acquire()
+            yield piece
+
+    def came(self, size: int) -> None:
+        """So many bytes came back."""
+        before, self.got = self.got, self.got + size
+        for _ in range(self.got // PIECE - before // PIECE):
+            self._free.release()
+
+
+def pieces(size: int) -> Iterator[bytes]:
+    """So many bytes."""
     piece = bytes(PIECE)
     for start in range(0, size, PIECE):
         yield piece[: min(PIECE, size - start)]

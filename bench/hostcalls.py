@@ -1,8 +1,9 @@
 """`make bench-hostcalls`: what an enclave's host calls cost at a distance, beside the same work done otherwise, in one run.
 
 Each workload of hostcall_program runs in an enclave on this machine whose client is as far away as the delay proxy makes it, and, in the
-same run, plainly on the client; by RPyC, which does each operation remotely; and its bytes over a bare grpcio stream. Figures are medians of up
-to ROUNDS fresh enclaves. A workload that needs what this version has not says so. Prints a table, and writes bench/results/hostcalls.json.
+same run, plainly on the client; by RPyC, which does each operation remotely; and its bytes over a bare grpcio stream, and over one with
+the hops that an enclave's have (`relayed_stream`). Figures are medians of up to ROUNDS fresh enclaves. A workload that needs what this
+version has not says so. Prints a table, and writes bench/results/hostcalls.json.
 
     make bench-hostcalls ONLY=read,sqlite DELAYS=0,20
 """
@@ -31,6 +32,7 @@ from typing import Any
 
 import bare_stream
 import hostcall_program as program
+import relayed_stream
 import rpyc_reference
 from delay_proxy import delayed
 
@@ -77,6 +79,7 @@ class Row:
     rpyc: float | None = None
     rpyc_trips: int | None = None
     bare: float | None = None
+    relayed: float | None = None
     met: bool | None = None
     said: str = ""
     rounds: int = 0
@@ -374,13 +377,18 @@ def _references(
 
 
 def _bare(bench: Bench, row: Row, way: str, size: int, share: float) -> None:
-    with bare_stream.server() as port, delayed(port, row.delay) as far:
-        row.bare = statistics.median(
-            bare_stream.seconds(far, way, bench.sizes.warm, size) for _ in range(bench.sizes.rounds)
-        )
+    times = []
+    for stream in (bare_stream, relayed_stream):
+        with stream.server() as port, delayed(port, row.delay) as far:
+            rounds = range(bench.sizes.rounds)
+            times.append(statistics.median(stream.seconds(far, way, bench.sizes.warm, size) for _ in rounds))
+    row.bare, row.relayed = times
     if row.seconds is not None:
         row.met = row.bare >= share * row.seconds
-        row.said = f"{row.bare / row.seconds:.2f} of bare ({size / MIB / row.seconds:.0f} MiB/s)"
+        row.said = (
+            f"{row.bare / row.seconds:.2f} of bare, {row.relayed / row.seconds:.2f} of relayed "
+            f"({size / MIB / row.seconds:.0f} MiB/s)"
+        )
 
 
 def _rpyc(bench: Bench, row: Row, remotely: Callable[[int], tuple[float, int]]) -> None:
@@ -429,8 +437,8 @@ def measure(sizes: Sizes, delays: Sequence[float], only: Sequence[str], traces: 
         shutil.rmtree(directory)
 
 
-HEAD = ("workload", "ms", "trips", "time", "plain", "RPyC", "its trips", "bare", "goal", "")
-WIDTHS = (45, 4, 7, 9, 9, 9, 9, 9, 22, 40)
+HEAD = ("workload", "ms", "trips", "time", "plain", "RPyC", "its trips", "bare", "relayed", "goal", "")
+WIDTHS = (45, 4, 7, 9, 9, 9, 9, 9, 9, 22, 60)
 
 
 def show_head() -> None:
@@ -440,14 +448,14 @@ def show_head() -> None:
 def show(row: Row) -> None:
     met = {None: "", True: "met", False: "MISSED"}[row.met]
     trips = ["" if each is None else f"{each:,}" for each in (row.round_trips, row.rpyc_trips)]
-    times = [_time(each) for each in (row.seconds, row.plain, row.rpyc, row.bare)]
-    texts = (row.workload, f"{row.delay:g}", trips[0], *times[:3], trips[1], times[3], row.goal, f"{met} {row.said}")
+    times = [_time(each) for each in (row.seconds, row.plain, row.rpyc, row.bare, row.relayed)]
+    texts = (row.workload, f"{row.delay:g}", trips[0], *times[:3], trips[1], *times[3:], row.goal, f"{met} {row.said}")
     _line(texts)
 
 
 def _line(texts: Sequence[str]) -> None:
     cells = [
-        f"{text:<{width}}" if number in (0, 8, 9) else f"{text:>{width}}"
+        f"{text:<{width}}" if number in (0, 9, 10) else f"{text:>{width}}"
         for number, (text, width) in enumerate(zip(texts, WIDTHS, strict=True))
     ]
     print("  ".join(cells).rstrip(), flush=True)

@@ -11,6 +11,7 @@ import bare_stream
 import hostcall_program
 import hostcalls
 import pytest
+import relayed_stream
 from delay_proxy import delayed
 
 
@@ -48,9 +49,10 @@ def test_the_delay_proxy_closes_what_cannot_be_reached():
 
 
 @pytest.mark.parametrize("way", ["up", "down", "echo"])
-def test_the_bare_stream_carries_what_it_is_asked_for(way):
-    with bare_stream.server() as port:
-        assert bare_stream.seconds(port, way, 1000, 3 * bare_stream.PIECE + 1) > 0
+@pytest.mark.parametrize("stream", [bare_stream, relayed_stream])
+def test_the_streams_to_compare_with_carry_what_they_are_asked_for(stream, way):
+    with stream.server() as port:
+        assert stream.seconds(port, way, 1000, 3 * bare_stream.PIECE + 1) > 0
 
 
 def test_the_workloads_run_plainly(tmp_path, echo):
