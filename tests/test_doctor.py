@@ -186,10 +186,10 @@ def test_settings_that_forbid_user_namespaces_are_named(monkeypatch, settings, a
 
 
 def test_the_bound_of_an_enclaves_memory_is_said(monkeypatch):
-    monkeypatch.setattr(doctor.memory_watch, "queued", lambda _diagnosis: 5)
-    monkeypatch.setattr(doctor.memory_watch, "listed", lambda _diagnosis: 0)
+    monkeypatch.setattr(doctor.socket_memory, "queued", lambda _diagnosis: 5)
+    monkeypatch.setattr(doctor.socket_memory, "listed", lambda _diagnosis: 0)
     assert "watched by its supervisor; no cgroup" in doctor._memory()
-    monkeypatch.setattr(doctor.memory_watch, "queued", lambda _diagnosis: None)
+    monkeypatch.setattr(doctor.socket_memory, "queued", lambda _diagnosis: None)
     with pytest.raises(doctor._LackingError, match="modprobe -a unix_diag as root"):
         doctor._memory()
 

@@ -34,6 +34,10 @@ from adyton.runtime.process.supervisor.memory_watch import IDLE_SECONDS
 SUPERVISOR, INIT, GUEST, CHILD = 10, 11, 12, 13
 
 
+def question(seconds=LOOK_SECONDS):
+    return WATCH.pack(b"watch", round(seconds * 1e6))
+
+
 class Zygote:
     """A watch of processes that the test makes up, and a supervisor's socket."""
 
@@ -82,8 +86,8 @@ class Zygote:
         except BlockingIOError:
             return None
 
-    def asked(self):
-        self.supervisor.send(WATCH)
+    def asked(self, seconds=LOOK_SECONDS):
+        self.supervisor.send(question(seconds))
         self.turns()
         return WATCHED.unpack(self.told())[1]
 
@@ -174,7 +178,7 @@ def test_who_asks_again_is_told_of_what_happens_from_then_on(zygote):
     assert zygote.told() is None
 
 
-@given(message=st.binary(max_size=40).filter(lambda message: message != WATCH))
+@given(message=st.binary(max_size=40).filter(lambda message: message[:5] != b"watch" or len(message) != WATCH.size))
 def test_who_says_anything_else_is_told_nothing_any_more(tmp_path_factory, message):
     zygote = Zygote(tmp_path_factory.mktemp("proc"))
     zygote.asked()
@@ -196,7 +200,7 @@ def test_a_supervisor_that_ended_or_does_not_listen_is_forgotten(zygote):
     zygote.watch.join(SUPERVISOR, theirs)
     with deaf:
         while theirs.fileno() >= 0:
-            deaf.send(WATCH)
+            deaf.send(question())
             zygote.turns()
 
 
@@ -206,10 +210,10 @@ def test_what_was_told_of_those_before_is_not_taken_for_an_answer():
         for message in (RAN, WATCHED.pack(b"watched", 7)):
             zygote.send(message)
         client = IdleClient(supervisor)
-        assert client.watch() == 7
+        assert client.watch(1) == 7
         zygote.close()
         client.wait(60)
-        assert client.watch() == 0
+        assert client.watch(1) == 0
 
 
 def test_who_waits_looks_every_now_and_then():
@@ -218,18 +222,18 @@ def test_who_waits_looks_every_now_and_then():
         IdleClient(supervisor).wait(0)  # and comes back, though nobody says anything
         zygote.send(RAN)
         zygote.send(WATCHED.pack(b"watched", 7))
-        assert IdleClient(supervisor).watch() == 7
+        assert IdleClient(supervisor).watch(1) == 7
 
 
 def test_memory_that_a_guest_gets_without_running_is_seen(monkeypatch):
     """As khugepaged gives it."""
     monkeypatch.setattr(memory_watch, "SLEEP_SECONDS", 0.01)
     asked, none = threading.Event(), socket.socket()
-    idle = types.SimpleNamespace(watch=lambda: asked.set() or 2, wait=time.sleep)
+    idle = types.SimpleNamespace(watch=lambda _: asked.set() or 2, wait=time.sleep)
     with none, subprocess.Popen(["sleep", "600"]) as process:
         pidfd = os.pidfd_open(process.pid)
         watch = memory_watch.MemoryWatch(pidfd, 1 << 20, none, idle=idle)
-        watch.look = lambda: memory_watch.Seen(2, (1 << 30) * asked.is_set(), 0, 0)
+        watch.look = lambda **_: memory_watch.Seen(2, (1 << 30) * asked.is_set(), 0, 0)
         watch.start()
         assert process.wait(60) == -signal.SIGKILL
     os.close(pidfd)

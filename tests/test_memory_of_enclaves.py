@@ -23,7 +23,8 @@ import adyton
 from adyton.runtime.process.namespaces import open_diagnosis
 from adyton.runtime.process.supervisor import memory_lent, memory_watch
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.memory_watch import EACH, TOGETHER, MemoryWatch, listed, queued, size_in
+from adyton.runtime.process.supervisor.memory_watch import EACH, TOGETHER, MemoryWatch, size_in
+from adyton.runtime.process.supervisor.socket_memory import listed, queued
 
 sandboxed = pytest.mark.sandbox
 MIB = 1 << 20
@@ -350,7 +351,8 @@ DONE = message(3, bytes(4))
 
 
 @pytest.fixture
-def proc(tmp_path):
+def proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_watch, "DESCRIPTOR", 0)  # what a directory's size is, its file system says
     return FakeProc(tmp_path)
 
 
@@ -378,7 +380,7 @@ def test_an_upper_bound_is_enough_while_it_is_within_the_wall(proc):
 
 def test_of_a_process_that_may_not_be_read_the_upper_bound_counts(proc, monkeypatch):
     proc.write(each=100, together=1)
-    watch = watching(proc, 10 * MIB)
+    watch = watching(proc, 30 * MIB)
     real = os.open
 
     def refuse(path, *arguments):
@@ -494,55 +496,69 @@ def test_too_much_ends_the_process_at_once_and_is_told(proc, asleep):
 class Idle:
     """Who tells whether the guest runs: it does nothing until `runs`."""
 
-    def __init__(self, processes=2):
+    def __init__(self, processes):
         self.processes = processes
         self.asked = threading.Event()
+        self.waits = threading.Event()
         self.runs = threading.Event()
 
-    def watch(self):
+    def watch(self, seconds):
+        self.within = seconds
         self.asked.set()
         return self.processes
 
     def wait(self, seconds):
+        self.waits.set()
         self.runs.wait(seconds)
 
 
-@pytest.mark.parametrize("processes", [2, 3], ids=["asleep", "cannot sleep"])
-def test_a_guest_that_does_nothing_is_looked_at_no_more_until_it_runs(proc, asleep, monkeypatch, processes):
+class Guest:
+    """What is seen of one, look by look."""
+
+    def __init__(self, watch, memory):
+        self.memory = memory
+        self.looks = 0
+        self.goes_on = threading.Condition()
+        watch.look = self.look
+
+    def look(self, **_how):
+        with self.goes_on:
+            self.looks += 1
+            self.goes_on.notify_all()
+            return memory_watch.Seen(2, self.memory, 0, 0)
+
+    def is_looked_at(self, times):
+        with self.goes_on:
+            last = self.looks + times
+            return self.goes_on.wait_for(lambda: self.looks >= last, 60)
+
+
+@pytest.mark.parametrize("sleeps", [True, False], ids=["asleep", "cannot sleep"])
+def test_a_guest_that_does_nothing_is_looked_at_no_more_until_it_runs(proc, asleep, monkeypatch, sleeps):
     monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
-    proc.write(each=10, together=10)
     process, pidfd = asleep
-    idle = Idle(processes)
+    idle = Idle(processes=2 if sleeps else 3)
     loop, said = Loop(), []
     watch = watching(proc, 64 * MIB, pidfd, idle=idle)
+    guest = Guest(watch, 20 * MIB)
     watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
     watch.start()
-    assert idle.asked.wait(60)
-    looks, enough = [], threading.Event()
-    real = watch.look
-
-    def look():
-        looks.append(1)
-        if len(looks) > 2:
-            enough.set()
-        return real()
-
-    watch.look = look
-    if processes == 2:
-        assert not enough.wait(3 * memory_watch.IDLE_SECONDS)
-    else:
-        assert enough.wait(60)
-    proc.write(each=100, together=100)
+    assert (idle.waits if sleeps else idle.asked).wait(60)
+    looks = guest.looks
+    if not sleeps:
+        assert guest.is_looked_at(3)
+        assert not idle.waits.is_set()
+    guest.memory = 200 * MIB
     idle.runs.set()
     while loop.turn():
         pass
     assert process.wait(60) == -signal.SIGKILL
     assert "200 MiB in 2 processes" in said[0]
+    assert guest.looks == looks + 1 or not sleeps
 
 
 def test_looks_are_the_more_frequent_the_nearer_the_wall_is(proc, asleep, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})
-    monkeypatch.setattr(memory_watch, "DESCRIPTOR", 0)  # what a directory's size is, its file system says
     pauses = []
     watch = watching(proc, 400 * MIB, asleep[1])
     sizes = iter([10, 10, 180, 230, 280, 300])  # of two each; the wall is at 564 MiB
@@ -559,7 +575,7 @@ def test_looks_are_the_more_frequent_the_nearer_the_wall_is(proc, asleep, monkey
     monkeypatch.setattr(memory_watch, "time", types.SimpleNamespace(sleep=sleep, **clocks))
     proc.write(each=10, together=10)
     watch._run()
-    expected = [0.1, 0.2, (564 - 20) / 2048, (564 - 360) / 2048, (564 - 460) / 2048, 0.005]
+    expected = [*[(564 - 20) / 6144] * 2, (564 - 20) / 6144, (564 - 360) / 6144, (564 - 460) / 6144, 0.005]
     assert pauses == pytest.approx(expected)
 
 
@@ -572,7 +588,7 @@ def test_who_cannot_be_seen_for_too_long_is_ended(proc, asleep, monkeypatch, hin
     if hindrance == "nothing is there":
         monkeypatch.setattr(watch, "_proc", "/nowhere")
     else:
-        monkeypatch.setattr(watch, "look", hanging.wait)
+        monkeypatch.setattr(watch, "look", lambda **_: hanging.wait())
     loop, said = Loop(), []
     watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
     watch.start()

@@ -18,7 +18,7 @@ from adyton import errors
 from adyton.errors import AdytonError
 from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process import landlock, libc, mounts, namespaces, root, table, vdso
-from adyton.runtime.process.supervisor import memory_watch
+from adyton.runtime.process.supervisor import socket_memory
 
 KERNEL = (6, 6)
 PROBE_SECONDS = 30.0
@@ -297,7 +297,7 @@ def _identities() -> str:
 def _memory() -> str:
     try:
         with namespaces.open_diagnosis() as diagnosis:
-            told = {"unix_diag": memory_watch.queued(diagnosis), "netlink_diag": memory_watch.listed(diagnosis)}
+            told = {"unix_diag": socket_memory.queued(diagnosis), "netlink_diag": socket_memory.listed(diagnosis)}
     except OSError:
         told = {"unix_diag": None, "netlink_diag": None}
     lacking = [module for module, size in told.items() if size is None]

@@ -35,6 +35,7 @@ from adyton.errors import AdytonError, PlatformError
 from adyton.image.layers import PACKAGES
 from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process import idle_watch, landlock, layer_store, mounts, namespaces, root, unpacker, vdso
+from adyton.runtime.process.dead_mans_switch import DeadMansSwitch
 
 if TYPE_CHECKING:
     from adyton.runtime.launch import LaunchRequest
@@ -221,7 +222,8 @@ class _Zygote:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poller = select.poll()
         self._layers = layer_store.LayerStore(root.LAYERS, root.layers_limit(), self._unpack, self._poller)
-        self._idle = idle_watch.IdleWatch(self._poller)
+        self._switch = DeadMansSwitch()
+        self._idle = idle_watch.IdleWatch(self._poller, sign=self._switch.put_off)
 
     def serve(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -291,7 +293,7 @@ class _Zygote:
                         asked.close()
                         watched.close()
                         layer_store.connect(asking)
-                        idle_watch.connect(resting)
+                        idle_watch.connect(resting, self._switch)
                         self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
@@ -316,6 +318,7 @@ class _Zygote:
         else:
             if pid == 0:
                 self._leave()
+                self._switch.close()
                 blob = f"{root.STORE}/blobs/sha256/{digest[7:]}"
                 unpacker.run(blob, digest, size, folder, PLACE, writing, self._pid, own_ids=self._own_ids)
         finally:

@@ -15,13 +15,14 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 
+from adyton.runtime.process.proc_file import read
+
 # clone and vfork: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _CLONE, _VFORK = (220, None) if platform.machine() == "aarch64" else (56, 58)
 # linux/sched.h: VM, VFORK; THREAD, and the namespaces, as table.py has them: what the filter refuses waits for the supervisor
 _SHARES, _REFUSED = 0x100 | 0x4000, 0x10000 | 0x7E020000
 _SLEEPS = b"\nState:\tD"  # where no signal but the last can stop it
 _RUNS = b"\nvoluntary_ctxt_switches:"  # how often it stopped to run, of itself, and in the next line otherwise; both end a status
-_STATUS, _CALL = 1 << 14, 1 << 9  # bytes, of which these files have less than a half
 
 Waiting = Mapping[tuple[str, str], bytes]  # process and thread → how often it stopped to run
 
@@ -34,8 +35,8 @@ def waiting(proc: str) -> Waiting:
             for thread in os.listdir(f"{proc}/{process}/task"):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     directory = f"{proc}/{process}/task/{thread}"
-                    if lends(_read(f"{directory}/syscall", _CALL)):
-                        status, _, runs = _read(f"{directory}/status", _STATUS).partition(_RUNS)
+                    if lends(read(f"{directory}/syscall")):
+                        status, _, runs = read(f"{directory}/status").partition(_RUNS)
                         if _SLEEPS in status:
                             found[process, thread] = runs
     return found
@@ -53,11 +54,3 @@ def lends(call: bytes) -> bool:
 def lent(before: Waiting, after: Waiting) -> Counter[str]:
     """To how many others did a process lend its memory, from `before` to `after`."""
     return Counter(process for (process, thread), runs in before.items() if after.get((process, thread)) == runs)
-
-
-def _read(path: str, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, size)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,12 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
 
 and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); what memory_lent
 finds counts once, too, up to the limit). That takes
-locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own.
+locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own. And it takes
+time, a millisecond of a processor for each process, and many times that while they all run; so in between there is a lower bound
+(memory_least), which is enough to end who takes new memory.
 
 The pause between two looks is what an enclave needs that fills memory as fast as it can, from what was seen to the wall. While the guest does
-nothing there are none: the zygote tells when one of its processes has run (idle_watch).
+nothing there are none: the zygote tells when one of its processes has run (idle_watch), and looks for that as often as the wall is near.
 
 Not seen: pages of shared anonymous memory that no process maps any more, while another page of the same mapping is, and those that
 were given back by MADV_DONTNEED, which stay. The kernel tells the size of such an object nowhere but to the owner of a descriptor of it or to
@@ -29,146 +31,44 @@ import re
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from adyton.runtime.process.idle_watch import IdleClient
+from adyton.runtime.process.proc_file import read
 from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.memory_least import Least, Size
 from adyton.runtime.process.supervisor.memory_lent import lent, waiting
+from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, queued
 
 # Between two looks: at least, at most while what they see changes, and at most.
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
+EXACT_SECONDS = 0.1  # at least between exact looks
 SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
-# Bytes that a processor fills in a second, with pages that it is given, and how many of a server's an enclave is taken to have to itself.
-FILLED, PROCESSORS = 2 << 30, 4
-_SHARE = 9  # pauses are at least so many times the processor time that the look before took
+# Bytes that a processor fills in a second, with huge pages that it is given (a third of that with ordinary ones), and how many of a server's
+# an enclave is taken to have to itself.
+FILLED, PROCESSORS = 6 << 30, 4
+_SHARE = 9  # pauses are at least so many times the processor time that the look before took; those between exact looks, an exact one
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
 CHECK_SECONDS = 10.0
+WAKING = 256 << 20  # bytes that who did nothing may take beyond the wall until the zygote has told of it
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
 # Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 16384 pages (pipe(7)).
 DESCRIPTOR = 2 * mmap.PAGESIZE
 
+OWN = re.compile(rb"\n(?:RssAnon|VmSwap):\s*(\d+) kB")
 EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
 TABLES = re.compile(rb"\nVmPTE:\s*(\d+) kB")
 TOGETHER = re.compile(rb"\n(?:Pss_Anon|Pss_Shmem|SwapPss):\s*(\d+) kB")
 _HAS_MEMORY = b"\nRssAnon:"  # in a status, unless its thread has ended
-_FILE = 1 << 14  # bytes, of which these files have less than a half
-
-# linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_REQUEST = struct.Struct("=BBHIIIII")  # struct unix_diag_req: family, protocol, 0, states, inode, show, cookie
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
-_SOCK_DIAG_BY_FAMILY, _DUMP = 20, 0x301
-_ERROR, _DONE = 2, 3
-_SHOW = 0x34  # peer, lengths of queues, memory
-_PEER, _LENGTHS, _MEMORY = 2, 4, 5
-_UNIX_DIAG_MESSAGE = 16  # bytes of struct unix_diag_msg
-# linux/netlink_diag.h
-_NETLINK_REQUEST = struct.Struct("=BBHIIII")  # struct netlink_diag_req: family, protocol, 0, inode, show, cookie
-_NETLINK_SHOW, _NETLINK_MEMORY = 1, 0
-_NETLINK_DIAG_MESSAGE = 28  # bytes of struct netlink_diag_msg
-_SENT = 8  # in _MEMORY: SK_MEMINFO_WMEM_ALLOC, of what was sent and not yet received
-_MAX_MESSAGE = 1 << 15  # the kernel fills no more at once
-_BUFFER = "/proc/sys/net/core/wmem_max"  # half of what may wait on its way from one socket; before Linux 6.7 it is not seen from here
-_USUAL_BUFFER = 212992
-_SMALLEST = 1 << 10  # bytes: more than a message of one byte takes
 
 
 def size_in(text: bytes, lines: re.Pattern[bytes]) -> int:
     """The sum, in bytes, of these lines of a status or smaps_rollup file; a line that is not there counts nothing."""
     return sum(map(int, lines.findall(text))) << 10
-
-
-def queued(diagnosis: socket.socket, most: int = 2 * _USUAL_BUFFER) -> int | None:
-    """Bytes that wait in unix sockets; None where the kernel does not tell. `diagnosis`: see namespaces.open_diagnosis.
-
-    What was sent and not yet received, its sender has; if that is closed, its receiver, of which only the length is told: that counts
-    as if it were sent byte by byte. `most`: that a sender can have.
-    """
-    found = 0
-    try:
-        for data, at, end in _dump(diagnosis, _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW, 0, 0)):
-            sent, received, peer = _socket_in(data, at + _UNIX_DIAG_MESSAGE, end)
-            found += sent + (0 if peer else min(received * _SMALLEST, most))
-    except _NotToldError:
-        return None
-    return found
-
-
-def listed(diagnosis: socket.socket) -> int | None:
-    """Bytes that wait in netlink sockets, which programs ask for lists of interfaces; None where the kernel does not tell."""
-    found = 0
-    try:
-        for data, start, end in _dump(
-            diagnosis, _NETLINK_REQUEST.pack(socket.AF_NETLINK, 0, 0, 0, _NETLINK_SHOW, 0, 0)
-        ):
-            at = start + _NETLINK_DIAG_MESSAGE
-            while at < end:
-                length, kind = _ATTRIBUTE.unpack_from(data, at)
-                if kind == _NETLINK_MEMORY:
-                    found += _number(data, at + _ATTRIBUTE.size)  # SK_MEMINFO_RMEM_ALLOC
-                at += _aligned(length)
-    except _NotToldError:
-        return None
-    return found
-
-
-class _NotToldError(Exception):
-    """The kernel knows no answer."""
-
-
-def _dump(diagnosis: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Of each socket what there is to say: where it begins and ends in which bytes. _NotToldError."""
-    diagnosis.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
-    while True:
-        data = diagnosis.recv(_MAX_MESSAGE)
-        at = 0
-        while at < len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-            if kind == _ERROR:
-                raise _NotToldError
-            if kind == _DONE:
-                return
-            yield data, at + _HEADER.size, at + length
-            at += _aligned(length)
-
-
-def _socket_in(data: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Of one socket: bytes that what it sent takes, bytes that it has not yet received, and its peer's inode, 0 for none."""
-    sent = received = peer = 0
-    while at < end:
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        content = at + _ATTRIBUTE.size
-        if kind == _PEER:
-            peer = _number(data, content)
-        elif kind == _LENGTHS:
-            received = _number(data, content)
-        elif kind == _MEMORY:
-            sent = _number(data, content + _SENT)
-        at += _aligned(length)
-    return sent, received, peer
-
-
-def _number(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 4], sys.byteorder)
-
-
-def _aligned(length: int) -> int:
-    """To where the next one begins; both kinds' least length is 4."""
-    return max(length + 3 & ~3, 4)
-
-
-def _most_sent() -> int:
-    """Bytes that may wait on their way from one socket."""
-    try:
-        with open(_BUFFER, encoding="ascii") as file:
-            return 2 * int(file.read())
-    except (OSError, ValueError):
-        return 2 * _USUAL_BUFFER
 
 
 @dataclass(frozen=True)
@@ -207,9 +107,12 @@ class MemoryWatch:
         self.wall = limit + limit // 4 + MARGIN
         self._diagnosis = diagnosis
         self._proc = proc
-        self._most_sent = _most_sent()
+        self._most_sent = most_sent()
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
         self.reason = ""
+        self._least = Least()
+        self._took = 0.0  # processor time, by the last look but for what it did to be exact
+        self._exact_due = 0.0  # when there may be another exact look, though nobody insists
         self._since: float | None = None  # when the first look began that did not end well
         self._sleeps = False  # until one of the guest's processes has run
         self._checked = False  # every now and then, by the loop
@@ -241,8 +144,7 @@ class MemoryWatch:
     def _run(self) -> None:
         longest, before, same = BUSY_SECONDS, None, 0
         while True:
-            began = time.thread_time()
-            seen = self._looked()
+            seen = self._looked(exactly=False)
             if seen is not None:
                 if seen.bytes > self.wall:
                     break
@@ -252,34 +154,37 @@ class MemoryWatch:
                 if same >= SAME_LOOKS and self._slept(seen):
                     before = None
                     continue
-            pause = longest if seen is None else min(longest, self._seconds_to_the_wall(seen))
-            time.sleep(max(pause, SHORTEST_SECONDS, _SHARE * (time.thread_time() - began)))
+            pause = longest if seen is None else min(longest, self._seconds_to(self.wall, seen))
+            time.sleep(max(pause, SHORTEST_SECONDS, _SHARE * self._took))
         self.reason = self._told(seen)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # at once: to tell the client may take a while
         os.write(self._waker, b"x")
 
-    def _looked(self) -> Seen | None:
-        """None: the look did not end well, such as by EMFILE."""
+    def _looked(self, *, exactly: bool) -> Seen | None:
+        """See `look`. None: it did not end well, such as by EMFILE."""
         if self._since is None:
             self._since = time.monotonic()
         try:
-            seen = self.look()
+            seen = self.look(exactly=exactly)
         except (OSError, ValueError, LookupError, struct.error):
             return None
         self._since = None
         return seen
 
-    def _seconds_to_the_wall(self, seen: Seen) -> float:
-        return (self.wall - seen.bytes) / (FILLED * min(len(os.sched_getaffinity(0)), PROCESSORS))
+    def _seconds_to(self, most: int, seen: Seen) -> float:
+        return (most - seen.bytes) / (FILLED * min(len(os.sched_getaffinity(0)), PROCESSORS))
 
     def _slept(self, seen: Seen) -> bool:
         """Sleep until the guest has run; False: it has run since this was seen, or it cannot be told whether it has."""
-        if self._idle is None or self._idle.watch() != seen.processes or self._looked() != seen:
+        if self._idle is None or self._idle.watch(self._seconds_to(self.wall + WAKING, seen)) != seen.processes:
+            return False
+        if self._looked(exactly=True) != seen:
             return False
         self._sleeps = True
         self._idle.wait(SLEEP_SECONDS)
         self._sleeps = False
+        self._exact_due = time.monotonic() + EXACT_SECONDS  # what it had then, is known
         os.write(self._waker, b"x")
         return True
 
@@ -289,29 +194,49 @@ class MemoryWatch:
             f" {_mib(self.wall)}). Use less, or raise limits.memory of its image"
         )
 
-    def look(self) -> Seen:
-        """What they have now; exact if the upper bound is beyond the wall. OSError, ValueError."""
-        rough, _ = self._look(self._each)
+    def look(self, *, exactly: bool = True) -> Seen:
+        """What they have now, or an upper bound that is within the wall, or a lower bound that is not. OSError, ValueError.
+
+        Unless `exactly`, also a lower bound within the wall, where the last exact look was a moment ago.
+        """
+        began = time.thread_time()
+        rough, _, sizes = self._look(self._each)
+        least = replace(rough, memory=self._least.look(sizes))
+        self._took = time.thread_time() - began
         if rough.bytes <= self.wall:
             return rough
-        before = waiting(self._proc)
-        seen, sizes = self._look(self._together)
-        twice = sum(sizes.get(process, 0) * others for process, others in lent(before, waiting(self._proc)).items())
-        return replace(seen, memory=seen.memory - min(twice, self._limit))
+        if least.bytes > self.wall and not waiting(self._proc):
+            return least
+        if not exactly and time.monotonic() < self._exact_due:
+            return least
+        began = time.thread_time()
+        try:
+            return self._exact()
+        finally:
+            self._exact_due = time.monotonic() + max(_SHARE * (time.thread_time() - began), EXACT_SECONDS)
 
-    def _look(self, memory_of: Callable[[str, bytes], int]) -> tuple[Seen, dict[str, int]]:
-        """What is seen, and the memory of each process."""
-        sizes: dict[str, int] = {}
+    def _exact(self) -> Seen:
+        before = waiting(self._proc)
+        seen, memory, sizes = self._look(self._together)
+        twice = sum(memory.get(process, 0) * others for process, others in lent(before, waiting(self._proc)).items())
+        exact = replace(seen, memory=seen.memory - min(twice, self._limit))
+        self._least.exactly(exact.memory, sizes)
+        return exact
+
+    def _look(self, measure: Callable[[str, bytes], tuple[int, Size]]) -> tuple[Seen, dict[str, int], dict[str, Size]]:
+        """What is seen, and what each process has: as it is measured, and its size."""
+        memory: dict[str, int] = {}
+        sizes: dict[str, Size] = {}
         descriptors = 0
         for process in os.listdir(self._proc):
             if not process.isdigit():
                 continue
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 name, status = self._going_on(process)
-                sizes[process] = memory_of(name, status)
+                memory[process], sizes[process] = measure(name, status)
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
         sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
-        return Seen(len(sizes), sum(sizes.values()), descriptors, sockets), sizes
+        return Seen(len(memory), sum(memory.values()), descriptors, sockets), memory, sizes
 
     def _going_on(self, process: str) -> tuple[str, bytes]:
         """Where a process's files are, and its status; those of another thread if the first one, whose the process's are, has ended."""
@@ -324,22 +249,25 @@ class MemoryWatch:
                         return name, its
         return process, status
 
-    def _each(self, name: str, status: bytes) -> int:  # noqa: ARG002 - see _together
-        return size_in(status, EACH)
+    def _each(self, name: str, status: bytes) -> tuple[int, Size]:  # noqa: ARG002 - see _together
+        size = _size(status)
+        return size.whole, size
 
-    def _together(self, name: str, status: bytes) -> int:
+    def _together(self, name: str, status: bytes) -> tuple[int, Size]:
         try:
             shared = size_in(self._read(f"{name}/smaps_rollup"), TOGETHER)
         except PermissionError:  # a program that may not be read
             return self._each(name, status)
-        return shared + size_in(status, TABLES)
+        before, after = _size(status), _size(self._read(f"{name}/status"))
+        largest = Size(max(before.whole, after.whole), max(before.own, after.own))
+        return shared + size_in(status, TABLES), largest
 
     def _read(self, name: str) -> bytes:
-        descriptor = os.open(f"{self._proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(descriptor, _FILE)
-        finally:
-            os.close(descriptor)
+        return read(f"{self._proc}/{name}")
+
+
+def _size(status: bytes) -> Size:
+    return Size(size_in(status, EACH), size_in(status, OWN))
 
 
 def _mib(size: int) -> str:
