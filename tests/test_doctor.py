@@ -190,7 +190,12 @@ def test_the_bound_of_an_enclaves_memory_is_said(monkeypatch):
     monkeypatch.setattr(doctor.socket_memory, "listed", lambda _diagnosis: 0)
     assert "watched by its supervisor; no cgroup" in doctor._memory()
     monkeypatch.setattr(doctor.socket_memory, "queued", lambda _diagnosis: None)
-    with pytest.raises(doctor._LackingError, match="modprobe -a unix_diag as root"):
+    with pytest.raises(doctor._LackingError, match=r"not what waits in its sockets: run modprobe -a unix_diag as root"):
+        doctor._memory()
+    monkeypatch.setattr(doctor.socket_memory, "listed", lambda _diagnosis: None)
+    with pytest.raises(
+        doctor._LackingError, match=r"no lists of interfaces: run modprobe -a unix_diag netlink_diag as root"
+    ):
         doctor._memory()
 
 

@@ -1,8 +1,11 @@
 """Options of sockets: each that Python names has a row; those of multicast are under the client's policy; interfaces are the enclave's own."""
 
+import errno
+import os
 import shlex
 import socket
 import struct
+import types
 
 import pytest
 from enclave_sockets import EVERYWHERE, PATIENCE, enclave
@@ -10,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.hostcall.client import socket_options
+from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.notifications import Note
 from adyton.runtime.process.supervisor.sockets import multicast, options
+from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
+from adyton.runtime.process.table import number
 
 sandbox = pytest.mark.sandbox
 
@@ -227,6 +234,18 @@ def test_the_list_of_interfaces_cannot_be_changed(tmp_path):
         assert at_work.run(code) == ["EPERM", "EPERM"]
         for protocol in (2, 4, 5, 9, 12, 15, 16, 20):
             assert at_work.fails(f"socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, {protocol})") == "EAFNOSUPPORT"
+
+
+@pytest.mark.parametrize(("counted", "outcome"), [(True, "the kernel's"), (False, errno.EAFNOSUPPORT)])
+def test_there_are_lists_of_interfaces_only_where_what_waits_in_their_sockets_is_counted(counted, outcome):
+    outcomes = []
+    listener = types.SimpleNamespace(
+        go_on=lambda _note: outcomes.append("the kernel's"), answer=lambda _note, error: outcomes.append(error)
+    )
+    calls = SocketCalls(listener, Loop(), None, 2, "enclave", print, os.close, lists=counted)
+    calls.handlers["socket"](Note(1, 2, number("socket"), 0, (socket.AF_NETLINK, socket.SOCK_RAW, 0, 0, 0, 0)))
+    assert outcomes == [outcome]
+    calls.close()
 
 
 @sandbox

@@ -294,6 +294,12 @@ def _identities() -> str:
     raise _LackingError(f"user id {os.geteuid()} for all enclaves: they are kept apart by namespaces and Landlock only")
 
 
+_UNCOUNTED = {
+    "unix_diag": "not what waits in its sockets",
+    "netlink_diag": "not what would wait in netlink sockets, so it has none, and no lists of interfaces",
+}
+
+
 def _memory() -> str:
     try:
         with namespaces.open_diagnosis() as diagnosis:
@@ -302,8 +308,9 @@ def _memory() -> str:
         told = {"unix_diag": None, "netlink_diag": None}
     lacking = [module for module, size in told.items() if size is None]
     if lacking:
+        consequences = [_UNCOUNTED[module] for module in lacking]
         raise _LackingError(
-            "an enclave's processes together are watched, but not what waits in its sockets: run"
+            f"an enclave's processes together are watched, but {', and '.join(consequences)}: run"
             f" modprobe -a {' '.join(lacking)} as root"
         )
     return (

@@ -27,7 +27,7 @@ class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
     `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing. `do`: carries out what `files`
-    wants; `directory`: see wanted.GuestThreads.
+    wants; `directory`: see wanted.GuestThreads; `lists`: see SocketCalls.
     """
 
     def __init__(
@@ -40,7 +40,10 @@ class Emulation:
         files: FileServer | None,
         do: Callable[[list[Effect]], None],
         directory: Callable[[int, tuple[int, ...]], str | None],
+        *,
+        lists: bool,
     ) -> None:
+        self._lists = lists
         self._session = session
         self._loop = loop
         self._guarded = guarded
@@ -61,7 +64,8 @@ class Emulation:
         """From now on the guest's filter asks here. `own_name`: its host name."""
         self._listener = Listener(descriptor, guest.pid, self._close_file)
         self._sockets = SocketCalls(
-            self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file
+            *(self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file),
+            lists=self._lists,
         )
         assert guest.shared is not None
         memory_files = MemoryFiles(self._listener, guest.shared).handlers

@@ -64,6 +64,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
     from adyton.runtime.process.supervisor.rescue import Rescue
     from adyton.runtime.process.supervisor.serve import Supervisor
+    from adyton.runtime.process.supervisor.socket_memory import listed
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     keep_freed_memory()
@@ -78,6 +79,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         directory=threads.directory,
         clock=clock,
         watch=watch,
+        lists=listed(guest.diagnosis) is not None,
     )
     confine_supervisor(guest.proc, Rescue(guest.init).start, closer.start, watch.start, supervisor.output.start)
     reason = supervisor.run()

@@ -65,7 +65,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads."""
+    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
 
     def __init__(
         self,
@@ -80,6 +80,8 @@ class Supervisor:
         directory: Callable[[int, tuple[int, ...]], str | None] = lambda _number, _arguments: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
+        *,
+        lists: bool = False,
     ) -> None:
         self._relay = relay
         self._guest = guest
@@ -104,7 +106,8 @@ class Supervisor:
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
         self._emulation = Emulation(
-            *(self._session, self._loop, self._guarded, close_file, self._waits, files, self._do, directory)
+            *(self._session, self._loop, self._guarded, close_file, self._waits, files, self._do, directory),
+            lists=lists,
         )
         self._host_name = ""
         self._main: Link | None = None

@@ -74,11 +74,15 @@ class SocketCalls:
         own_name: str,
         tell: Callable[[str, Refused], None],
         close_file: Callable[[int], None],
+        *,
+        lists: bool,
     ) -> None:
         """`leader`: the guest's first process; `own_name`: its host name; `tell` is given what was dropped, by its call and why.
 
-        `close_file`: closes a descriptor that is no socket, see closing.
+        `close_file`: closes a descriptor that is no socket, see closing. `lists`: sockets for lists of interfaces are counted, see
+        socket_memory.listed; else there are none.
         """
+        self._lists = lists
         self._close_file = close_file
         self._tell = tell
         self._a = Answering(listener, loop, client)
@@ -188,7 +192,7 @@ class SocketCalls:
 
     def _socket(self, note: Note) -> int | None:
         family, kind, protocol = (note.argument(each) for each in range(3))
-        if (family, protocol) == (socket.AF_NETLINK, _NETLINK_ROUTE):
+        if self._lists and (family, protocol) == (socket.AF_NETLINK, _NETLINK_ROUTE):
             self._a.listener.go_on(note)  # its arguments are in registers: the kernel does what was looked at
             return LATER
         if family not in _FAMILIES:
