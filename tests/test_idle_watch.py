@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
@@ -18,10 +19,17 @@ from hypothesis import strategies as st
 from sandbox import children, status
 
 import adyton
+from adyton.runtime.process import idle_watch
+from adyton.runtime.process.dead_mans_switch import DeadMansSwitch
 from adyton.runtime.process.idle_watch import (
+    LONGEST_SECONDS,
     LOOK_SECONDS,
     MAX_PROCESSES,
+    MAX_THREADS,
+    NEAR_SECONDS,
+    NEAR_SHARE,
     RAN,
+    SIGN_SECONDS,
     WATCH,
     WATCHED,
     IdleClient,
@@ -69,6 +77,16 @@ class Zygote:
             return self.used[clock]
         except KeyError:
             raise OSError(22, "no such process") from None
+
+    def slow(self, seconds):
+        """To read all clocks takes so long."""
+        read = self.read
+
+        def slowly(clock):
+            self.clock += seconds / 2  # there are two to be read
+            return read(clock)
+
+        self.watch._read = slowly
 
     def turns(self):
         for descriptor, _ in self.poller.poll(0):
@@ -132,16 +150,65 @@ def test_the_first_process_is_the_runtimes_own(zygote):
 def test_who_has_much_to_look_at_looks_less_often(zygote):
     zygote.asked()
     for took, pause in ((0.0, 0.25), (0.002, 0.4), (1.0, 0.5)):
-        read = zygote.read
-
-        def slow(clock, took=took, read=read):
-            zygote.clock += took / 2  # there are two to be read
-            return read(clock)
-
-        zygote.watch._read = slow
+        zygote.slow(took)
         zygote.passes(1)
         assert zygote.watch.pause() == pytest.approx(1000 * (pause - took), abs=1) or took > pause
-        zygote.watch._read = read
+
+
+def test_who_is_near_its_limit_is_looked_at_as_often_as_it_asks_and_others_are_not(zygote):
+    zygote.asked(0.02)
+    assert zygote.watch.pause() == pytest.approx(20, abs=1)
+    zygote.used[clock_of(GUEST)] += 1
+    zygote.passes(0.02)
+    assert zygote.told() == RAN
+    zygote.asked(0)
+    assert zygote.watch.pause() == pytest.approx(NEAR_SECONDS * 1000, abs=1)
+    zygote.asked(10)
+    assert zygote.watch.pause() == LONGEST_SECONDS * 1000
+    zygote.used[clock_of(GUEST)] += 1
+    near, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    zygote.watch.join(SUPERVISOR, theirs)
+    with near:
+        near.send(question(0.02))
+        zygote.turns()
+        zygote.passes(0.02)
+        assert zygote.told() is None, "its time has not come"
+        zygote.passes(LONGEST_SECONDS)
+        assert zygote.told() == RAN
+
+
+def test_many_that_are_near_their_limits_are_looked_at_less_often(zygote):
+    zygote.asked(0.02)
+    zygote.slow(0.002)
+    zygote.passes(0.02)
+    assert zygote.watch.pause() == pytest.approx(1000 * (0.002 * NEAR_SHARE - 0.002), abs=1)
+
+
+def test_who_has_many_threads_is_not_watched(zygote):
+    zygote.has(GUEST, dict.fromkeys(range(100, 100 + MAX_THREADS), ()))
+    assert zygote.asked() == 0
+
+
+def test_who_asks_what_takes_long_is_not_answered_again_at_once(zygote):
+    zygote.slow(0.01)
+    assert zygote.asked() == 3
+    assert zygote.asked() == 0
+    zygote.clock += NEAR_SHARE * 0.01
+    assert zygote.asked() == 3
+
+
+def test_there_is_a_sign_as_long_as_any_are_watched(zygote):
+    signs = []
+    zygote.watch._sign = lambda seconds: signs.append((zygote.clock, seconds))
+    zygote.passes(60)
+    assert not signs
+    zygote.asked()
+    for _ in range(40):
+        zygote.passes()
+    began = zygote.clock - 40 * LOOK_SECONDS
+    times = [began, *(at for at, _ in signs), zygote.clock]
+    assert {seconds for _, seconds in signs} == {SIGN_SECONDS}
+    assert max(after - before for before, after in itertools.pairwise(times)) < SIGN_SECONDS / 2
 
 
 def test_one_that_has_ended_has_run(zygote):
@@ -225,6 +292,47 @@ def test_who_waits_looks_every_now_and_then():
         assert IdleClient(supervisor).watch(1) == 7
 
 
+@pytest.fixture
+def switch():
+    made = DeadMansSwitch()
+    yield made
+    made.close()
+
+
+def test_who_sleeps_is_woken_when_the_zygote_looks_no_more(switch):
+    supervisor, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with supervisor, zygote:
+        client = IdleClient(supervisor, switch.descriptor)
+        zygote.send(WATCHED.pack(b"watched", 7))
+        assert client.watch(1) == 7
+        switch.put_off(600)
+        client.wait(0)
+        switch.put_off(0.01)
+        client.wait(600)
+        switch.put_off(600)
+        zygote.send(RAN)
+        client.wait(600)
+
+
+def test_a_zygote_that_does_not_answer_is_asked_once_until_it_does(monkeypatch):
+    monkeypatch.setattr(idle_watch, "ANSWER_SECONDS", 0)
+    supervisor, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with supervisor, zygote:
+        zygote.setblocking(False)
+        client = IdleClient(supervisor)
+        assert [client.watch(1) for _ in range(3)] == [0, 0, 0]
+        assert zygote.recv(64) == question(1)
+        with pytest.raises(BlockingIOError):
+            zygote.recv(64)
+        for message in (WATCHED.pack(b"watched", 7), RAN):  # it goes on
+            zygote.send(message)
+        assert client.watch(2) == 0
+        assert zygote.recv(64) == question(2)
+        zygote.send(WATCHED.pack(b"watched", 3))
+        assert client.watch(2) == 0, "that was the answer to the question before"
+        assert zygote.recv(64) == question(2)
+
+
 def test_memory_that_a_guest_gets_without_running_is_seen(monkeypatch):
     """As khugepaged gives it."""
     monkeypatch.setattr(memory_watch, "SLEEP_SECONDS", 0.01)
@@ -268,6 +376,34 @@ if os.fork() == 0:
     assert stops(supervisor, last_thread(supervisor)), "the guest does nothing, and is looked at all the same"
     with pytest.raises(adyton.errors.ConnectionLostError, match="more memory than its limit"):
         client.call("execute", "time.sleep(60)")
+    with pytest.raises(adyton.errors.ConnectionLostError):
+        client.close()
+
+
+@pytest.mark.sandbox
+def test_enclaves_that_sleep_are_looked_at_while_their_zygote_is_stopped(tmp_path):
+    code = """
+import builtins
+reader, builtins.writer = os.pipe()
+for _ in range(20):
+    if os.fork() == 0:
+        os.read(reader, 1)
+        held = bytearray(os.urandom(1)) * (20 << 20)
+        time.sleep(600)
+"""
+    before = children(os.getpid())
+    client = adyton.load(build(tmp_path, '{ memory = "64MiB" }'))
+    started = {status(pid)["Name"]: pid for pid in children(os.getpid()) - before}
+    client.call("execute", code)
+    assert stops(started["adyton-super"], last_thread(started["adyton-super"]))
+    ended = os.pidfd_open(started["adyton-super"])
+    os.kill(started["adyton-zygote"], signal.SIGSTOP)
+    try:
+        client.call("execute", "import builtins; os.write(builtins.writer, bytes(20))")
+        assert select.select([ended], [], [], 30)[0], "nobody has looked"
+    finally:
+        os.kill(started["adyton-zygote"], signal.SIGCONT)
+        os.close(ended)
     with pytest.raises(adyton.errors.ConnectionLostError):
         client.close()
 

@@ -9,7 +9,9 @@ import time
 
 from adyton.runtime.process.libc import system_call
 
-_TIME = struct.Struct("qqqq")  # struct itimerspec: the interval, for repetition, and the time until then, in seconds and nanoseconds
+_TIME = struct.Struct(
+    "qqqq"
+)  # struct itimerspec: the interval, for repetition, and the time until then, in seconds and nanoseconds
 
 
 class DeadMansSwitch:

@@ -1,0 +1,374 @@
+"""The watch of an enclave's memory: what it reads, how it adds up, how often, and when it ends the guest."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton.runtime.process.namespaces import open_diagnosis
+from adyton.runtime.process.supervisor import memory_lent, memory_watch
+from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.memory_watch import EACH, TOGETHER, MemoryWatch, size_in
+from adyton.runtime.process.supervisor.socket_memory import listed, queued
+
+MIB = 1 << 20
+
+
+class FakeProc:
+    """Two processes, as /proc shows them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("1", "2", "meminfo"):
+            (folder / name / "fd").mkdir(parents=True)
+            (folder / name / "task").mkdir()
+
+    def write(self, each, together):
+        """In MiB, of each process."""
+        for name in ("1", "2"):
+            (self.folder / name / "status").write_text(
+                f"Name:\tx\\nRssAnon: 9 kB\nVmPTE:\t0 kB\nRssAnon:\t{each << 10} kB\nRssFile:\t{1 << 30} kB\nVmSwap:\t0 kB\n"
+            )
+            (self.folder / name / "smaps_rollup").write_text(
+                f"00400000-7fff [rollup]\nRss: 1 kB\nPss_Anon:\t{together << 10} kB\nPss_Shmem: 0 kB\nSwapPss: 0 kB\n"
+            )
+
+
+class Diagnosis:
+    """Who answers what the kernel would."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def send(self, request):
+        assert len(request) in (36, 40)
+
+    def recv(self, size):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def message(kind, body=b""):
+    return struct.pack("=IHHII", 16 + len(body), kind, 2, 1, 0) + body
+
+
+def socket_of(sent, received=0, peer=7):
+    attributes = (
+        struct.pack("=HHI", 8, 2, peer) + struct.pack("=HHII", 12, 4, received, 0) + struct.pack("=HHB3x", 5, 6, 0)
+    )
+    return message(20, bytes(16) + attributes + struct.pack("=HH9I", 40, 5, 0, 0, sent, *[0] * 6))
+
+
+DONE = message(3, bytes(4))
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_watch, "DESCRIPTOR", 0)  # what a directory's size is, its file system says
+    return FakeProc(tmp_path)
+
+
+@pytest.fixture
+def asleep():
+    """A process, by its descriptor."""
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
+        descriptor = os.pidfd_open(process.pid)
+        yield process, descriptor
+        os.close(descriptor)
+        process.kill()
+
+
+def watching(proc, limit, pidfd=-1, diagnosis=None, idle=None):
+    return MemoryWatch(pidfd, limit, diagnosis or Diagnosis(DONE), str(proc.folder), idle)
+
+
+def test_an_upper_bound_is_enough_while_it_is_within_the_wall(proc):
+    proc.write(each=50, together=1)
+    assert watching(proc, 100 * MIB).look().memory == 100 * MIB
+    proc.write(each=100, together=60)
+    assert watching(proc, 100 * MIB).look().memory == 120 * MIB
+    assert watching(proc, 200 * MIB).look().memory == 200 * MIB
+
+
+def test_of_a_process_that_may_not_be_read_the_upper_bound_counts(proc, monkeypatch):
+    proc.write(each=100, together=1)
+    watch = watching(proc, 30 * MIB)
+    real = os.open
+
+    def refuse(path, *arguments):
+        if path.endswith("1/smaps_rollup"):
+            raise PermissionError(13, "no")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert watch.look().memory == 101 * MIB
+
+
+def thread(proc, process, name, call, state="D (disk sleep)", runs=(3, 1)):
+    folder = proc.folder / process / "task" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "syscall").write_text(call)
+    lines = f"voluntary_ctxt_switches:\t{runs[0]}\nnonvoluntary_ctxt_switches:\t{runs[1]}\n"
+    (folder / "status").write_text(f"Name:\tx\nState:\t{state}\n{lines}")
+
+
+CLONE = memory_lent._CLONE
+WAITS = f"{CLONE} 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n"
+
+
+def test_what_a_process_lends_counts_once_up_to_the_limit(proc):
+    proc.write(each=200, together=200)
+    thread(proc, "1", "1", WAITS)
+    assert watching(proc, 200 * MIB).look().memory == 200 * MIB
+    assert watching(proc, 50 * MIB).look().memory == 350 * MIB
+
+
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [
+        (WAITS, "T (stopped)"),
+        (WAITS, "S (sleeping)"),
+        ("running\n", "R (running)"),
+        ("-1 0x7ffc 0x7f00\n", "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x4011"), "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x14111"), "D (disk sleep)"),
+        (WAITS.replace("0x4111", "0x10004111"), "D (disk sleep)"),
+        ("0 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n", "D (disk sleep)"),
+    ],
+)
+def test_who_does_not_wait_lends_nothing(proc, call, state):
+    thread(proc, "1", "1", call, state)
+    assert not memory_lent.waiting(str(proc.folder))
+
+
+def test_who_ran_meanwhile_lends_nothing(proc):
+    found = []
+    for runs in ((3, 1), (4, 1), (4, 2), (4, 2)):
+        thread(proc, "1", "7", WAITS, runs=runs)
+        found.append(memory_lent.waiting(str(proc.folder)))
+    assert [dict(memory_lent.lent(*each)) for each in itertools.pairwise(found)] == [{}, {}, {"1": 1}]
+
+
+def test_what_waits_in_sockets_counts(proc):
+    proc.write(each=1, together=1)
+    answer = Diagnosis(socket_of(3 * MIB) + socket_of(5), socket_of(2 * MIB) + DONE, DONE)
+    assert watching(proc, 100 * MIB, diagnosis=answer).look().sockets == 5 * MIB + 5
+    closed = socket_of(0, 100, peer=0) + socket_of(0, 100_000, peer=0) + socket_of(0, 9, peer=3)
+    assert queued(Diagnosis(closed, DONE), 1_000_000) == 100 * 1024 + 1_000_000
+    assert queued(Diagnosis(message(2, bytes(20)))) is None
+
+
+def test_what_waits_in_netlink_sockets_counts(proc):
+    lists = [
+        message(20, bytes(28) + struct.pack("=HHI", 8, 1, 9) + struct.pack("=HH9I", 40, 0, size, *[0] * 8))
+        for size in (3, 2 * MIB)
+    ]
+    assert listed(Diagnosis(lists[0], lists[1] + DONE)) == 2 * MIB + 3
+    assert listed(Diagnosis(message(2, bytes(20)))) is None
+    proc.write(each=1, together=1)
+    assert watching(proc, 100 * MIB, diagnosis=Diagnosis(DONE, lists[1] + DONE)).look().sockets == 2 * MIB
+
+
+def test_netlink_sockets_of_this_machine_can_be_asked_about():
+    with open_diagnosis() as diagnosis, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as lists:
+        if listed(diagnosis) is None:
+            pytest.skip("NO netlink_diag HERE: modprobe netlink_diag")
+        before = listed(diagnosis)
+        lists.bind((0, 0))
+        lists.send(struct.pack("=IHHII16x", 32, 18, 0x301, 1, 0))  # RTM_GETLINK, a dump that nobody reads
+        assert (listed(diagnosis) or 0) > (before or 0)
+
+
+def test_sockets_of_this_machine_can_be_asked_about():
+    with open_diagnosis() as diagnosis:
+        if (before := queued(diagnosis)) is None:
+            pytest.skip("NO unix_diag HERE: modprobe unix_diag")
+        assert before >= 0
+        one, other = socket.socketpair()
+        with one, other:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sent = one.send(bytes(100_000))
+            assert (queued(diagnosis) or 0) >= sent
+
+
+def test_too_much_ends_the_process_at_once_and_is_told(proc, asleep):
+    proc.write(each=100, together=100)
+    process, pidfd = asleep
+    loop, said = Loop(), []
+    watch = watching(proc, 64 * MIB, pidfd)
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    while loop.turn():
+        pass
+    assert process.wait(60) == -signal.SIGKILL
+    assert said == [watch.reason]
+    assert "its limit of 64 MiB: 200 MiB in 2 processes" in said[0]
+
+
+class Idle:
+    """Who tells whether the guest runs: it does nothing until `runs`."""
+
+    def __init__(self, processes):
+        self.processes = processes
+        self.asked = threading.Event()
+        self.waits = threading.Event()
+        self.runs = threading.Event()
+
+    def watch(self, seconds):
+        self.within = seconds
+        self.asked.set()
+        return self.processes
+
+    def wait(self, seconds):
+        self.waits.set()
+        self.runs.wait(seconds)
+
+
+class Guest:
+    """What is seen of one, look by look."""
+
+    def __init__(self, watch, memory):
+        self.memory = memory
+        self.looks = 0
+        self.goes_on = threading.Condition()
+        watch.look = self.look
+
+    def look(self, **_how):
+        with self.goes_on:
+            self.looks += 1
+            self.goes_on.notify_all()
+            return memory_watch.Seen(2, self.memory, 0, 0)
+
+    def is_looked_at(self, times):
+        with self.goes_on:
+            last = self.looks + times
+            return self.goes_on.wait_for(lambda: self.looks >= last, 60)
+
+
+@pytest.mark.parametrize("sleeps", [True, False], ids=["asleep", "cannot sleep"])
+def test_a_guest_that_does_nothing_is_looked_at_no_more_until_it_runs(proc, asleep, monkeypatch, sleeps):
+    monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
+    process, pidfd = asleep
+    idle = Idle(processes=2 if sleeps else 3)
+    loop, said = Loop(), []
+    watch = watching(proc, 64 * MIB, pidfd, idle=idle)
+    guest = Guest(watch, 20 * MIB)
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    assert (idle.waits if sleeps else idle.asked).wait(60)
+    looks = guest.looks
+    if not sleeps:
+        assert guest.is_looked_at(3)
+        assert not idle.waits.is_set()
+    guest.memory = 200 * MIB
+    idle.runs.set()
+    while loop.turn():
+        pass
+    assert process.wait(60) == -signal.SIGKILL
+    assert "200 MiB in 2 processes" in said[0]
+    assert guest.looks == looks + 1 or not sleeps
+
+
+def test_looks_are_the_more_frequent_the_nearer_the_wall_is(proc, asleep, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})
+    pauses = []
+    watch = watching(proc, 400 * MIB, asleep[1])
+    sizes = iter([10, 10, 180, 230, 280, 300])  # of two each; the wall is at 564 MiB
+
+    def sleep(seconds):
+        if threading.current_thread() is not threading.main_thread():  # a watch of another test
+            time.sleep(seconds)
+            return
+        pauses.append(seconds)
+        size = next(sizes)
+        proc.write(each=size, together=size)
+
+    clocks = {"monotonic": time.monotonic, "thread_time": lambda: 0.0}
+    monkeypatch.setattr(memory_watch, "time", types.SimpleNamespace(sleep=sleep, **clocks))
+    proc.write(each=10, together=10)
+    watch._run()
+    expected = [*[(564 - 20) / 6144] * 2, (564 - 20) / 6144, (564 - 360) / 6144, (564 - 460) / 6144, 0.005]
+    assert pauses == pytest.approx(expected)
+
+
+def test_who_sleeps_near_the_wall_is_to_be_told_of_as_soon_as_it_could_be_beyond(proc, asleep, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
+    idle = Idle(processes=2)
+    watch = watching(proc, 256 * MIB, asleep[1], idle=idle)
+    guest = Guest(watch, 320 * MIB)
+    watch.start()
+    assert idle.waits.wait(60)
+    assert idle.within == pytest.approx((384 + 256 - 320) / (2 * 6144))
+    guest.memory = 1 << 40
+    idle.runs.set()
+    assert asleep[0].wait(60) == -signal.SIGKILL
+
+
+def test_what_is_new_ends_an_enclave_without_an_exact_look(proc):
+    proc.write(each=100, together=55)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    assert watch.look().memory == 110 * MIB
+    proc.write(each=139, together=55)
+    assert watch.look(exactly=False).memory == 188 * MIB, "it is not exact, and a moment ago there was one that is"
+    proc.write(each=145, together=55)
+    assert watch.look().memory == 200 * MIB
+    thread(proc, "1", "1", WAITS)
+    assert watch.look().memory == 55 * MIB, "new memory of two that share it is not twice as much"
+
+
+def test_who_wakes_up_is_not_looked_at_exactly_at_once(proc, asleep):
+    proc.write(each=100, together=55)
+    idle = Idle(processes=2)
+    watch = watching(proc, 100 * MIB, asleep[1], idle=idle)
+    watch.start()
+    assert idle.waits.wait(60)
+    due = watch._exact_due
+    exact, watch._exact = watch._exact, lambda: pytest.fail("a look that takes long")
+    idle.waits.clear()
+    proc.write(each=180, together=55)
+    idle.runs.set()
+    assert asleep[0].wait(60) == -signal.SIGKILL
+    assert watch._exact_due > due
+    watch._exact = exact
+
+
+@pytest.mark.parametrize("hindrance", ["nothing is there", "a look that does not end"])
+def test_who_cannot_be_seen_for_too_long_is_ended(proc, asleep, monkeypatch, hindrance):
+    monkeypatch.setattr(memory_watch, "PATIENCE", 0.05)
+    monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
+    hanging = threading.Event()
+    watch = watching(proc, MIB, asleep[1])
+    if hindrance == "nothing is there":
+        monkeypatch.setattr(watch, "_proc", "/nowhere")
+    else:
+        monkeypatch.setattr(watch, "look", lambda **_: hanging.wait())
+    loop, said = Loop(), []
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    while loop.turn():
+        pass
+    assert "could not be seen" in said[0]
+    assert asleep[0].poll() is None
+
+
+@given(st.binary())
+def test_any_text_has_a_size(text):
+    assert size_in(text, EACH) >= 0
+    assert size_in(text, TOGETHER) >= 0
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_lines_are_added_up(one, other):
+    text = f"Name:\tx\nVmPTE:\t{one} kB\nRssAnonX:\t7 kB\n xRssAnon:\t7 kB\nRssShmem: {other} kB\n".encode()
+    assert size_in(text, EACH) == (one + other) << 10
