@@ -9,9 +9,8 @@ import time
 
 from adyton.runtime.process.libc import system_call
 
-_TIME = struct.Struct(
-    "qqqq"
-)  # struct itimerspec: the interval, for repetition, and the time until then, in seconds and nanoseconds
+# struct itimerspec: the interval, for repetition, and the time until then, in seconds and nanoseconds
+_TIME = struct.Struct("qqqq")
 
 
 class DeadMansSwitch:

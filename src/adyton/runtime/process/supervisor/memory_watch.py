@@ -58,6 +58,9 @@ WAKING = 256 << 20  # bytes that who did nothing may take beyond the wall until 
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
 # Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 16384 pages (pipe(7)).
 DESCRIPTOR = 2 * mmap.PAGESIZE
+# Bytes by which a status may be wrong about a process, where the kernel (an older one) does not ask all processors for what they have
+# counted since (percpu_counter_batch, linux/percpu_counter.h). More than one seldom has.
+UNSURE = max(32, 2 * (os.cpu_count() or 1)) * mmap.PAGESIZE
 
 OWN = re.compile(rb"\n(?:RssAnon|VmSwap):\s*(\d+) kB")
 EACH = re.compile(rb"\n(?:RssAnon|RssShmem|VmSwap|VmPTE):\s*(\d+) kB")
@@ -205,9 +208,9 @@ class MemoryWatch:
         self._took = time.thread_time() - began
         if rough.bytes <= self.wall:
             return rough
-        if least.bytes > self.wall and not waiting(self._proc):
+        if least.bytes > self.wall + least.processes * UNSURE and not waiting(self._proc):
             return least
-        if not exactly and time.monotonic() < self._exact_due:
+        if not exactly and least.bytes <= self.wall and time.monotonic() < self._exact_due:
             return least
         began = time.thread_time()
         try:
