@@ -27,6 +27,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from adyton.runtime.process.dead_mans_switch import DeadMansSwitch
 from adyton.runtime.process.proc_file import read as read_file
@@ -193,14 +194,15 @@ class IdleWatch:
         try:
             for process in processes:  # grows
                 with os.scandir(f"{self._proc}/{process}/task") as found:
-                    for thread in found:
-                        threads += 1
-                        if max(threads - MAX_THREADS, len(processes) - MAX_PROCESSES) > 0:
-                            return 0, []
-                        for child in map(int, read_file(f"{thread.path}/children").split()):
-                            processes.append(child)
-                            if process != supervisor or not self._is_init(child):
-                                clocks.append((clock_of(child), self._read(clock_of(child))))
+                    names = [thread.path for thread in islice(found, MAX_THREADS + 1 - threads)]
+                threads += len(names)
+                if threads > MAX_THREADS or len(processes) > MAX_PROCESSES:
+                    return 0, []
+                for name in names:
+                    for child in map(int, read_file(f"{name}/children").split()):
+                        processes.append(child)
+                        if process != supervisor or not self._is_init(child):
+                            clocks.append((clock_of(child), self._read(clock_of(child))))
         except (OSError, ValueError):  # one ended meanwhile
             return 0, []
         return len(processes) - 1, clocks
