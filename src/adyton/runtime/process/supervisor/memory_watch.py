@@ -208,10 +208,12 @@ class MemoryWatch:
         self._took = time.thread_time() - began
         if rough.bytes <= self.wall:
             return rough
-        if least.bytes > self.wall + least.processes * UNSURE and not waiting(self._proc):
-            return least
-        if not exactly and least.bytes <= self.wall and time.monotonic() < self._exact_due:
-            return least
+        sure = replace(least, memory=max(0, least.memory - least.processes * UNSURE))
+        if sure.bytes > self.wall:
+            if not waiting(self._proc):
+                return least
+        elif not exactly and time.monotonic() < self._exact_due:
+            return least if least.bytes <= self.wall else sure
         began = time.thread_time()
         try:
             return self._exact()
