@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -117,13 +118,98 @@ def test_a_name_alone_is_followed(client: Followed) -> None:
 def test_a_directory_itself_is_followed_until_it_goes(client: Followed) -> None:
     follow(client, directory="write/sub")
     os.chmod(client.home / "write/sub", 0o700)
+    assert client.told() == [("attributes", "/")]
     os.rename(client.home / "write/sub", client.home / "write/bus")
     (client.home / "write/bus/x").touch()
-    assert client.told() == [("attributes", "/"), ("moved-from", "")]
+    assert client.told() == [("moved-from", "")]
     follow(client, directory="write/bus")
     (client.home / "write/bus/x").unlink()
     (client.home / "write/bus").rmdir()
     assert client.told() == [("removed", "x"), ("removed", "")]
+
+
+@pytest.fixture
+def deep(client: Followed) -> str:
+    """A directory in a directory, and what it is called there."""
+    (client.home / "write/sub/deep").mkdir()
+    (client.home / "write/sub/deep/file").touch()
+    return "write/sub/deep"
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link to it", "another"])
+def test_no_names_are_told_of_what_is_not_allowed_any_more(client: Followed, deep, left) -> None:
+    follow(client, directory=deep)
+    client(abi.Watch(client.path(deep)))
+    os.rename(client.home / "write/sub", client.home / "secret/sub")
+    if left == "a link to it":
+        os.symlink(client.home / "secret/sub", client.home / "write/sub")
+    elif left == "another":
+        (client.home / deep).mkdir(parents=True)
+    (client.home / "secret/sub/deep/plans").touch()
+    (client.home / "secret/sub/deep/plans").unlink()
+    assert client.executor.take_changes() == [(client.path(deep), "")]
+    assert client.executor.take_events() == [Event(client.path(deep), "", "moved-from")]
+    (client.home / "secret/sub/deep/more").touch()
+    os.rename(client.home / "secret/sub/deep", client.home / "write/deep")
+    (client.home / "write/deep/news").touch()
+    assert client.told() == client.executor.take_changes() == []
+
+
+def test_no_attributes_are_told_of_what_is_not_allowed_any_more(client: Followed, deep) -> None:
+    follow(client, directory=deep)
+    os.rename(client.home / "write/sub", client.home / "secret/sub")
+    (client.home / "secret/sub/deep").chmod(0o700)
+    assert client.told() == [("moved-from", "")]
+
+
+def test_what_is_removed_with_all_in_it_is_told(client: Followed, deep) -> None:
+    for each in ("write/sub", deep):
+        follow(client, directory=each)
+    shutil.rmtree(client.home / "write/sub")
+    client.executor.take_changes()
+    told = [(each.directory, each.kind, each.name) for each in client.executor.take_events()]
+    assert told == [
+        (client.path(deep), "removed", "file"),
+        (client.path(deep), "removed", ""),
+        (client.path("write/sub"), "removed", "deep"),
+        (client.path("write/sub"), "removed", ""),
+    ]
+
+
+@pytest.mark.parametrize("followed", ["write/sub", "nothing above it"])
+def test_what_is_removed_where_it_is_not_allowed_is_told_without_names(client: Followed, deep, followed) -> None:
+    if followed == "write/sub":
+        follow(client, directory="write/sub")
+    follow(client, directory=deep)
+    os.rename(client.home / "write", client.home / "secret/write")
+    (client.home / "secret" / deep / "plans").touch()
+    shutil.rmtree(client.home / "secret/write/sub")
+    client.executor.take_changes()
+    events = client.executor.take_events()
+    assert {each.name for each in events} == {""}
+    assert {each.directory for each in events} >= {client.path(deep)}
+
+
+def test_all_that_others_move_with_a_directory_is_followed_no_more(client: Followed, deep) -> None:
+    for each, name in (("write/sub", ""), (deep, ""), (deep, "file")):
+        follow(client, name, each)
+    os.rename(client.home / "write/sub", client.home / "write/bus")
+    client.executor.take_changes()
+    assert client.executor.take_events() == [
+        Event(client.path("write/sub"), "", "moved-from"),
+        Event(client.path(deep), "", "moved-from"),
+        Event(client.path(deep), "file", "moved-from"),
+    ]
+
+
+def test_what_the_enclave_moves_with_a_directory_is_not_told(client: Followed, deep) -> None:
+    for each in ("write/sub", deep):
+        follow(client, directory=each)
+    client(abi.Rename(client.path("write/sub"), client.path("write/bus")))
+    assert client.told() == []
+    assert follow(client, directory="write/bus/deep") == abi.Done()
+    (client.home / "write/bus/deep/new").mkdir()
+    assert client.told() == [("created", "new/")]
 
 
 def test_promises_and_what_is_followed_do_not_end_each_other(client: Followed) -> None:

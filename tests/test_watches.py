@@ -23,7 +23,7 @@ class Place:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.called = threading.Event()
-        self.watches = Watches(self.called.set)
+        self.watches = Watches(self.called.set, lambda path: os.open(path, os.O_PATH | os.O_DIRECTORY))
 
     def watch(self, name: str = "", directory: str = "") -> None:
         path = self.path / directory if directory else self.path

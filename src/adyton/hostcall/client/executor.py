@@ -94,7 +94,7 @@ class Executor:
         self._files = OpenFiles()
         self._locks = LockCalls(self._files)
         self.changed: Callable[[], object] = lambda: None
-        self._watches = Watches(lambda: self.changed())  # noqa: PLW0108 - it may be set later
+        self._watches = Watches(lambda: self.changed(), self._tree.enter_directory)  # noqa: PLW0108 - it may be set later
         self._places = places = Places(policy, self._tree)
         self._handlers: Handlers = {
             **NameCalls(places, self._files).handlers,

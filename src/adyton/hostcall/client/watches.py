@@ -4,6 +4,9 @@ inotify(7) tells of each change in a watched directory, the enclave's own among 
 after: `changing` is held around each change that the enclave makes, and `made` notes the file's status there. A change is told once,
 until the enclave looks at the name again (`looked`). What happens where the enclave follows it is told each time, one by one.
 
+inotify watches a directory wherever it is moved to, and says nothing when one above it is moved: so nothing of a directory is told but while
+the path under which the enclave has it leads there (`_is_there`). Where it does not, promises end, and it is told as moved away.
+
 What inotify does not see is not promised: file systems that other machines change (REMOTE). What another program writes into a mapped file
 shows when it is unmapped or synced to disk at the latest, and only if its time of modification shows it.
 """
@@ -53,10 +56,15 @@ _KINDS: dict[int, Kind] = {
 }  # fmt: skip
 
 Seen = tuple[int, int, int, int, int]
+Identity = tuple[int, int]  # device and inode
 
 
 def _seen(status: os.stat_result) -> Seen:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode, status.st_nlink
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
 
 
 class _Watch:
@@ -65,19 +73,51 @@ class _Watch:
     `followed`: the same → the names that it follows; "": all, and the directory itself.
     """
 
-    __slots__ = ("followed", "path", "spelt")
+    __slots__ = ("above", "followed", "identity", "path", "spelt")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
+        self.path = ""
+        self.identity: Identity | None = None
+        self.above: Identity | None = None  # of the directory that holds it
         self.spelt: dict[str, set[str] | None] = {}
         self.followed: dict[str, set[str]] = {}
 
+    def place(self, path: str, descriptor: int) -> None:
+        """It is found there."""
+        self.path = path
+        self.identity = _identity(os.fstat(descriptor))
+        self.above = None
+        with suppress(OSError):
+            self.above = _identity(os.stat("..", dir_fd=descriptor))
+
+
+class _Batch:
+    """What one read has brought: number of the watch, mask, cookie, name. `there`: which directories have been looked at since, and found."""
+
+    def __init__(self, data: bytes) -> None:
+        self.events = list(_events(data))
+        self.removed = {number for number, mask, _, _ in self.events if mask & _DELETE_SELF}
+        self.there: dict[int, bool] = {}
+
+
+def _events(data: bytes) -> Iterator[tuple[int, int, int, str]]:
+    start = 0
+    while start < len(data):
+        number, mask, cookie, length = _EVENT.unpack_from(data, start)
+        start += _EVENT.size
+        yield number, mask, cookie, os.fsdecode(data[start : start + length].rstrip(b"\0"))
+        start += length
+
 
 class Watches:
-    """See the module. Thread-safe. `changed` is called, from a thread of this, when there may be something to `take`."""
+    """See the module. Thread-safe. `changed` is called, from a thread of this, when there may be something to `take`.
 
-    def __init__(self, changed: Callable[[], object]) -> None:
+    `enter`: a descriptor of the directory at a path that was given to `watch` or `follow`, by the same way: ConfinedTree.enter_directory.
+    """
+
+    def __init__(self, changed: Callable[[], object], enter: Callable[[str], int]) -> None:
         self._changed = changed
+        self._enter = enter
         self._lock = threading.RLock()
         self._inotify = -1
         self._closed = False
@@ -152,15 +192,19 @@ class Watches:
         if number < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
-        watch = self._watches.get(number)
-        if watch is None:
-            self._watches[number] = _Watch(path)
-            self._by_path[path] = number
-        elif watch.path != path:  # it has another name by now
-            self._by_path.pop(watch.path, None)
-            watch.path = path
-            self._by_path[path] = number
+        watch = self._watches.setdefault(number, _Watch())
+        if watch.path != path:
+            if watch.path and self._identity_at(watch.path) != watch.identity:  # it has another name by now
+                self._end_what_is_told(number, "moved-from")
+            self._drop_path(number)
+        watch.place(path, descriptor)
+        self._by_path[path] = number
         return number
+
+    def _drop_path(self, number: int) -> None:
+        path = self._watches[number].path
+        if self._by_path.get(path) == number:
+            del self._by_path[path]
 
     def unwatch(self, path: str, spelt: str) -> None:
         """The enclave does not need the promise any more."""
@@ -266,45 +310,76 @@ class Watches:
             with self._lock:
                 self._end_below(path)
 
-    def _end_below(self, path: str) -> None:
+    def _end_below(self, path: str, kind: Kind | None = None) -> None:
         below = path.rstrip("/") + "/"
         for number, watch in list(self._watches.items()):
             if watch.path == path or watch.path.startswith(below):
-                self._end(number)
+                self._end(number, kind)
 
     def _read(self, data: bytes) -> None:
-        start, seen = 0, set()
-        while start < len(data):
-            number, mask, cookie, length = _EVENT.unpack_from(data, start)
-            start += _EVENT.size
-            name = os.fsdecode(data[start : start + length].rstrip(b"\0"))
-            start += length
+        batch, seen = _Batch(data), set()
+        for number, mask, cookie, name in batch.events:
             if mask & _OVERFLOW:
                 self._overflowed()
                 continue
-            if not _is_text(name):
-                continue  # the enclave knows no such names
             watch = self._watches.get(number)
-            if watch is None:
+            if watch is None or not _is_text(name):
+                continue  # the enclave knows no such names
+            if mask & (_ENDS | _IGNORED):
+                own = self._is_own(watch.path, gone=self._changing)
+                self._end_below(watch.path, None if own else "removed" if mask & _DELETE_SELF else "moved-from")
                 continue
             if watch.followed:
-                self._happened(watch, name, mask, cookie)
-            if mask & (_ENDS | _IGNORED):
-                self._end_below(watch.path)
-            elif not name:
-                self._tell_of_itself(watch)
+                self._happened(number, name, mask, cookie, batch)
+            if not name:
+                self._tell_of_itself(number, batch)
             elif (number, name) not in seen:
                 seen.add((number, name))
-                self._event(watch, name)
+                self._event(number, name, batch)
 
-    def _happened(self, watch: _Watch, name: str, mask: int, cookie: int) -> None:
+    def _is_there(self, number: int, batch: _Batch) -> bool:
+        """Whether what the batch says of a directory may be told; if not, it is watched no more.
+
+        It may while the path leads to the directory, by a look *after* the event was read: what the enclave could list now, it may know,
+        and a move that comes later makes no secret of what was told before it. What had been removed by then, with all in it, was
+        removed where it stood, if the directory above stands: its own move would have ended the watch.
+        """
+        if number not in batch.there:
+            batch.there[number] = self._leads_there(self._watches[number], batch)
+        if not batch.there[number] and number in self._watches:
+            self._end(number, "removed" if number in batch.removed else "moved-from")
+        return batch.there[number]
+
+    def _leads_there(self, watch: _Watch, batch: _Batch) -> bool:
+        path, identity = watch.path, watch.identity
+        while (found := self._identity_at(path)) is None:
+            number = self._by_path.get(path)
+            if number not in batch.removed or self._watches[number].identity != identity:
+                return False
+            path, identity = split(path)[0], self._watches[number].above
+        return found == identity
+
+    def _identity_at(self, path: str) -> Identity | None:
+        try:
+            descriptor = self._enter(path)
+        except OSError:
+            return None
+        try:
+            return _identity(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _happened(self, number: int, name: str, mask: int, cookie: int, batch: _Batch) -> None:
         """Tell who follows it, unless the enclave did it."""
+        watch = self._watches[number]
         kind = next((kind for bit, kind in _KINDS.items() if mask & bit), None)
         path = join(watch.path, name) if name else watch.path
         if kind is None or self._is_own(path, gone=self._changing or kind == "closed"):
             return
         if kind == "closed" and self._changing and not os.path.lexists(path):
             return  # others removed it before the enclave closed it
+        if not self._is_there(number, batch):
+            return
         for spelt, names in watch.followed.items():
             if "" in names or name in names:
                 self._tell_event(Event(spelt, name, kind, is_directory=bool(mask & _ISDIR), cookie=cookie))
@@ -316,7 +391,8 @@ class Watches:
 
     def _overflowed(self) -> None:
         for number in list(self._watches):
-            self._end_promises(number)
+            self._end_promises(number)  # what is followed goes on being told
+            self._forget_unused(number)
         if self._followed:
             self._tell_event(Event("/", "", "lost"))
 
@@ -328,13 +404,18 @@ class Watches:
             return gone and path in self._removed
         return self._own.get((status.st_dev, status.st_ino)) == _seen(status)
 
-    def _event(self, watch: _Watch, name: str) -> None:
+    def _event(self, number: int, name: str, batch: _Batch) -> None:
+        watch = self._watches.get(number)
+        if watch is None:
+            return
         path = join(watch.path, name)
         if path in self._told:
             return
         if self._is_own(path, gone=True):
             return
         self._removed.pop(path, None)
+        if not watch.spelt or not self._is_there(number, batch):
+            return
         for spelt, names in watch.spelt.items():
             if names is None or name in names:
                 if len(self._told) >= MAX_NOTED:
@@ -342,41 +423,51 @@ class Watches:
                 self._told.add(path)
                 self._found[spelt, name] = None
 
-    def _tell_of_itself(self, watch: _Watch) -> None:
+    def _tell_of_itself(self, number: int, batch: _Batch) -> None:
         """A directory's own attributes."""
+        watch = self._watches.get(number)
+        if watch is None or not watch.spelt:
+            return
         with suppress(OSError):
             status = os.lstat(watch.path)
             if self._own.get((status.st_dev, status.st_ino)) == _seen(status):
                 return
+        if not self._is_there(number, batch):
+            return
         for spelt in watch.spelt:
             above, name = split(spelt)
             if name:
                 self._found[above, name] = None
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int, kind: Kind | None) -> None:
+        """Watch it no more. `kind`: what is told to who follows it; None: nothing."""
+        self._end_what_is_told(number, kind)
+        self._forget(number)
+
+    def _end_what_is_told(self, number: int, kind: Kind | None) -> None:
+        watch = self._watches[number]
+        for spelt, names in watch.followed.items():
+            for name in sorted(names):
+                del self._followed[spelt, name]
+                if kind is not None:
+                    self._tell_event(Event(spelt, name, kind))
+        watch.followed.clear()
         self._end_promises(number)
-        if number in self._watches:
-            self._forget(number)
 
     def _end_promises(self, number: int) -> None:
-        """What is followed goes on being told."""
         for spelt in self._watches[number].spelt:
             self._found[spelt, ""] = None
         self._watches[number].spelt.clear()
-        self._forget_unused(number)
 
     def _forget_unused(self, number: int) -> None:
         if not self._watches[number].spelt and not self._watches[number].followed:
             self._forget(number)
 
     def _forget(self, number: int) -> None:
+        self._drop_path(number)
         watch = self._watches.pop(number)
         _libc.inotify_rm_watch(self._inotify, number)  # gone already, where the kernel said so
-        self._by_path.pop(watch.path, None)
         self._told = {each for each in self._told if split(each)[0] != watch.path}
-        for spelt, names in watch.followed.items():
-            for name in names:
-                del self._followed[spelt, name]
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
