@@ -47,6 +47,7 @@ def printing(monkeypatch):
     yield printing
     for end in printing.writes:
         os.close(end)
+    printing.output.close()
     printing.loop.close()
 
 
@@ -105,6 +106,92 @@ def test_what_the_client_does_not_take_stays_with_who_prints_it(printing, monkey
         printing.output.caught_up()
     thread.join()
     assert said == whole
+
+
+def test_what_is_opened_anew_after_all_had_closed_it_is_read(printing):
+    """As /proc/self/fd/1 can be, by who has kept it with O_PATH."""
+    kept = os.open(f"/proc/self/fd/{printing.writes[0]}", os.O_PATH)
+    os.write(printing.writes[0], b"before, ")
+    os.close(printing.writes[0])
+    while not (said := printing.said()["stdout"]):
+        printing.loop.turn()
+    while printing.output._unread:  # its end has been seen
+        time.sleep(0.001)
+    again = os.open(f"/proc/self/fd/{kept}", os.O_WRONLY)
+    os.close(kept)
+    printing.writes = (again, printing.writes[1])
+    done = []
+    for _ in range(2):
+        os.write(again, b"after")
+        printing.output.then(lambda: done.append(1))
+        while not done:
+            printing.loop.turn()
+        said += printing.said()["stdout"]
+        done.clear()
+    assert said == b"before, afterafter"
+
+
+def test_what_somebody_else_has_read_holds_nothing_up(printing, monkeypatch):
+    """A program can read what it printed itself, before it is taken."""
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(printing.output, "_is_clear", lambda: False)  # something is there, which nobody finds
+        printing.output.then(lambda: done.append(1))
+    while not done:
+        printing.loop.turn()
+
+
+def test_the_end_is_not_the_first_moment_in_which_nothing_is_there(printing, monkeypatch):
+    """Who prints more than a pipe holds leaves such moments."""
+    whole, pass_on, begun = bytes(range(256)) * (1 << 12), printing.output._pass_on, []
+
+    def write() -> None:
+        os.write(printing.writes[0], whole)
+        for end in printing.writes:
+            os.close(end)
+        printing.writes = ()
+
+    def pass_on_and_write(*how, **limits) -> int:
+        passed = pass_on(*how, **limits)
+        if not begun:
+            begun.append(threading.Thread(target=write))
+            begun[0].start()
+        return passed
+
+    monkeypatch.setattr(printing.output, "_pass_on", pass_on_and_write)
+    monkeypatch.setattr(output, "END_MOMENT", 600)
+    printing.output.finish()
+    begun[0].join()
+    assert printing.said()["stdout"] == whole
+
+
+def test_who_prints_without_end_is_cut_off_at_the_end(printing, monkeypatch):
+    monkeypatch.setattr(output, "MOST_AT_END", 1 << 20)
+    monkeypatch.setattr(output, "END_MOMENT", 600)
+    ends = threading.Event()
+
+    def print_on() -> None:
+        while not ends.is_set():
+            os.write(printing.writes[0], bytes(1 << 16))
+
+    thread = threading.Thread(target=print_on)
+    thread.start()
+    try:
+        printing.output.finish()
+        assert (1 << 20) <= printing.enclave.pending_bytes < (1 << 20) + (1 << 18)
+    finally:
+        ends.set()
+        while thread.is_alive():
+            printing.output._pass_on()
+            printing.said()
+        thread.join()
+
+
+def test_what_stays_open_at_the_end_is_waited_for_a_moment_only(printing, monkeypatch):
+    monkeypatch.setattr(output, "END_MOMENT", 0.01)
+    os.write(printing.writes[1], b"last words")
+    printing.output.finish()
+    assert printing.said()["stderr"] == b"last words"
 
 
 PROGRAM = """

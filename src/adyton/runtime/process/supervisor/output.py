@@ -29,7 +29,9 @@ from adyton.runtime.process.supervisor.loop import Callback, Loop
 HIGH_WATER = 1 << 22  # bytes that wait in the session, above which nothing more is taken
 MOST_TAKEN = 1 << 20  # bytes that the thread takes before the loop has passed them on
 MOST_AWAITED = 1 << 21  # bytes of output that hold up what comes behind them; another thread may go on writing
-END_MOMENT = 0.5  # seconds, at the end, for what was printed
+AWAIT_SECONDS = 0.05  # after which who waits looks again, untold
+# At the end: seconds for what was printed, and bytes. Of who is dead already, there is no more than two pipes hold (pipe-max-size), and the thread.
+END_MOMENT, MOST_AT_END = 0.5, 1 << 22
 _PIECE = 1 << 16
 _UNSHARE_FILES = 0x400  # CLONE_FILES, linux/sched.h
 _LAST_DESCRIPTOR = 0xFFFFFFFF
@@ -55,10 +57,12 @@ class Output:
         self._guarded = guarded
         self._awaiting: list[Callback] = []  # until what was printed before them is on its way
         self._awaited = 0  # bytes since they wait
+        self._looks_later = False
         # The thread's: what it took, whether it may be taking something, and what wakes it and the loop.
         self._taken: deque[tuple[Stream, bytes]] = deque()
         self._taken_bytes = 0
         self._taking = False
+        self._unread: set[int] = set()  # pipes
         self._lock = threading.Lock()
         self._parted = False
         if self._pipes:
@@ -98,29 +102,53 @@ class Output:
             step()
         else:
             self._awaiting.append(step)
+            self._look_later()
 
     def finish(self) -> None:
-        """Pass on what was printed, at the end."""
-        deadline = time.monotonic() + END_MOMENT
-        while self._pipes and not self._is_clear() and (left := deadline - time.monotonic()) > 0:
-            self._pass_on()
-            select.select([self._woken], [], [], min(left, 0.01))
-        self._pass_on()
+        """Pass on what was printed, at the end: until nobody has the pipes any more, for a moment, and so many bytes of it."""
+        deadline, passed = time.monotonic() + END_MOMENT, 0
+        while self._pipes:
+            over = self._are_over() and not self._taking
+            passed += self._pass_on(most=MOST_AT_END - passed)
+            if over or passed >= MOST_AT_END or (left := deadline - time.monotonic()) <= 0:
+                break
+            if select.select([self._woken], [], [], min(left, 0.01))[0]:
+                os.read(self._woken, 4096)
+
+    def close(self) -> None:
+        """Have the thread end, unless it waits for the guest."""
+        if self._pipes:
+            os.close(self._resumer)
 
     # -- the loop's side ----------------------------------------------------------------------------------------------
 
     def _arrived(self) -> None:
         os.read(self._woken, 4096)
         if self._awaiting:
-            self._awaited += self._pass_on()
-            if self._awaited > MOST_AWAITED or self._is_clear():
-                self._pass_on()
-                self._awaited = 0
-                steps, self._awaiting = self._awaiting, []
-                for step in steps:
-                    step()
+            self._go_on()
         else:
             self._pass_on(HIGH_WATER)
+
+    def _look_later(self) -> None:
+        """What is in a pipe may come to be there no more, and nobody tells: a program can read it as well."""
+        if self._awaiting and not self._looks_later:
+            self._looks_later = True
+            self._loop.later(AWAIT_SECONDS, self._guarded(self._look_again))
+
+    def _look_again(self) -> None:
+        self._looks_later = False
+        if self._awaiting:
+            self._go_on()
+        self._look_later()
+
+    def _go_on(self) -> None:
+        self._awaited += self._pass_on()
+        if self._awaited > MOST_AWAITED or self._is_clear():
+            self._pass_on()
+            self._awaited = 0
+            steps, self._awaiting = self._awaiting, []
+            for step in steps:
+                step()
 
     def _is_clear(self) -> bool:
         """Whether nothing is in the pipes, nor in the thread's hands. Looking whether a pipe can be read takes no lock of it."""
@@ -130,10 +158,21 @@ class Output:
             else True
         )
 
-    def _pass_on(self, high_water: int | None = None) -> int:
-        """What was taken, while less than `high_water` bytes wait in the session; how many bytes that were."""
+    def _are_over(self) -> bool:
+        """Whether nobody can write to the pipes, as far as anybody has them open, and all has been read."""
+        ended = [
+            pipe for pipe, events in self._poller.poll(0) if events & select.POLLHUP and not events & select.POLLIN
+        ]
+        return len(ended) == len(self._pipes)
+
+    def _pass_on(self, high_water: int | None = None, most: int | None = None) -> int:
+        """What was taken, while less than `high_water` bytes wait in the session, and until it is `most`; how many bytes that were."""
         passed = 0
-        while self._taken and (high_water is None or self._session.pending_bytes < high_water):
+        while (
+            self._taken
+            and (high_water is None or self._session.pending_bytes < high_water)
+            and (most is None or passed < most)
+        ):
             with self._lock:
                 stream, data = self._taken.popleft()
                 full, self._taken_bytes = self._taken_bytes >= MOST_TAKEN, self._taken_bytes - len(data)
@@ -150,27 +189,35 @@ class Output:
     def _run(self, apart: threading.Event) -> None:
         try:
             self._part()
+            ready = select.epoll()
             self._parted = True
         finally:
             apart.set()
-        poller = select.poll()
+        # Told once of each change: an end, too, which is none when /proc/self/fd has the pipe opened anew.
         for descriptor in (*self._pipes, self._resumed):
-            poller.register(descriptor, select.POLLIN)
-        pipes = dict(self._pipes)
-        while pipes:
-            for descriptor, _ in poller.poll():
-                if descriptor == self._resumed:
-                    os.read(self._resumed, 4096)
-                    continue
+            ready.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        while True:
+            for descriptor, _ in ready.poll(0 if self._unread else None):
+                if descriptor != self._resumed:
+                    self._unread.add(descriptor)
+                elif not self._resume():
+                    return
+            for pipe in list(self._unread):
                 self._taking = True
-                more = self._take(pipes[descriptor], descriptor)
+                self._take_all(self._pipes[pipe], pipe)
                 self._taking = False
                 self._tell()
-                if not more:
-                    poller.unregister(descriptor)
-                    del pipes[descriptor]
-            if self._taken_bytes >= MOST_TAKEN:
-                self._pause()
+            while self._taken_bytes >= MOST_TAKEN:  # until the loop has passed something on
+                select.select([self._resumed], [], [])
+                if not self._resume():
+                    return
+
+    def _resume(self) -> bool:
+        """False: at the end."""
+        try:
+            return bool(os.read(self._resumed, 4096))
+        except BlockingIOError:
+            return True
 
     def _part(self) -> None:
         """Have a table of descriptors with those alone that this thread needs."""
@@ -182,11 +229,19 @@ class Output:
             if first <= last:
                 system_call("close_range", first, last, 0)
 
+    def _take_all(self, stream: Stream, pipe: int) -> None:
+        """What is in a pipe, or as much as there is room for: to tell of each piece would take longer than to take it."""
+        for _ in range(MOST_TAKEN // _PIECE):
+            if self._taken_bytes >= MOST_TAKEN:
+                break
+            if not self._take(stream, pipe):
+                self._unread.discard(pipe)
+                break
+
     def _take(self, stream: Stream, pipe: int) -> bool:
+        """Whether there may be more."""
         try:
             data = os.read(pipe, _PIECE)
-        except BlockingIOError:
-            return True
         except OSError:
             return False
         if data:
@@ -194,12 +249,6 @@ class Output:
                 self._taken.append((stream, data))
                 self._taken_bytes += len(data)
         return bool(data)
-
-    def _pause(self) -> None:
-        """Until the loop has passed something on."""
-        while self._taken_bytes >= MOST_TAKEN:
-            select.select([self._resumed], [], [])
-            os.read(self._resumed, 4096)
 
     def _tell(self) -> None:
         try:

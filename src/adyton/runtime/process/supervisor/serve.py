@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, cast
 
 import msgspec
@@ -150,6 +151,8 @@ class Supervisor:
         if self._reason is not None:
             return
         self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
+        if self._guest.pidfd is not None:
+            self._kill(self._guest.pidfd)  # what it printed before is all that is waited for
         self.output.finish()
         try:
             if self._channel_open:
@@ -189,11 +192,10 @@ class Supervisor:
         if guest.fuse is not None:
             os.close(guest.fuse)  # aborts what the guest waits for, so that it can be killed
         if guest.pidfd is not None:
-            try:
-                signal.pidfd_send_signal(guest.pidfd, signal.SIGKILL)
+            self._kill(guest.pidfd)
+            with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, guest.pidfd, os.WEXITED)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+        self.output.close()
         guest.control.close()
         for link in self._links.values():
             link.sock.close()
@@ -204,6 +206,11 @@ class Supervisor:
         self._emulation.close()
         self._relay.close()
         self._loop.close()
+
+    @staticmethod
+    def _kill(pidfd: int) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _guest_ends(self) -> bool:
         """A guest's sockets close a moment before its end can be seen: wait for that, and if it comes, say how it ended."""
