@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 import adyton
 from adyton.image.project import build_project
 from adyton.runtime.process.supervisor import wanted
+from adyton.runtime.process.supervisor.notifications import Note
+from adyton.runtime.process.supervisor.thread_numbers import ThreadNumbers, numbered
 from adyton.runtime.process.supervisor.wanted import CALLS, GuestThreads, Wanted, calls_of, is_below
 
 STRING = b"/home/ann/.netrc\0"
@@ -122,6 +125,51 @@ def test_threads_of_children_are_found_and_others_are_not(proc: Path) -> None:
     (proc / "12/task/12/status").write_text("NSpid:\t12\t99\n")
     assert threads.wanted(3, "/home") is None, "the number was given to another"
     assert GuestThreads(4711, str(proc)).wanted(3, "/home") is None
+
+
+def waiting(proc: Path, *directories: str) -> Note:
+    """All threads wait in one call with the same arguments, each in a directory of its own; what the listener tells of the one here 100."""
+    for thread, cwd in zip((10, 11, 12), directories, strict=True):
+        directory = next(proc.glob(f"*/task/{thread}"))
+        (directory / "syscall").write_text("254 0x5 0x7f01 0xfff 0x0 0x0 0x0 0x7ffd 0x7f00\n")
+        (directory / "cwd").unlink()
+        (directory / "cwd").symlink_to(cwd)
+    return Note(1, 100, 254, 0, (5, 0x7F01, 0xFFF, 0, 0, 0))
+
+
+def test_of_threads_that_wait_for_the_same_each_has_its_own_working_directory(proc: Path) -> None:
+    note = waiting(proc, "/a", "/b", "/c")
+    for number, directory in ((1, "/a"), (2, "/b"), (3, "/c"), (4, None)):
+        found = GuestThreads(10, str(proc), inside={100: number}.get).directory(note)
+        assert found == directory
+
+
+def test_where_threads_cannot_be_told_apart_it_is_only_told_where_all_of_them_are(proc: Path) -> None:
+    assert GuestThreads(10, str(proc)).directory(waiting(proc, "/a", "/b", "/a")) is None
+    assert GuestThreads(10, str(proc)).directory(waiting(proc, "/a", "/a", "/a")) == "/a"
+
+
+def test_a_thread_has_its_number() -> None:
+    numbers = ThreadNumbers()
+    assert numbers.inside(os.getpid()) == os.getpid()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(threading.get_native_id).result()
+        assert numbers.inside(other) == other
+    assert numbers.inside(1 << 22) is None  # no number is as high
+
+
+@pytest.mark.parametrize(
+    ("info", "number"),
+    [
+        (b"pos:\t0\nPid:\t4711\nNSpid:\t4711\t17\t3\n", 3),
+        (b"Pid:\t-1\nNSpid:\t-1\n", None),  # it has ended
+        (b"Pid:\t0\nNSpid:\t0\n", None),  # it is not in that namespace
+        (b"Pid:\t4711\n", None),
+        (b"NSpid:\n", None),
+    ],
+)
+def test_the_last_of_its_numbers_is_the_guests(info: bytes, number: int | None) -> None:
+    assert numbered(info) == number
 
 
 @pytest.mark.parametrize("mounts", ["", MOUNTS.replace("fuse", "tmpfs"), "510 480 x / / rw - fuse a rw\n", "x - fuse"])

@@ -484,6 +484,37 @@ def test_events_may_be_read_into_pages_that_the_supervisor_has_yet_to_serve(at_w
     assert at_work.run(code, top=str(folder / "a")) is True
 
 
+def test_a_relative_path_is_below_the_working_directory_of_who_gives_it(at_work, folder):
+    """Of several processes that make the same call, with the same arguments, at the same time."""
+    for name in "ab":
+        (folder / name).mkdir()
+    code = """
+    import ctypes, os
+    inotify = Inotify()
+    wanted = [inotify.watch(f"{top}/{name}", "CREATE") for name in "ab"]
+    path, mask = ctypes.create_string_buffer(b"."), ctypes.c_uint32(MASKS["CREATE"])
+    result = []
+    for _ in range(20):
+        ready, go = os.pipe()
+        children = []
+        for name in "ab":
+            child = os.fork()
+            if not child:
+                os.close(go)
+                os.chdir(f"{top}/{name}")
+                os.read(ready, 1)
+                os._exit(libc.inotify_add_watch(inotify.fd, path, mask))
+            children.append(child)
+        os.close(ready)
+        os.close(go)
+        found = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if found != wanted:
+            result.append(found)
+    inotify.close()
+    """
+    assert at_work.run(code, top=str(folder)) == []
+
+
 def test_a_directory_on_the_client_may_be_watched_many_times_over(at_work, folder):
     for number in range(300):
         (folder / f"d{number}").mkdir()

@@ -19,6 +19,8 @@ from adyton.runtime.process.libc import install_filter
 def confine_supervisor(proc: int, *start_threads: Callable[[], None]) -> None:
     """Put up the walls, for good. The blob store, the server's /proc and all devices cannot be reached afterwards.
 
+    Of that /proc one file stays open, which tells of a descriptor of this process (supervisor.thread_numbers).
+
     `proc`: descriptor of the guest's own /proc, which becomes the working directory. `start_threads` are called when nothing but the
     filter is missing, which then covers all threads, and lets no more begin.
     """

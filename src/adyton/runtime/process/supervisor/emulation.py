@@ -13,7 +13,7 @@ from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.guest_process import GuestProcess
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.memory_files import MemoryFiles
-from adyton.runtime.process.supervisor.notifications import Listener
+from adyton.runtime.process.supervisor.notifications import Listener, Note
 from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
 from adyton.runtime.process.supervisor.syncing import SyncCalls
@@ -39,7 +39,7 @@ class Emulation:
         waits: Waits,
         files: FileServer | None,
         do: Callable[[list[Effect]], None],
-        directory: Callable[[int, tuple[int, ...]], str | None],
+        directory: Callable[[Note], str | None],
         *,
         lists: bool,
     ) -> None:

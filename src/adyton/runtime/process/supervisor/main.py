@@ -65,12 +65,13 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.rescue import Rescue
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.socket_memory import listed
+    from adyton.runtime.process.supervisor.thread_numbers import ThreadNumbers
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     keep_freed_memory()
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
-    threads = GuestThreads(PROGRAM, ".", INIT)
+    threads = GuestThreads(PROGRAM, ".", INIT, ThreadNumbers().inside)
     files = FileServer(wanted=threads.wanted, now=clock.now)
     closer, watch = Closer(), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(

@@ -45,6 +45,7 @@ from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, 
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
+from adyton.runtime.process.supervisor.notifications import Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
@@ -78,7 +79,7 @@ class Supervisor:
         files: FileServer | None,
         ready: Callable[[], None],
         close_file: Callable[[int], None] = os.close,
-        directory: Callable[[int, tuple[int, ...]], str | None] = lambda _number, _arguments: None,
+        directory: Callable[[Note], str | None] = lambda _note: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
         *,

@@ -13,17 +13,19 @@ Source: proc_pid_syscall(5), proc_pid_mem(5), proc_pid_maps(5), proc_pid_mountin
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import platform
 import posixpath
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.layout import is_normal
-from adyton.runtime.process.supervisor.notifications import copying
+from adyton.runtime.process.supervisor.notifications import Note, copying
 
 AT_FDCWD = -100
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -121,10 +123,17 @@ def calls_of(machine: str) -> Mapping[int, PathCall]:
 class GuestThreads:
     """Answers `wanted` for the guest whose first process is `pid`, as `proc` (a mounted proc file system) numbers it.
 
-    `init`: who has the guest's orphans; 0: they are not looked for.
+    `init`: who has the guest's orphans; 0: they are not looked for. `inside`: see thread_numbers.ThreadNumbers.
     """
 
-    def __init__(self, pid: int, proc: str = "/proc", init: int = 0) -> None:
+    def __init__(
+        self,
+        pid: int,
+        proc: str = "/proc",
+        init: int = 0,
+        inside: Callable[[int], int | None] = lambda _thread: None,
+    ) -> None:
+        self._inside = inside
         self._first = [pid, *([init] if init else [])]
         self._proc = proc
         self._known: dict[int, str] = {}
@@ -164,22 +173,28 @@ class GuestThreads:
             os.close(memory)
         return Wanted(denied, right)
 
-    def directory(self, number: int, arguments: tuple[int, ...]) -> str | None:
-        """The working directory of a thread that waits in system call `number` with these `arguments`; None if there is none such.
+    def directory(self, note: Note) -> str | None:
+        """The working directory of a thread that waits in a system call; None if it cannot be told.
 
-        Of several, of one of them: their numbers in the guest cannot be told from what they have here.
+        Where the thread cannot be told by its number, it is by what it waits for; of several that wait for the same, if they are all there.
         """
-        waits = [str(number).encode(), *(hex(each).encode() for each in arguments)]
-        for count, directory in enumerate(self._threads()):
-            if count >= MAX_THREADS:
-                break
+        inside = self._inside(note.thread)
+        if inside is not None:
+            found = self._directory(inside)
             try:
-                with open(f"{directory}/syscall", "rb") as file:
-                    if file.read(512).split()[:7] == waits:
-                        return os.readlink(f"{directory}/cwd")
+                return os.readlink(f"{found}/cwd") if found is not None else None
             except OSError:
-                continue
-        return None
+                return None
+        directories = set(self._working_directories(note))
+        return directories.pop() if len(directories) == 1 else None
+
+    def _working_directories(self, note: Note) -> Iterator[str]:
+        """Of all threads that wait in this system call with these arguments."""
+        waits = [str(note.number).encode(), *(hex(each).encode() for each in note.arguments)]
+        for directory in itertools.islice(self._threads(), MAX_THREADS):
+            with contextlib.suppress(OSError), open(f"{directory}/syscall", "rb") as file:
+                if file.read(512).split()[:7] == waits:
+                    yield os.readlink(f"{directory}/cwd")
 
     # -- its memory -------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class WatchCalls:
         guarded: Callable[[Callback], Callback],
         do: Callable[[list[Effect]], None],
         close_file: Callable[[int], None],
-        directory: Callable[[int, tuple[int, ...]], str | None],
+        directory: Callable[[Note], str | None],
     ) -> None:
         self._files = files
         self._watching = files.watching
@@ -130,7 +130,7 @@ class WatchCalls:
         check_mask(mask)
         end = self._find(listener, note)
         path = self._path(listener, note)
-        directory = "/" if path.startswith(b"/") else self._directory(note.number, note.arguments)
+        directory = "/" if path.startswith(b"/") else self._directory(note)
         if directory is None:
             raise OSError(errno.ENOENT, "the working directory is not known")
 
