@@ -3,8 +3,7 @@
     request ──► policy (in a pool: names may have to be looked up) ──► the thread ──► result
     message ─────────────────────────────────────────────────────────► the thread ──► message
 
-A message is taken by the thread that brings it, if the thread of the sockets has nothing else to do: handing it over would cost more. What is done
-with sockets is done under one lock, and nothing in there waits.
+`socket_thread` says which thread that is.
 
 Nothing is read from a socket beyond what its enclave has credit for, nor while the connection to the enclave is behind; nothing is
 taken from the enclave beyond what the socket has credit for. So a peer that is slow or fast costs a bounded amount of memory here.
@@ -17,9 +16,7 @@ import os
 import selectors
 import socket
 import struct
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -33,6 +30,7 @@ from adyton.hostcall.client.socket_decisions import Decisions, Opening
 from adyton.hostcall.client.socket_entry import NOTHING, Entry
 from adyton.hostcall.client.socket_options import get_option, set_membership, set_option
 from adyton.hostcall.client.socket_system import endpoint, is_bound, name_of, open_socket
+from adyton.hostcall.client.socket_thread import SocketThread
 from adyton.hostcall.client.socket_way import COUNTED_AS, Result, Way
 
 BEHIND = 1 << 20  # bytes on their way to the enclave, from which on nothing more is read from sockets
@@ -51,13 +49,7 @@ class ClientSockets:
         self._way = way
         self._sockets: dict[int, Entry] = {}
         self._decisions = Decisions(policy)
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._awake = False  # or about to be: there are steps to take
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()  # of the inbox
-        self._moving = threading.Lock()  # of the sockets; comes before the other
-        self._closed = False
-        self._released = False
+        self._thread = SocketThread(self._ready, self._release, way.failed)
         self._behind = False
         self._grown = 0  # bytes, by which windows are larger than WINDOW
         self._starved = False  # a connection could not be accepted for lack of descriptors
@@ -69,63 +61,23 @@ class ClientSockets:
         started = time.monotonic()
         name = COUNTED_AS[type(request)]
         if isinstance(request, net.GetOption):
-            self._put(lambda: self._answer(call, name, started, lambda: self._get_option(request)))
+            self._thread.put(lambda: self._answer(call, name, started, lambda: self._get_option(request)))
             return
         if not isinstance(request, net.Resolve):
             self._decisions.begin(request.socket)
         self._way.submit(lambda: self._decide(call, name, started, request))
 
     def message(self, message: net.FromEnclave) -> None:
-        if not self._take_here(message):
-            self._put(lambda: self._take(message))
-
-    def _take_here(self, message: net.FromEnclave) -> bool:
-        """Take it in this thread; False: not while the other is at work, or has steps that came before."""
-        if not self._moving.acquire(blocking=False):
-            return False
-        try:
-            with self._lock:
-                if self._inbox or self._thread is None or self._closed:
-                    return False
-            self._take(message)
-        except Exception as error:  # noqa: BLE001 - the enclave would wait for ever
-            self.close()
-            self._way.failed(error)
-        finally:
-            self._moving.release()
-        return True
+        self._thread.do(lambda: self._take(message))
 
     def caught_up(self) -> None:
         """The connection to the enclave has room again, if `behind`."""
         if self._behind:
-            self._put(self._go_on)
+            self._thread.put(self._go_on)
 
     def close(self) -> None:
         """Close all sockets. Idempotent."""
-        self._closed = True
-        if self._thread is not None:
-            self._put(lambda: None)
-
-    def _start(self) -> None:  # under the lock, with the first thing to do: most enclaves have no sockets
-        self._selector = selectors.DefaultSelector()
-        self._woken, self._wake = socket.socketpair()
-        for end in (self._woken, self._wake):
-            end.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="adyton-sockets", daemon=True)
-        self._thread.start()
-
-    def _put(self, step: Callable[[], None]) -> None:
-        with self._lock:
-            if self._released or (self._closed and self._thread is None):
-                return
-            asleep, self._awake = not self._awake, True
-            self._inbox.append(step)
-            if self._thread is None:
-                self._start()
-            if asleep:  # else it is on its way to what is there
-                with suppress(BlockingIOError):
-                    self._wake.send(b"x")
+        self._thread.close()
 
     def _decide(self, call: int, name: str, started: float, request: net.Request) -> None:
         """In the pool, which keeps an exception to itself."""
@@ -141,7 +93,7 @@ class ClientSockets:
         assert not isinstance(request, net.GetOption)
         judged = self._decisions.judge(request)
         if judged is None:
-            self._put(lambda: self._answer(call, name, started, lambda: self._open(call, started, request)))
+            self._thread.put(lambda: self._answer(call, name, started, lambda: self._open(call, started, request)))
             return
         self._decisions.end(request.socket)
         if isinstance(judged, Denied):
@@ -151,26 +103,6 @@ class ClientSockets:
 
     # -- the thread -----------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            self._move()
-        except Exception as error:  # noqa: BLE001 - the enclave would wait for ever
-            self._closed = True
-            self._way.failed(error)
-        finally:
-            self._release()
-
-    def _move(self) -> None:
-        while not self._closed:
-            for key, events in self._selector.select():
-                if key.fileobj is self._woken:
-                    with suppress(BlockingIOError):
-                        self._woken.recv(4096)
-                    self._take_steps()
-                    continue
-                with self._moving:
-                    self._ready(key.data, events)
-
     def _ready(self, number: int, events: int) -> None:
         """What is looked for may have changed since the selector saw it."""
         entry = self._sockets.get(number)
@@ -179,25 +111,9 @@ class ClientSockets:
         if entry is not None and events & entry.watched & selectors.EVENT_READ:
             self._readable(entry)
 
-    def _take_steps(self) -> None:
-        while not self._closed:
-            with self._moving:
-                with self._lock:
-                    if not self._inbox:
-                        return
-                    step = self._inbox.popleft()
-                    self._awake = bool(self._inbox)
-                step()
-
     def _release(self) -> None:
-        with self._moving:
-            for entry in list(self._sockets.values()):
-                self._forget(entry)
-            self._selector.close()
-        with self._lock:
-            self._released = True
-            for end in (self._woken, self._wake):
-                end.close()
+        for entry in list(self._sockets.values()):
+            self._forget(entry)
 
     def _done(self, call: int, name: str, started: float, result: Result) -> None:
         outcome = "denied" if result is _DENIED else result.errno if isinstance(result, abi.Failed) else "ok"
@@ -479,11 +395,11 @@ class ClientSockets:
         if wanted == entry.watched:
             return
         if not entry.watched:
-            self._selector.register(entry.sock, wanted, entry.number)
+            self._thread.selector.register(entry.sock, wanted, entry.number)
         elif not wanted:
-            self._selector.unregister(entry.sock)
+            self._thread.selector.unregister(entry.sock)
         else:
-            self._selector.modify(entry.sock, wanted, entry.number)
+            self._thread.selector.modify(entry.sock, wanted, entry.number)
         entry.watched = wanted
 
     def _writable(self, entry: Entry) -> None:
@@ -584,15 +500,15 @@ class ClientSockets:
 
     def _forget(self, entry: Entry) -> None:
         if entry.watched:
-            self._selector.unregister(entry.sock)
+            self._thread.selector.unregister(entry.sock)
             entry.watched = 0
         del self._sockets[entry.number]
         self._grown -= entry.window - net.WINDOW
         entry.sock.close()
-        if entry.connecting is not None and not self._closed:
+        if entry.connecting is not None and not self._thread.closed:
             call, started = entry.connecting
             self._done(call, "connect", started, abi.Failed("ECONNABORTED"))
-        if self._starved and not self._closed:
+        if self._starved and not self._thread.closed:
             self._starved = False
             for each in self._sockets.values():
                 self._watch(each)
