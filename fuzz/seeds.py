@@ -167,6 +167,7 @@ def _socket_messages() -> list[bytes]:
         b"\1" + net.encode(net.Accepts(1, [2, 3])),
         b"\2" + net.encode(net.Connect(1, new, peer)),
         b"\2" + net.encode(net.Listen(1, new, 5, [2, 3])),
+        b"\0" + net.encode(net.Begun(1, peer)),
     ]
 
 

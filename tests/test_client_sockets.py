@@ -86,6 +86,7 @@ def listener():
 def connect(connection, listener, number=1):
     result = connection.ask(net.Connect(number, STREAM, net.Endpoint(*listener.getsockname())))
     assert isinstance(result, net.Connected)
+    connection.next(net.Begun)
     accepted, _ = listener.accept()
     accepted.settimeout(PATIENCE)
     return accepted
@@ -182,6 +183,7 @@ def test_a_peer_that_is_slow_gets_no_larger_window(connection, listener):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     small = net.New("inet", "stream", [net.Option("SO_SNDBUF", [4096])])
     connection.ask(net.Connect(1, small, net.Endpoint(*listener.getsockname())))
+    connection.next(net.Begun)
     with listener.accept()[0]:
         for _ in range(net.WINDOW // net.CHUNK):
             connection.sockets.message(net.Send(1, bytes(net.CHUNK)))
@@ -287,6 +289,23 @@ def test_a_bound_socket_whose_connect_has_failed_is_kept(connection, listener):
     with connect(connection, listener) as peer:
         connection.sockets.message(net.Send(1, b"hello"))
         assert peer.recv(100) == b"hello"
+
+
+def test_from_where_a_connect_is_under_way_is_told_before_its_end(connection):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(3)]
+        for each in fillers:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        connection.sockets.request(1, net.Connect(7, STREAM, net.Endpoint(*full.getsockname())))
+        begun = connection.next(net.Begun)
+        assert (begun.socket, begun.local.host) == (7, "127.0.0.1")
+        assert begun.local.port
+        assert connection.results.empty()
+        for each in fillers:
+            each.close()
 
 
 def test_a_number_that_is_in_use_is_no_other_kind(connection, listener):

@@ -142,6 +142,7 @@ OUT_OF_PLACE = [
     lambda number: net.ReceivedFrom(number, THERE, b"x"),
     lambda number: net.Incoming(number, 77, HERE, THERE),
     lambda number: net.Broken(number, "EHWPOISON"),
+    lambda number: net.Begun(number, HERE),
 ]
 
 

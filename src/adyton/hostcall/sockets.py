@@ -19,6 +19,7 @@ Addresses are IP literals; a name is resolved by Resolve only.
     ShutWrite / EndOfStream           enclave / client: nothing more comes
     Credit                            both       the receiver has taken so many bytes: as many more may be on their way
     Blocked                           both       the sender has no credit left, and would send more
+    Begun                             client     a Connect is under way, from this address; before its result, where that takes time
     Broken                            client     the connection is lost
     Accepts                           enclave    more numbers for a listening socket's connections
     Incoming                          client     a connection to a listening socket, under one of its numbers
@@ -282,6 +283,11 @@ class Broken(_Struct, frozen=True):
     errno: str
 
 
+class Begun(_Struct, frozen=True):
+    socket: Socket
+    local: Endpoint
+
+
 class Incoming(_Struct, frozen=True):
     socket: Socket  # the listening one
     accepted: Socket
@@ -289,7 +295,7 @@ class Incoming(_Struct, frozen=True):
     peer: Endpoint
 
 
-FromClient = Received | ReceivedFrom | EndOfStream | Broken | Credit | Blocked | Incoming
+FromClient = Received | ReceivedFrom | EndOfStream | Begun | Broken | Credit | Blocked | Incoming
 
 
 def growth(window: int, waiting: int, grown: int) -> int:

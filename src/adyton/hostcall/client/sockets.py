@@ -205,6 +205,8 @@ class ClientSockets:
         if code == errno.EINPROGRESS:
             entry.state = "connecting"
             entry.connecting = (call, started)
+            with suppress(OSError):
+                self._way.send(net.Begun(entry.number, endpoint(entry.sock.getsockname())))
             self._watch(entry)
             return None
         if code:

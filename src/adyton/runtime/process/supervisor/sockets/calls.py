@@ -267,8 +267,16 @@ class SocketCalls:
     # -- names and options ----------------------------------------------------------------------------------------------
 
     def _getsockname(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
-        self._a.write_address(note, 1, standin.local or addresses.ANY[standin.family], standin.family)
-        return 0
+        def named() -> bool:
+            if standin.state == "connecting" and not standin.begun:
+                return False  # the client says it as soon as it has begun to connect
+            self._a.write_address(note, 1, standin.local or addresses.ANY[standin.family], standin.family)
+            self._a.listener.answer(note)
+            return True
+
+        if not named():
+            self._a.wait(note, standin, named, None)
+        return LATER
 
     def _getpeername(self, note: Note, standin: StandIn, _fetched: socket.socket) -> int | None:
         if standin.state != "connected" or standin.peer is None or standin.over:

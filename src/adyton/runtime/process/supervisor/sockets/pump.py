@@ -319,6 +319,11 @@ class Pump:
             case net.EndOfStream() if standin.kind == "stream" and standin.state == "connected":
                 standin.ended = True
                 self._show_end(standin)
+            case net.Begun(_, local) if (
+                standin.state == "connecting" and not standin.begun and net.is_address(local.host, standin.family)
+            ):
+                standin.begun, standin.local = True, local
+                self._moved(standin)
             case net.Broken(_, name):
                 self._lost(standin, name if name in net.ERRNO_NAMES else "EIO")
             case net.Incoming(_, accepted, local, peer):

@@ -62,6 +62,7 @@ class StandIn:
     inode: int
     state: State = "new"
     opened: bool = False  # the client has a socket for it
+    begun: bool = False  # so far is a connect that `local` is known
     close_on_exec: bool = False  # as it was made
     bound: net.Endpoint | None = None  # where the guest wanted it
     local: net.Endpoint | None = None

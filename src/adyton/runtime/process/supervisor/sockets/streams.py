@@ -14,6 +14,7 @@ from adyton.runtime.process.supervisor.sockets import addresses
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering, blocks, errno_of, failure, patience
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
+from adyton.runtime.process.table import number
 
 CLOEXEC, NONBLOCK = 0o2000000, 0o4000  # of socket and accept4, on every architecture of the table
 
@@ -23,6 +24,7 @@ class StreamCalls:
 
     def __init__(self, answering: Answering) -> None:
         self._a = answering
+        self._connecting = number("connect")
 
     def connect(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         data = self._a.read_address(note, 1, 2)
@@ -45,7 +47,7 @@ class StreamCalls:
             case _:
                 pass
         peer = addresses.parse(data, standin.family)
-        standin.state = "connecting"
+        standin.state, standin.begun = "connecting", False
         self._a.pump.watch(standin)
         standins.discard(standin.end)  # what the guest wrote too early
         standins.fill(standin, fetched)
@@ -92,7 +94,7 @@ class StreamCalls:
             self._a.pump.start(standin)
             return
         standin.state, standin.error = "new", errno_of(result)
-        if any(self._a.listener.waits(note) for note, _ in standin.waiting):
+        if any(note.number == self._connecting and self._a.listener.waits(note) for note, _ in standin.waiting):
             standins.drain(standin)  # before who waits goes on
             self._a.pump.watch(standin)
         self._a.moved(standin)
