@@ -139,7 +139,7 @@ def _serve(sock, started, report):
             elif descriptor == started.control.fileno():
                 message, descriptors, _, _ = socket.recv_fds(started.control, 1 << 18, 1)
                 if message == LISTENER:
-                    listener = Listener(descriptors[0], started.pid)
+                    listener = Listener(descriptors[0], lambda _thread, _descriptor: -1)
                     calls = SystemCalls(listener, {}, lambda call: names["refused"].append([call.name, call.errno]))
                     poller.register(listener, select.POLLIN)
                 elif not message:

@@ -319,11 +319,10 @@ def test_it_reaches_the_descriptors_of_every_thread_of_its_guest(zygote):
         assert len(threads) == 2
         code = """
             from adyton.runtime.process.libc import system_call
-            from adyton.runtime.process.supervisor.notifications import Listener
-            listener = Listener.__new__(Listener)
-            listener._leaders = [started.pid]
+            from adyton.runtime.process.supervisor.fetching import Fetcher
+            fetcher = Fetcher(started.pid)
             found = []
-            for find in (listener._process, listener._process_of_old):
+            for find in (fetcher._process, fetcher._process_of_old):
                 for thread in {threads}:
                     try:
                         descriptor = find(thread)

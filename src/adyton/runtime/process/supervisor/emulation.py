@@ -26,7 +26,7 @@ from adyton.runtime.process.table_rows import Refused
 class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
-    `guarded`: what a callback of the loop is wrapped in; `close_file`: see supervisor.closing. `do`: carries out what `files`
+    `guarded`: what a callback of the loop is wrapped in; `fetch`: see fetching.Fetcher. `do`: carries out what `files`
     wants; `directory`: see wanted.GuestThreads; `lists`: see SocketCalls.
     """
 
@@ -35,7 +35,7 @@ class Emulation:
         session: Session,
         loop: Loop,
         guarded: Callable[[Callback], Callback],
-        close_file: Callable[[int], None],
+        fetch: Callable[[int, int], int],
         waits: Waits,
         files: FileServer | None,
         do: Callable[[list[Effect]], None],
@@ -47,9 +47,9 @@ class Emulation:
         self._session = session
         self._loop = loop
         self._guarded = guarded
-        self._close_file = close_file
-        self._watches = WatchCalls(files, loop, guarded, do, close_file, directory) if files else None
-        self._syncs = SyncCalls(files, do, close_file) if files else None
+        self._fetch = fetch
+        self._watches = WatchCalls(files, loop, guarded, do, directory) if files else None
+        self._syncs = SyncCalls(files, do) if files else None
         self._client = SocketClient(session, waits)
         self._listener: Listener | None = None
         self._sockets: SocketCalls | None = None
@@ -62,9 +62,9 @@ class Emulation:
 
     def listen(self, descriptor: int, guest: GuestProcess, own_name: str) -> None:
         """From now on the guest's filter asks here. `own_name`: its host name."""
-        self._listener = Listener(descriptor, guest.pid, self._close_file)
+        self._listener = Listener(descriptor, self._fetch)
         self._sockets = SocketCalls(
-            *(self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._close_file),
+            *(self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._fetch),
             lists=self._lists,
         )
         assert guest.shared is not None

@@ -58,7 +58,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.allocator import keep_freed_memory
     from adyton.attestation.sim import attest
     from adyton.runtime.process.supervisor.clock import Clock
-    from adyton.runtime.process.supervisor.closing import Closer
+    from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
@@ -73,16 +73,16 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     clock = Clock(guest.clock)
     threads = GuestThreads(PROGRAM, ".", INIT, ThreadNumbers().inside)
     files = FileServer(wanted=threads.wanted, now=clock.now)
-    closer, watch = Closer(), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
+    fetcher, watch = Fetcher(guest.pid), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
-        close_file=closer.close,
+        fetch=fetcher.fetch,
         directory=threads.directory,
         clock=clock,
         watch=watch,
         lists=listed(guest.diagnosis) is not None,
     )
-    confine_supervisor(guest.proc, Rescue(guest.init).start, closer.start, watch.start, supervisor.output.start)
+    confine_supervisor(guest.proc, Rescue(guest.init).start, fetcher.start, watch.start, supervisor.output.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

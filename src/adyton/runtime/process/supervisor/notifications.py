@@ -2,7 +2,7 @@
 
     note = listener.receive()               a thread of the guest waits in a system call
     listener.read(note, address, size)      its arguments, copied once; what is decided, is decided on the copy
-    listener.fetch(note, descriptor)        a duplicate of one of its descriptors
+    listener.fetch(note, descriptor)        a duplicate of one of its descriptors, of a socket
     listener.write(note, address, data)
     listener.answer / give / go_on          once; None of them blocks. GoneError: a signal has ended the wait, or the thread
 
@@ -32,7 +32,6 @@ _SET_FLAGS = 0x40082104
 _SYNCHRONOUS_WAKE_UP = 1  # who waits and who answers hand the CPU to one another (Linux 6.6)
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _ADD_AT, _ADD_AND_SEND = 1, 2  # SECCOMP_ADDFD_FLAG_SETFD, _SEND
-_PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 
 _NOTE = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags; nr, arch, instruction pointer, args
 _ANSWER = struct.Struct("<QqiI")  # struct seccomp_notif_resp: id, val, error, flags
@@ -49,10 +48,6 @@ class GoneError(Exception):
 
 class FaultError(Exception):
     """There is no such memory."""
-
-
-class UnknownProcessError(OSError):
-    """Whose descriptors a thread has cannot be told: before Linux 6.9. To who calls it is EBADF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +90,10 @@ def copying() -> Iterator[None]:
 class Listener:
     """A filter's listener. The holder closes it; a guest whose listener is closed gets ENOSYS for what it would have asked."""
 
-    def __init__(self, descriptor: int, leader: int, close_file: Callable[[int], None] = os.close) -> None:
-        """`leader`: the guest's first process, as this process numbers it. `close_file`: closes a descriptor of the guest's, see closing."""
+    def __init__(self, descriptor: int, fetch: Callable[[int, int], int]) -> None:
+        """`fetch`: a thread's descriptor, see fetching.Fetcher."""
         self._descriptor = descriptor
-        self._close_file = close_file
-        self._leaders = [leader]
+        self._fetch = fetch
         with contextlib.suppress(OSError):  # an older kernel
             fcntl.ioctl(descriptor, _SET_FLAGS, _SYNCHRONOUS_WAKE_UP)
 
@@ -150,48 +144,17 @@ class Listener:
             raise FaultError
 
     def fetch(self, note: Note, descriptor: int) -> int:
-        """A duplicate of its descriptor, close-on-exec, the caller's to close. OSError EBADF, UnknownProcessError; GoneError."""
-        process = self._process(note.thread)
+        """A duplicate of its descriptor, which is a socket's, close-on-exec, the caller's to close. As Fetcher.fetch; GoneError."""
         try:
-            fetched = system_call("pidfd_getfd", process, descriptor, 0)
+            fetched = self._fetch(note.thread, descriptor)
         except ProcessLookupError:
             raise GoneError from None
-        finally:
-            os.close(process)
         try:
             self.check(note)
         except GoneError:
-            self._close_file(fetched)
+            os.close(fetched)
             raise
         return fetched
-
-    def _process(self, thread: int) -> int:
-        """A pidfd through which the thread's descriptors can be had."""
-        try:
-            return os.pidfd_open(thread, _PIDFD_THREAD)
-        except ProcessLookupError:
-            raise GoneError from None
-        except OSError:
-            return self._process_of_old(thread)
-
-    def _process_of_old(self, thread: int) -> int:
-        """The same before Linux 6.9, where only processes have pidfds: that of its process, if that is known."""
-        try:
-            found = os.pidfd_open(thread)
-        except OSError:
-            pass
-        else:
-            if thread not in self._leaders:
-                self._leaders.append(thread)
-                del self._leaders[1:-256]
-            return found
-        for leader in reversed(self._leaders):
-            try:
-                system_call("tgkill", leader, thread, 0)  # no signal, only the question whether it is a thread of it
-                return os.pidfd_open(leader)
-            except OSError:
-                continue
-        raise UnknownProcessError(errno.EBADF, "the process of the thread cannot be told")
 
     # -- answers --------------------------------------------------------------------------------------------------------
 

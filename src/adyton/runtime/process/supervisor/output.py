@@ -2,8 +2,7 @@
 
 A thread reads the pipes. Who writes to a pipe has it locked while the kernel copies what is written, and that may lie in a page of a file
 that this supervisor has to serve: were it to read the pipe itself, it would wait for itself, and nothing could end either. The thread has a
-table of descriptors of its own, without /dev/fuse: when the supervisor is killed, that device is closed although the thread waits, and
-what it waits for fails.
+table of descriptors of its own, see `own_table`.
 
     pipes ──► thread ──► what was taken ──► the loop ──► session         `then`: what was printed before goes out before
 """
@@ -21,10 +20,9 @@ from typing import Literal
 import msgspec
 
 from adyton.communicator.session import Session
-from adyton.errors import PlatformError
 from adyton.hostcall import abi
-from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Callback, Loop
+from adyton.runtime.process.supervisor.own_table import Apart, keep_only
 
 HIGH_WATER = 1 << 22  # bytes that wait in the session, above which nothing more is taken
 MOST_TAKEN = 1 << 20  # bytes that the thread takes before the loop has passed them on
@@ -33,8 +31,6 @@ AWAIT_SECONDS = 0.05  # after which who waits looks again, untold
 # At the end: seconds for what was printed, and bytes. Of who is dead already, there is no more than two pipes hold (pipe-max-size), and the thread.
 END_MOMENT, MOST_AT_END = 0.5, 1 << 22
 _PIECE = 1 << 16
-_UNSHARE_FILES = 0x400  # CLONE_FILES, linux/sched.h
-_LAST_DESCRIPTOR = 0xFFFFFFFF
 
 Stream = Literal["stdout", "stderr"]
 
@@ -64,7 +60,6 @@ class Output:
         self._taking = False
         self._unread: set[int] = set()  # pipes
         self._lock = threading.Lock()
-        self._parted = False
         if self._pipes:
             self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._resumed, self._resumer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -76,13 +71,9 @@ class Output:
     def start(self) -> None:
         """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin. PlatformError."""
         if self._pipes:
-            apart = threading.Event()
+            apart = Apart("the enclave's output cannot be read")
             threading.Thread(target=self._run, args=(apart,), name="adyton-output", daemon=True).start()
             apart.wait()
-            if not self._parted:
-                raise PlatformError(
-                    "the enclave's output cannot be read: its thread has no table of descriptors of its own"
-                )
 
     def begin(self) -> None:
         """Pass on from now on."""
@@ -186,13 +177,14 @@ class Output:
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
-    def _run(self, apart: threading.Event) -> None:
+    def _run(self, apart: Apart) -> None:
         try:
-            self._part()
+            keep_only([*self._pipes, self._waker, self._resumed])
             ready = select.epoll()
-            self._parted = True
-        finally:
-            apart.set()
+        except BaseException:
+            apart.tell(apart=False)
+            raise
+        apart.tell(apart=True)
         # Told once of each change: an end, too, which is none when /proc/self/fd has the pipe opened anew.
         for descriptor in (*self._pipes, self._resumed):
             ready.register(descriptor, select.EPOLLIN | select.EPOLLET)
@@ -218,16 +210,6 @@ class Output:
             return bool(os.read(self._resumed, 4096))
         except BlockingIOError:
             return True
-
-    def _part(self) -> None:
-        """Have a table of descriptors with those alone that this thread needs."""
-        system_call("unshare", _UNSHARE_FILES)
-        kept = sorted([*self._pipes, self._waker, self._resumed])
-        for first, last in zip(
-            [0, *(each + 1 for each in kept)], [*(each - 1 for each in kept), _LAST_DESCRIPTOR], strict=True
-        ):
-            if first <= last:
-                system_call("close_range", first, last, 0)
 
     def _take_all(self, stream: Stream, pipe: int) -> None:
         """What is in a pipe, or as much as there is room for: to tell of each piece would take longer than to take it."""

@@ -6,25 +6,24 @@ Pages of a mapping that no program has had written out are the kernel's: syncfs 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.fetching import NotSocketError
 from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.notifications import GoneError, Listener, Note
 from adyton.runtime.process.supervisor.view import ask
 
 
 class SyncCalls:
-    """See the module. `do` carries out what the file server wants; `close_file`: closes a descriptor of the guest's, see closing."""
+    """See the module. `do` carries out what the file server wants."""
 
-    def __init__(
-        self, files: FileServer, do: Callable[[list[Effect]], None], close_file: Callable[[int], None]
-    ) -> None:
+    def __init__(self, files: FileServer, do: Callable[[list[Effect]], None]) -> None:
         self._files = files
         self._do = do
-        self._close_file = close_file
 
     def handlers(self, listener: Listener) -> Mapping[str, Callable[[Note], None]]:
         """Who emulates the calls that `listener` tells of."""
@@ -37,7 +36,9 @@ class SyncCalls:
     def _sync_one(self, listener: Listener, note: Note) -> None:
         """syncfs(2), of whatever file: what is not the client's is in memory only."""
         try:
-            self._close_file(listener.fetch(note, note.argument(0)))
+            os.close(listener.fetch(note, note.argument(0)))
+        except NotSocketError:
+            pass
         except OSError as error:
             listener.answer(note, error=error.errno or errno.EBADF)
             return

@@ -73,24 +73,23 @@ class SocketCalls:
         leader: int,
         own_name: str,
         tell: Callable[[str, Refused], None],
-        close_file: Callable[[int], None],
+        fetch: Callable[[int, int], int],
         *,
         lists: bool,
     ) -> None:
         """`leader`: the guest's first process; `own_name`: its host name; `tell` is given what was dropped, by its call and why.
 
-        `close_file`: closes a descriptor that is no socket, see closing. `lists`: sockets for lists of interfaces are counted, see
+        `fetch`: a process' descriptor, see fetching.Fetcher. `lists`: sockets for lists of interfaces are counted, see
         socket_memory.listed; else there are none.
         """
         self._lists = lists
-        self._close_file = close_file
         self._tell = tell
         self._a = Answering(listener, loop, client)
         self._streams = StreamCalls(self._a)
         self._datagrams = DatagramCalls(self._a, Names(self._a, own_name), tell)
         self._messages = MessageCalls(self._a, self._datagrams)
-        self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent, close_file)
-        self._descriptors = Descriptors(listener, self.pump, close_file)
+        self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent, fetch)
+        self._descriptors = Descriptors(listener, self.pump)
         self._setting, self._connecting = number("setsockopt"), number("connect")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
         self.handlers = {
@@ -141,12 +140,7 @@ class SocketCalls:
 
         def find(note: Note) -> int | None:
             descriptor = self._a.listener.fetch(note, note.argument(0))
-            try:
-                fetched = socket.socket(fileno=descriptor)
-            except OSError:
-                self._close_file(descriptor)
-                raise failure(errno.ENOTSOCK) from None
-            with fetched:
+            with socket.socket(fileno=descriptor) as fetched:
                 standin = self._a.pump.find(os.fstat(descriptor).st_ino)
                 if standin is None:
                     self._not_ours(note, fetched)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 
-from adyton.runtime.process.supervisor.notifications import Listener, Note, UnknownProcessError
+from adyton.runtime.process.supervisor.fetching import NotSocketError, UnknownProcessError
+from adyton.runtime.process.supervisor.notifications import Listener, Note
 from adyton.runtime.process.supervisor.sockets.answering import LATER
 from adyton.runtime.process.supervisor.sockets.pump import Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
@@ -20,12 +20,11 @@ _DUP, _DUP_CLOSE_ON_EXEC = 0, 1030  # linux/fcntl.h: F_DUPFD, F_DUPFD_CLOEXEC
 
 
 class Descriptors:
-    """`dup` and `fcntl` are system calls, see calls.SocketCalls. `close_file`: closes a descriptor that is no socket, see closing."""
+    """`dup` and `fcntl` are system calls, see calls.SocketCalls."""
 
-    def __init__(self, listener: Listener, pump: Pump, close_file: Callable[[int], None]) -> None:
+    def __init__(self, listener: Listener, pump: Pump) -> None:
         self._listener = listener
         self._pump = pump
-        self._close_file = close_file
         self._next = DATAGRAM_DESCRIPTORS.start
         self._dup = number("dup")
 
@@ -42,14 +41,12 @@ class Descriptors:
         """dup and fcntl, of a descriptor that a datagram socket may have: what else there is to them is the kernel's."""
         plain = note.number == self._dup
         command, least = (_DUP, 0) if plain else (note.argument(1), note.arguments[2] & 0xFFFFFFFF)
-        descriptor = self._listener.fetch(note, note.argument(0))
         try:
-            found = socket.socket(fileno=descriptor)
-        except OSError:
-            self._close_file(descriptor)
+            descriptor = self._listener.fetch(note, note.argument(0))
+        except NotSocketError:
             self._listener.go_on(note)
             return LATER
-        with found:
+        with socket.socket(fileno=descriptor):
             standin = self._pump.find(os.fstat(descriptor).st_ino)
             wanted = None
             if standin is not None and standin.kind == "datagram" and command in (_DUP, _DUP_CLOSE_ON_EXEC):
@@ -74,7 +71,9 @@ class Descriptors:
             if wanted < least:
                 continue
             try:
-                self._close_file(self._listener.fetch(note, wanted))
+                os.close(self._listener.fetch(note, wanted))
+            except NotSocketError:
+                continue
             except UnknownProcessError:
                 return None
             except OSError:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.notifications import copying
 from adyton.runtime.process.supervisor.sockets import standin as standins
@@ -42,7 +41,7 @@ class Pump:
     """All stand-ins of a guest, by the inode of its end. `leader`: the guest's first process.
 
     `moved` is called when something has changed that a system call may wait for; `datagram` with each that the guest sends to no
-    address, and sees to it that it takes of the credit; `close_file` closes a descriptor that is no socket, see closing.
+    address, and sees to it that it takes of the credit; `fetch`: a process' descriptor, see fetching.Fetcher.
     """
 
     def __init__(
@@ -52,14 +51,14 @@ class Pump:
         leader: int,
         moved: Callable[[StandIn], None],
         datagram: Callable[[StandIn, bytes], None],
-        close_file: Callable[[int], None],
+        fetch: Callable[[int, int], int],
     ) -> None:
         self._loop = loop
         self._client = client
         self._leader = leader
         self._moved = moved
         self._datagram = datagram
-        self._close_file = close_file
+        self._fetch = fetch
         self._by_inode: dict[int, StandIn] = {}
         self._by_number: dict[int, StandIn] = {}
         self._broken: dict[int, StandIn] = {}
@@ -483,19 +482,8 @@ class Pump:
 
     def _fetched(self, process: int, descriptor: int) -> socket.socket | None:
         try:
-            pidfd = os.pidfd_open(process)
+            return socket.socket(fileno=self._fetch(process, descriptor))
         except OSError:
-            return None
-        try:
-            fetched = system_call("pidfd_getfd", pidfd, descriptor, 0)
-        except OSError:
-            return None
-        finally:
-            os.close(pidfd)
-        try:
-            return socket.socket(fileno=fetched)
-        except OSError:  # it is a file by now
-            self._close_file(fetched)
             return None
 
     @staticmethod

@@ -21,6 +21,7 @@ from typing import Any
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.descriptors import identity_of
+from adyton.runtime.process.supervisor.fetching import NotSocketError
 from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 from adyton.runtime.process.supervisor.loop import Callback, Loop
@@ -48,10 +49,7 @@ class _End:
 
 
 class WatchCalls:
-    """See the module. `do` carries out what the file server wants; `directory`: of a waiting thread's, see wanted.GuestThreads.
-
-    `close_file`: closes a descriptor of the guest's, see closing.
-    """
+    """See the module. `do` carries out what the file server wants; `directory`: of a waiting thread's, see wanted.GuestThreads."""
 
     def __init__(
         self,
@@ -59,7 +57,6 @@ class WatchCalls:
         loop: Loop,
         guarded: Callable[[Callback], Callback],
         do: Callable[[list[Effect]], None],
-        close_file: Callable[[int], None],
         directory: Callable[[Note], str | None],
     ) -> None:
         self._files = files
@@ -67,7 +64,6 @@ class WatchCalls:
         self._loop = loop
         self._guarded = guarded
         self._do = do
-        self._close_file = close_file
         self._directory = directory
         self._ends: dict[tuple[int, int], _End] = {}  # by the identity of what the program has
 
@@ -116,11 +112,14 @@ class WatchCalls:
 
     def _find(self, listener: Listener, note: Note) -> _End:
         """What the first argument is a descriptor of. OSError EBADF, EINVAL."""
-        descriptor = listener.fetch(note, note.argument(0))
+        try:
+            descriptor = listener.fetch(note, note.argument(0))
+        except NotSocketError:
+            raise OSError(errno.EINVAL, "not an inotify descriptor") from None
         try:
             end = self._ends.get(identity_of(descriptor))
         finally:
-            self._close_file(descriptor)
+            os.close(descriptor)
         if end is None:
             raise OSError(errno.EINVAL, "not an inotify descriptor")
         return end

@@ -1,0 +1,138 @@
+"""Descriptors of a guest: sockets are had, and files never where they would have to be closed by who serves them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+from enclave_sockets import PATIENCE, enclave
+from fake_kernel import raises
+from sandbox import children, wait_until_ended
+
+from adyton.errors import AdytonError, PlatformError
+from adyton.runtime.process.supervisor import fetching
+from adyton.runtime.process.supervisor.fetching import Fetcher, NotSocketError
+
+
+@pytest.fixture
+def fetcher():
+    made = Fetcher(os.getpid())
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_socket_is_had(fetcher):
+    one, other = socket.socketpair()
+    with one, other, socket.socket(fileno=fetcher.fetch(os.getpid(), one.fileno())) as found:
+        assert os.fstat(found.fileno()).st_ino == os.fstat(one.fileno()).st_ino
+        assert not os.get_inheritable(found.fileno())
+        one.close()
+        found.send(b"x")
+        assert other.recv(2) == b"x"
+
+
+def test_a_socket_has_no_copies_that_are_left(fetcher):
+    one, other = socket.socketpair()
+    for _ in range(3):
+        os.close(fetcher.fetch(threading.get_native_id(), one.fileno()))
+    one.close()
+    other.settimeout(PATIENCE)
+    assert other.recv(1) == b""
+    other.close()
+
+
+def test_what_is_no_socket_is_said(fetcher):
+    reads, writes = os.pipe()
+    with pytest.raises(NotSocketError):
+        fetcher.fetch(os.getpid(), reads)
+    os.close(reads)
+    with raises(errno.EBADF):
+        fetcher.fetch(os.getpid(), reads)
+    with raises(errno.ESRCH):
+        fetcher.fetch(1 << 22, 0)  # no number is as high
+    while not hung_up(writes):  # in a moment nobody has the other end
+        time.sleep(0.001)
+    os.close(writes)
+
+
+def hung_up(pipe: int) -> bool:
+    poller = select.poll()
+    poller.register(pipe, 0)
+    return bool(poller.poll(0))
+
+
+def test_without_a_table_of_its_own_it_does_not_begin(monkeypatch):
+    def keep_only(_descriptors):
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(fetching, "keep_only", keep_only)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    fetcher = Fetcher(os.getpid())
+    with pytest.raises(PlatformError, match="table of descriptors"):
+        fetcher.start()
+    fetcher.close()
+
+
+PROGRAM = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+file = os.open(path, os.O_RDWR)
+def work():
+    while True:
+        libc.syncfs(file)
+        libc.getsockopt(file, 1, 3, None, None)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+"""
+
+
+@pytest.mark.sandbox
+def test_a_supervisor_killed_while_it_closes_a_file_that_it_serves_ends_with_all_of_its_enclave(tmp_path):
+    (tmp_path / "client").mkdir()
+    path = tmp_path / "client/file"
+    path.write_bytes(b"x")
+    with (
+        suppress(AdytonError),
+        enclave(tmp_path, allow_write=[str(path)]) as at_work,
+    ):  # at its end there is no enclave any more
+        at_work.run(PROGRAM, path=str(path))
+        (supervisor,) = [each for each in children(os.getpid()) if name_of(each) == "adyton-super"]
+        processes = {supervisor, *children(supervisor)}
+        stop_while_it_closes(supervisor)
+        os.kill(supervisor, signal.SIGKILL)
+        assert wait_until_ended(processes) == set()
+
+
+def stop_while_it_closes(supervisor: int) -> None:
+    """Nobody is left to answer what its closing thread waits for."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        os.kill(supervisor, signal.SIGSTOP)
+        states = ""
+        while "R" in states or "S" in states or not states:
+            states = states_of(supervisor)
+        if "D" in states:
+            return
+        os.kill(supervisor, signal.SIGCONT)
+    raise AssertionError("it never waits")
+
+
+def states_of(process: int) -> str:
+    found = ""
+    for thread in os.listdir(f"/proc/{process}/task"):
+        with open(f"/proc/{process}/task/{thread}/stat") as file:
+            found += file.read().rpartition(")")[2].split()[0]
+    return found
+
+
+def name_of(process: int) -> str:
+    with open(f"/proc/{process}/comm") as file:
+        return file.read().strip()
