@@ -1,5 +1,6 @@
 """A stand-in shows the guest's kernel one thing at a time: what is hidden behind it changes in no step that can be seen."""
 
+import errno
 import fcntl
 import os
 import select
@@ -16,7 +17,9 @@ from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.notifications import GoneError, Note
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import Answering
+from adyton.runtime.process.supervisor.sockets.descriptors import Descriptors
 from adyton.runtime.process.supervisor.sockets.pump import Pump
+from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS
 
 
 @pytest.fixture
@@ -121,3 +124,13 @@ def test_a_stand_in_that_was_shut_before_it_is_connected_is_looked_at_once():
     assert pump.knows(made)
     pump.close()
     loop.close()
+
+
+@pytest.mark.parametrize(("code", "free"), [(errno.EBADF, True), (errno.EMFILE, False)])
+def test_a_number_at_which_nobody_could_look_is_not_free(code, free):
+    class Asked:
+        def fetch(self, _note, _descriptor):
+            raise OSError(code, "")
+
+    found = Descriptors(Asked(), None)._free(None, 0)
+    assert (found in DATAGRAM_DESCRIPTORS) is free

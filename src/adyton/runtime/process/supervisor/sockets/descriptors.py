@@ -6,6 +6,7 @@ when all of these are taken. One that a fork leaves to a child has the same.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -76,6 +77,6 @@ class Descriptors:
                 continue
             except UnknownProcessError:
                 return None
-            except OSError:
-                return wanted
+            except OSError as error:
+                return wanted if error.errno == errno.EBADF else None
         return None
