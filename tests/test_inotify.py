@@ -141,6 +141,32 @@ def test_a_program_is_told_of_what_other_programs_on_the_client_do(at_work, fold
     ]
 
 
+def test_what_others_move_with_a_directory_out_of_what_is_allowed_is_watched_no_more(at_work, folder):
+    away = at_work.place.parent / "away"
+    (folder / "a/b").mkdir(parents=True)
+    code = """
+    inotify = Inotify()
+    inotify.watch(top + "/a/b")
+    inotify.watch(top)
+    """
+    at_work.run(code + KEEP, top=str(folder))
+    os.rename(folder / "a", away)
+    (away / "b/plans").touch()
+    (folder / "end").mkdir()
+    code = """
+    result = []
+    while not {"IGNORED", "end"} <= {word for event in result for word in (event[1], event[3])}:
+        result += inotify.read()
+    inotify.close()
+    """
+    told = at_work.run(code)
+    assert [(watch, kind, name) for watch, kind, _, name in told if watch == 1] == [
+        (1, "MOVE_SELF", ""),
+        (1, "IGNORED", ""),
+    ]
+    assert [event[3] for event in told if event[0] == 2] == ["a", "end"]
+
+
 def test_what_the_enclave_does_is_told_once_though_its_client_sees_it_too(at_work, folder):
     code = (
         WATCH
