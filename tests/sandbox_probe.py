@@ -14,6 +14,7 @@ import sys
 
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest_start import LISTENER, Limits, start_guest
+from adyton.runtime.process.supervisor.fetching import Fetcher
 from adyton.runtime.process.supervisor.notifications import Listener
 from adyton.runtime.process.supervisor.system_calls import SystemCalls
 
@@ -139,7 +140,7 @@ def _serve(sock, started, report):
             elif descriptor == started.control.fileno():
                 message, descriptors, _, _ = socket.recv_fds(started.control, 1 << 18, 1)
                 if message == LISTENER:
-                    listener = Listener(descriptors[0], lambda _thread, _descriptor: -1)
+                    listener = Listener(descriptors[0], Fetcher(started.pid))
                     calls = SystemCalls(listener, {}, lambda call: names["refused"].append([call.name, call.errno]))
                     poller.register(listener, select.POLLIN)
                 elif not message:

@@ -16,7 +16,7 @@ from enclave_sockets import PATIENCE, enclave
 from fake_kernel import raises
 from sandbox import children, wait_until_ended
 
-from adyton.errors import AdytonError, PlatformError
+from adyton.errors import AdytonError, ConnectionLostError, PlatformError, RemoteProtocolError
 from adyton.runtime.process.supervisor import fetching
 from adyton.runtime.process.supervisor.fetching import Fetcher, NotSocketError
 
@@ -69,6 +69,18 @@ def hung_up(pipe: int) -> bool:
     return bool(poller.poll(0))
 
 
+def test_a_file_for_datagrams_is_a_breach(fetcher, monkeypatch):
+    one, other = socket.socketpair()
+    with one, other:
+        os.close(fetcher.fetch_datagrams(os.getpid(), one.fileno()))
+    reads, writes = os.pipe()
+    monkeypatch.setattr(fetcher, "_fetched", lambda _thread, descriptor: descriptor)
+    with pytest.raises(RemoteProtocolError, match=f"descriptor {reads}, "):
+        fetcher.fetch_datagrams(os.getpid(), reads)
+    for each in (reads, writes):
+        os.close(each)  # it was not: that might have to be waited for
+
+
 def test_without_a_table_of_its_own_it_does_not_begin(monkeypatch):
     def keep_only(_descriptors):
         raise PermissionError(errno.EPERM, "no")
@@ -109,6 +121,22 @@ def test_a_supervisor_killed_while_it_closes_a_file_that_it_serves_ends_with_all
         stop_while_it_closes(supervisor)
         os.kill(supervisor, signal.SIGKILL)
         assert wait_until_ended(processes) == set()
+
+
+@pytest.mark.sandbox
+def test_an_enclave_that_gives_a_file_for_datagrams_ends_with_the_reason(tmp_path):
+    (tmp_path / "client").mkdir()
+    path = tmp_path / "client/file"
+    path.write_bytes(b"x")
+    code = """
+    with open(path, "r+b") as file:
+        os.dup2(file.fileno(), 900)
+    import ctypes
+    ctypes.CDLL(None).recv(900, ctypes.create_string_buffer(10), 10, 0)
+    """
+    lost = pytest.raises(ConnectionLostError, match="descriptor 900")
+    with suppress(AdytonError), enclave(tmp_path, allow_write=[str(path)]) as at_work, lost:
+        at_work.run(code, path=str(path))
 
 
 def stop_while_it_closes(supervisor: int) -> None:

@@ -1,4 +1,4 @@
-"""What is done with a duplicate of a guest's socket whose thread has gone meanwhile."""
+"""Duplicates of a guest's sockets: which way they are had, and what is done with one whose thread has gone meanwhile."""
 
 from __future__ import annotations
 
@@ -9,27 +9,70 @@ import pytest
 from fake_kernel import raises
 
 from adyton.runtime.process.supervisor.notifications import GoneError, Listener, Note
+from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, number
 
-NOTE = Note(1, os.getpid(), 0, 0, (0,) * 6)
+
+class Fetching:
+    """Gives a descriptor, or fails; `ways`: in which way it was asked."""
+
+    def __init__(self, found: int | OSError) -> None:
+        self.found = found
+        self.ways: list[str] = []
+
+    def fetch(self, _thread: int, _descriptor: int) -> int:
+        return self._give("by the thread")
+
+    def fetch_datagrams(self, _thread: int, _descriptor: int) -> int:
+        return self._give("at once")
+
+    def _give(self, way: str) -> int:
+        self.ways.append(way)
+        if isinstance(self.found, OSError):
+            raise self.found
+        return self.found
 
 
-def test_it_is_closed() -> None:
+@pytest.fixture
+def nobody():
+    """No listener: nobody waits."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def note(call: str) -> Note:
+    return Note(1, os.getpid(), number(call), 0, (0,) * 6)
+
+
+def test_it_is_closed(nobody: int) -> None:
     fetched, other = os.pipe()
-    nobody = os.open(os.devnull, os.O_RDONLY)  # no listener: nobody waits
-    listener = Listener(nobody, lambda _thread, _descriptor: fetched)
     with pytest.raises(GoneError):
-        listener.fetch(NOTE, 3)
+        Listener(nobody, Fetching(fetched)).fetch(note("connect"), 3)
     with raises(errno.EBADF):
         os.fstat(fetched)
-    for each in (other, nobody):
-        os.close(each)
+    os.close(other)
 
 
-def test_a_thread_that_is_gone_waits_no_more() -> None:
-    def fetch(_thread: int, _descriptor: int) -> int:
-        raise ProcessLookupError(errno.ESRCH, "gone")
-
-    nobody = os.open(os.devnull, os.O_RDONLY)
+def test_a_thread_that_is_gone_waits_no_more(nobody: int) -> None:
     with pytest.raises(GoneError):
-        Listener(nobody, fetch).fetch(NOTE, 3)
-    os.close(nobody)
+        Listener(nobody, Fetching(ProcessLookupError(errno.ESRCH, "gone"))).fetch(note("connect"), 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "descriptor", "later", "way"),
+    [
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0], False, "at once"),
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0], True, "by the thread"),
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0] - 1, False, "by the thread"),
+        ("sendmmsg", DATAGRAM_DESCRIPTORS[-1], False, "at once"),
+        ("fcntl", DATAGRAM_DESCRIPTORS[0], False, "by the thread"),
+        ("getsockopt", DATAGRAM_DESCRIPTORS[0], False, "by the thread"),
+    ],
+)
+def test_what_each_datagram_needs_is_had_at_once(
+    nobody: int, call: str, descriptor: int, later: bool, way: str
+) -> None:
+    fetching = Fetching(OSError(errno.EBADF, "nothing"))
+    with raises(errno.EBADF):
+        Listener(nobody, fetching).fetch(note(call), descriptor, later=later)
+    assert fetching.ways == [way]

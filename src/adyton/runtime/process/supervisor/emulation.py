@@ -13,7 +13,7 @@ from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.guest_process import GuestProcess
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.memory_files import MemoryFiles
-from adyton.runtime.process.supervisor.notifications import Listener, Note
+from adyton.runtime.process.supervisor.notifications import Fetching, Listener, Note
 from adyton.runtime.process.supervisor.sockets.calls import SocketCalls
 from adyton.runtime.process.supervisor.sockets.client import SocketClient
 from adyton.runtime.process.supervisor.syncing import SyncCalls
@@ -26,7 +26,7 @@ from adyton.runtime.process.table_rows import Refused
 class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
-    `guarded`: what a callback of the loop is wrapped in; `fetch`: see fetching.Fetcher. `do`: carries out what `files`
+    `guarded`: what a callback of the loop is wrapped in; `do`: carries out what `files`
     wants; `directory`: see wanted.GuestThreads; `lists`: see SocketCalls.
     """
 
@@ -35,7 +35,7 @@ class Emulation:
         session: Session,
         loop: Loop,
         guarded: Callable[[Callback], Callback],
-        fetch: Callable[[int, int], int],
+        fetcher: Fetching | None,
         waits: Waits,
         files: FileServer | None,
         do: Callable[[list[Effect]], None],
@@ -47,7 +47,7 @@ class Emulation:
         self._session = session
         self._loop = loop
         self._guarded = guarded
-        self._fetch = fetch
+        self._fetcher = fetcher
         self._watches = WatchCalls(files, loop, guarded, do, directory) if files else None
         self._syncs = SyncCalls(files, do) if files else None
         self._client = SocketClient(session, waits)
@@ -62,9 +62,10 @@ class Emulation:
 
     def listen(self, descriptor: int, guest: GuestProcess, own_name: str) -> None:
         """From now on the guest's filter asks here. `own_name`: its host name."""
-        self._listener = Listener(descriptor, self._fetch)
+        assert self._fetcher is not None
+        self._listener = Listener(descriptor, self._fetcher)
         self._sockets = SocketCalls(
-            *(self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._fetch),
+            *(self._listener, self._loop, self._client, guest.pid, own_name, self._count, self._fetcher.fetch),
             lists=self._lists,
         )
         assert guest.shared is not None

@@ -2,7 +2,8 @@
 
 A guest can give a system call a file where a socket belongs; to close a duplicate of that asks the file's server, as each close does
 (FUSE_FLUSH), and the server is this very process. So a thread fetches, with a table of descriptors of its own (`own_table`), and hands
-on what is a socket; another one with the same table closes what is none, and may wait for it.
+on what is a socket; another one with the same table closes what is none, and may wait for it. That takes two hand-overs. What is asked for
+each datagram is not worth them (`fetch_datagrams`): programs have no files there, and one that has ends with its enclave.
 Source: pidfd_getfd(2), pidfd_open(2); in the kernel's fs/fuse, fuse_flush, which no signal ends.
 """
 
@@ -16,6 +17,7 @@ import socket
 import struct
 import threading
 
+from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.own_table import Apart, keep_only
 
@@ -70,6 +72,16 @@ class Fetcher:
             raise OSError(code, os.strerror(code))
         (descriptor,) = _DESCRIPTOR.unpack(items[0][2])
         return int(descriptor)
+
+    def fetch_datagrams(self, thread: int, descriptor: int) -> int:
+        """The same, at once. RemoteProtocolError, which has to end the enclave, if it is no socket: it stays open until all is closed."""
+        fetched = self._fetched(thread, descriptor)
+        try:
+            return socket.socket(fileno=fetched).detach()
+        except OSError:
+            raise RemoteProtocolError(
+                f"a program of it gave a system call descriptor {descriptor}, which is for datagrams, and there was a file"
+            ) from None
 
     def close(self) -> None:
         """Have the threads end. (One that waits for the guest's files ends with them.)"""

@@ -76,7 +76,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     fetcher, watch = Fetcher(guest.pid), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
-        fetch=fetcher.fetch,
+        fetcher=fetcher,
         directory=threads.directory,
         clock=clock,
         watch=watch,

@@ -19,10 +19,12 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from adyton.runtime.process.libc import system_call
+from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, number
 
 _RECEIVE = 0xC0502100
 _SEND = 0xC0182101
@@ -39,6 +41,7 @@ _ADD = struct.Struct("<QIIII")  # struct seccomp_notif_addfd: id, flags, srcfd, 
 _MAX_ERRNO = 4095
 COPY_SECONDS = 2.0  # that a copy of memory may take: it takes microseconds
 
+_OF_DATAGRAMS = ("sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg")
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
 
 
@@ -87,13 +90,20 @@ def copying() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+class Fetching(Protocol):
+    """What a listener needs of fetching.Fetcher."""
+
+    def fetch(self, thread: int, descriptor: int) -> int: ...
+    def fetch_datagrams(self, thread: int, descriptor: int) -> int: ...
+
+
 class Listener:
     """A filter's listener. The holder closes it; a guest whose listener is closed gets ENOSYS for what it would have asked."""
 
-    def __init__(self, descriptor: int, fetch: Callable[[int, int], int]) -> None:
-        """`fetch`: a thread's descriptor, see fetching.Fetcher."""
+    def __init__(self, descriptor: int, fetcher: Fetching) -> None:
         self._descriptor = descriptor
-        self._fetch = fetch
+        self._fetcher = fetcher
+        self._of_datagrams = frozenset(map(number, _OF_DATAGRAMS))
         with contextlib.suppress(OSError):  # an older kernel
             fcntl.ioctl(descriptor, _SET_FLAGS, _SYNCHRONOUS_WAKE_UP)
 
@@ -143,10 +153,16 @@ class Listener:
         if copied != size:
             raise FaultError
 
-    def fetch(self, note: Note, descriptor: int) -> int:
-        """A duplicate of its descriptor, which is a socket's, close-on-exec, the caller's to close. As Fetcher.fetch; GoneError."""
+    def fetch(self, note: Note, descriptor: int, *, later: bool = False) -> int:
+        """A duplicate of its descriptor, which is a socket's, close-on-exec, the caller's to close. `later`: the call has waited.
+
+        As Fetcher.fetch; GoneError; RemoteProtocolError, if not `later`, which has to end the enclave.
+        """
+        fetch = self._fetcher.fetch
+        if not later and descriptor in DATAGRAM_DESCRIPTORS and note.number in self._of_datagrams:
+            fetch = self._fetcher.fetch_datagrams
         try:
-            fetched = self._fetch(note.thread, descriptor)
+            fetched = fetch(note.thread, descriptor)
         except ProcessLookupError:
             raise GoneError from None
         try:

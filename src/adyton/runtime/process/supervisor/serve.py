@@ -45,7 +45,7 @@ from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, 
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
-from adyton.runtime.process.supervisor.notifications import Note
+from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
@@ -67,8 +67,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program. `fetch`: see fetching.Fetcher; `directory`: wanted.GuestThreads;
-    `lists`: SocketCalls."""
+    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Supervisor:
         attest: Callable[[EnclaveIdentity, bytes], bytes],
         files: FileServer | None,
         ready: Callable[[], None],
-        fetch: Callable[[int, int], int] = lambda _thread, _descriptor: -1,
+        fetcher: Fetching | None = None,
         directory: Callable[[Note], str | None] = lambda _note: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
@@ -109,7 +108,7 @@ class Supervisor:
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
         self._emulation = Emulation(
-            *(self._session, self._loop, self._guarded, fetch, self._waits, files, self._do, directory),
+            *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
         )
         self._host_name = ""

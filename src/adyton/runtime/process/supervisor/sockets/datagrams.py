@@ -201,7 +201,7 @@ class DatagramCalls:
             raise failure(errno.EAGAIN)
 
         def ready() -> bool:
-            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
+            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0), later=True)) as again:
                 if os.fstat(again.fileno()).st_ino != standin.inode:
                     raise failure(errno.EBADF)
                 return step(again)
