@@ -37,9 +37,7 @@ STEP = 1e-3  # microseconds: the resolution of what is written
 
 def checked(path: str | Path) -> list[dict[str, Any]]:
     """The events of a file, which keeps the format's rules: slices of one track lie one after the other or in one another."""
-    document = json.loads(Path(path).read_text())
-    assert set(document) == {"displayTimeUnit", "traceEvents", "otherData"}
-    events: list[dict[str, Any]] = document["traceEvents"]
+    events: list[dict[str, Any]] = json.loads(Path(path).read_bytes())
     tracks: dict[tuple[int, int], list[tuple[float, float]]] = {}
     named = set()
     for event in events:
@@ -48,6 +46,10 @@ def checked(path: str | Path) -> list[dict[str, Any]]:
             assert event["name"] in ("process_name", "thread_name")
             assert event["args"]["name"]
             named.add((event["name"], event["pid"], event["tid"]))
+            continue
+        if event["ph"] == "i":
+            assert (event["s"], event["cat"], event["name"], event["tid"]) == ("p", "statistics", "closed", 0)
+            assert ("process_name", event["pid"], 0) in named
             continue
         assert event["ph"] == "X"
         assert event["cat"] in ("entry", "host call", "wait")
@@ -68,6 +70,11 @@ def checked(path: str | Path) -> list[dict[str, Any]]:
 
 def of(events: list[dict[str, Any]], category: str) -> list[dict[str, Any]]:
     return [event for event in events if event.get("cat") == category]
+
+
+def statistics(path: str | Path) -> list[dict[str, Any]]:
+    """What is said of each enclave when it is closed."""
+    return [event["args"] for event in of(checked(path), "statistics")]
 
 
 class Clock:
@@ -127,8 +134,52 @@ def test_a_trace_has_an_end_however_long_the_enclave_goes_on(tmp_path, monkeypat
         trace.note("stat", "ok", clock.now, 0)
     trace.close({})
     trace.close({})
-    assert len(checked(tmp_path / "t")) == 10
-    assert json.loads((tmp_path / "t").read_text())["otherData"]["events_left_out"] == 14
+    assert len(checked(tmp_path / "t")) == 10 + 1
+    assert [each["events_left_out"] for each in statistics(tmp_path / "t")] == [14]
+
+
+def test_the_trace_of_a_client_that_is_killed_has_what_happened_until_then(tmp_path):
+    clock = Clock()
+    trace = Trace(str(tmp_path / "t"), "name", clock)
+    trace.note("stat", "ok", clock.now, 0)
+    trace.note("read", "ok", clock.now, 1)
+    until_then = (tmp_path / "t").read_bytes()  # in the format's array form, which needs no end
+    trace.close({})
+    assert [event["name"] for event in of(json.loads(until_then + b"]"), "host call")] == ["stat", "read"]
+    assert [event["name"] for event in of(checked(tmp_path / "t"), "host call")] == ["stat", "read"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\xfc \u4e2d \U0001f600", "\xfc \u4e2d \U0001f600"),
+        ('say "so"', 'say "so"'),
+        ("\\", "?"),
+        ('\\"\\\\u0041 \\', '?"??u0041 ?'),
+        ("\ud800 \udfff", "? ?"),
+        ("a\nb\0\x1b", "a?b??"),
+    ],
+)
+def test_names_are_such_that_perfetto_opens_the_file_and_shows_them(tmp_path, name, shown):
+    """Of escapes it decodes that of a quotation mark only, and some have it refuse the whole file."""
+    clock = Clock()
+    trace = Trace(str(tmp_path / "t"), name, clock)
+    trace.note(name, "ok", clock.now, 0)
+    trace.close({"host_calls": {name: 1}})
+    assert b"\\" not in (tmp_path / "t").read_bytes().replace(b'\\"', b"")
+    events = checked(tmp_path / "t")
+    assert events[0]["args"]["name"] == f"client of {shown}"
+    assert [event["name"] for event in of(events, "host call")] == [shown]
+    assert [each["host_calls"] for each in statistics(tmp_path / "t")] == [{shown: 1}]
+
+
+def test_a_disk_that_is_full_ends_the_trace_and_is_told_at_its_end():
+    clock = Clock()
+    trace = Trace("/dev/full", "name", clock)
+    trace.note("stat", "ok", clock.now, 0)
+    with pytest.raises(OSError, match="No space left on device"):
+        trace.close({})
+    trace.close({})
 
 
 def test_enclaves_that_are_traced_into_one_file_are_processes_of_it(tmp_path):
@@ -148,8 +199,7 @@ def test_enclaves_that_are_traced_into_one_file_are_processes_of_it(tmp_path):
     ]
     names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
     assert names == ["client of first", "enclave first", "client of second", "enclave second"]
-    told = json.loads((tmp_path / "t").read_text())["otherData"]["enclaves"]
-    assert [(each["name"], each["seconds"]) for each in told] == [("first", 1), ("second", 2)]
+    assert [(each["name"], each["seconds"]) for each in statistics(tmp_path / "t")] == [("first", 1), ("second", 2)]
     Trace(str(tmp_path / "t"), "later", Clock()).close({})
     assert of(checked(tmp_path / "t"), "host call") == []
 
@@ -190,7 +240,7 @@ def test_entries_host_calls_and_waits_of_an_enclave(program, on_the_server):
     first = min(event["ts"] for event in of(events, "entry") if event["name"] != "load")
     assert [event for event in waits if event["ts"] > first]
     assert stats["round_trips"] > 0
-    (told,) = json.loads(Path("t.json").read_text())["otherData"]["enclaves"]
+    (told,) = statistics("t.json")
     assert (told["name"], told["waits_left_out"]) == ("prog", 0)
     assert {**told, **stats} == told
 

@@ -1,20 +1,25 @@
 """What happened between a client and its enclave, in time: a file in the Chrome trace format, which Perfetto and chrome://tracing open.
 
     process 1, the client of an enclave    a track per thread: each entry call (category "entry") from its start to its end; each host
-                                           call ("host call") while it is executed, with its outcome and the bytes of data that it carried
+                                           call ("host call") while it is executed, with its outcome and the bytes of data that it carried;
+                                           and, of no thread, the moment in which the enclave was closed, with its statistics
     process 2, the enclave                 one track: each time in which something in it waited for the client ("wait"), with what it
                                            asked for first
     processes 3 and 4, …                   of the next enclave of the same program that is traced into the same file
 
 Names only: never a path, an argument or content. The enclave's waits come by its own clock; where they lie in the client's is told from
 the entries: call sent, call arrived, answer sent, answer arrived, as NTP has it, by the entry whose way was the shortest. What an enclave
-says is put in order and between the load and now. Source: "Trace Event Format" of the Chromium project; complete events (ph X, in microseconds) and metadata (M).
+says is put in order and between the load and now. Source: "Trace Event Format" of the Chromium project; complete events (ph X, in microseconds),
+instants (i) and metadata (M), in the format's array form: whoever opens it makes do without its end, so that the trace of a client that was
+killed can be read. Perfetto (52) shows escapes in names as they stand, and opens no file with a surrogate's, or a backslash at the end of a name:
+what JSON would escape is "?", but for quotation marks.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +29,7 @@ from adyton.communicator.messages import Counts, Wait
 
 MAX_EVENTS = 2_000_000  # some 250 MB; what comes later is counted only
 MAX_HELD = 1 << 16  # waits whose place in time is not known
-_FLUSH = 512  # events
+_ESCAPE = re.compile(r'\\(?:u[0-9a-f]{4}|[^"])')  # of a JSON string, but for a quotation mark
 
 
 class _File:
@@ -38,13 +43,12 @@ class _File:
         self.start = start
         self.lock = threading.Lock()
         self.enclaves = 0  # so far
+        self.left_out = 0  # events
         self._users = 0
-        self._stats: list[Mapping[str, Any]] = []
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by the last user
-        self._file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        self._separator = ""
-        self._lines: list[str] = []
-        self._written = self._left_out = 0
+        self._written = 0
+        self._separator = "[\n"
+        self._error: OSError | None = None
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by the last user
 
     @classmethod
     def joined(cls, path: str, now: float) -> _File:
@@ -58,39 +62,37 @@ class _File:
             file.enclaves += 1
             return file
 
-    def leave(self, stats: Mapping[str, Any]) -> None:
-        """A trace is over. OSError, if it was the last one."""
+    def leave(self) -> None:
+        """A trace is over. OSError, if it was the last one, and the file is not whole."""
         with self._opening:
-            self._stats.append(stats)
             self._users -= 1
             if self._users:
                 return
             del self._open[self.path]
             with self.lock, self._file:
-                self._flush()
-                self._file.write('\n], "otherData": ')
-                json.dump({"enclaves": self._stats, "events_left_out": self._left_out}, self._file)
-                self._file.write("}\n")
+                self._write("\n]\n")
+            if self._error is not None:
+                raise self._error
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Under the lock."""
-        if self._written >= MAX_EVENTS or self._file.closed:
-            self._left_out += 1
+    def add(self, event: Mapping[str, Any], *, always: bool = False) -> None:
+        """Under the lock. `always`: also when there are too many."""
+        if self._file.closed or (self._written >= MAX_EVENTS and not always):
+            self.left_out += 1
             return
         self._written += 1
-        self._lines.append(json.dumps(event))
-        if len(self._lines) >= _FLUSH:
-            self._flush()
+        self._write(self._separator + _ESCAPE.sub("?", json.dumps(event, ensure_ascii=False)))
+        self._separator = ",\n"
 
-    def _flush(self) -> None:
-        """A disk that is full ends the trace, not what is traced."""
-        if self._lines:
-            try:
-                self._file.write(self._separator + ",\n".join(self._lines))
-            except OSError:
-                self._left_out += len(self._lines)
-            self._separator = ",\n"
-            self._lines.clear()
+    def _write(self, text: str) -> None:
+        """At once: a client may be killed. A disk that is full ends the trace, not what is traced."""
+        if self._error is not None:
+            return
+        data = text.encode(errors="replace")
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._error = error
 
 
 class Trace:
@@ -157,8 +159,13 @@ class Trace:
         """Nothing more comes; with the statistics. Once more: nothing."""
         with self._lock:
             closed, self._closed = self._closed, True
+            if not closed:
+                left_out = {"waits_left_out": self._lost, "events_left_out": self._file.left_out}
+                told = {"name": self._name, **stats, **left_out}
+                event = {"ph": "i", "s": "p", "cat": "statistics", "name": "closed", "pid": self._client, "tid": 0}
+                self._file.add({**event, "ts": self._microseconds(self._clock()), "args": told}, always=True)
         if not closed:
-            self._file.leave({"name": self._name, **stats, "waits_left_out": self._lost})
+            self._file.leave()
 
     # -- under the lock -------------------------------------------------------------------------------------------------
 
@@ -188,9 +195,9 @@ class Trace:
         end: float,
         arguments: Mapping[str, Any],
     ) -> None:
-        begin = round((start - self._file.start) * 1e6, 3)
+        begin = self._microseconds(start)
         # From rounded times, so that the end of one and the start of the next agree.
-        duration = round((end - self._file.start) * 1e6, 3) - begin
+        duration = self._microseconds(end) - begin
         self._file.add(
             {
                 "ph": "X",
@@ -203,3 +210,7 @@ class Trace:
                 "args": arguments,
             }
         )
+
+    def _microseconds(self, moment: float) -> float:
+        """Since the file's start."""
+        return round((moment - self._file.start) * 1e6, 3)
