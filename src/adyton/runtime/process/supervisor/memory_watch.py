@@ -47,6 +47,7 @@ from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, q
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
 EXACT_SECONDS = 0.1  # at least between exact looks
 SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
+EXACT_LOOKS = 3  # at most, when a process began or ceased to lend its memory meanwhile and may have counted twice
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
 # Bytes that a processor fills in a second, with huge pages that it is given (a third of that with ordinary ones), and how many of a server's
 # an enclave is taken to have to itself.
@@ -221,10 +222,14 @@ class MemoryWatch:
             self._exact_due = time.monotonic() + max(_SHARE * (time.thread_time() - began), EXACT_SECONDS)
 
     def _exact(self) -> Seen:
-        before = waiting(self._proc)
-        seen, memory, sizes = self._look(self._together)
-        twice = sum(memory.get(process, 0) * others for process, others in lent(before, waiting(self._proc)).items())
-        exact = replace(seen, memory=seen.memory - min(twice, self._limit))
+        for _ in range(EXACT_LOOKS):
+            before = waiting(self._proc)
+            seen, memory, sizes = self._look(self._together)
+            after = waiting(self._proc)
+            twice = sum(memory.get(process, 0) * others for process, others in lent(before, after).items())
+            exact = replace(seen, memory=seen.memory - min(twice, self._limit))
+            if exact.bytes <= self.wall or before == after:
+                break
         self._least.exactly(exact.memory, sizes)
         return exact
 
