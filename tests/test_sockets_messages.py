@@ -292,14 +292,17 @@ def test_a_copy_of_a_descriptor_has_addresses_too(at_work, copy):
 def test_other_uses_of_descriptors_are_the_kernels(at_work):
     """Of those that a datagram socket may have: files, connections, commands, minima that are too high; what is not open."""
     code = """
-        import fcntl
+        import fcntl, resource
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         read, write = os.pipe()
         free = 896 + (sock.fileno() - 832) % 128  # another of those numbers
         os.dup2(write, free)
         os.write(os.dup(free), b"x")
         below = os.dup(free) < 896
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # an ordinary user's usual one is 1024
         above = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 1024)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         flags = [fcntl.fcntl(sock, fcntl.F_GETFD), fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK]
         errors = []
         os.close(free)
