@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,10 @@ class Page:
 def browser(folder: Path) -> Iterator[Page]:
     """A browser with nothing remembered; `folder` has its profile. One that hangs at its start is given up for another, twice."""
     for attempt in (1, 2, 3):
-        with _process(folder / f"profile-{attempt}") as (write, read):
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,  # elsewhere: it has sockets there
+            _process(folder / f"profile-{attempt}", scratch) as (write, read),
+        ):
             try:
                 page = Page(write, read)
             except TimeoutError:
@@ -102,8 +106,11 @@ def browser(folder: Path) -> Iterator[Page]:
 
 
 @contextmanager
-def _process(profile: Path) -> Iterator[tuple[int, int]]:
-    """Chromium's pipe: where commands are written, where answers are read. It reads descriptor 3 and writes descriptor 4."""
+def _process(profile: Path, scratch: str) -> Iterator[tuple[int, int]]:
+    """Chromium's pipe: where commands are written, where answers are read. It reads descriptor 3 and writes descriptor 4.
+
+    `scratch`: for what it leaves behind in a folder of temporary files, when it is killed.
+    """
     assert CHROMIUM is not None
     commands, write = _pipe()
     read, answers = _pipe()
@@ -114,7 +121,7 @@ def _process(profile: Path) -> Iterator[tuple[int, int]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         process_group=0,
-        env={**os.environ, "HOME": str(profile)},
+        env={**os.environ, "HOME": str(profile), "TMPDIR": scratch},
     )
     os.close(commands)
     os.close(answers)

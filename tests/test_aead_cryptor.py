@@ -47,7 +47,7 @@ def test_known_messages_open_and_are_sealed_the_same_way(monkeypatch, make, know
     assert cryptor.open(bytes.fromhex(nonce + sealed), bytes.fromhex(aad)).hex() == plaintext
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="the Wycheproof vectors are not beside this checkout")
+@pytest.mark.skipif(not VECTORS.exists(), reason="NO VECTORS HERE: those of Wycheproof are not beside this checkout")
 def test_wycheproof_vectors_open_or_do_not_as_they_say():
     seen = 0
     for group in json.loads(VECTORS.read_text())["testGroups"]:

@@ -259,7 +259,7 @@ def test_a_zygote_whose_supervisor_cannot_be_imported_says_so(tmp_path):
 
 def test_a_store_that_enclaves_cannot_read_is_named(tmp_path):
     if os.geteuid() != 0:
-        pytest.skip("only root gives enclaves user ids of their own")
+        pytest.skip("NOT ROOT: no enclave has a user id of its own")
     (tmp_path / "blobs").mkdir(mode=0o700)
     with pytest.raises(PlatformError, match=f"chmod o\\+rx {tmp_path}/blobs"):
         Zygote.start(str(tmp_path))

@@ -35,7 +35,7 @@ def probe(zygote):
 
 def test_each_enclave_has_a_user_of_its_own(zygote, probe):
     if os.geteuid() != 0:
-        pytest.skip("only root gives enclaves user ids of their own")
+        pytest.skip("NOT ROOT: no enclave has a user id of its own")
     with enclave(zygote) as other:
         guest = guest_of(probe.pid)
         own = own_user(probe.pid)

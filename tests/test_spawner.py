@@ -131,7 +131,7 @@ def _command(pid):
 
 def test_a_store_that_enclaves_cannot_read_is_refused_at_the_start(store):
     if os.geteuid() != 0:
-        pytest.skip("only root gives enclaves user ids of their own")
+        pytest.skip("NOT ROOT: no enclave has a user id of its own")
     os.chmod(f"{store[0]}/blobs", 0o700)
     with pytest.raises(PlatformError, match=r"chmod o\+rx"):
         Spawner(store[0])
