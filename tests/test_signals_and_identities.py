@@ -152,3 +152,12 @@ def test_identities_are_the_enclaves_own_but_what_a_program_is_configured_to_hav
     for allowed, name in (([], "enclave"), (["USER"], "ann")):
         with adyton.load("program.py", allow_env=allowed) as loaded:
             assert loaded.call("execute", code) == [2, 0, 1000, 1000, name, socket.gethostname()]
+
+
+def test_python_has_a_users_packages_below_the_enclaves_home_not_the_servers(workplace, on_the_server, monkeypatch):
+    Path("program.py").write_text(PROGRAM)
+    monkeypatch.setenv("HOME", str(workplace))
+    code = "import site, sysconfig; result = [site.USER_BASE, site.getuserbase(), sysconfig.get_config_var('userbase')]"
+    for allowed, home in (([], "/enclave"), (["HOME"], str(workplace))):
+        with adyton.load("program.py", allow_env=allowed) as loaded:
+            assert loaded.call("execute", code) == [f"{home}/.local"] * 3

@@ -8,8 +8,10 @@ import importlib
 import os
 import select
 import signal
+import site
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -285,6 +287,10 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
         os.environ.clear()
         os.environ.update(_ENVIRONMENT)
         os.environ.update(load.environment)
+        # Python has worked these out in the zygote, which has another home directory.
+        site.USER_BASE = site.USER_SITE = None
+        site.getusersitepackages()  # and sets both
+        sysconfig.get_config_vars()["userbase"] = site.USER_BASE
         os.environ["TZ"] = load.time_zone or "UTC"
         time.tzset()
         warnings = finish(load.mount_tmp, load.working_directory, load.host_name)
