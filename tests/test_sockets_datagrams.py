@@ -1,6 +1,7 @@
 """Datagram sockets and names in an enclave."""
 
 import contextlib
+import errno
 import socket
 import threading
 
@@ -165,6 +166,13 @@ def test_errors_of_datagram_sockets(at_work):
     assert at_work.fails(new + "s.connect(('192.0.2.1', 9))") == "EACCES"
     assert at_work.fails(new + "s.sendmsg([b'x'])") == "EDESTADDRREQ"
     assert at_work.fails(new + "s.sendmsg([bytes(65507), b'x'], [], 0, ('127.0.0.1', 9))") == "EMSGSIZE"
+    assert (
+        at_work.fails(new + "s.sendto(b'part', socket.MSG_MORE, ('127.0.0.1', 9))") == errno.errorcode[errno.EOPNOTSUPP]
+    )
+    assert (
+        at_work.fails(new + "s.sendmsg([b'part'], [], socket.MSG_MORE, ('127.0.0.1', 9))")
+        == errno.errorcode[errno.EOPNOTSUPP]
+    )
     assert at_work.fails(new + "s.sendmsg([b'x'], [], 0, ('127.0.0.1', 0))") == "EINVAL"
     assert at_work.fails(new + "s.sendmsg([b'x'], [], 0, ('192.0.2.1', 9))") == "EACCES"
     assert at_work.fails(new + "s.sendmsg([b'x'], [(0, 99, b'')], 0, ('127.0.0.1', 9))") == "EINVAL"

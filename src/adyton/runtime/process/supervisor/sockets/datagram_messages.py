@@ -14,7 +14,7 @@ from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.notifications import Note
 from adyton.runtime.process.supervisor.sockets import addresses, messages
 from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering, failure
-from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls, Outgoing
+from adyton.runtime.process.supervisor.sockets.datagrams import DatagramCalls, Outgoing, refuse_parts
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 
 
@@ -44,6 +44,7 @@ class MessageCalls:
     def _send(self, note: Note, standin: StandIn, fetched: socket.socket, flags: int, *, several: bool) -> int | None:
         if standin.kind == "stream":
             return self._local(note)
+        refuse_parts(flags)
         read = self._a.listener.read
         place = note.arguments[1]
         header = messages.header(read(note, place, messages.HEADER_SIZE))

@@ -57,6 +57,12 @@ class Seen:
     sender: Sender | None
 
 
+def refuse_parts(flags: int) -> None:
+    """OSError for a part of a datagram (MSG_MORE), which would be sent as one by itself."""
+    if flags & socket.MSG_MORE:
+        raise failure(errno.EOPNOTSUPP)
+
+
 class DatagramCalls:
     """`connect`, `sendto` and `recvfrom` are system calls, see calls.SocketCalls; `send`, `wait_for`, `look` and `take` what others are made of."""
 
@@ -102,6 +108,7 @@ class DatagramCalls:
         size = note.arguments[2]
         if standin.kind == "stream":
             return self._send_on_stream(note, standin, fetched)
+        refuse_parts(note.argument(3))
         if size > net.MAX_DATAGRAM:
             raise failure(errno.EMSGSIZE)
         peer = addresses.parse(self._a.read_address(note, 4, 5), standin.family)
