@@ -94,3 +94,16 @@ def test_honest_ends_stay_below_each_others_limits(sizes, limit):
         events += enclave.receive(data)
     assert sorted((event.call, len(event.body)) for event in events) == list(zip(numbers, sizes, strict=True))
     assert client.pending_bytes == 0
+
+
+def test_the_parts_of_a_body_are_sent_as_one_and_large_ones_are_not_copied():
+    client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
+    parts = (b"head", bytes(range(256)) * 1024, b"", b"-", bytes(100_000))
+    enclave.call(0, "host", parts)
+    sent = []
+    while part := enclave.parts_to_send(1 << 20):
+        sent += part
+    assert all(sent)
+    assert any(isinstance(part, memoryview) and part.obj is parts[1] for part in sent)
+    (called,) = client.receive(b"".join(sent))
+    assert called.body == b"".join(parts)

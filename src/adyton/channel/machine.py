@@ -72,7 +72,7 @@ class Channel(abc.ABC):
             self._state = "failed"
             raise
 
-    def send(self, plaintext: bytes) -> None:
+    def send(self, plaintext: bytes | memoryview) -> None:
         """Send data. LocalProtocolError before the channel is established, and after its end."""
         if self._state != "open":
             self._step_of_ours("send")

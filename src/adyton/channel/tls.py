@@ -84,7 +84,7 @@ class Tls:
             raise RemoteProtocolError(f"the peer's TLS cannot be read: {_reason(error)}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def send(self, plaintext: bytes) -> None:
+    def send(self, plaintext: bytes | memoryview) -> None:
         """Encrypt; the handshake must be finished."""
         if plaintext:
             self._connection.sendall(plaintext)

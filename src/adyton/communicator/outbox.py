@@ -8,30 +8,43 @@ keep, bodies are only begun while all that are begun have no more than `window` 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from adyton.communicator.frames import CHUNK, MAX_CHUNK, MoreFrame, encode
 
+Part = bytes | memoryview
+_SMALL = 1 << 12  # bytes: parts up to that go out together, since each costs more than to copy them
+
 
 class _Body:
-    __slots__ = ("_chunk", "_frame_head", "behind", "body", "head", "kind", "number", "offset")
+    __slots__ = ("_chunk", "_frame_head", "_parts", "behind", "head", "kind", "number", "offset", "size")
 
-    def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: bytes) -> None:
+    def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
         self.head = head
         self.kind: Literal["call", "reply"] = kind
         self.number = number
-        self.body = memoryview(body)
+        self.size = sum(map(len, body))
         self.offset = 0
         self.behind = b""  # a frame that must not overtake the body
+        self._parts = deque(memoryview(each) for each in body)
         self._frame_head = b""
         self._chunk = 0  # bytes of a frame with that head
 
-    def frame_head(self, size: int) -> bytes:
-        """What comes before `size` bytes of the body."""
+    def frame(self, size: int) -> Iterator[Part]:
+        """One with the next `size` bytes."""
         if size != self._chunk:
             self._frame_head = encode(MoreFrame(self.kind, self.number, memoryview(bytes(size))))[:-size]
             self._chunk = size
-        return self._frame_head
+        yield self._frame_head
+        self.offset += size
+        while size:
+            part = self._parts.popleft()
+            if len(part) > size:
+                self._parts.appendleft(part[size:])
+                part = part[:size]
+            yield part
+            size -= len(part)
 
 
 class Outbox:
@@ -59,14 +72,14 @@ class Outbox:
         self._frames += 1
         self.pending += len(frame)
 
-    def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: bytes) -> None:
-        """A head, in order with `put`, and its body, which follows when there is nothing urgent."""
+    def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
+        """A head, in order with `put`, and the parts of its body, which follow when there is nothing urgent. They are not copied."""
         item = _Body(head, kind, number, body)
         self._urgent.append(item)
         self._frames += 1
         self._unsent[kind, number] = item
         self.replies += kind == "reply"
-        self.pending += len(head) + len(body)
+        self.pending += len(head) + item.size
 
     def put_behind(self, call: int, frame: bytes) -> None:
         """A frame that must not overtake the call's body, if that is not sent yet."""
@@ -94,14 +107,14 @@ class Outbox:
         """Whether some of this body is due still."""
         return (kind, number) in self._unsent
 
-    def take(self, limit: int, room: int) -> bytes:
+    def take(self, limit: int, room: int) -> list[Part]:
         """What goes out next: about `limit` bytes, where a negative one is none; of them, about `room` with bodies."""
         if not self._unsent and not self._last and len(self._urgent) == 1 and limit > 0:
             frame = self._urgent.popleft()
             assert isinstance(frame, bytes)
             self.pending = 0
-            return frame
-        parts: list[bytes | memoryview] = []
+            return [frame]
+        parts: list[Part] = []
         size = self._take_urgent(parts, limit)
         if self._unsent and (room > 0 or size):
             self._take_bodies(parts, room - size)
@@ -110,9 +123,9 @@ class Outbox:
             parts.append(self._last)
             self._last = b""
             self.ended = True
-        return b"".join(parts)
+        return parts
 
-    def _take_urgent(self, parts: list[bytes | memoryview], limit: int) -> int:
+    def _take_urgent(self, parts: list[Part], limit: int) -> int:
         """Until `limit` is reached; how many bytes that were."""
         size = 0
         urgent = self._urgent
@@ -126,30 +139,43 @@ class Outbox:
         self.pending -= size
         return size
 
-    def _take_bodies(self, parts: list[bytes | memoryview], limit: int) -> None:
+    def _take_bodies(self, parts: list[Part], limit: int) -> None:
         """At least one chunk, so that bodies arrive in the end however much is urgent."""
         ring = self._ring
-        while self._waiting and (not ring or self._begun + len(self._waiting[0].body) <= self._window):
+        while self._waiting and (not ring or self._begun + self._waiting[0].size <= self._window):
             item = self._waiting.popleft()
-            self._begun += len(item.body)
+            self._begun += item.size
             ring.append(item)
         taken = 0
         share = max(CHUNK, limit // max(1, len(ring)) // CHUNK * CHUNK)  # of each that has something to send
         while ring and (taken < limit or not taken):
             item = ring.popleft()
             left = max(CHUNK, (limit - taken) // CHUNK * CHUNK)
-            stop = min(item.offset + min(share, left, MAX_CHUNK), len(item.body))
-            size = stop - item.offset
-            parts += item.frame_head(size), item.body[item.offset : stop]
+            size = min(share, left, MAX_CHUNK, item.size - item.offset)
+            parts += item.frame(size)
             taken += size
-            item.offset = stop
-            if stop < len(item.body):
+            if item.offset < item.size:
                 ring.append(item)
                 continue
-            self._begun -= stop
+            self._begun -= item.size
             del self._unsent[item.kind, item.number]
             self.replies -= item.kind == "reply"
             if item.behind:
                 parts.append(item.behind)
                 taken += len(item.behind)
         self.pending -= taken
+
+
+def together(parts: Sequence[Part]) -> list[Part]:
+    """The same bytes, small parts of them joined."""
+    if len(parts) < 2:
+        return list(parts)
+    joined: list[Part] = []
+    small: list[Part] = []
+    for part in parts:
+        if len(part) <= _SMALL:
+            small.append(part)
+        else:
+            joined += [b"".join(small), part] if small else [part]
+            small = []
+    return [*joined, b"".join(small)] if small else joined

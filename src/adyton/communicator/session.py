@@ -47,7 +47,7 @@ from adyton.communicator.frames import (
     ReplyFrame,
     encode,
 )
-from adyton.communicator.outbox import Outbox
+from adyton.communicator.outbox import Outbox, Part, together
 from adyton.communicator.pairs import PairTable, PairViolation, Side
 from adyton.errors import (
     ConnectionLostError,
@@ -87,6 +87,7 @@ class Limits(msgspec.Struct, frozen=True):
     in_flight: int = 4096
 
 
+Parts = bytes | tuple[bytes, ...]  # a body to be sent, perhaps in parts, which are not copied if they are large
 Body = bytes | bytearray  # of a message: the latter, nobody else's, if it is large
 
 
@@ -134,6 +135,10 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
 
 
 Event = Called | Replied | Notified | Cancelled | Disposed | Closed
+
+
+def _parts(body: Parts) -> tuple[bytes, ...]:
+    return body if isinstance(body, tuple) else (body,)
 
 
 _LARGE = 1 << 22  # bytes of a body that must not be held twice, not even for a moment
@@ -199,7 +204,7 @@ class Session:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def call(self, pair: int, method: str, body: bytes) -> int:
+    def call(self, pair: int, method: str, body: Parts) -> int:
         """Call the peer on a pair (0: unpaired, any number at once); the call's number.
 
         LocalProtocolError: not our turn on the pair, or after `close`. ResourceLimitError: one call, pair, nesting or byte too many.
@@ -209,7 +214,9 @@ class Session:
             raise LocalProtocolError(f"{method} was called after the session was closed")
         if self._peer_reason is not None:
             raise ConnectionLostError(f"the other side has ended the session: {self._peer_reason}")
-        self._check_message(method, body, self._limits.message)
+        parts = _parts(body)
+        size = sum(map(len, parts))
+        self._check_message(method, size, self._limits.message)
         if len(self._sent_calls) >= self._limits.in_flight:
             raise ResourceLimitError(
                 f"{self._limits.in_flight} calls are waiting for their answers, and no more may: wait for some of them"
@@ -221,39 +228,39 @@ class Session:
             self._apply(pair, "send call", number)
         self._last_sent = number
         self._sent_calls[number] = pair
-        size = len(body)
         if size <= CHUNK:
-            self._outbox.put(encode(CallFrame(number, pair, method, size, body)))
+            self._outbox.put(encode(CallFrame(number, pair, method, size, b"".join(parts))))
         else:
-            self._outbox.put_body(encode(CallFrame(number, pair, method, size, b"")), "call", number, body)
+            self._outbox.put_body(encode(CallFrame(number, pair, method, size, b"")), "call", number, parts)
         return number
 
-    def reply(self, call: int, ok: bool, body: bytes) -> None:
+    def reply(self, call: int, ok: bool, body: Parts) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
         if not self._open:
             return
         pair = self._received_calls.get(call)
         if pair is None or (self._arriving and ("call", call) in self._arriving):
             raise LocalProtocolError(f"call {call} was replied to, but waits for no reply")
-        size = len(body)
+        parts = _parts(body)
+        size = sum(map(len, parts))
         if size > self._limits.message:
             raise ResourceLimitError(f"the result has {size} bytes; at most {self._limits.message} are carried")
         if pair:
             self._apply(pair, "send reply", call)
         del self._received_calls[call]
         if size <= CHUNK:
-            self._outbox.put(encode(ReplyFrame(call, ok, size, body)))
+            self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts))))
             self._replies.append(self._outbox.last_put())
         else:
-            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, body)
+            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
 
     def notify(self, method: str, body: bytes) -> None:
         """Tell the peer something. ResourceLimitError: too large."""
         if not self._open:
             return
-        self._check_message(method, body, self._limits.notification)
-        number = self._last_notification_sent = self._last_notification_sent + 1
         size = len(body)
+        self._check_message(method, size, self._limits.notification)
+        number = self._last_notification_sent = self._last_notification_sent + 1
         if size <= CHUNK:
             self._outbox.put(encode(NotifyFrame(number, method, size, body)))
             return
@@ -294,23 +301,26 @@ class Session:
 
     def data_to_send(self, limit: int = 1 << 18) -> bytes:
         """Bytes for the peer, about `limit` of them at most; b"" when nothing is due, or much is on its way."""
+        return b"".join(self.parts_to_send(limit))
+
+    def parts_to_send(self, limit: int) -> list[Part]:
+        """The same in parts, none of them empty, of which large ones are not copied."""
         flow = self._flow
         if self._peer_reason is not None:  # it tells of no marks any more
-            return self._outbox.take(limit, limit)
+            return together(self._outbox.take(limit, limit))
         if self._outbox.ended:
-            return b""
-        parts = [encode(ReadFrame(self._read_mark))] if self._read_mark else []
+            return []
+        parts: list[Part] = [encode(ReadFrame(self._read_mark))] if self._read_mark else []
         self._read_mark = 0
         limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
-        if data := self._outbox.take(
-            min(limit, flow.room + (LEAST if flow.window > LIGHT else 0)), min(limit, flow.room)
-        ):
-            parts.append(data)
-        due = flow.sent(len(data))
+        urgent = min(limit, flow.room + (LEAST if flow.window > LIGHT else 0))
+        taken = self._outbox.take(urgent, min(limit, flow.room))
+        parts += taken
+        due = flow.sent(sum(map(len, taken)))
         if (due or self._asks) and not self._outbox.ended:
             parts.append(encode(MarkFrame(flow.mark())))
             self._asks = False
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return together(parts)
 
     @property
     def due(self) -> bool:
@@ -332,11 +342,11 @@ class Session:
         """Whether no call is under way on the pair."""
         return not self._pairs.depth(pair)
 
-    def _check_message(self, method: str, body: bytes, limit: int) -> None:
+    def _check_message(self, method: str, size: int, limit: int) -> None:
         if not 0 < len(method) <= MAX_METHOD:
             raise LocalProtocolError(f"a method's name has 1 to {MAX_METHOD} characters, not {len(method)}")
-        if len(body) > limit:
-            raise ResourceLimitError(f"{method}: the message has {len(body)} bytes; at most {limit} are carried")
+        if size > limit:
+            raise ResourceLimitError(f"{method}: the message has {size} bytes; at most {limit} are carried")
 
     def _apply(self, pair: int, action: Any, call: int = 0) -> None:
         try:

@@ -42,6 +42,7 @@ from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
+from adyton.hostcall.encoding import encode as encode_result
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
@@ -360,8 +361,9 @@ class ProxyClient:
 
     def _execute(self, called: communicator.Called, request: abi.Request) -> None:
         ok = True
+        body: communicator.Parts
         try:
-            body = msgspec.msgpack.encode(self._executor.execute(request))
+            body = encode_result(self._executor.execute(request))
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
@@ -369,7 +371,7 @@ class ProxyClient:
             raise
         self._answer(called, ok=ok, body=body)
 
-    def _answer(self, called: communicator.Called, *, ok: bool, body: bytes) -> None:
+    def _answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
         with self._lock:
             self._tell_changes()
             pair = self._pairs.get(called.pair)
@@ -450,8 +452,8 @@ class ProxyClient:
             with self._lock:
                 if self._channel.established:
                     self._dispose_ended()
-                    if plaintext := self._session.data_to_send(PIECE):
-                        self._channel.send(plaintext)
+                    for part in self._session.parts_to_send(PIECE):
+                        self._channel.send(part)
                     if self._session.pending_bytes < CAUGHT_UP:
                         self._sockets.caught_up()
                 data = self._channel.data_to_send()

@@ -30,6 +30,7 @@ from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, dec
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
+from adyton.hostcall.encoding import encode as encode_call
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
@@ -272,8 +273,9 @@ class Supervisor:
 
     def _flush(self) -> None:
         while len(self._outbox) < RELAY_HIGH_WATER:
-            if self._channel_open and (plaintext := self._session.data_to_send(READ_SIZE)):
-                self._channel.send(plaintext)
+            if self._channel_open:
+                for part in self._session.parts_to_send(READ_SIZE):
+                    self._channel.send(part)
             ciphertext = self._channel.data_to_send()
             if not ciphertext:
                 break
@@ -575,9 +577,9 @@ class Supervisor:
         self._emulation.tell_events()
         for effect in effects:
             if isinstance(effect, Ask):
-                body = msgspec.msgpack.encode(effect.request)
+                body = encode_call(effect.request)
                 if effect.ordered:
-                    body = ORDER.pack(self._ordered) + body
+                    body = (ORDER.pack(self._ordered), *(body if isinstance(body, tuple) else (body,)))
                     self._ordered += 1
                 call = self._session.call(0, "order" if effect.ordered else "host", body)
                 self._waiting[call] = effect.ticket, effect.request
