@@ -137,7 +137,7 @@ class _Mount:
     def carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Answer):
-                self._answered(effect.data)
+                self._answered(b"".join(effect.parts))
             elif isinstance(effect, Ask):
                 request = effect.request
                 assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
@@ -145,7 +145,7 @@ class _Mount:
                     _check_paths(each)
                 self.asks.append(effect)
             else:
-                assert struct.unpack_from("<IiQ", effect.data)[1:] == (2, 0)  # FUSE_NOTIFY_INVAL_INODE
+                assert struct.unpack_from("<IiQ", b"".join(effect.parts))[1:] == (2, 0)  # FUSE_NOTIFY_INVAL_INODE
 
     def _answered(self, data: bytes) -> None:
         length, error, unique = struct.unpack_from("<IiQ", data)

@@ -64,13 +64,13 @@ class FakeKernel:
     def apply(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Answer):
-                answer = fuse_answers.decode_answer(effect.data)
+                answer = fuse_answers.decode_answer(b"".join(effect.parts))
                 assert answer.unique not in self.answers, "answered twice"
                 self.answers[answer.unique] = answer
             elif isinstance(effect, Ask):
                 self.asks.append(effect)
             else:
-                self.notices.append(effect.data)
+                self.notices.append(b"".join(effect.parts))
         self.server.told()
 
     def result(self, request: abi.Request) -> Outcome:

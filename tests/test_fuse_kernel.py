@@ -86,7 +86,7 @@ class Guest:
         for effect in effects:
             if isinstance(effect, Answer):
                 with suppress(FileNotFoundError):  # nobody waits any more
-                    os.write(self.fuse, effect.data)
+                    os.write(self.fuse, b"".join(effect.parts))
             elif not isinstance(effect, Ask):
                 self.client.execute(effect.request)
             elif self.withhold(effect.request):

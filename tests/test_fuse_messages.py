@@ -167,7 +167,7 @@ def test_no_message_gets_more_than_one_answer_or_an_exception(
         assert len(effects) <= 1
         for effect in effects:
             assert isinstance(effect, Answer)
-            answer = fuse_answers.decode_answer(effect.data)
+            answer = fuse_answers.decode_answer(b"".join(effect.parts))
             assert 0 <= answer.errno < 512
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.hostcall import abi
-from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.files import Answer, Ask
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
@@ -86,14 +86,14 @@ def test_its_file_is_read_only_and_its_reads_are_host_calls(kernel):
     node = kernel.lookup("/dev/stdin").node
     for flags in (os.O_WRONLY, os.O_RDWR):
         assert kernel.server.receive(request(Opcode.OPEN, 7, node, fuse_abi.Open(flags))) == [
-            Answer(fuse_answers.failure(7, errno.EACCES))
+            Answer.failure(7, errno.EACCES)
         ]
     read = request(Opcode.READ, 8, node, fuse_abi.Read(0, 123, 10))
     assert kernel.server.receive(read) == [Answer.success(8)]
     kernel.server.open_standard_input()
     (ask,) = kernel.server.receive(read)
     assert ask == Ask(0, abi.ReadInput(10))
-    assert kernel.server.resume(0, abi.Failed("ENOSYS")) == [Answer(fuse_answers.failure(8, errno.EOPNOTSUPP))]
+    assert kernel.server.resume(0, abi.Failed("ENOSYS")) == [Answer.failure(8, errno.EOPNOTSUPP)]
     assert kernel.server.resume(0, abi.Data(b"late")) == []
     assert kernel.server.receive(read) == [Answer.success(8, b"late")]
     assert kernel.server.receive(request(Opcode.RELEASE, 9, node, fuse_abi.Release(0))) == [Answer.success(9)]

@@ -37,7 +37,7 @@ from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
 from adyton.runtime.process.supervisor.tree import Node
-from adyton.runtime.process.supervisor.view import Park, Steps, View, errno_of
+from adyton.runtime.process.supervisor.view import Park, Part, Steps, View, errno_of
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
 from adyton.runtime.process.supervisor.watching.happenings import After, Happenings
@@ -128,24 +128,23 @@ STANDARD_INPUT_TICKET = 0
 class Answer(NamedTuple):
     """To be written to /dev/fuse in one write; ENOENT then means that nobody waits any more."""
 
-    head: bytes
-    body: bytes = b""
+    parts: tuple[Part, ...]
 
     @classmethod
-    def success(cls, unique: int, body: bytes = b"") -> Answer:
+    def success(cls, unique: int, *body: Part) -> Answer:
         """Of the request of that number. The body is not copied: it may be large."""
-        return cls(fuse_answers.success(unique, len(body)), body)
+        return cls((fuse_answers.success(unique, sum(map(len, body))), *(each for each in body if each)))
 
-    @property
-    def data(self) -> bytes:
-        """The whole message."""
-        return self.head + self.body
+    @classmethod
+    def failure(cls, unique: int, number: int) -> Answer:
+        """The same with an errno."""
+        return cls((fuse_answers.failure(unique, number),))
 
 
 class Notice(NamedTuple):
     """To be written to /dev/fuse, unasked; ENOENT then means that the kernel has forgotten what it is about."""
 
-    data: bytes
+    parts: tuple[Part, ...]
 
 
 Effect = Answer | Ask | Notice
@@ -241,7 +240,7 @@ class FileServer:
         try:
             header, body = fuse_abi.decode(message)
         except MalformedRequestError as error:
-            return [Answer(fuse_answers.failure(error.unique, errno.EINVAL))] if error.unique else []
+            return [Answer.failure(error.unique, errno.EINVAL)] if error.unique else []
         if header.opcode in SILENT:
             return self._silent(header, body)
         if isinstance(body, fuse_abi.Read) and header.opcode == Opcode.READ and body.handle == STANDARD_INPUT_HANDLE:
@@ -249,19 +248,20 @@ class FileServer:
         operation = self._operations.get(header.opcode)
         if operation is None:
             refusal = REFUSED.get(header.opcode, errno.ENOSYS)  # type: ignore[call-overload]
-            return [Answer(fuse_answers.failure(header.unique, refusal))]
+            return [Answer.failure(header.unique, refusal)]
         after = self._happenings.begins(header, body)
         try:
             steps = operation(header, body)
-            request = None if isinstance(steps, bytes) else next(steps)
+            request = None if isinstance(steps, bytes | tuple) else next(steps)
         except StopIteration as end:
             steps, request = end.value, None  # as most: nobody had to be asked
         except FileError as error:
-            return [*self._run(), Answer(fuse_answers.failure(header.unique, error.number))]
-        if isinstance(steps, bytes):
+            return [*self._run(), Answer.failure(header.unique, error.number)]
+        if isinstance(steps, bytes | tuple):
+            body = steps if isinstance(steps, tuple) else (steps,)
             if after is not None:
-                after(steps)
-            return [*self._run(), Answer.success(header.unique, steps)]
+                after(b"".join(body))
+            return [*self._run(), Answer.success(header.unique, *body)]
         appends = isinstance(body, fuse_abi.Write) and bool(body.flags & os.O_APPEND)
         task = _Task(header.unique, steps, header.opcode in INTERRUPTIBLE and not appends, after)
         return self._start(task, request)
@@ -352,9 +352,7 @@ class FileServer:
 
     def _read_input(self, answered: list[Answered]) -> list[Effect]:
         effects: list[Effect] = [
-            Answer(fuse_answers.failure(each.unique, each.errno))
-            if each.errno
-            else Answer.success(each.unique, each.data)
+            Answer.failure(each.unique, each.errno) if each.errno else Answer.success(each.unique, each.data)
             for each in answered
         ]
         request = self._input.wanted()
@@ -434,7 +432,7 @@ class FileServer:
                 nodes[node.id] = None
         known.stale.clear()
         known.moved.clear()
-        return [Notice(fuse_answers.stale_attributes(node)) for node in nodes]
+        return [Notice((fuse_answers.stale_attributes(node),)) for node in nodes]
 
     def _goes_on(self, task: _Task) -> Callable[[Outcome], None]:
         def goes_on(outcome: Outcome) -> None:
@@ -456,7 +454,7 @@ class FileServer:
             task.done(value, number)
             return []
         if number:
-            return [Answer(fuse_answers.failure(task.unique, number))]
+            return [Answer.failure(task.unique, number)]
         return [Answer.success(task.unique, value)]
 
     def _give_up(self, task: _Task, number: int) -> list[Effect]:

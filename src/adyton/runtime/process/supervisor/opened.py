@@ -25,7 +25,16 @@ from adyton.runtime.process.supervisor.layout import Place
 from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.private import Directory, File
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
-from adyton.runtime.process.supervisor.view import Steps, View, ask, private_directory, private_file, right_of, sendable
+from adyton.runtime.process.supervisor.view import (
+    Body,
+    Steps,
+    View,
+    ask,
+    private_directory,
+    private_file,
+    right_of,
+    sendable,
+)
 from adyton.runtime.process.supervisor.waits import Waits
 
 _ACCESS: dict[int, abi.OpenMode] = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read-write"}
@@ -234,11 +243,18 @@ class OpenOperations:
 
     # -- content ----------------------------------------------------------------------------------------------------
 
-    def read(self, _header: Header, body: fuse_abi.Read) -> Steps:
-        """At most `size` bytes; fewer are the end of the file, to the kernel too."""
+    def read(self, _header: Header, body: fuse_abi.Read) -> Steps | Body:
+        """At most `size` bytes; fewer are the end of the file, to the kernel too. There are many, so most are done in one step."""
         opened = self._handles.file(body.handle)
         if opened.private is not None:
             return self._private.read(opened.private, body.offset, body.size)
+        here = self._cache.read_here(opened.number, body.offset, body.size)
+        if here is None:
+            return self._read(opened, body)
+        self._waits.hit()
+        return here
+
+    def _read(self, opened: OpenFile, body: fuse_abi.Read) -> Steps:
         parts: list[bytes] = []
         done = 0
         while done < body.size:

@@ -585,7 +585,7 @@ class Supervisor:
                 self._waiting[call] = effect.ticket, effect.request
             else:
                 try:
-                    os.writev(self._guest.fuse, effect)
+                    os.writev(self._guest.fuse, effect.parts)
                 except FileNotFoundError:
                     pass  # nobody waits for it any more
         assert self._files is not None

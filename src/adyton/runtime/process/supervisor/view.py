@@ -65,6 +65,8 @@ class Park:
 
 
 PARK = Park()
+Part = bytes | memoryview
+Body = bytes | tuple[Part, ...]  # of an answer, perhaps in parts, which need not be copied
 Steps = Generator["abi.Request | Flush | Park", abi.Result, bytes]
 WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")

@@ -154,6 +154,13 @@ class Cache:
             case _:
                 return self._plain(request)
 
+    def read_here(self, number: int, offset: int, size: int) -> tuple[bytes | memoryview, ...] | None:
+        """What `serve` gives for a Read of what is here, in parts, without making a request of it. None: it must wait, or is not cached."""
+        handle = self.state.handles.get(number)
+        if handle is None or self.state.calls.room() is not None:
+            return None
+        return self._reading.here(handle, offset, size)
+
     def write_behind(self, number: int, offset: int, data: bytes) -> bool:
         """What `serve` does with a Write that need not wait, without making a request of it. False: it must wait, or is not cached."""
         handle = self.state.handles.get(number)

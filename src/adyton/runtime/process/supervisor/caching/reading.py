@@ -49,6 +49,30 @@ class Reading:
                 break
         return abi.Data(bytes(parts[0]) if len(parts) == 1 else b"".join(parts))
 
+    def here(self, handle: Handle, offset: int, size: int) -> tuple[bytes | memoryview, ...] | None:
+        """What `read` gives, in parts, if that is in blocks that have come."""
+        if handle.snapshot is not None and not handle.remote:
+            return None
+        blocks = handle.file.contents.blocks
+        parts: list[bytes | memoryview] = []
+        start, left = offset % BLOCK, size
+        for block in blocks_of(offset, size):
+            held = blocks.get(block)
+            if held is None or isinstance(held, Run):
+                return None
+            part = (
+                memoryview(held)[start : start + left] if isinstance(held, bytes) else bytes(held[start : start + left])
+            )
+            parts.append(part)
+            start, left = 0, left - len(part)
+            if len(held) < BLOCK:
+                break
+        self._writing.push(handle.file, everything=True)
+        self._read_ahead(handle, offset, size)
+        for block in blocks_of(offset, size):
+            self._state.blocks.used(handle.file.contents, block)
+        return tuple(parts)
+
     def _read_ahead(self, handle: Handle, offset: int, size: int) -> None:
         """Ask for what a sequential reader will want, so far ahead that it need not wait."""
         if offset <= handle.next <= offset + size or (handle.next and 0 <= handle.next - offset <= FIRST_WINDOW):
