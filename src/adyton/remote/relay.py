@@ -20,7 +20,7 @@ from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
 
-LARGEST_SIZE = 1 << 19  # bytes of a piece
+FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 
 
 class Relay:
@@ -90,15 +90,17 @@ class Relay:
 
 
 def pieces(sock: socket.socket) -> Iterator[memoryview]:
-    """What a socket gives, until its end: as much as is there at once. Each is good until the next is asked for.
+    """What a socket gives, until its end, in pieces that grow while there is always more. Each is good until the next is asked for.
 
-    A client sees a sign of life only when all of a piece is there. On a slow line a session has little under way, see communicator.flow, and
-    so its pieces stay small.
+    A client sees a sign of life only when all of a piece is there. On a slow line a session has little under way, see communicator.flow: a
+    quarter of a MiB at most, if much of it is urgent; all of that as one piece would take such a line longer than a client waits.
     """
     keep_freed_memory()
     buffer = memoryview(bytearray(LARGEST_SIZE))
-    while size := sock.recv_into(buffer):
+    most = FIRST_SIZE
+    while size := sock.recv_into(buffer[:most]):
         yield buffer[:size]
+        most = min(2 * most, LARGEST_SIZE) if size == most else max(most // 2, FIRST_SIZE)
 
 
 def _pump(requests: Iterator[memoryview], sock: socket.socket, leave: Callable[[], None]) -> None:
