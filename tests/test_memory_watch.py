@@ -331,7 +331,42 @@ def test_what_two_share_is_not_twice_as_much(proc):
     assert watch.look().memory == 110 * MIB
     proc.write(each=145, together=80)
     thread(proc, "1", "1", WAITS)
+    assert watch.look(exactly=False).memory == 100 * MIB
+    watch._exact_due = 0.0
     assert watch.look(exactly=False).memory == 80 * MIB
+
+
+def test_who_has_memory_of_its_own_since_it_was_counted_is_not_twice_as_much(proc, monkeypatch):
+    """It waits no more when that is asked: a moment before it executed its program."""
+    proc.write(each=100, together=55)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    assert watch.look().memory == 110 * MIB
+    proc.write(each=145, together=80)
+
+    def executes(_proc):
+        status = proc.folder / "2/status"
+        status.write_text(status.read_text().replace(f"{145 << 10} kB", f"{3 << 10} kB"))
+        return {}
+
+    monkeypatch.setattr(memory_watch, "waiting", executes)
+    assert watch.look(exactly=False).memory == (145 + 3) * MIB
+
+
+def test_who_lends_memory_again_and_again_is_not_looked_at_exactly_each_time(proc, monkeypatch):
+    proc.write(each=100, together=55)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    assert watch.look().memory == 110 * MIB
+    thread(proc, "1", "1", WAITS)
+    exact = []
+    monkeypatch.setattr(watch, "_exact", lambda: exact.append(1))
+    proc.write(each=145, together=80)
+    assert watch.look(exactly=False).memory == (110 + 90 - 100) * MIB, "as much as can be lent is not taken for new"
+    assert not exact
+    watch.look()
+    assert len(exact) == 1
+    proc.write(each=200, together=80)
+    watch.look(exactly=False)
+    assert len(exact) == 2, "that is more than can be lent"
 
 
 def test_counts_that_may_be_wrong_end_nobody(proc, monkeypatch):

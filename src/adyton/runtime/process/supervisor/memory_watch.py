@@ -204,22 +204,36 @@ class MemoryWatch:
         Unless `exactly`, also a lower bound within the wall, where the last exact look was a moment ago.
         """
         began = time.thread_time()
-        rough, _, sizes = self._look(self._each)
-        least = replace(rough, memory=self._least.look(sizes))
-        self._took = time.thread_time() - began
-        if rough.bytes <= self.wall:
-            return rough
-        sure = replace(least, memory=max(0, least.memory - least.processes * UNSURE))
-        if sure.bytes > self.wall:
-            if not waiting(self._proc):
-                return least
-        elif not exactly and time.monotonic() < self._exact_due:
-            return least if least.bytes <= self.wall else sure
+        try:
+            rough, least = self._bounds()
+            if lends := self._is_beyond(least) and bool(waiting(self._proc)):
+                least = _less(least, self._limit)  # as `_exact` takes off at most
+            elif self._is_beyond(least):
+                # Who had its parent's memory when that was counted may have executed its program before it was asked who waits.
+                rough, least = self._bounds()
+            if rough.bytes <= self.wall:
+                return rough
+            if self._is_beyond(least):
+                if not lends:
+                    return least
+            elif not exactly and time.monotonic() < self._exact_due:
+                return least if least.bytes <= self.wall else _less(least, least.processes * UNSURE)
+        finally:
+            self._took = time.thread_time() - began
         began = time.thread_time()
         try:
             return self._exact()
         finally:
             self._exact_due = time.monotonic() + max(_SHARE * (time.thread_time() - began), EXACT_SECONDS)
+
+    def _bounds(self) -> tuple[Seen, Seen]:
+        """The upper and the lower one."""
+        rough, _, sizes = self._look(self._each)
+        return rough, replace(rough, memory=self._least.look(sizes))
+
+    def _is_beyond(self, least: Seen) -> bool:
+        """Whether they have more than they may, though counts may be wrong."""
+        return _less(least, least.processes * UNSURE).bytes > self.wall
 
     def _exact(self) -> Seen:
         for _ in range(EXACT_LOOKS):
@@ -274,6 +288,10 @@ class MemoryWatch:
 
     def _read(self, name: str) -> bytes:
         return read(f"{self._proc}/{name}")
+
+
+def _less(seen: Seen, size: int) -> Seen:
+    return replace(seen, memory=max(0, seen.memory - size))
 
 
 def _size(status: bytes) -> Size:
