@@ -397,6 +397,48 @@ def test_who_wakes_up_is_not_looked_at_exactly_at_once(proc, asleep):
     watch._exact = exact
 
 
+@pytest.mark.parametrize("patience", [60.0, 0.05], ids=["takes memory", "does not end"])
+def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monkeypatch, patience):
+    """A thread that waits for a file of the client's can have the lock that an exact look takes, for as long as the client likes."""
+    monkeypatch.setattr(memory_watch, "PATIENCE", patience)
+    monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
+    begun, hanging = threading.Event(), threading.Event()
+    proc.write(each=100, together=55)
+    watch = watching(proc, 100 * MIB, asleep[1])  # the wall is at 189 MiB
+    monkeypatch.setattr(watch, "_exact", lambda: (begun.set(), hanging.wait()))
+    loop, said = Loop(), []
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    assert begun.wait(60)
+    if patience > 1:
+        proc.write(each=200, together=55)
+    while loop.turn():
+        pass
+    assert ("could not be seen" in said[0]) == (patience < 1)
+    hanging.set()
+
+
+def test_an_exact_look_that_takes_long_counts_when_it_has_ended(proc, monkeypatch):
+    monkeypatch.setattr(memory_watch, "EXACT_SECONDS", 0)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    goes_on, ended, look = threading.Event(), threading.Event(), watch._exact
+    monkeypatch.setattr(watch, "_exact", lambda: (goes_on.wait(60), look(), ended.set())[1])
+    watch._exactly.start("exactly")
+    proc.write(each=100, together=55)
+    for _ in range(2):
+        assert watch._looked(exactly=True).memory == 100 * MIB, "the largest has so much"
+        assert watch._since is not None, "what has not ended for too long ends the guest"
+    goes_on.set()
+    assert ended.wait(60)
+    while watch._exactly.under_way:
+        proc.write(each=90, together=55)
+        assert watch._looked(exactly=False).memory == 180 * MIB
+    assert watch._since is None
+    proc.write(each=104, together=55)
+    watch._exact_due = time.monotonic() + 60
+    assert watch._looked(exactly=False).memory == (110 - 20 + 28) * MIB
+
+
 @pytest.mark.parametrize("hindrance", ["nothing is there", "a look that does not end"])
 def test_who_cannot_be_seen_for_too_long_is_ended(proc, asleep, monkeypatch, hindrance):
     monkeypatch.setattr(memory_watch, "PATIENCE", 0.05)

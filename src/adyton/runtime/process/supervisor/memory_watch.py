@@ -8,10 +8,9 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
     what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe
 
 and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); what memory_lent
-finds counts once, too, up to the limit). That takes
-locks which a thread of the guest may hold while it waits for this supervisor to serve a file; hence the thread of its own. And it takes
-time, a millisecond of a processor for each process, and many times that while they all run; so in between there is a lower bound
-(memory_least), which is enough to end who takes new memory.
+finds counts once, too, up to the limit). That takes locks which a thread of the guest may hold while it waits for this supervisor to serve a
+file; hence a thread of its own for that, too. And it takes time, a millisecond of a processor for each process, and many times that while
+they all run; so in between and meanwhile there is a lower bound (memory_least), which is enough to end who takes new memory.
 
 The pause between two looks is what an enclave needs that fills memory as fast as it can, from what was seen to the wall. While the guest does
 nothing there are none: the zygote tells when one of its processes has run (idle_watch), and looks for that as often as the wall is near.
@@ -38,6 +37,7 @@ from dataclasses import dataclass, replace
 
 from adyton.runtime.process.idle_watch import IdleClient
 from adyton.runtime.process.proc_file import read
+from adyton.runtime.process.supervisor.aside import Aside
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_least import Least, Size
 from adyton.runtime.process.supervisor.memory_lent import lent, waiting
@@ -45,7 +45,7 @@ from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, q
 
 # Between two looks: at least, at most while what they see changes, and at most.
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
-EXACT_SECONDS = 0.1  # at least between exact looks
+EXACT_SECONDS = 0.1  # at least between exact looks; and at most without any other look while there is one
 SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
 EXACT_LOOKS = 3  # at most, when a process began or ceased to lend its memory meanwhile and may have counted twice
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
@@ -115,7 +115,9 @@ class MemoryWatch:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
         self.reason = ""
         self._least = Least()
+        self._beside = 0  # bytes that are no process's memory, as the last look found them
         self._took = 0.0  # processor time, by the last look but for what it did to be exact
+        self._exactly = Aside(lambda: self._exact())  # noqa: PLW0108 - as it is when it is called
         self._exact_due = 0.0  # when there may be another exact look, though nobody insists
         self._since: float | None = None  # when the first look began that did not end well
         self._sleeps = False  # until one of the guest's processes has run
@@ -142,7 +144,8 @@ class MemoryWatch:
         check()
 
     def start(self) -> None:
-        """Begin to look, in a thread."""
+        """Begin to look, in threads."""
+        self._exactly.start("adyton-exact-memory")
         threading.Thread(target=self._run, name="adyton-memory", daemon=True).start()
 
     def _run(self) -> None:
@@ -173,7 +176,8 @@ class MemoryWatch:
             seen = self.look(exactly=exactly)
         except (OSError, ValueError, LookupError, struct.error):
             return None
-        self._since = None
+        if not self._exactly.under_way:
+            self._since = None
         return seen
 
     def _seconds_to(self, most: int, seen: Seen) -> float:
@@ -181,9 +185,11 @@ class MemoryWatch:
 
     def _slept(self, seen: Seen) -> bool:
         """Sleep until the guest has run; False: it has run since this was seen, or it cannot be told whether it has."""
-        if self._idle is None or self._idle.watch(self._seconds_to(self.wall + WAKING, seen)) != seen.processes:
+        if self._idle is None or self._exactly.under_way:  # what it finds was before
             return False
-        if self._looked(exactly=True) != seen:
+        if self._idle.watch(self._seconds_to(self.wall + WAKING, seen)) != seen.processes:
+            return False
+        if self._looked(exactly=True) != seen or self._exactly.under_way:
             return False
         self._sleeps = True
         self._idle.wait(SLEEP_SECONDS)
@@ -201,54 +207,71 @@ class MemoryWatch:
     def look(self, *, exactly: bool = True) -> Seen:
         """What they have now, or an upper bound that is within the wall, or a lower bound that is not. OSError, ValueError.
 
-        Unless `exactly`, also a lower bound within the wall, where the last exact look was a moment ago.
+        Also a lower bound within the wall: where an exact look takes long, and, unless `exactly`, where the last one was a moment ago.
         """
         began = time.thread_time()
         try:
+            if self._exactly.under_way:
+                self._found(self._exactly.call(0))
             rough, least = self._bounds()
-            if lends := self._is_beyond(least) and bool(waiting(self._proc)):
-                least = _less(least, self._limit)  # as `_exact` takes off at most
-            elif self._is_beyond(least):
-                # Who had its parent's memory when that was counted may have executed its program before it was asked who waits.
-                rough, least = self._bounds()
+            insists = False
+            if self._is_beyond(least):
+                if waiting(self._proc):
+                    least = _less(least, self._limit)  # as `_exact` takes off at most
+                    insists = self._is_beyond(least)
+                else:
+                    # Who had its parent's memory when that was counted may have executed its program before it was asked who waits.
+                    rough, least = self._bounds()
+                    if self._is_beyond(least):
+                        return least
             if rough.bytes <= self.wall:
                 return rough
-            if self._is_beyond(least):
-                if not lends:
-                    return least
-            elif not exactly and time.monotonic() < self._exact_due:
-                return least if least.bytes <= self.wall else _less(least, least.processes * UNSURE)
+            if least.bytes > self.wall and not insists:
+                least = _less(least, least.processes * UNSURE)
         finally:
             self._took = time.thread_time() - began
-        began = time.thread_time()
-        try:
-            return self._exact()
-        finally:
-            self._exact_due = time.monotonic() + max(_SHARE * (time.thread_time() - began), EXACT_SECONDS)
+        if self._exactly.under_way or not (exactly or insists or time.monotonic() >= self._exact_due):
+            return least
+        if (exact := self._found(self._exactly.call(EXACT_SECONDS))) is None:
+            return least
+        return replace(rough, memory=exact)
+
+    def _found(self, exact: tuple[int, dict[str, Size], float] | None) -> int | None:
+        """Go on from what an exact look has found; how much memory that is."""
+        if exact is None:
+            return None
+        memory, sizes, took = exact
+        self._least.exactly(memory, sizes)
+        self._exact_due = time.monotonic() + max(_SHARE * took, EXACT_SECONDS)
+        return memory
 
     def _bounds(self) -> tuple[Seen, Seen]:
         """The upper and the lower one."""
-        rough, _, sizes = self._look(self._each)
+        memory, sizes, descriptors = self._look(self._each)
+        sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
+        rough = Seen(len(memory), sum(memory.values()), descriptors, sockets)
+        self._beside = rough.bytes - rough.memory
         return rough, replace(rough, memory=self._least.look(sizes))
 
     def _is_beyond(self, least: Seen) -> bool:
         """Whether they have more than they may, though counts may be wrong."""
         return _less(least, least.processes * UNSURE).bytes > self.wall
 
-    def _exact(self) -> Seen:
+    def _exact(self) -> tuple[int, dict[str, Size], float]:
+        """What they have of memory, the largest size of each meanwhile, and the processor time that it took. In a thread of its own."""
+        began = time.thread_time()
         for _ in range(EXACT_LOOKS):
             before = waiting(self._proc)
-            seen, memory, sizes = self._look(self._together)
+            memory, sizes, _ = self._look(self._together)
             after = waiting(self._proc)
             twice = sum(memory.get(process, 0) * others for process, others in lent(before, after).items())
-            exact = replace(seen, memory=seen.memory - min(twice, self._limit))
-            if exact.bytes <= self.wall or before == after:
+            together = sum(memory.values()) - min(twice, self._limit)
+            if together + self._beside <= self.wall or before == after:
                 break
-        self._least.exactly(exact.memory, sizes)
-        return exact
+        return together, sizes, time.thread_time() - began
 
-    def _look(self, measure: Callable[[str, bytes], tuple[int, Size]]) -> tuple[Seen, dict[str, int], dict[str, Size]]:
-        """What is seen, and what each process has: as it is measured, and its size."""
+    def _look(self, measure: Callable[[str, bytes], tuple[int, Size]]) -> tuple[dict[str, int], dict[str, Size], int]:
+        """What each process has of memory: as it is measured, and its size; and the descriptors of all."""
         memory: dict[str, int] = {}
         sizes: dict[str, Size] = {}
         descriptors = 0
@@ -259,8 +282,7 @@ class MemoryWatch:
                 name, status = self._going_on(process)
                 memory[process], sizes[process] = measure(name, status)
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
-        sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
-        return Seen(len(memory), sum(memory.values()), descriptors, sockets), memory, sizes
+        return memory, sizes, descriptors
 
     def _going_on(self, process: str) -> tuple[str, bytes]:
         """Where a process's files are, and its status; those of another thread if the first one, whose the process's are, has ended."""
