@@ -185,6 +185,44 @@ result = [os.waitpid(child, 0)[1] for child in processes]
     assert answers(kept)
 
 
+HINDERS = """
+cached, direct = os.open({path!r}, os.O_RDWR), os.open({path!r}, os.O_RDWR | os.O_APPEND)
+if os.fork() == 0:
+    mapped = mmap.mmap(cached, 4096)
+    mapped[0] = 1
+    mmap.mmap(direct, 4096)  # has the process's memory locked until that is written
+time.sleep(1)
+if os.fork() == 0:
+    held = bytearray(os.urandom(1)) * (15 << 20)
+    for _ in range(8):
+        os.fork() == 0 and time.sleep(600)
+    time.sleep(600)
+time.sleep(1)
+for _ in range(14):
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1)) * (15 << 20)
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+@sandboxed
+def test_who_takes_memory_is_ended_though_its_client_does_not_write_what_an_exact_look_waits_for(
+    image, tmp_path, monkeypatch
+):
+    goes_on, write = threading.Event(), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *arguments: (goes_on.wait(60), write(*arguments))[1])
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4096))
+    policy = adyton.Policy.parse(f'[[mount]]\npath = "{tmp_path}"\ncoherence = "strict"\n', name="test", base="/")
+    client = adyton.load(image, policy=policy, allow_write=[str(tmp_path)])
+    with pytest.raises(adyton.errors.ConnectionLostError, match="more memory than its limit"):
+        client.call("execute", HINDERS.format(path=str(file)))
+    goes_on.set()
+    with pytest.raises(adyton.errors.ConnectionLostError):
+        client.close()
+
+
 # -- files in memory -------------------------------------------------------------------------------------------------------
 
 
