@@ -75,7 +75,8 @@ __all__ = [
 class Limits(msgspec.Struct, frozen=True):
     """What one end may make the other hold. Both ends of a session have the same.
 
-    `message`, `notification`: bytes of a body. `buffered`: bytes of bodies that have not arrived completely; at least both.
+    `message`, `notification`: bytes of a body. `buffered`: bytes of bodies that have not arrived completely; at least both. What holds them
+    may take twice as much, see `_Arriving.add`.
     `pairs`: at once; `nesting`: calls under way on one pair. `in_flight`: calls of one end that are not answered, as that end sees it.
     """
 
