@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import mmap
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ def pieces(sock: socket.socket) -> Iterator[memoryview]:
     quarter of a MiB at most, if much of it is urgent; all of that as one piece would take such a line longer than a client waits.
     """
     keep_freed_memory()
-    buffer = memoryview(bytearray(LARGEST_SIZE))
+    buffer = memoryview(mmap.mmap(-1, LARGEST_SIZE))  # no memory until much comes
     most = FIRST_SIZE
     while size := sock.recv_into(buffer[:most]):
         yield buffer[:size]

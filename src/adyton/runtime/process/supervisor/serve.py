@@ -12,6 +12,7 @@ never the supervisor with a traceback.
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -119,9 +120,9 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
-        self._request = bytearray(FUSE_READ_SIZE)
-        self._requested = memoryview(self._request)
-        self._received = memoryview(bytearray(READ_SIZE))  # from the relay
+        # From the kernel and the relay; no memory until much comes.
+        self._requested = memoryview(mmap.mmap(-1, FUSE_READ_SIZE))
+        self._received = memoryview(mmap.mmap(-1, READ_SIZE))
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -551,7 +552,7 @@ class Supervisor:
         for _ in range(AT_ONCE):
             try:
                 # To make room for the largest each time takes longer.
-                size = os.readv(self._guest.fuse, [self._request])
+                size = os.readv(self._guest.fuse, [self._requested])
             except BlockingIOError:
                 if not patience:
                     return
