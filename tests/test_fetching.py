@@ -19,6 +19,7 @@ from sandbox import children, wait_until_ended
 from adyton.errors import AdytonError, ConnectionLostError, PlatformError, RemoteProtocolError
 from adyton.runtime.process.supervisor import fetching
 from adyton.runtime.process.supervisor.fetching import Fetcher, NotSocketError
+from adyton.runtime.process.supervisor.notifications import COPY_SECONDS
 
 
 @pytest.fixture
@@ -164,3 +165,31 @@ def states_of(process: int) -> str:
 def name_of(process: int) -> str:
     with open(f"/proc/{process}/comm") as file:
         return file.read().strip()
+
+
+def test_the_alarm_is_set_meanwhile(fetcher, monkeypatch):
+    """It ends a supervisor whose fetch does not end, as one of a process that is in the middle of an execve; see `rescue`."""
+    left = []
+
+    def fetched(*_):
+        left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        raise OSError(errno.EBADF, "nothing")
+
+    monkeypatch.setattr(fetcher, "_fetched", fetched)
+    for fetch in (fetcher.fetch, fetcher.fetch_datagrams):
+        with raises(errno.EBADF):
+            fetch(os.getpid(), 0)
+        assert 0 < left.pop() <= COPY_SECONDS
+
+
+def test_too_many_descriptors_under_way_stop_a_fetch_and_no_other(fetcher, monkeypatch):
+    def send_fds(*_):
+        raise OSError(errno.ETOOMANYREFS, "too many")
+
+    one, other = socket.socketpair()
+    with one, other:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "send_fds", send_fds)
+            with raises(errno.ETOOMANYREFS):
+                fetcher.fetch(os.getpid(), one.fileno())
+        os.close(fetcher.fetch(os.getpid(), one.fileno()))

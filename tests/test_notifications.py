@@ -58,21 +58,26 @@ def test_a_thread_that_is_gone_waits_no_more(nobody: int) -> None:
         Listener(nobody, Fetching(ProcessLookupError(errno.ESRCH, "gone"))).fetch(note("connect"), 3)
 
 
+def test_who_has_waited_and_is_gone_is_not_asked(nobody: int) -> None:
+    """Another may have its number, that cannot be asked: in the middle of an execve."""
+    fetching = Fetching(OSError(errno.EBADF, "nothing"))
+    with pytest.raises(GoneError):
+        Listener(nobody, fetching).fetch(note("accept"), 3, later=True)
+    assert not fetching.ways
+
+
 @pytest.mark.parametrize(
-    ("call", "descriptor", "later", "way"),
+    ("call", "descriptor", "way"),
     [
-        ("recvfrom", DATAGRAM_DESCRIPTORS[0], False, "at once"),
-        ("recvfrom", DATAGRAM_DESCRIPTORS[0], True, "by the thread"),
-        ("recvfrom", DATAGRAM_DESCRIPTORS[0] - 1, False, "by the thread"),
-        ("sendmmsg", DATAGRAM_DESCRIPTORS[-1], False, "at once"),
-        ("fcntl", DATAGRAM_DESCRIPTORS[0], False, "by the thread"),
-        ("getsockopt", DATAGRAM_DESCRIPTORS[0], False, "by the thread"),
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0], "at once"),
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0] - 1, "by the thread"),
+        ("sendmmsg", DATAGRAM_DESCRIPTORS[-1], "at once"),
+        ("fcntl", DATAGRAM_DESCRIPTORS[0], "by the thread"),
+        ("getsockopt", DATAGRAM_DESCRIPTORS[0], "by the thread"),
     ],
 )
-def test_what_each_datagram_needs_is_had_at_once(
-    nobody: int, call: str, descriptor: int, later: bool, way: str
-) -> None:
+def test_what_each_datagram_needs_is_had_at_once(nobody: int, call: str, descriptor: int, way: str) -> None:
     fetching = Fetching(OSError(errno.EBADF, "nothing"))
     with raises(errno.EBADF):
-        Listener(nobody, fetching).fetch(note(call), descriptor, later=later)
+        Listener(nobody, fetching).fetch(note(call), descriptor)
     assert fetching.ways == [way]

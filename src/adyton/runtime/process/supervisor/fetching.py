@@ -4,7 +4,11 @@ A guest can give a system call a file where a socket belongs; to close a duplica
 (FUSE_FLUSH), and the server is this very process. So a thread fetches, with a table of descriptors of its own (`own_table`), and hands
 on what is a socket; another one with the same table closes what is none, and may wait for it. That takes two hand-overs. What is asked for
 each datagram is not worth them (`fetch_datagrams`): programs have no files there, and one that has ends with its enclave.
-Source: pidfd_getfd(2), pidfd_open(2); in the kernel's fs/fuse, fuse_flush, which no signal ends.
+
+Nobody's descriptors can be had while execve closes what is not to be inherited, and that may wait for this process, too: it is ended then,
+as `copying` does it.
+Sources: pidfd_getfd(2), pidfd_open(2); in the kernel, begin_new_exec of fs/exec.c, which holds exec_update_lock, and fuse_flush of
+fs/fuse/file.c, which no signal ends.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import threading
 
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.libc import system_call
+from adyton.runtime.process.supervisor.notifications import copying
 from adyton.runtime.process.supervisor.own_table import Apart, keep_only
 
 _PIDFD_THREAD = os.O_EXCL  # Linux 6.9
@@ -59,8 +64,9 @@ class Fetcher:
 
         OSError EBADF, ESRCH, UnknownProcessError, NotSocketError.
         """
-        self._asks.send(_QUESTION.pack(thread, descriptor))
-        answer, items, _, _ = self._asks.recvmsg(_ANSWER.size, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        with copying():
+            self._asks.send(_QUESTION.pack(thread, descriptor))
+            answer, items, _, _ = self._asks.recvmsg(_ANSWER.size, _ROOM, socket.MSG_CMSG_CLOEXEC)
         (code,) = _ANSWER.unpack(answer) if answer else (errno.EIO,)
         if code == _UNKNOWN:
             raise UnknownProcessError(errno.EBADF, "the process of the thread cannot be told")
@@ -75,7 +81,8 @@ class Fetcher:
 
     def fetch_datagrams(self, thread: int, descriptor: int) -> int:
         """The same, at once. RemoteProtocolError, which has to end the enclave, if it is no socket: it stays open until all is closed."""
-        fetched = self._fetched(thread, descriptor)
+        with copying():
+            fetched = self._fetched(thread, descriptor)
         try:
             return socket.socket(fileno=fetched).detach()
         except OSError:
@@ -118,7 +125,15 @@ class Fetcher:
             self._files.put(fetched)
         else:
             with found:
-                socket.send_fds(self._answers, [_ANSWER.pack(0)], [fetched])
+                self._hand_on(found)
+
+    def _hand_on(self, found: socket.socket) -> None:
+        try:
+            socket.send_fds(self._answers, [_ANSWER.pack(0)], [found.fileno()])
+        except (
+            OSError
+        ) as error:  # ETOOMANYREFS: others of this user, its guest perhaps, have as many under way as there may be
+            self._answers.send(_ANSWER.pack(error.errno or errno.EIO))
 
     def _close(self) -> None:
         while (descriptor := self._files.get()) >= 0:

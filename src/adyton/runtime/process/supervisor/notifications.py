@@ -158,6 +158,8 @@ class Listener:
 
         As Fetcher.fetch; GoneError; RemoteProtocolError, if not `later`, which has to end the enclave.
         """
+        if later:
+            self.check(note)  # its number may be that of who has ended it by now, by execve, and cannot be asked
         fetch = self._fetcher.fetch
         if not later and descriptor in DATAGRAM_DESCRIPTORS and note.number in self._of_datagrams:
             fetch = self._fetcher.fetch_datagrams

@@ -176,7 +176,7 @@ class StreamCalls:
         if not standin.pending:
             return False
         if fetched is None:
-            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0))) as again:
+            with socket.socket(fileno=self._a.listener.fetch(note, note.argument(0), later=True)) as again:
                 if os.fstat(again.fileno()).st_ino != standin.inode:
                     raise failure(errno.EBADF)
                 return self._accept_first(note, standin, flags, again)
