@@ -12,13 +12,14 @@ import time
 from contextlib import suppress
 
 import pytest
-from enclave_sockets import PATIENCE, enclave
+from enclave_sockets import EVERYWHERE, PATIENCE, enclave
 from fake_kernel import raises
 from sandbox import children, wait_until_ended
 
 from adyton.errors import AdytonError, ConnectionLostError, PlatformError, RemoteProtocolError
 from adyton.runtime.process.supervisor import fetching
 from adyton.runtime.process.supervisor.fetching import Fetcher, NotSocketError
+from adyton.runtime.process.supervisor.links import Links
 from adyton.runtime.process.supervisor.notifications import COPY_SECONDS
 
 
@@ -70,14 +71,14 @@ def hung_up(pipe: int) -> bool:
     return bool(poller.poll(0))
 
 
-def test_a_file_for_datagrams_is_a_breach(fetcher, monkeypatch):
+def test_a_file_that_was_fetched_at_once_is_a_breach(fetcher, monkeypatch):
     one, other = socket.socketpair()
     with one, other:
-        os.close(fetcher.fetch_datagrams(os.getpid(), one.fileno()))
+        os.close(fetcher.fetch_at_once(os.getpid(), one.fileno()))
     reads, writes = os.pipe()
     monkeypatch.setattr(fetcher, "_fetched", lambda _thread, descriptor: descriptor)
-    with pytest.raises(RemoteProtocolError, match=f"descriptor {reads}, "):
-        fetcher.fetch_datagrams(os.getpid(), reads)
+    with pytest.raises(RemoteProtocolError, match=f"descriptor {reads} "):
+        fetcher.fetch_at_once(os.getpid(), reads)
     for each in (reads, writes):
         os.close(each)  # it was not: that might have to be waited for
 
@@ -95,13 +96,27 @@ def test_without_a_table_of_its_own_it_does_not_begin(monkeypatch):
 
 
 PROGRAM = """
-import ctypes
-libc = ctypes.CDLL(None, use_errno=True)
 file = os.open(path, os.O_RDWR)
+
+def receive(sock):
+    try:
+        sock.recvfrom(10)
+    except OSError:
+        pass
+
 def work():
+    listener = socket.create_server(("127.0.0.1", 0))
     while True:
-        libc.syncfs(file)
-        libc.getsockopt(file, 1, 3, None, None)
+        with socket.create_connection(listener.getsockname()) as sock, listener.accept()[0] as peer:
+            kept = os.dup(sock.fileno())
+            thread = threading.Thread(target=receive, args=(sock,))
+            thread.start()
+            time.sleep(0.002)  # so it waits, and what it waits for is not looked at before it is fetched again
+            os.dup2(file, sock.fileno(), inheritable=False)
+            peer.send(b"x")
+            thread.join()
+            os.close(kept)
+
 for _ in range(3):
     threading.Thread(target=work, daemon=True).start()
 """
@@ -114,7 +129,7 @@ def test_a_supervisor_killed_while_it_closes_a_file_that_it_serves_ends_with_all
     path.write_bytes(b"x")
     with (
         suppress(AdytonError),
-        enclave(tmp_path, allow_write=[str(path)]) as at_work,
+        enclave(tmp_path, allow_write=[str(path)], **EVERYWHERE) as at_work,
     ):  # at its end there is no enclave any more
         at_work.run(PROGRAM, path=str(path))
         (supervisor,) = [each for each in children(os.getpid()) if name_of(each) == "adyton-super"]
@@ -176,10 +191,23 @@ def test_the_alarm_is_set_meanwhile(fetcher, monkeypatch):
         raise OSError(errno.EBADF, "nothing")
 
     monkeypatch.setattr(fetcher, "_fetched", fetched)
-    for fetch in (fetcher.fetch, fetcher.fetch_datagrams):
+    for fetch in (fetcher.fetch, fetcher.fetch_at_once, lambda *at: fetcher.fetch_of_waiting(*at, lambda: None)):
         with raises(errno.EBADF):
             fetch(os.getpid(), 0)
         assert 0 < left.pop() <= COPY_SECONDS
+
+
+def test_what_waits_is_looked_at_before_it_is_fetched(fetcher, monkeypatch):
+    found = Fetcher(os.getpid(), Links(lambda thread: thread, "/proc"))
+    found.start()
+    one, other = socket.socketpair()
+    with one, other, open(os.devnull) as file:
+        os.close(found.fetch_of_waiting(os.getpid(), one.fileno(), lambda: None))
+        monkeypatch.setattr(found, "_fetched", None)  # nothing is fetched, so that nothing has to be closed
+        with pytest.raises(NotSocketError):
+            found.fetch_of_waiting(os.getpid(), file.fileno(), lambda: None)
+    found.close()
+    os.close(fetcher.fetch_of_waiting(os.getpid(), fetcher._asks.fileno(), lambda: None))  # who cannot look, asks
 
 
 def test_too_many_descriptors_under_way_stop_a_fetch_and_no_other(fetcher, monkeypatch):

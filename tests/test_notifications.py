@@ -22,8 +22,11 @@ class Fetching:
     def fetch(self, _thread: int, _descriptor: int) -> int:
         return self._give("by the thread")
 
-    def fetch_datagrams(self, _thread: int, _descriptor: int) -> int:
+    def fetch_at_once(self, _thread: int, _descriptor: int) -> int:
         return self._give("at once")
+
+    def fetch_of_waiting(self, _thread: int, _descriptor: int, _check: object) -> int:
+        return self._give("after a look")
 
     def _give(self, way: str) -> int:
         self.ways.append(way)
@@ -70,10 +73,10 @@ def test_who_has_waited_and_is_gone_is_not_asked(nobody: int) -> None:
     ("call", "descriptor", "way"),
     [
         ("recvfrom", DATAGRAM_DESCRIPTORS[0], "at once"),
-        ("recvfrom", DATAGRAM_DESCRIPTORS[0] - 1, "by the thread"),
+        ("recvfrom", DATAGRAM_DESCRIPTORS[0] - 1, "after a look"),
         ("sendmmsg", DATAGRAM_DESCRIPTORS[-1], "at once"),
-        ("fcntl", DATAGRAM_DESCRIPTORS[0], "by the thread"),
-        ("getsockopt", DATAGRAM_DESCRIPTORS[0], "by the thread"),
+        ("fcntl", DATAGRAM_DESCRIPTORS[0], "after a look"),
+        ("getsockopt", DATAGRAM_DESCRIPTORS[0], "after a look"),
     ],
 )
 def test_what_each_datagram_needs_is_had_at_once(nobody: int, call: str, descriptor: int, way: str) -> None:

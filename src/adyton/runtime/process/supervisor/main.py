@@ -61,6 +61,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
+    from adyton.runtime.process.supervisor.links import Links
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
     from adyton.runtime.process.supervisor.rescue import Rescue
     from adyton.runtime.process.supervisor.serve import Supervisor
@@ -71,9 +72,11 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     keep_freed_memory()
     program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
     clock = Clock(guest.clock)
-    threads = GuestThreads(PROGRAM, ".", INIT, ThreadNumbers().inside)
+    inside = ThreadNumbers().inside
+    threads = GuestThreads(PROGRAM, ".", INIT, inside)
     files = FileServer(wanted=threads.wanted, now=clock.now)
-    fetcher, watch = Fetcher(guest.pid), MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
+    fetcher = Fetcher(guest.pid, Links(inside, "."))
+    watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
         fetcher=fetcher,

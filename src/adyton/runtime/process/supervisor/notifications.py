@@ -19,7 +19,7 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,7 +94,8 @@ class Fetching(Protocol):
     """What a listener needs of fetching.Fetcher."""
 
     def fetch(self, thread: int, descriptor: int) -> int: ...
-    def fetch_datagrams(self, thread: int, descriptor: int) -> int: ...
+    def fetch_at_once(self, thread: int, descriptor: int) -> int: ...
+    def fetch_of_waiting(self, thread: int, descriptor: int, check: Callable[[], None]) -> int: ...
 
 
 class Listener:
@@ -158,13 +159,15 @@ class Listener:
 
         As Fetcher.fetch; GoneError; RemoteProtocolError, if not `later`, which has to end the enclave.
         """
-        if later:
-            self.check(note)  # its number may be that of who has ended it by now, by execve, and cannot be asked
-        fetch = self._fetcher.fetch
-        if not later and descriptor in DATAGRAM_DESCRIPTORS and note.number in self._of_datagrams:
-            fetch = self._fetcher.fetch_datagrams
+        thread = note.thread
         try:
-            fetched = fetch(note.thread, descriptor)
+            if later:
+                self.check(note)  # its number may be that of who has ended it by now, by execve, and cannot be asked
+                fetched = self._fetcher.fetch(thread, descriptor)
+            elif descriptor in DATAGRAM_DESCRIPTORS and note.number in self._of_datagrams:
+                fetched = self._fetcher.fetch_at_once(thread, descriptor)
+            else:
+                fetched = self._fetcher.fetch_of_waiting(thread, descriptor, lambda: self.check(note))
         except ProcessLookupError:
             raise GoneError from None
         try:

@@ -1,0 +1,67 @@
+"""What is under a descriptor's number, looked at from beside."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+from adyton.runtime.process.supervisor import links
+from adyton.runtime.process.supervisor.links import Links
+
+
+def nothing() -> None:
+    """It still waits."""
+
+
+def test_a_socket_is_told_from_what_else_there_is() -> None:
+    looks, me = Links(lambda thread: thread, "/proc"), os.getpid()
+    with socket.socket() as sock, open(os.devnull) as file:
+        for _ in range(2):
+            assert looks.is_socket(me, sock.fileno(), nothing) is True
+            assert looks.is_socket(me, file.fileno(), nothing) is False
+            assert looks.is_socket(threading.get_native_id(), sock.fileno(), nothing) is True
+            assert looks.is_socket(me, 1 << 20, nothing) is None
+
+
+def test_nothing_is_told_of_a_thread_whose_number_is_not_known() -> None:
+    assert Links(lambda _thread: None, "/proc").is_socket(os.getpid(), 0, nothing) is None
+
+
+def test_who_gets_the_number_of_one_that_has_ended_is_looked_for_anew() -> None:
+    child = os.fork()
+    if not child:
+        threading.Event().wait()
+    inside = [child]
+    looks = Links(lambda _thread: inside[0], "/proc")
+    with socket.socket() as sock:
+        assert looks.is_socket(7, sock.fileno(), nothing) is None
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        inside[0] = os.getpid()
+        assert looks.is_socket(7, sock.fileno(), nothing) is True
+
+
+def test_what_is_found_of_one_that_has_gone_meanwhile_is_not_kept() -> None:
+    class Gone(Exception):
+        pass
+
+    def check() -> None:
+        raise Gone
+
+    looks = Links(lambda thread: thread, "/proc")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Gone):
+        looks.is_socket(os.getpid(), 0, check)
+    assert not looks._kept
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "KEPT", 2)
+    looks, before = Links(lambda _thread: os.getpid(), "/proc"), len(os.listdir("/proc/self/fd"))
+    for thread in range(5):
+        looks.is_socket(thread, 0, nothing)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
