@@ -176,6 +176,22 @@ def test_what_is_removed_with_all_in_it_is_told(client: Followed, deep) -> None:
     ]
 
 
+def test_what_is_removed_while_it_is_looked_for_is_told(client: Followed, monkeypatch) -> None:
+    """The look finds it gone, and why is not read yet."""
+    inside, look = client.home / "write/sub", module.Watches._identity_at
+    (inside / "in").touch()
+    follow(client, directory="write/sub")
+    (inside / "in").unlink()
+
+    def remove_and_look(watches: module.Watches, path: str) -> module.Identity | None:
+        if inside.exists():
+            inside.rmdir()
+        return look(watches, path)
+
+    monkeypatch.setattr(module.Watches, "_identity_at", remove_and_look)
+    assert client.told() == [("removed", "in"), ("removed", "")]
+
+
 @pytest.mark.parametrize("followed", ["write/sub", "nothing above it"])
 def test_what_is_removed_where_it_is_not_allowed_is_told_without_names(client: Followed, deep, followed) -> None:
     if followed == "write/sub":

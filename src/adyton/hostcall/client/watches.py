@@ -19,7 +19,7 @@ import os
 import select
 import struct
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -35,6 +35,7 @@ _NAMES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | 
 _ENDS = _DELETE_SELF | _MOVE_SELF | _UNMOUNT
 _EVENT = struct.Struct("=iIII")
 _BUFFER = 1 << 16
+_LATER_MS = 10  # in which a directory that is there no more is said to be removed, if it is
 
 # statfs(2), linux/magic.h: NFS SMB CIFS SMB2 FUSE 9P Ceph AFS Lustre GFS2 OCFS2 VirtualBox' and VMware's shared folders
 REMOTE = frozenset(
@@ -96,8 +97,13 @@ class _Batch:
 
     def __init__(self, data: bytes) -> None:
         self.events = list(_events(data))
-        self.removed = {number for number, mask, _, _ in self.events if mask & _DELETE_SELF}
+        self.removed = _removed(data)
         self.there: dict[int, bool] = {}
+
+
+def _removed(data: bytes) -> set[int]:
+    """Watches of directories that are removed."""
+    return {number for number, mask, _, _ in _events(data) if mask & _DELETE_SELF}
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, int, str]]:
@@ -131,6 +137,7 @@ class Watches:
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
         self._events: list[Event] = []
         self._changing = False
+        self._read_ahead: deque[bytes] = deque()
 
     @property
     def watching(self) -> bool:
@@ -298,11 +305,17 @@ class Watches:
 
     def _drain(self) -> None:
         while self._inotify >= 0:
-            try:
-                data = os.read(self._inotify, _BUFFER)
-            except BlockingIOError:
+            if not self._read_ahead and not self._read_on():
                 return
-            self._read(data)
+            self._read(self._read_ahead.popleft())
+
+    def _read_on(self) -> bool:
+        """Whether there was more."""
+        try:
+            self._read_ahead.append(os.read(self._inotify, _BUFFER))
+        except BlockingIOError:
+            return False
+        return True
 
     def moved(self, path: str) -> None:
         """The enclave gave another name to what was at the path: promises about what is below it end."""
@@ -354,10 +367,21 @@ class Watches:
         path, identity = watch.path, watch.identity
         while (found := self._identity_at(path)) is None:
             number = self._by_path.get(path)
-            if number not in batch.removed or self._watches[number].identity != identity:
+            if number is None or self._watches[number].identity != identity or not self._is_removed(number, batch):
                 return False
             path, identity = split(path)[0], self._watches[number].above
         return found == identity
+
+    def _is_removed(self, number: int, batch: _Batch) -> bool:
+        """Whether the directory was removed, be it that this is told only by what is read next."""
+        batch.removed |= {each for data in self._read_ahead for each in _removed(data)}
+        if number not in batch.removed:
+            poller = select.poll()
+            poller.register(self._inotify, select.POLLIN)
+            poller.poll(_LATER_MS)
+            while self._read_on():
+                batch.removed |= _removed(self._read_ahead[-1])
+        return number in batch.removed
 
     def _identity_at(self, path: str) -> Identity | None:
         try:
