@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -31,16 +33,14 @@ def test_nothing_is_told_of_a_thread_whose_number_is_not_known() -> None:
 
 
 def test_who_gets_the_number_of_one_that_has_ended_is_looked_for_anew() -> None:
-    child = os.fork()
-    if not child:
-        threading.Event().wait()
-    inside = [child]
-    looks = Links(lambda _thread: inside[0], "/proc")
     with socket.socket() as sock:
-        assert looks.is_socket(7, sock.fileno(), nothing) is None
-        os.kill(child, 9)
-        os.waitpid(child, 0)
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            inside = [child.pid]
+            looks = Links(lambda _thread: inside[0], "/proc")
+            found = looks.is_socket(7, sock.fileno(), nothing)
+            child.kill()
         inside[0] = os.getpid()
+        assert found is None
         assert looks.is_socket(7, sock.fileno(), nothing) is True
 
 
