@@ -104,18 +104,24 @@ def receive(sock):
     except OSError:
         pass
 
+def once(listener):
+    with socket.create_connection(listener.getsockname()) as sock, listener.accept()[0] as peer:
+        kept = os.dup(sock.fileno())
+        thread = threading.Thread(target=receive, args=(sock,))
+        thread.start()
+        time.sleep(0.002)  # so it waits, and what it waits for is not looked at before it is fetched again
+        os.dup2(file, sock.fileno(), inheritable=False)
+        peer.send(b"x")
+        thread.join()
+        os.close(kept)
+
 def work():
     listener = socket.create_server(("127.0.0.1", 0))
     while True:
-        with socket.create_connection(listener.getsockname()) as sock, listener.accept()[0] as peer:
-            kept = os.dup(sock.fileno())
-            thread = threading.Thread(target=receive, args=(sock,))
-            thread.start()
-            time.sleep(0.002)  # so it waits, and what it waits for is not looked at before it is fetched again
-            os.dup2(file, sock.fileno(), inheritable=False)
-            peer.send(b"x")
-            thread.join()
-            os.close(kept)
+        try:
+            once(listener)
+        except OSError:  # a file was in a socket's place too soon
+            pass
 
 for _ in range(3):
     threading.Thread(target=work, daemon=True).start()
