@@ -12,6 +12,7 @@ from fake_kernel import FakeKernel, nothing_wanted
 
 from adyton.communicator.messages import Coherence
 from adyton.hostcall import abi
+from adyton.hostcall.encoding import whole
 from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.files import FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
@@ -87,7 +88,7 @@ class CachingClient(FakeClient):
         results = []
         for each in request.requests:
             result = self.execute(each)
-            results.append(msgspec.Raw(msgspec.msgpack.encode(result)))
+            results.append(msgspec.Raw(whole(result)))
             if isinstance(result, abi.Failed) and not request.through:
                 break
         return abi.Results(results)

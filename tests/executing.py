@@ -10,6 +10,7 @@ import msgspec
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.policy import HostCallPolicy
+from adyton.hostcall.encoding import restored, whole
 
 DENIED = abi.Failed("EACCES")
 
@@ -30,7 +31,8 @@ class Client:
 
     def __call__(self, request):
         result = self.executor.execute(request)
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=abi.Result) == result
+        encoded = whole(result)
+        assert restored(msgspec.msgpack.decode(encoded, type=abi.Result), encoded) == result
         return result
 
     def open(self, name: str, handle: int = 1, access: abi.OpenMode = "read", **options):

@@ -12,12 +12,12 @@ import os
 import stat
 from collections import Counter
 
-import msgspec
 import pytest
 from fake_client import FakeClient
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
+from adyton.hostcall.encoding import whole
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.calls import Ask, Outcome
 from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer
@@ -75,7 +75,7 @@ class FakeKernel:
 
     def result(self, request: abi.Request) -> Outcome:
         """What the client says, as it arrives in the enclave."""
-        return check(request, msgspec.msgpack.encode(self.client.execute(request)))
+        return check(request, whole(self.client.execute(request)))
 
     def run(self) -> None:
         """Execute all host calls."""

@@ -32,7 +32,7 @@ def parsed(data):
     found, at = [], 0
     while at < len(data):
         watch, mask, cookie, length = struct.unpack_from("iIII", data, at)
-        name = os.fsdecode(data[at + 16 : at + 16 + length].rstrip(b"\\0"))
+        name = data[at + 16 : at + 16 + length].rstrip(b"\\0").decode("utf-8", "backslashreplace")
         found.append([watch, "|".join(each for bit, each in NAMES.items() if mask & bit), cookie, name])
         at += 16 + length
     return found

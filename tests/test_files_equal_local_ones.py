@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sandbox
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "16"))
 BLOCK = 4096
 
-NAMES = ["a", "b", "c", "d", "d/a", "d/e", "d/e/a", "d/c", "l", "d/l", ""]
+NAMES = ["a", "b", "c", "d", "d/a", "d/e", "d/e/a", "d/c", "l", "d/l", "\udcff", "d/\udcff", "\U0010ffff", ""]
 names = st.sampled_from(NAMES)
 slots = st.integers(0, 3)
 offsets = st.sampled_from([0, 1, 5, BLOCK - 1, BLOCK, 3 * BLOCK, 70_000])
@@ -35,11 +35,11 @@ texts = st.sampled_from(["", "x", "hello", "block" * 1000, "large" * 30_000])
 # An ordinary user keeps the right to all of it here: private files have modes, and no permissions.
 modes = st.sampled_from([0o600, 0o644, 0o755, 0o777, 0o400] if os.geteuid() == 0 else [0o700, 0o744, 0o755, 0o777])
 keys = st.sampled_from(
-    ["user.a", "user.a", "user.b", "user." + "k" * 250, "user.", "nothing"]
+    ["user.a", "user.a", "user.b", "user." + "k" * 250, "user.\udcff", "user.", "nothing"]
 )  # others depend on who runs it
 values = st.sampled_from(["", "value", "value" * 40])  # more is a question of the file system
 times = st.integers(0, file_operations.LONG_AGO - 1)
-targets = st.sampled_from(["a", "d/a", "./a", "l", "nowhere", "e/a", "../a", "d"])
+targets = st.sampled_from(["a", "d/a", "./a", "l", "nowhere", "e/a", "../a", "d", "d/\udcff"])
 accesses = st.sampled_from(["O_RDONLY", "O_WRONLY", "O_RDWR", "O_RDWR", "O_RDWR"])
 more_flags = st.lists(
     st.sampled_from(
@@ -104,7 +104,7 @@ OPERATIONS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "link ": (st.sampled_from(["a", "b", "d/a", "l"]), st.sampled_from(["c", "d/c", "d/e/c"])),
     "link_open": (st.sampled_from([0, 3, 3, 3]), st.sampled_from(["c", "c", "d/c", "a"])),
     "symlink": (targets, names),
-    "readlink": (st.sampled_from(["l", "l", "d/l", "a", ""]),),
+    "readlink": (st.sampled_from(["l", "l", "d/l", "a", "\udcff", ""]),),
     "chmod": (names, modes),
     "fchmod": (slots, modes),
     "utime": (names, times, times),
@@ -130,6 +130,36 @@ operations = st.sampled_from(sorted(OPERATIONS)).flatmap(
     lambda name: st.tuples(st.just(name.strip()), *OPERATIONS[name]).map(list)
 )
 sequences = st.lists(st.lists(operations, min_size=1, max_size=8), min_size=1, max_size=6)
+
+NOT_UTF8: list[
+    list[list[Any]]
+] = [  # names of bytes that are none, a private character, and what looks like that of U+10FFFF on the wire
+    [
+        ["open", 0, "\udcff", ["O_RDWR", "O_CREAT"], 0o644],
+        ["write", 0, "content"],
+        ["setxattr", "\udcff", "user.\udcff", "value", 0],
+        ["listxattr", "\udcff"],
+        ["mkdir", "caf\udce9", 0o755],
+        ["rename", "\udcff", "caf\udce9/\U0010ffff"],
+        ["link", "caf\udce9/\U0010ffff", "caf\udce9/\U0010fff4\U0010ff8f\U0010ffbf\U0010ffbf"],
+        ["symlink", "caf\udce9/\U0010ffff", "\udc80"],
+        ["readlink", "\udc80"],
+        ["listdir", ""],
+    ],
+    [
+        ["listdir", "caf\udce9"],
+        ["stat", "\udc80"],
+        ["lstat", "\udcff"],
+        ["renameat2", "caf\udce9", "d/\udcff", 1],
+        ["open", 1, "d/\udcff/\U0010ffff", ["O_RDONLY"], 0],
+        ["read", 1, 7],
+        ["unlink", "d/\udcff/\U0010ffff"],
+        ["listdir", "d/\udcff"],
+        ["rmdir", "d/\udcff"],
+        ["mkdir", "\udcff" * 256, 0o755],
+        ["mkdir", "\udcff" * 255, 0o755],
+    ],
+]
 
 
 def tree(folder: Path, *, holes: bool) -> dict[str, Any]:
@@ -241,6 +271,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sequence=sequences)
 @example(sequence=[[["fallocate", 1, 0, 0, 8195], ["map", 1, "m"]]])
+@example(sequence=NOT_UTF8)
 def test_any_operations_have_the_same_effect_and_the_same_answers(pair: Pair, sequence: list[list[list[Any]]]) -> None:
     pair.run(sequence)
 
@@ -248,5 +279,6 @@ def test_any_operations_have_the_same_effect_and_the_same_answers(pair: Pair, se
 @settings(max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sequence=sequences)
 @example(sequence=[[["open", 0, "d", ["O_RDONLY"], 384], ["lseek", 0, 0, 2]]])
+@example(sequence=NOT_UTF8)
 def test_private_files_give_the_same_answers(pair: Pair, sequence: list[list[list[Any]]]) -> None:
     pair.run_privately(sequence)

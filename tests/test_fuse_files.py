@@ -318,10 +318,25 @@ def test_what_is_no_file_cannot_be_opened(kernel: FakeKernel, client: FakeClient
 def test_names_that_the_protocol_cannot_carry_are_refused(kernel: FakeKernel, client: FakeClient) -> None:
     node = kernel.lookup("/work/out").node
     asked = len(client.log)
-    for name, number in ((b"\xff", errno.EILSEQ), (b"a" * 256, errno.ENAMETOOLONG)):
-        with raises(number):
+    for name in (b"a" * 256, "é".encode() * 128, b"\xff" * 256):
+        with raises(errno.ENAMETOOLONG):
             kernel.request(Opcode.LOOKUP, node, fuse_abi.Name(name))
     assert len(client.log) == asked
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"\x80" * 255, "\U0010ffff".encode()])
+def test_names_are_bytes(kernel: FakeKernel, client: FakeClient, name: bytes) -> None:
+    path = "/work/out/" + os.fsdecode(name)
+    kernel.write(path, b"content")
+    assert client.things[path].data == b"content"
+    assert kernel.listdir("/work/out") == [os.fsdecode(name)]
+    kernel.symlink(path, "/work/out/link")
+    assert kernel.readlink("/work/out/link") == path == client.things["/work/out/link"].target
+    kernel.rename(path, path[:-1] + "\udcfe")
+    assert client.things.keys() >= {path[:-1] + "\udcfe"}
+    kernel.unlink(path[:-1] + "\udcfe")
+    with raises(errno.ENOENT):
+        kernel.lookup(path[:-1] + "\udcfe")
 
 
 # -- denied -----------------------------------------------------------------------------------------------------------

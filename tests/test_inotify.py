@@ -58,6 +58,7 @@ DEEDS = {
     "extended attributes": "os.setxattr('old', 'user.a', b'b'); inotify.until('ATTRIB'); os.removexattr('old', 'user.a')",
     "allocate": "with open('old', 'r+') as file:\n    os.posix_fallocate(file.fileno(), 0, 10)",
     "mkdir": "os.mkdir('new')",
+    "not utf-8": "os.mkdir(b'\\xff'); os.rename(b'\\xff', b'sub/caf\\xe9'); os.symlink(b'\\xfe', b'\\x80'); os.rename(b'sub/caf\\xe9', b'\\xc3')",
     "rmdir": "os.unlink('sub/in'); os.rmdir('sub')",
     "unlink": "os.unlink('old')",
     "unlink the last": "os.unlink('old'); os.unlink('link')",
@@ -117,7 +118,7 @@ def test_a_program_is_told_of_what_the_enclave_does_as_on_one_machine(at_work, f
 # What is told of other programs: all but that they open and read; what they do to a file by another of its names, only where it has that.
 FOREIGN = {each: DEEDS[each] for each in (
     "create", "write", "truncate", "mode", "times", "mkdir", "rmdir", "symbolic link", "rename", "rename into", "rename out of", "rename over",
-    "unlink", "unlink one that has no other name",
+    "not utf-8", "unlink", "unlink one that has no other name",
 )}  # fmt: skip
 UNTOLD = {"OPEN", "CLOSE_NOWRITE", "ACCESS", "OPEN|ISDIR", "CLOSE_NOWRITE|ISDIR", "ACCESS|ISDIR"}
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from adyton.hostcall import abi
+from adyton.hostcall.encoding import restored
+from adyton.hostcall.names import in_bytes
 
 _NAME_BYTES = 255  # NAME_MAX of linux/limits.h: abi.Name bounds characters, a directory entry bounds bytes
 _TARGET_BYTES = 4095  # PATH_MAX without its NUL
@@ -28,7 +30,7 @@ def check(request: abi.Request, result: bytes | bytearray) -> abi.Result | Check
     """The client's answer to `request` (MessagePack) if it is one that `request` can have, else Failed("EIO"). Raises nothing."""
     rule = _RULES[type(request)]
     try:
-        decoded: abi.Result = rule.decoder.decode(result)
+        decoded: abi.Result = restored(rule.decoder.decode(result), result)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _BAD
     if isinstance(decoded, abi.Failed):
@@ -95,12 +97,12 @@ def _same_object(request: abi.SetAttributes, attributes: abi.Attributes) -> bool
 
 
 def _target(_request: abi.ReadLink, target: abi.Target) -> bool:
-    return "\0" not in target.path and len(target.path.encode()) <= _TARGET_BYTES
+    return "\0" not in target.path and len(in_bytes(target.path)) <= _TARGET_BYTES
 
 
 def is_name(name: str) -> bool:
     """Whether a directory can hold it."""
-    return name not in (".", "..") and "/" not in name and "\0" not in name and len(name.encode()) <= _NAME_BYTES
+    return name not in (".", "..") and "/" not in name and "\0" not in name and len(in_bytes(name)) <= _NAME_BYTES
 
 
 def _entries(request: abi.List, entries: abi.Entries) -> bool:
@@ -145,7 +147,7 @@ def extended_name(name: str) -> bool:
         name.startswith(abi.EXTENDED_PREFIX)
         and len(name) > len(abi.EXTENDED_PREFIX)
         and "\0" not in name
-        and len(name.encode()) <= _NAME_BYTES
+        and len(in_bytes(name)) <= _NAME_BYTES
     )
 
 
@@ -153,7 +155,7 @@ def _extended_names(_request: object, names: abi.Names) -> bool:
     return (
         all(map(extended_name, names.names))
         and len(set(names.names)) == len(names.names)
-        and sum(len(name.encode()) + 1 for name in names.names) <= abi.MAX_EXTENDED
+        and sum(len(in_bytes(name)) + 1 for name in names.names) <= abi.MAX_EXTENDED
     )
 
 

@@ -43,6 +43,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.hostcall.encoding import encode as encode_result
+from adyton.hostcall.encoding import restored, whole
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
@@ -334,7 +335,7 @@ class ProxyClient:
             return
         try:
             start = ORDER.size if called.method == "order" else 0
-            request = _REQUEST.decode(memoryview(called.body)[start:])
+            request = restored(_REQUEST.decode(memoryview(called.body)[start:]), called.body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             self._transport.close()
@@ -388,12 +389,11 @@ class ProxyClient:
         if self._error is None and self._channel.established and not self._closing:
             changes = self._executor.take_changes()
             for start in range(0, len(changes), abi.MAX_CHANGED):
-                part = abi.Changed(changes[start : start + abi.MAX_CHANGED])
-                self._session.notify("changed", msgspec.msgpack.encode(part))
+                self._session.notify("changed", whole(abi.Changed(changes[start : start + abi.MAX_CHANGED])))
             events = self._executor.take_events()
             for start in range(0, len(events), MAX_HAPPENED):
                 happened = Happened(events[start : start + MAX_HAPPENED])
-                self._session.notify("happened", msgspec.msgpack.encode(happened))
+                self._session.notify("happened", whole(happened))
 
     def _files_changed(self) -> None:
         """From the executor's thread."""

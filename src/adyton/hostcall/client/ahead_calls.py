@@ -15,6 +15,7 @@ from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.places import Places
 from adyton.hostcall.client.watches import Watches
+from adyton.hostcall.encoding import whole
 
 UNCOUNTED = ""  # the requests in a Compound are counted
 _MOST_ATTEMPTS = 3  # at a file that changes while it is read
@@ -120,7 +121,7 @@ class AheadCalls:
         results: list[msgspec.Raw] = []
         for each in request.requests:
             result = self._execute(each)
-            results.append(msgspec.Raw(msgspec.msgpack.encode(result)))
+            results.append(msgspec.Raw(whole(result)))
             if isinstance(result, abi.Failed) and not request.through:
                 break
         return abi.Results(results)

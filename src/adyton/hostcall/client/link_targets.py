@@ -34,7 +34,7 @@ class LinkTargets:
         """Refused, or EPERM if it cannot be told, unless a link at `place` may hold `target`."""
         names = [name for name in target.split("/") if name not in {"", "."}]
         climbs = next((index for index, name in enumerate(names) if name != ".."), len(names))
-        if ".." in names[climbs:] or not paths.is_utf8(target):
+        if ".." in names[climbs:]:
             raise PermissionError(errno.EPERM, "it cannot be told where the link would lead")
         above = paths.split(place)[0]
         for _ in range(climbs):

@@ -19,6 +19,7 @@ from adyton.hostcall.client.link_targets import LinkTargets
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied
+from adyton.hostcall.names import in_bytes
 from adyton.hostcall.own_paths import leads_to_own, own_path
 
 KEPT_LISTINGS = 16  # directories whose names are kept while they are read in parts
@@ -69,8 +70,6 @@ class NameCalls:
         if target is None:
             raise OSError(errno.EINVAL, "not a symbolic link")
         self._places.check_target(path, target)
-        if not paths.is_utf8(target):
-            raise OSError(errno.EIO, "the link's target is not UTF-8")
         return abi.Target(target)
 
     def _list(self, request: abi.List) -> abi.Result:
@@ -102,7 +101,7 @@ class NameCalls:
             kept = None if request.cookie == 0 else self._listings.get(key)
         if kept is not None:
             return kept
-        names = sorted(name for name in os.listdir(descriptor) if len(name) <= abi.MAX_NAME and paths.is_utf8(name))
+        names = sorted(name for name in os.listdir(descriptor) if len(in_bytes(name)) <= abi.MAX_NAME)
         if leads_to_own(path):
             names = [name for name in names if own_path(paths.join(path, name)) is None]
         if len(names) > abi.MAX_ENTRIES:

@@ -18,16 +18,16 @@ MAX_LINKS = 40  # symbolic links followed in one resolution, as the kernel does:
 
 
 def is_normalised(path: str) -> bool:
-    """Whether `path` is one that a host call may carry: UTF-8, absolute, without ".", "..", empty names and NUL."""
+    """Whether `path` is one that a host call may carry: absolute, without ".", "..", empty names and NUL."""
     if path == "/":
         return True
-    if not path.startswith("/") or "\0" in path or len(path) > MAX_PATH or not is_utf8(path):
+    if not path.startswith("/") or "\0" in path or len(path) > MAX_PATH:
         return False
     return all(name not in {"", ".", ".."} for name in path[1:].split("/"))
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name that the operating system gave is UTF-8 (Python stands in surrogates for what is not), as host calls carry it."""
+    """Whether a name that the operating system gave is UTF-8 (Python stands in surrogates for what is not), as the layout carries it."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 

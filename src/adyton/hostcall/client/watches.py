@@ -336,8 +336,8 @@ class Watches:
                 self._overflowed()
                 continue
             watch = self._watches.get(number)
-            if watch is None or not _is_text(name):
-                continue  # the enclave knows no such names
+            if watch is None:
+                continue
             if mask & (_ENDS | _IGNORED):
                 own = self._is_own(watch.path, gone=self._changing)
                 self._end_below(watch.path, None if own else "removed" if mask & _DELETE_SELF else "moved-from")
@@ -528,14 +528,6 @@ class Watches:
             self._inotify = -1
         if stop is not None:
             os.close(stop[1])
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

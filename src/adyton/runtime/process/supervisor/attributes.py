@@ -15,6 +15,7 @@ import msgspec
 
 from adyton.hostcall import abi
 from adyton.hostcall.check import extended_name
+from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.guest import PRIVATE_ATTRIBUTE
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, SetFlag
@@ -219,7 +220,7 @@ class AttributeOperations:
             names = []
         else:
             names = (yield from self._ask(header, node, "read", abi.ListExtended, abi.Names)).names
-        return _fitting(b"".join(name.encode() + b"\0" for name in names), body.size)
+        return _fitting(b"".join(in_bytes(name) + b"\0" for name in names), body.size)
 
     def setxattr(self, header: Header, body: fuse_abi.SetXattr) -> Steps:
         """EEXIST, ENODATA as the flags have it."""
@@ -272,10 +273,10 @@ class AttributeOperations:
 
 def _extended_name(name: bytes) -> str:
     """EOPNOTSUPP for what a client's file cannot have, EINVAL for a namespace without a name."""
-    text = name.decode("utf-8", "replace")
+    text = in_text(name)
     if text == abi.EXTENDED_PREFIX:
         raise FileError(errno.EINVAL)
-    if not extended_name(text) or text.encode() != name:
+    if not extended_name(text):
         raise FileError(errno.EOPNOTSUPP)
     return text
 

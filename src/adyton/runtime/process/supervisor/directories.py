@@ -10,6 +10,7 @@ import errno
 import stat
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes
 from adyton.hostcall.own_paths import leads_to_own, own_path
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, OpenFlag
@@ -67,7 +68,7 @@ class DirectoryOperations:
         while opened.cookie is not None and len(opened.names) <= body.offset:
             yield from self._more(opened)
         entries = (
-            DirectoryEntry(number, offset, kind, name.encode("utf-8", "surrogateescape"))
+            DirectoryEntry(number, offset, kind, in_bytes(name))
             for offset, (name, number, kind) in enumerate(opened.names[body.offset : wanted], body.offset + 1)
         )
         return fuse_answers.pack_directory(entries, body.size)

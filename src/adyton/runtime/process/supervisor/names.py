@@ -8,6 +8,7 @@ import stat
 from collections.abc import Generator
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header
 from adyton.runtime.process.supervisor.handles import Handles
@@ -86,7 +87,7 @@ class NameOperations:
         place = self._view.place(leads_to)
         if place is Place.OWN or (place is Place.PRIVATE and not self._view.leads(leads_to)):
             raise FileError(errno.EACCES)
-        return target.encode()
+        return in_bytes(target)
 
     # -- making and removing ----------------------------------------------------------------------------------------
 
@@ -162,11 +163,7 @@ class NameOperations:
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
         if (yield from self._writable(header, path)) is not Place.PRIVATE:
-            try:
-                target = body.target.decode()
-            except UnicodeDecodeError:
-                raise FileError(errno.EILSEQ) from None
-            attributes = yield from ask(abi.SymbolicLink(sendable(path), target), abi.Attributes)
+            attributes = yield from ask(abi.SymbolicLink(sendable(path), in_text(body.target)), abi.Attributes)
             return self._view.entry(self._tree.found_client(parent, name, attributes))
         made = self._private.make_link(private_directory(parent), name, body.target)
         return self._view.entry(self._tree.found_private(parent, name, made))

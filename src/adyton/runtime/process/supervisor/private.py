@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes
 from adyton.runtime.process.supervisor.fuse_abi import FileError
 
 INODE_COST = (
@@ -307,7 +308,7 @@ class PrivateFiles:
         self._require_kept(inode)
         more = len(value) + INODE_COST - (0 if known is None else len(known) + INODE_COST)
         self._require_space(more)
-        if sum(len(each) + 1 for each in {*inode.extended, name}) > abi.MAX_EXTENDED:
+        if sum(len(in_bytes(each)) + 1 for each in {*inode.extended, name}) > abi.MAX_EXTENDED:
             raise FileError(errno.ENOSPC)
         self.used += more
         inode.extended[name] = value

@@ -32,6 +32,7 @@ from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.hostcall.encoding import encode as encode_call
+from adyton.hostcall.encoding import restored
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
@@ -307,12 +308,12 @@ class Supervisor:
                     link.sock.close()
             case communicator.Notified("changed", body):
                 if self._files is not None:
-                    self._do(self._files.changed(decode(body, abi.Changed)))
+                    self._do(self._files.changed(restored(decode(body, abi.Changed), body)))
                     if self._files.believed:
                         self._arrivals.hold(self._files.believed)
             case communicator.Notified("happened", body):
                 if self._files is not None:
-                    self._do(self._files.happened(decode(body, Happened)))
+                    self._do(self._files.happened(restored(decode(body, Happened), body)))
             case communicator.Closed():
                 self._loop.stop()
             case _:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor.caching.cache import Flush
 from adyton.runtime.process.supervisor.caching.contents import BLOCK
 from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Header
@@ -156,7 +157,7 @@ class View:
             raise FileError(errno.ENOTDIR)
         if len(name) > abi.MAX_NAME:
             raise FileError(errno.ENAMETOOLONG)
-        text = name.decode("utf-8", "surrogateescape")
+        text = in_text(name)
         above = self.tree.path(parent)
         return text, above + text if above == "/" else f"{above}/{text}"
 
@@ -247,12 +248,8 @@ def private_file(node: Node) -> File:
 
 
 def sendable(path: str) -> str:
-    """The path as the ABI can carry it; EILSEQ if it is not UTF-8, ENAMETOOLONG."""
-    try:
-        encoded = path.encode()
-    except UnicodeEncodeError:
-        raise FileError(errno.EILSEQ) from None
-    if len(encoded) > abi.MAX_PATH:
+    """The path, which the ABI can carry; ENAMETOOLONG."""
+    if len(in_bytes(path)) > abi.MAX_PATH:
         raise FileError(errno.ENAMETOOLONG)
     return path
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_text
 from adyton.runtime.process.supervisor.layout import is_normal
 from adyton.runtime.process.supervisor.notifications import Note, copying
 
@@ -214,7 +215,7 @@ class GuestThreads:
         length = found.find(b"\0")
         if length < 0:
             raise ValueError("no path there")
-        return found[:length].decode()
+        return in_text(found[:length])
 
     def _copy(self, directory: str, memory: int, address: int, size: int) -> bytes:
         """Memory at an address, `size` bytes of it or what its mapping has; ValueError if it may not be read."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adyton.hostcall.names import in_text
 from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, Opcode, SetFlag
 from adyton.runtime.process.supervisor.handles import Handles
@@ -81,11 +82,11 @@ class Happenings:
     # -- names --------------------------------------------------------------------------------------------------------
 
     def _made(self, header: Header, name: bytes, mask: int) -> After:
-        parent, text = self._tree.get(header.node), name.decode("utf-8", "surrogateescape")
+        parent, text = self._tree.get(header.node), in_text(name)
         return lambda _: self._watching.itself(parent, mask, text)
 
     def _created(self, header: Header, body: fuse_abi.Create) -> After:
-        parent, name = self._tree.get(header.node), body.name.decode("utf-8", "surrogateescape")
+        parent, name = self._tree.get(header.node), in_text(body.name)
 
         def after(_: bytes) -> None:
             self._watching.itself(parent, Mask.CREATE, name)
@@ -105,7 +106,7 @@ class Happenings:
         return after
 
     def _removed(self, header: Header, body: fuse_abi.Name) -> After:
-        parent, name = self._tree.get(header.node), body.name.decode("utf-8", "surrogateescape")
+        parent, name = self._tree.get(header.node), in_text(body.name)
         node = parent.children.get(name)
         mask = Mask.DELETE | (Mask.ISDIR if header.opcode == Opcode.RMDIR else 0)
 
@@ -118,7 +119,7 @@ class Happenings:
 
     def _renamed(self, header: Header, body: fuse_abi.Rename | fuse_abi.OldRename) -> After:
         parent, target = self._tree.get(header.node), self._tree.get(body.directory)
-        name, new_name = (each.decode("utf-8", "surrogateescape") for each in (body.source, body.target))
+        name, new_name = (in_text(each) for each in (body.source, body.target))
         node, other = parent.children.get(name), target.children.get(new_name)
         exchange = isinstance(body, fuse_abi.Rename) and bool(body.flags & fuse_abi.RENAME_EXCHANGE)
 

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes, in_text
 from adyton.hostcall.own_paths import own_path
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, Name, Opcode
 from adyton.runtime.process.supervisor.layout import Place
@@ -39,7 +40,7 @@ class Walking:
         `follow`: also the link that it ends with. ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EACCES for what the client does not allow,
         and for what lies on other file systems of the guest's.
         """
-        text = path.decode("utf-8", "surrogateescape")
+        text = in_text(path)
         if not text:
             raise FileError(errno.ENOENT)
         held: list[Node] = []
@@ -82,7 +83,7 @@ class Walking:
         return way[-1]
 
     def _child(self, node: Node, name: str, held: list[Node], wanted: str) -> Walk:
-        encoded = name.encode("utf-8", "surrogateescape")
+        encoded = in_bytes(name)
         _, path = self._view.child_path(node, encoded)
         if own_path(path) is not None or (self._view.place(path) is Place.OWN):
             raise FileError(errno.EACCES)
@@ -100,7 +101,7 @@ class Walking:
         if not isinstance(node.private, Link) and (node.attributes is None or node.attributes.kind != "symlink"):
             return None
         target: bytes = yield from self._names.readlink(_header(node), None)
-        return target.decode("utf-8", "surrogateescape")
+        return in_text(target)
 
     def _check(self, node: Node) -> Generator[Any, abi.Result, None]:
         if node.private is not None:

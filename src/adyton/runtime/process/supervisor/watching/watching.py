@@ -17,6 +17,7 @@ import msgspec
 
 from adyton.hostcall import abi
 from adyton.hostcall.events import Event, Kind
+from adyton.hostcall.names import in_bytes
 from adyton.runtime.process.supervisor.private import Directory
 from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.watching.instances import Budget, Instance, Mask, Watch
@@ -170,7 +171,7 @@ class Watching:
         watched = self._watched.get(node.id)
         for watch in list(watched.watches) if watched is not None else ():
             if watch.mask & mask:
-                watch.instance.tell(watch, mask, cookie, name.encode("utf-8", "surrogateescape"))
+                watch.instance.tell(watch, mask, cookie, in_bytes(name))
                 if watch.mask & Mask.ONESHOT:
                     self._remove(watch)
 
