@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
+from adyton.hostcall.encoding import restored, whole
+
 _T = TypeVar("_T")
 _EDGES = (-1, 0, 1, 255, 256, 4095, 4096, 1 << 14, (1 << 14) + 1, 1 << 16, 1 << 20, 1 << 30)
 _WIDE_EDGES = ((1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -(1 << 63))
@@ -147,3 +149,9 @@ def framed(body: bytes) -> bytes:
 def packed(value: Any) -> bytes:
     """The value in MessagePack."""
     return msgspec.msgpack.encode(value)
+
+
+def arrived(message: Any, kind: Any) -> Any:
+    """What a host call, or a result of one, is at the other end."""
+    encoded = whole(message)
+    return restored(msgspec.msgpack.decode(encoded, type=kind), encoded)

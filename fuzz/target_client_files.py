@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from draw import Draw, packed
+from draw import Draw, arrived, packed
 
 from adyton.errors import AdytonError
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.policy import HostCallPolicy
+from adyton.hostcall.encoding import restored
 
 MAX_ALLOCATED = 1 << 20  # bytes: the disk is not the target
 
@@ -52,6 +53,8 @@ def host_call(data: bytes) -> None:
             "d/../..",
             "é",
             "\0",
+            "\U0010ffff",
+            "\U0010ffc3\U0010ffa9",
         )
         words = [
             home,
@@ -72,7 +75,7 @@ def host_call(data: bytes) -> None:
                 except FunctionRaised as raised:
                     assert isinstance(raised.error, AdytonError | LookupError)  # noqa: PT017
                     continue
-                assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result
+                assert arrived(result, abi.Result) == result
                 if not write and not isinstance(request, abi.Call | abi.StopWaiting | abi.SyncAll):
                     for each, one in _parts(request, result):
                         assert isinstance(one, abi.Failed) or leads(each, home), "an empty policy allowed something"
@@ -100,7 +103,7 @@ def _parts(request: Any, result: Any) -> Iterator[tuple[Any, Any]]:
     """Requests and their results, those in a compound one by one."""
     if isinstance(request, abi.Compound) and isinstance(result, abi.Results):
         for each, raw in zip(request.requests, result.results, strict=False):
-            yield each, msgspec.msgpack.decode(raw, type=abi.Result)
+            yield each, restored(msgspec.msgpack.decode(raw, type=abi.Result), bytes(raw))
     else:
         yield request, result
 
@@ -114,7 +117,7 @@ def _requests(draw: Draw, words: Sequence[str]) -> Iterator[Any]:
     while named:
         drawn = named.spoilt(packed(named.struct(abi.Request))) if named.below(16) else named.blob()
         with contextlib.suppress(msgspec.MsgspecError, ValueError):
-            request = msgspec.msgpack.decode(drawn, type=abi.Request)
+            request = restored(msgspec.msgpack.decode(drawn, type=abi.Request), drawn)
             if isinstance(request, abi.Lock | abi.Flock):
                 request = msgspec.structs.replace(request, wait=None)  # nobody would end the wait
             if isinstance(request, abi.Compound):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from draw import Draw, packed
+from draw import Draw, arrived, packed
 
 from adyton.communicator import messages
 from adyton.communicator.messages import Coherence
@@ -54,6 +54,11 @@ PATHS = (
     ),
 )
 NAMES = (*(os.fsencode(path.rpartition("/")[2]) for path in PATHS), b"in", b"work", b"\xff", b"lib")
+SPELT = (
+    "\U0010ffff",
+    "\U0010ffc3\U0010ffa9",
+    "\U0010ffaf",
+)  # as a client may spell names: of no UTF-8, of "é", of "/" with its high bit
 FEW = (b"d", b"e", b"f")
 EXTENDED = (b"user.x", b"user.y", b"user.", b"security.capability", b"system.posix_acl_access", b"user.\xff")
 READ, WRITE = messages.Grant("/work/in", "read"), messages.Grant("/work/out", "write")
@@ -140,7 +145,7 @@ class _Mount:
                 self._answered(b"".join(effect.parts))
             elif isinstance(effect, Ask):
                 request = effect.request
-                assert msgspec.msgpack.decode(packed(request), type=abi.Request) == request
+                assert arrived(request, abi.Request) == request
                 for each in request.requests if isinstance(request, abi.Compound) else [request]:
                     _check_paths(each)
                 self.asks.append(effect)
@@ -346,7 +351,7 @@ def result_of(draw: Draw, request: Any) -> bytes:
 
 def file_server(data: bytes) -> None:
     """Requests of the kernel, and the client's answers in any order."""
-    draw = Draw(data, PATHS)
+    draw = Draw(data, (*PATHS, *SPELT))
     mount = _Mount(draw, FileServer(wanted=lambda _thread, _path: None, now=lambda: 1, capacity=1 << 20))
     if draw.below(16) == 0:
         mount.carry_out(mount.server.receive(draw.rest()))
@@ -371,7 +376,7 @@ def file_server(data: bytes) -> None:
 
 def host_call_result(data: bytes) -> None:
     """What a client answers to a host call of each kind."""
-    draw = Draw(data, (*PATHS, *ERRORS))
+    draw = Draw(data, (*PATHS, *ERRORS, *SPELT))
     request = draw.struct(draw.pick(tuple(RESULTS)))
     result = check(request, draw.rest() if draw.below(4) == 0 else result_of(draw, request))
     if isinstance(result, Checked):
@@ -379,4 +384,4 @@ def host_call_result(data: bytes) -> None:
         assert len(result.results) <= len(request.requests)
         return
     assert isinstance(result, RESULTS[type(request)] | abi.Failed)
-    assert msgspec.msgpack.decode(packed(result), type=abi.Result) == result
+    assert arrived(result, abi.Result) == result

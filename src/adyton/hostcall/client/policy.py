@@ -213,7 +213,9 @@ def _resolve(path: str, where: str) -> list[str]:
         if len(spelling) > abi.MAX_PATH:
             raise UsageError(f"{where}: {visible(path)} leads to a path of more than {abi.MAX_PATH} characters")
         if not is_utf8(spelling):
-            raise UsageError(f"{where}: {visible(path)} leads to a path that is not UTF-8: rename it")
+            raise UsageError(
+                f"{where}: {visible(path)} leads to a path that is not UTF-8, and cannot be allowed by itself: rename it"
+            )
     return found
 
 
