@@ -2,7 +2,8 @@
 
 Independent of architecture and operating system: calls, errors, flags and kinds of file have names, not numbers. Every runtime
 uses this ABI. Paths are absolute and normalised ("/a/b": no ".", "..", "//" or NUL). Handles are numbers that the *enclave*
-chooses; the client only maps them to its open files. Names are bytes, and on the wire as `names` has them. Times are nanoseconds since the epoch (UTC); sizes and offsets are bytes.
+chooses; the client only maps them to its open files. Names are bytes, and on the wire as `names` has them. Times are nanoseconds
+since the epoch (UTC); sizes and offsets are bytes.
 
     request            result            what the client does
     Access             Done              say whether the policy (which reports a denial) and the file's permissions allow `right` on `path`

@@ -29,16 +29,18 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 
 def encode(message: abi.Request | abi.Result) -> bytes | tuple[bytes, ...]:
     """The message, whole or in parts."""
+    if type(message) not in _NAMELESS:
+        return whole(message)
     if isinstance(message, abi.Data | abi.Write) and (size := len(message.data)) >= _LEAST:
         before = _encode(msgspec.structs.replace(message, data=b""))[
             :-2
         ]  # the content is the last field: two bytes if there is none
         return before + _HEAD.pack(_BIN_32, size), message.data
-    return whole(message)
+    return _encode(message)
 
 
 def whole(message: msgspec.Struct) -> bytes:
-    """The message in one part. Also what is told of files unasked."""
+    """The message in one part; also what a client tells of files unasked. UnicodeEncodeError for surrogates that stand for no byte."""
     try:
         encoded = _encode(message)
     except UnicodeEncodeError:
@@ -49,7 +51,7 @@ def whole(message: msgspec.Struct) -> bytes:
 
 
 def restored(message: _M, encoded: bytes | bytearray) -> _M:
-    """What was decoded, of any peer, with names as they stand in this process."""
+    """What was decoded from `encoded`, or from a part of it, with names as they stand in this process, whoever sent it."""
     if type(message) in _NAMELESS or LEAD not in encoded:
         return message
     turned: _M = _turned(message, from_wire)

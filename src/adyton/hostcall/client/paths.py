@@ -84,7 +84,7 @@ def absolute(path: str | os.PathLike[str], base: str, where: str) -> str:
         spelt.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where}: the path {spelt!r} is not UTF-8, and cannot be allowed by itself: rename it, or allow a folder above it"
+            f"{where}: the path {spelt!r} is not UTF-8, which only names below an allowed folder may be: rename it, or allow the folder"
         ) from error
     joined = os.path.join(base, spelt)
     if len(joined) > MAX_PATH:

@@ -214,7 +214,7 @@ def _resolve(path: str, where: str) -> list[str]:
             raise UsageError(f"{where}: {visible(path)} leads to a path of more than {abi.MAX_PATH} characters")
         if not is_utf8(spelling):
             raise UsageError(
-                f"{where}: {visible(path)} leads to a path that is not UTF-8, and cannot be allowed by itself: rename it"
+                f"{where}: {visible(path)} leads to a path that is not UTF-8, which only names below an allowed folder may be: rename it"
             )
     return found
 
