@@ -354,24 +354,6 @@ class TestListings:
     def test_an_end_of_a_listing_that_never_began(self, client):
         assert client(abi.List(client.path("read"), 1 << 60)) == abi.Entries([], 0)
 
-    def test_names_that_are_not_utf8_are_names_like_others(self, client):
-        os.close(os.open(os.fsencode(client.home) + b"/write/\xff", os.O_CREAT | os.O_WRONLY))
-        target = client.path("write/\udcff")
-        assert client(abi.SymbolicLink(client.path("write/\udce9"), target)).kind == "symlink"
-        assert sorted(client.list("write")) == ["\udce9", "\udcff"]
-        assert client(abi.ReadLink(client.path("write/\udce9"))) == abi.Target(target)
-        assert client(abi.SetExtended(target, "user.\udcff", b"v")) == abi.Done()
-        assert client(abi.ListExtended(target)) == abi.Names(["user.\udcff"])
-        assert client(abi.Rename(target, client.path("write/é\udc80"))) == abi.Done()
-        assert client(abi.Remove(client.path("write/\udce9"), directory=False)) == abi.Done()
-        assert os.listdir(os.fsencode(client.home) + b"/write") == ["é".encode() + b"\x80"]
-
-    def test_a_denied_name_that_is_not_utf8_is_said_in_ascii(self, client):
-        assert client.stat("secret/\udcff") == DENIED
-        assert client.lines == [
-            f"denied: read {client.home}/secret/\\udcff (add --allow-read '{client.home}/secret/\\udcff')"
-        ]
-
     def test_a_file_is_not_listed(self, client):
         assert client(abi.List(client.path("read/file"), 0)) == abi.Failed("ENOTDIR")
 

@@ -237,9 +237,10 @@ def test_a_path_that_a_file_of_the_image_holds_is_told_whole(tmp_path: Path, cap
     assert "denied: read /home/ann/.netrc (" in capfd.readouterr().err
 
 
-def test_a_real_thread_in_a_real_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["pipe", "p\udcffpe"])
+def test_a_real_thread_in_a_real_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(wanted, "served_devices", lambda _mounts: frozenset({1}))
-    path = str(tmp_path / "pipe")
+    path = str(tmp_path / name)
     os.mkfifo(path)
     with waiting_in_an_open(path) as thread:
         guest = GuestThreads(os.getpid())
