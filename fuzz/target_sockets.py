@@ -128,7 +128,14 @@ class _Enclave:
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
         self.loop = Loop()
-        self.pump = Pump(self.loop, self, os.getpid(), lambda _standin: None, self._sent, os.close)
+        self.pump = Pump(
+            self.loop,
+            self,
+            os.getpid(),
+            lambda _standin: None,
+            self._sent,
+            lambda _process, descriptor: os.dup(descriptor),
+        )
         self.made: list[StandIn] = []
         self.credit: dict[int, int] = {}
 
