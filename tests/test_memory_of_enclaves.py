@@ -72,6 +72,20 @@ for _ in range(20):
         os.posix_spawn(sys.executable, [sys.executable], {}, file_actions=[output])
 time.sleep(600)
 """,
+    "processes that share it with those that they fork for a moment": """
+for _ in range(12):
+    if os.fork() == 0:
+        held, started = mmap.mmap(-1, 20 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), []
+        while True:
+            if (child := os.fork()) == 0:
+                time.sleep(0.02)
+                os._exit(0)
+            started.append(child)
+            if len(started) > 10:
+                os.waitpid(started.pop(0), 0)
+                held.write(bytes(min(1 << 20, len(held) - held.tell())))
+time.sleep(600)
+""",
     "shared anonymous memory": """
 held = []
 while True:
@@ -240,6 +254,25 @@ result = [os.waitpid(started, 0)[1], later.wait()]
 """
     with adyton.load(build(tmp_path, '{ memory = "256MiB" }')) as client:
         assert client.call("execute", code) == [0, 0]
+
+
+@sandboxed
+def test_who_forks_all_the_time_is_not_ended_for_what_its_processes_share(tmp_path):
+    code = """
+held = bytearray(os.urandom(1)) * (200 << 20)
+started = []
+for _ in range(80):
+    if (child := os.fork()) == 0:
+        held[: 64 << 12 : 4096] = b"x" * 64
+        time.sleep(0.03)
+        os._exit(0)
+    started.append(child)
+    if len(started) > 40:
+        os.waitpid(started.pop(0), 0)
+result = sum(os.waitpid(child, 0)[1] for child in started)
+"""
+    with adyton.load(build(tmp_path, '{ memory = "256MiB" }')) as client:
+        assert client.call("execute", code) == 0
 
 
 @sandboxed

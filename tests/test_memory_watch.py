@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -329,11 +330,11 @@ def test_what_two_share_is_not_twice_as_much(proc):
     proc.write(each=100, together=55)
     watch = watching(proc, 100 * MIB)
     assert watch.look().memory == 110 * MIB
-    proc.write(each=145, together=80)
+    proc.write(each=145, together=95)
     thread(proc, "1", "1", WAITS)
     assert watch.look(exactly=False).memory == 100 * MIB
     watch._exact_due = 0.0
-    assert watch.look(exactly=False).memory == 80 * MIB
+    assert watch.look(exactly=False).memory == 95 * MIB
 
 
 def test_who_has_memory_of_its_own_since_it_was_counted_is_not_twice_as_much(proc, monkeypatch):
@@ -374,11 +375,47 @@ def test_counts_that_may_be_wrong_end_nobody(proc, monkeypatch):
     proc.write(each=100, together=55)
     watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
     assert watch.look().memory == 110 * MIB
-    proc.write(each=145, together=80)
+    proc.write(each=145, together=90)
     assert watch.look(exactly=False).memory == (110 + 90 - 12) * MIB
-    assert watch.look().memory == 160 * MIB
-    proc.write(each=180, together=80)
-    assert watch.look(exactly=False).memory == (160 + 70) * MIB
+    assert watch.look().memory == 180 * MIB
+    proc.write(each=180, together=90)
+    assert watch.look(exactly=False).memory == (190 + 70) * MIB
+
+
+@pytest.mark.parametrize("when", ["unread", "read"])
+def test_of_who_ends_while_there_is_an_exact_look_it_takes_nothing(proc, monkeypatch, when):
+    """Its pages count for more in who is read when it has ended, for less in who was read before."""
+    proc.write(each=100, together=95)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    assert watch.look().memory == 190 * MIB
+    order = ["1", "3", "2"] if when == "unread" else ["3", "1", "2"]
+    real = watch._together
+
+    def together(name, status):
+        if name == "1":
+            (proc.folder / "3").rename(proc.folder / "ended")
+        return real(name, status)
+
+    shutil.copytree(proc.folder / "2", proc.folder / "3")
+    proc.write(each=100, together=60)
+    monkeypatch.setattr(watch, "_processes", lambda: [each for each in order if (proc.folder / each).exists()])
+    monkeypatch.setattr(watch, "_together", together)
+    exact = watch._exact()
+    assert (exact.memory, exact.same, sorted(exact.sizes)) == (120 * MIB, False, ["1", "2"])
+    assert watch.look().memory == 190 * MIB
+
+
+def test_what_processes_have_taken_while_they_were_looked_at_no_exact_look_takes_back(proc):
+    """Who is forked and ends while there is one has its part of what others have, and is seen by nobody."""
+    proc.write(each=1, together=1)
+    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
+    assert watch.look().memory == 2 * MIB
+    proc.write(each=90, together=9)
+    assert watch.look().memory == 180 * MIB
+    shutil.copytree(proc.folder / "2", proc.folder / "3")
+    assert watch.look().memory == (1 + 2 * 89) * MIB - 3 * memory_watch.UNSURE
+    proc.write(each=96, together=9)
+    assert watch.look().memory == 191 * MIB
 
 
 def test_who_wakes_up_is_not_looked_at_exactly_at_once(proc, asleep):
@@ -405,7 +442,8 @@ def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monke
     begun, hanging = threading.Event(), threading.Event()
     proc.write(each=100, together=55)
     watch = watching(proc, 100 * MIB, asleep[1])  # the wall is at 189 MiB
-    monkeypatch.setattr(watch, "_exact", lambda: (begun.set(), hanging.wait()))
+    exact = watch._exact
+    monkeypatch.setattr(watch, "_exact", lambda: (begun.set(), hanging.wait(), exact())[2])
     loop, said = Loop(), []
     watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
     watch.start()

@@ -23,21 +23,39 @@ Sizes = Mapping[str, Size]
 
 
 class Least:
-    """Of the processes that looks find, one after the other."""
+    """Of the processes that looks find, one after the other.
+
+    What is certainly there is `_credit`ed to the process that took it, or is a part of `_common`, which those have that an exact look found. Who
+    is forked later shares it only: its end takes nothing away but what it took itself, so to start many for a moment hides nothing.
+    """
 
     def __init__(self) -> None:
-        self._bytes = 0
+        self._common = 0
+        self._members: frozenset[str] = frozenset()
+        self._credit: dict[str, int] = {}
         self._before: Sizes = {}
 
     def look(self, sizes: Sizes) -> int:
         """What they have at least, in bytes."""
         for process, before in self._before.items():
             now = sizes.get(process, Size(0, 0))
-            self._bytes += min(now.whole - before.whole, now.own - before.own)
-        self._bytes = max([self._bytes, *(size.own for size in sizes.values())])
+            credit = self._credit.get(process, 0) + min(now.whole - before.whole, now.own - before.own)
+            self._credit[process] = max(0, credit)
+            if credit < 0 and process in self._members:
+                self._common = max(0, self._common + credit)
+        self._credit = {process: credit for process, credit in self._credit.items() if credit and process in sizes}
+        self._members &= sizes.keys()
         self._before = sizes
-        return self._bytes
+        known = self._common + sum(self._credit.values())
+        largest = max(sizes, key=lambda process: sizes[process].own, default="")
+        if largest and sizes[largest].own > known:
+            self._common, self._credit, known = 0, {largest: sizes[largest].own}, sizes[largest].own
+        return known
 
-    def exactly(self, memory: int, sizes: Sizes) -> None:
-        """They have so much; `sizes`: of each the largest that it had while that was found out."""
-        self._bytes, self._before = memory, sizes
+    def exactly(self, memory: int, sizes: Sizes, *, same: bool) -> None:
+        """They had so much while that was looked for; `sizes`: of each the largest that it had meanwhile. Both are of those who are still there.
+
+        Unless they are the `same` as before that look, it is at least so much, and moves the bound upwards only.
+        """
+        if same or memory > self._common + sum(self._credit.values()):
+            self._common, self._members, self._credit, self._before = memory, frozenset(sizes), {}, sizes

@@ -10,7 +10,9 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
 and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); what memory_lent
 finds counts once, too, up to the limit). That takes locks which a thread of the guest may hold while it waits for this supervisor to serve a
 file; hence a thread of its own for that, too. And it takes time, a millisecond of a processor for each process, and many times that while
-they all run; so in between and meanwhile there is a lower bound (memory_least), which is enough to end who takes new memory.
+they all run; so in between and meanwhile there is a lower bound (memory_least), which is enough to end who takes new memory. Processes that are
+forked and end before they are read have parts of others' pages meanwhile, which are counted nowhere then: an exact look among such takes
+nothing from that bound, and none at all from what processes were seen to take.
 
 The pause between two looks is what an enclave needs that fills memory as fast as it can, from what was seen to the wall. While the guest does
 nothing there are none: the zygote tells when one of its processes has run (idle_watch), and looks for that as often as the wall is near.
@@ -34,6 +36,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from adyton.runtime.process.idle_watch import IdleClient
 from adyton.runtime.process.proc_file import read
@@ -95,6 +98,15 @@ class Seen:
         )
 
 
+class Exact(NamedTuple):
+    """What processes have of memory, the largest size of each meanwhile; whether no other one began or ended; and the processor time it took."""
+
+    memory: int
+    sizes: dict[str, Size]
+    same: bool
+    took: float
+
+
 class MemoryWatch:
     """Of the guest with whose process `pidfd` all others end. `limit`: bytes, as the image's manifest has it, or the server.
 
@@ -115,6 +127,7 @@ class MemoryWatch:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
         self.reason = ""
         self._least = Least()
+        self._grown = Least()  # no exact look moves it: one counts too little while processes are forked and end
         self._beside = 0  # bytes that are no process's memory, as the last look found them
         self._took = 0.0  # processor time, by the last look but for what it did to be exact
         self._exactly = Aside(lambda: self._exact())  # noqa: PLW0108 - as it is when it is called
@@ -234,16 +247,19 @@ class MemoryWatch:
             return least
         if (exact := self._found(self._exactly.call(EXACT_SECONDS))) is None:
             return least
-        return replace(rough, memory=exact)
+        rough, least = self._bounds()  # who has executed its program meanwhile has less
+        certain = least.memory - least.processes * UNSURE
+        if certain > exact and waiting(self._proc):
+            certain -= self._limit
+        return replace(rough, memory=max(exact, certain))
 
-    def _found(self, exact: tuple[int, dict[str, Size], float] | None) -> int | None:
+    def _found(self, exact: Exact | None) -> int | None:
         """Go on from what an exact look has found; how much memory that is."""
         if exact is None:
             return None
-        memory, sizes, took = exact
-        self._least.exactly(memory, sizes)
-        self._exact_due = time.monotonic() + max(_SHARE * took, EXACT_SECONDS)
-        return memory
+        self._least.exactly(exact.memory, exact.sizes, same=exact.same)
+        self._exact_due = time.monotonic() + max(_SHARE * exact.took, EXACT_SECONDS)
+        return exact.memory
 
     def _bounds(self) -> tuple[Seen, Seen]:
         """The upper and the lower one."""
@@ -251,33 +267,37 @@ class MemoryWatch:
         sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
         rough = Seen(len(memory), sum(memory.values()), descriptors, sockets)
         self._beside = rough.bytes - rough.memory
-        return rough, replace(rough, memory=self._least.look(sizes))
+        return rough, replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
 
     def _is_beyond(self, least: Seen) -> bool:
         """Whether they have more than they may, though counts may be wrong."""
         return _less(least, least.processes * UNSURE).bytes > self.wall
 
-    def _exact(self) -> tuple[int, dict[str, Size], float]:
-        """What they have of memory, the largest size of each meanwhile, and the processor time that it took. In a thread of its own."""
+    def _exact(self) -> Exact:
+        """In a thread of its own."""
         began = time.thread_time()
         for _ in range(EXACT_LOOKS):
-            before = waiting(self._proc)
+            before, there = waiting(self._proc), self._processes()
             memory, sizes, _ = self._look(self._together)
-            after = waiting(self._proc)
+            still, after = self._processes(), waiting(self._proc)
+            # A page that who was read had as well counts for more in who is read after its end: both would be too much.
+            for gone in memory.keys() - set(still):
+                del memory[gone], sizes[gone]
             twice = sum(memory.get(process, 0) * others for process, others in lent(before, after).items())
             together = sum(memory.values()) - min(twice, self._limit)
             if together + self._beside <= self.wall or before == after:
                 break
-        return together, sizes, time.thread_time() - began
+        return Exact(together, sizes, set(there) == set(still), time.thread_time() - began)
+
+    def _processes(self) -> list[str]:
+        return list(filter(str.isdigit, os.listdir(self._proc)))
 
     def _look(self, measure: Callable[[str, bytes], tuple[int, Size]]) -> tuple[dict[str, int], dict[str, Size], int]:
         """What each process has of memory: as it is measured, and its size; and the descriptors of all."""
         memory: dict[str, int] = {}
         sizes: dict[str, Size] = {}
         descriptors = 0
-        for process in os.listdir(self._proc):
-            if not process.isdigit():
-                continue
+        for process in self._processes():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 name, status = self._going_on(process)
                 memory[process], sizes[process] = measure(name, status)
