@@ -442,8 +442,8 @@ def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monke
     begun, hanging = threading.Event(), threading.Event()
     proc.write(each=100, together=55)
     watch = watching(proc, 100 * MIB, asleep[1])  # the wall is at 189 MiB
-    exact = watch._exact
-    monkeypatch.setattr(watch, "_exact", lambda: (begun.set(), hanging.wait(), exact())[2])
+    found = memory_watch.Exact(200 * MIB, {}, same=True, took=0.0)
+    monkeypatch.setattr(watch, "_exact", lambda: (begun.set(), hanging.wait(), found)[2])
     loop, said = Loop(), []
     watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
     watch.start()
@@ -454,6 +454,7 @@ def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monke
         pass
     assert ("could not be seen" in said[0]) == (patience < 1)
     hanging.set()
+    assert asleep[0].wait(60) == -signal.SIGKILL, "and the watch looks no more"
 
 
 def test_an_exact_look_that_takes_long_counts_when_it_has_ended(proc, monkeypatch):
