@@ -18,12 +18,10 @@ import math
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import bare_stream
+import echo_server
 import hostcall_program as program
 import relayed_stream
 import rpyc_reference
@@ -303,7 +302,7 @@ def _small(bench: Bench, row: Row, entry: str, path: str, *, limit: float) -> No
 def sockets(bench: Bench, delay: float) -> list[Row]:
     size = bench.sizes.socket
     row = Row(f"{size // MIB} MiB through a socket and back", delay, "≥ 0.7 of a bare stream")
-    with _echo_server() as port:
+    with echo_server.server() as port:
 
         def once() -> tuple[float, int]:
             with bench.enclave(delay, allow_net=[f"127.0.0.1:{port}"]) as client:
@@ -395,26 +394,6 @@ def _rpyc(bench: Bench, row: Row, remotely: Callable[[int], tuple[float, int]]) 
     if bench.has_rpyc:
         with rpyc_reference.server() as port, delayed(port, row.delay) as far:
             row.rpyc, row.rpyc_trips = remotely(far)
-
-
-@contextlib.contextmanager
-def _echo_server() -> Iterator[int]:
-    """A peer of this machine that sends back what it gets; its port."""
-
-    def serve(sock: socket.socket) -> None:
-        with sock, contextlib.suppress(OSError):
-            while data := sock.recv(1 << 18):
-                sock.sendall(data)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 # -- the run --------------------------------------------------------------------------------------------------------------

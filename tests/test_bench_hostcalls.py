@@ -8,6 +8,7 @@ import threading
 import time
 
 import bare_stream
+import echo_server
 import hostcall_program
 import hostcalls
 import pytest
@@ -17,7 +18,7 @@ from delay_proxy import delayed
 
 @pytest.fixture
 def echo():
-    with hostcalls._echo_server() as port:
+    with echo_server.server() as port:
         yield port
 
 
