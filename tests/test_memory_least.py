@@ -96,7 +96,8 @@ class Watch:
             self.reads()
         elif kind == "has looked":
             return self.has_looked()
-        else:
+        elif not (kind == "maps" and self.found):
+            # What one maps that another had alone when that was read counts for both, until the next exact look.
             self.machine.step(kind, process, count)
         return 0
 
