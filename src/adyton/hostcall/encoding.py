@@ -15,9 +15,8 @@ import msgspec
 from adyton.hostcall import abi
 from adyton.hostcall.names import LEAD, from_wire, to_wire
 
-_LEAST = (
-    1 << 16
-)  # bytes of content, from which on it is a part of its own: MessagePack has a head of five bytes for it then
+# Bytes of content, from which on it is a part of its own: MessagePack has a head of five bytes for it then.
+_LEAST = 1 << 16
 _HEAD = struct.Struct(">BI")
 _BIN_32 = 0xC6  # https://github.com/msgpack/msgpack/blob/master/spec.md
 # Large, and without names. A Compound's results are each encoded and decoded by themselves.
@@ -32,9 +31,8 @@ def encode(message: abi.Request | abi.Result) -> bytes | tuple[bytes, ...]:
     if type(message) not in _NAMELESS:
         return whole(message)
     if isinstance(message, abi.Data | abi.Write) and (size := len(message.data)) >= _LEAST:
-        before = _encode(msgspec.structs.replace(message, data=b""))[
-            :-2
-        ]  # the content is the last field: two bytes if there is none
+        # The content is the last field: two bytes if there is none.
+        before = _encode(msgspec.structs.replace(message, data=b""))[:-2]
         return before + _HEAD.pack(_BIN_32, size), message.data
     return _encode(message)
 
