@@ -105,6 +105,9 @@ Frame = (
 )
 
 _LENGTH = struct.Struct("<I")
+_EMPTY = memoryview(b"")  # two bytes of a frame
+_BIN_32 = 0xC6  # https://github.com/msgpack/msgpack/blob/master/spec.md
+_CHUNK_HEAD = struct.Struct(">BI")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
 
@@ -113,6 +116,12 @@ def encode(frame: Frame) -> bytes:
     """A frame with its length."""
     body = _encode(frame)
     return _LENGTH.pack(len(body)) + body
+
+
+def more_head(kind: Kind, number: int, size: int) -> bytes:
+    """What goes before the `size` bytes of a MoreFrame's chunk, so that they need not be copied to be encoded."""
+    head = _encode(MoreFrame(kind, number, _EMPTY))[:-2] + _CHUNK_HEAD.pack(_BIN_32, size)
+    return _LENGTH.pack(len(head) + size) + head
 
 
 class FrameReader:

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from adyton.communicator.frames import CHUNK, MAX_CHUNK, MoreFrame, encode
+from adyton.communicator.frames import CHUNK, MAX_CHUNK, more_head
 
 Part = bytes | memoryview
 _SMALL = 1 << 12  # bytes: parts up to that go out together, since each costs more than to copy them
 
 
 class _Body:
-    __slots__ = ("_chunk", "_frame_head", "_parts", "behind", "head", "kind", "number", "offset", "size")
+    __slots__ = ("_parts", "behind", "head", "kind", "number", "offset", "size")
 
     def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
         self.head = head
@@ -28,15 +28,10 @@ class _Body:
         self.offset = 0
         self.behind = b""  # a frame that must not overtake the body
         self._parts = deque(memoryview(each) for each in body)
-        self._frame_head = b""
-        self._chunk = 0  # bytes of a frame with that head
 
     def frame(self, size: int) -> Iterator[Part]:
         """One with the next `size` bytes."""
-        if size != self._chunk:
-            self._frame_head = encode(MoreFrame(self.kind, self.number, memoryview(bytes(size))))[:-size]
-            self._chunk = size
-        yield self._frame_head
+        yield more_head(self.kind, self.number, size)
         self.offset += size
         while size:
             part = self._parts.popleft()
@@ -60,17 +55,17 @@ class Outbox:
         self._frames = 0  # that were ever put
         self._window = window
         self._begun = 0  # bytes of all bodies in the ring, sent or not
-        self._urgent: deque[bytes | _Body] = deque()
+        self._urgent: deque[tuple[Part, ...] | _Body] = deque()
         self._waiting: deque[_Body] = deque()
         self._ring: deque[_Body] = deque()
         self._unsent: dict[tuple[str, int], _Body] = {}
         self._last = b""
 
-    def put(self, frame: bytes) -> None:
-        """A frame that goes out before every chunk of a body."""
+    def put(self, *frame: Part) -> None:
+        """A frame that goes out before every chunk of a body; its parts, together. They are not copied."""
         self._urgent.append(frame)
         self._frames += 1
-        self.pending += len(frame)
+        self.pending += sum(map(len, frame))
 
     def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
         """A head, in order with `put`, and the parts of its body, which follow when there is nothing urgent. They are not copied."""
@@ -111,9 +106,9 @@ class Outbox:
         """What goes out next: about `limit` bytes, where a negative one is none; of them, about `room` with bodies."""
         if not self._unsent and not self._last and len(self._urgent) == 1 and limit > 0:
             frame = self._urgent.popleft()
-            assert isinstance(frame, bytes)
+            assert isinstance(frame, tuple)
             self.pending = 0
-            return [frame]
+            return list(frame)
         parts: list[Part] = []
         size = self._take_urgent(parts, limit)
         if self._unsent and (room > 0 or size):
@@ -131,11 +126,11 @@ class Outbox:
         urgent = self._urgent
         while urgent and size < limit:
             item = urgent.popleft()
-            if not isinstance(item, bytes):
+            if isinstance(item, _Body):
                 self._waiting.append(item)
-                item = item.head
-            parts.append(item)
-            size += len(item)
+                item = (item.head,)
+            parts += item
+            size += sum(map(len, item))
         self.pending -= size
         return size
 

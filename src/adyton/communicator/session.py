@@ -46,6 +46,7 @@ from adyton.communicator.frames import (
     ReadFrame,
     ReplyFrame,
     encode,
+    more_head,
 )
 from adyton.communicator.outbox import Outbox, Part, together
 from adyton.communicator.pairs import PairTable, PairViolation, Side
@@ -66,6 +67,7 @@ __all__ = [
     "Event",
     "Limits",
     "Notified",
+    "Parts",
     "Replied",
     "Session",
     "Side",
@@ -255,21 +257,28 @@ class Session:
         else:
             self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
 
-    def notify(self, method: str, body: bytes) -> None:
+    def notify(self, method: str, body: Parts) -> None:
         """Tell the peer something. ResourceLimitError: too large."""
         if not self._open:
             return
-        size = len(body)
+        parts = _parts(body)
+        size = sum(map(len, parts))
         self._check_message(method, size, self._limits.notification)
         number = self._last_notification_sent = self._last_notification_sent + 1
         if size <= CHUNK:
-            self._outbox.put(encode(NotifyFrame(number, method, size, body)))
+            self._outbox.put(encode(NotifyFrame(number, method, size, b"".join(parts))))
             return
-        # All of it is urgent, because nothing that is sent later may arrive before it.
-        self._outbox.put(encode(NotifyFrame(number, method, size, b"")))
-        for start in range(0, size, 2 * CHUNK):
-            part = memoryview(body)[start : start + 2 * CHUNK]
-            self._outbox.put(encode(MoreFrame("notification", number, part)))
+        # All of it is urgent, because nothing that is sent later may arrive before it. On a slow line, little of it at a time.
+        head = encode(NotifyFrame(number, method, size, b""))
+        most = MAX_CHUNK if self._flow.window > MAX_CHUNK else 2 * CHUNK
+        if size <= most:
+            self._outbox.put(head + more_head("notification", number, size), *parts)
+            return
+        whole = memoryview(b"".join(parts))
+        for start in range(0, size, most):
+            chunk = whole[start : start + most]
+            self._outbox.put(head + more_head("notification", number, len(chunk)), chunk)
+            head = b""
 
     def cancel(self, call: int) -> None:
         """Tell the peer that the answer to a call of ours is not needed; it comes all the same. Nothing if it has come."""

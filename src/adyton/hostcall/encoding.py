@@ -16,7 +16,7 @@ from adyton.hostcall import abi
 from adyton.hostcall.names import LEAD, from_wire, to_wire
 
 # Bytes of content, from which on it is a part of its own: MessagePack has a head of five bytes for it then.
-_LEAST = 1 << 16
+LARGE = 1 << 16
 _HEAD = struct.Struct(">BI")
 _BIN_32 = 0xC6  # https://github.com/msgpack/msgpack/blob/master/spec.md
 # Large, and without names. A Compound's results are each encoded and decoded by themselves.
@@ -30,11 +30,14 @@ def encode(message: abi.Request | abi.Result) -> bytes | tuple[bytes, ...]:
     """The message, whole or in parts."""
     if type(message) not in _NAMELESS:
         return whole(message)
-    if isinstance(message, abi.Data | abi.Write) and (size := len(message.data)) >= _LEAST:
-        # The content is the last field: two bytes if there is none.
-        before = _encode(msgspec.structs.replace(message, data=b""))[:-2]
-        return before + _HEAD.pack(_BIN_32, size), message.data
+    if isinstance(message, abi.Data | abi.Write) and len(message.data) >= LARGE:
+        return in_parts(msgspec.structs.replace(message, data=b""), message.data)
     return _encode(message)
+
+
+def in_parts(message: msgspec.Struct, data: bytes) -> tuple[bytes, ...]:
+    """A message whose last field is empty, with `data` there, of at least LARGE bytes."""
+    return _encode(message)[:-2] + _HEAD.pack(_BIN_32, len(data)), data
 
 
 def whole(message: msgspec.Struct) -> bytes:

@@ -39,6 +39,7 @@ import msgspec
 
 from adyton.errors import RemoteProtocolError
 from adyton.hostcall import abi
+from adyton.hostcall.encoding import LARGE, in_parts
 
 WINDOW = 1 << 20  # bytes
 MAX_WINDOW = 8 << 20
@@ -310,6 +311,13 @@ encode = msgspec.msgpack.encode
 _from_client: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromClient)
 _from_enclave: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEnclave)
 _request: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Request)
+
+
+def parts(message: FromEnclave | FromClient) -> bytes | tuple[bytes, ...]:
+    """As `encode`, in parts where much of a stream would else be copied."""
+    if isinstance(message, Send | Received) and len(message.data) >= LARGE:
+        return in_parts(type(message)(message.socket, b""), message.data)
+    return encode(message)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes | bytearray) -> Any:

@@ -413,7 +413,7 @@ class ProxyClient:
                 self._session.reply(call, ok, body)
         self._wake.put(None)
 
-    def notify(self, method: str, bodies: Iterable[bytes]) -> None:
+    def notify(self, method: str, bodies: Iterable[communicator.Parts]) -> None:
         """Tell the enclave what has no answer."""
         with self._lock:
             if self._error is not None:

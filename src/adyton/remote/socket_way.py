@@ -24,7 +24,7 @@ class SocketWay:
         self.failed = client.sockets_failed
 
     def send(self, *messages: net.FromClient) -> None:
-        self._client.notify("net", map(net.encode, messages))
+        self._client.notify("net", map(net.parts, messages))
 
     def reply(self, call: int, result: net.Result | abi.Failed) -> None:
         self._client.replied_host_call(call, net.encode(result))

@@ -39,7 +39,7 @@ class SocketClient:
         return True
 
     def tell(self, message: net.FromEnclave) -> None:
-        self._session.notify("net", net.encode(message))
+        self._session.notify("net", net.parts(message))
 
     def bytes_pending(self) -> int:
         return self._session.pending_bytes
