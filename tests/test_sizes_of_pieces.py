@@ -88,3 +88,15 @@ def test_pieces_grow_while_there_is_always_more():
                 break
         sent.join()
         assert sizes[0] == FIRST_SIZE < max(sizes) <= LARGEST_SIZE
+
+
+def test_a_piece_that_is_not_quite_full_does_not_make_the_next_one_small():
+    ours, others = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGEST_SIZE)
+    with others, ours:
+        sizes = []
+        given = pieces(others)
+        for size in (FIRST_SIZE, 2 * FIRST_SIZE, 3 * FIRST_SIZE, 4 * FIRST_SIZE, FIRST_SIZE, 3 * FIRST_SIZE):
+            ours.sendall(bytes(size))
+            sizes.append(len(next(given)))
+        assert [each / FIRST_SIZE for each in sizes] == [1, 2, 3, 4, 1, 3]

@@ -48,16 +48,19 @@ def test_a_connect_under_way_has_nothing_to_show(standin):
     assert unread(standin.end) == standin.filled == 0
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("size", [1, 1000, 1 << 16])
-def test_little_is_left_to_be_freed_when_a_failure_is_shown_and_all_of_it_is_shown(standin, size):
+def test_little_is_left_to_be_freed_when_a_failure_is_shown_and_all_of_it_is_shown(standin, size, wide):
     """What is freed after who polls has been woken is as little as keeps the guest's end from being writable before."""
     guest = standin.guest_end
+    if wide:
+        standins.widen_out(standin, guest)
     with suppress(BlockingIOError):
         while True:
             guest.send(bytes(size), socket.MSG_DONTWAIT)
-    standins.thin(standin.end)
+    standins.thin(standin)
     assert events(guest) == 0
-    assert 0 < unread(standin.end) <= standin.end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 + 1
+    assert 0 < unread(standin.end) <= guest.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 + 1
     standin.end.close()
     assert events(guest) == select.POLLIN | select.POLLOUT | select.POLLERR | select.POLLHUP | select.POLLRDHUP
     with pytest.raises(ConnectionResetError):
@@ -66,7 +69,7 @@ def test_little_is_left_to_be_freed_when_a_failure_is_shown_and_all_of_it_is_sho
 
 def test_little_that_is_unread_is_left_as_it_is(standin):
     standin.guest_end.send(b"x" * 100)
-    standins.thin(standin.end)
+    standins.thin(standin)
     assert unread(standin.end) == 100
 
 
@@ -92,6 +95,58 @@ class Client:
 
     def bytes_pending(self):
         return 0
+
+
+@pytest.fixture
+def pumped():
+    """A pump whose guest is this process, its client, and a stand-in that is connected."""
+    loop, client = Loop(), Client()
+    answering = Answering(Gone(), loop, client)
+    pump = answering.pump = Pump(
+        loop, client, os.getpid(), answering.moved, lambda standin, data: None, lambda _, number: os.dup(number)
+    )
+    made = pump.make("inet", "stream")
+    made.state, made.opened, made.seen = "connected", True, (os.getpid(), made.guest_end.fileno())
+    guest, made.guest_end = made.guest_end, None
+    pump.start(made)
+    yield loop, client, pump, made, guest
+    pump.close()
+    guest.close()
+    loop.close()
+
+
+def room(sock):
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def test_the_kernel_keeps_more_of_a_stream_that_a_guest_writes_much_to(pumped):
+    loop, client, _, made, guest = pumped
+    usual = room(guest)
+    guest.setblocking(False)
+    sent = 0
+    for size in (1 << 10, 1 << 18):
+        assert room(guest) == usual
+        sent += guest.send(bytes(size))  # or as much of it as there is room for
+        loop.turn()
+    assert room(guest) == made.guest_buffer > usual
+    assert sum(len(each.data) for each in client.told) == sent
+
+
+def test_the_kernel_keeps_more_of_a_stream_that_a_guest_reads_slower_than_it_comes(pumped):
+    loop, _, pump, made, guest = pumped
+    usual = room(made.end)
+    pump.take(net.Received(made.number, bytes(1 << 10)))
+    assert room(made.end) == usual
+    data = bytes(range(256)) * (1 << 8)
+    for _ in range(8):
+        pump.take(net.Received(made.number, data))
+    assert room(made.end) > usual
+    guest.setblocking(False)
+    got = guest.recv(1 << 20)
+    while len(got) < (1 << 10) + 8 * len(data):
+        loop.turn()
+        got += guest.recv(1 << 20)
+    assert got == bytes(1 << 10) + 8 * data
 
 
 @pytest.mark.parametrize("result", [net.Bound(HERE), abi.Failed("EADDRINUSE")])

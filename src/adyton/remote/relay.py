@@ -101,7 +101,10 @@ def pieces(sock: socket.socket) -> Iterator[memoryview]:
     most = FIRST_SIZE
     while size := sock.recv_into(buffer[:most]):
         yield buffer[:size]
-        most = min(2 * most, LARGEST_SIZE) if size == most else max(most // 2, FIRST_SIZE)
+        if size == most:
+            most = min(2 * most, LARGEST_SIZE)
+        elif size <= most // 2:
+            most = max(most // 2, FIRST_SIZE)
 
 
 def _pump(requests: Iterator[memoryview], sock: socket.socket, leave: Callable[[], None]) -> None:

@@ -175,11 +175,20 @@ class Pump:
             return
         standin.credit -= len(data)
         self._client.tell(net.Send(standin.number, data))
+        if len(data) >= standins.FULL and not standin.wide_out:
+            self._widen_out(standin)
         if standin.waiting:  # for room
             self._moved(standin)
         if not standin.credit:
             self._client.tell(net.Blocked(standin.number))
         self._watch(standin)
+
+    def _widen_out(self, standin: StandIn) -> None:
+        standin.wide_out = True  # even if not: it would be tried again and again
+        found = self.guest_end(standin)
+        if found is not None:
+            with found:
+                standins.widen_out(standin, found)
 
     def _written_too_early(self, standin: StandIn) -> None:
         """What is written to a stream before it is connected goes nowhere, and what comes after it is EPIPE."""
@@ -365,6 +374,8 @@ class Pump:
                 sent = standin.end.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError as error:
                 if standins.would_block(error):
+                    if standins.widen_in(standin):
+                        continue
                     break
                 sent = len(data)  # the guest reads no more: as good as taken
             self._held -= sent
@@ -439,7 +450,7 @@ class Pump:
         """Show the guest a connection that was lost, or did not come about."""
         if standin.end.fileno() >= 0:
             standin.shown = self._leave_something_unread(standin)
-            standins.thin(standin.end)
+            standins.thin(standin)
         self._end(standin, code, state)
 
     def _end(self, standin: StandIn, code: int, state: State) -> None:

@@ -36,6 +36,8 @@ State = Literal["new", "connecting", "connected", "listening", "failed", "broken
 
 _SIOCOUTQ = 0x5411  # linux/sockios.h: bytes that the other end has not read, with what the kernel needs to keep them
 _FILLING = bytes(1 << 16)
+FULL = 1 << 17  # bytes that are there at once: about what the kernel keeps of a stream by itself
+_WIDE = 1 << 18  # bytes that it is to keep of one through which much goes; it doubles them, as far as its wmem_max goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class StandIn:
     end: socket.socket
     guest_end: socket.socket | None  # until the guest has it
     inode: int
+    guest_buffer: int  # bytes that the kernel keeps of what the guest writes, in its own measure
     state: State = "new"
     opened: bool = False  # the client has a socket for it
     begun: bool = False  # so far is a connect that `local` is known
@@ -80,6 +83,8 @@ class StandIn:
     incoming_from: deque[Sender] = field(default_factory=deque)  # where each of them comes from, of datagrams
     ended: bool = False  # the client sends nothing more
     lost: str = ""  # the errno with which the connection was lost, to be shown once all has been read
+    wide_in: bool = False  # the kernel keeps more for the guest than by itself
+    wide_out: bool = False  # the same of what the guest writes
     shut: bool = False  # the guest sends nothing more
     over: bool = False  # nor does the client, and that was shown
     hung: bool = False  # the guest has closed all its copies
@@ -108,7 +113,8 @@ def make(family: net.Family, kind: net.Kind, number: int) -> StandIn:
     """A new one. OSError EMFILE."""
     end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM if kind == "stream" else socket.SOCK_SEQPACKET)
     end.setblocking(False)
-    return StandIn(family, kind, number, end, other, os.fstat(other.fileno()).st_ino)
+    buffer = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    return StandIn(family, kind, number, end, other, os.fstat(other.fileno()).st_ino, buffer)
 
 
 def has_hung_up(end: socket.socket) -> bool:
@@ -125,6 +131,24 @@ def _shows(end: socket.socket, events: int) -> bool:
     poller = select.poll()
     poller.register(end, events)
     return bool(poller.poll(0))
+
+
+# -- streams through which much goes: each time that one end is woken costs more than some bytes do --------------------------
+
+
+def widen_in(standin: StandIn) -> bool:
+    """Have the kernel keep more for the guest; False: it does already."""
+    if standin.wide_in or standin.kind != "stream":
+        return False
+    standin.wide_in = True
+    standin.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WIDE)
+    return True
+
+
+def widen_out(standin: StandIn, guest_end: socket.socket) -> None:
+    """Have it keep more of what the guest writes."""
+    guest_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WIDE)
+    standin.guest_buffer = guest_end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 # -- the look of a connect that is under way --------------------------------------------------------------------------------
@@ -152,14 +176,14 @@ def discard(end: socket.socket) -> int:
     return size
 
 
-def thin(end: socket.socket) -> None:
+def thin(standin: StandIn) -> None:
     """Leave so little unread in our end, which is about to be closed, as still keeps the guest's from being writable.
 
     The kernel shows a reset, wakes who polls for it, and only then frees what was unread, which makes the guest's end writable. A TCP
     socket becomes both at once; here the second comes the sooner the less there is to be freed.
     """
-    # It is writable while a quarter is taken.
-    surplus = unread_of(end) - end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4 - 1
+    end = standin.end
+    surplus = unread_of(end) - standin.guest_buffer // 4 - 1  # it is writable while a quarter is taken
     with contextlib.suppress(OSError):
         while surplus > 0 and (data := end.recv(surplus, socket.MSG_DONTWAIT)):
             surplus -= len(data)
@@ -182,7 +206,7 @@ def take_error(standin: StandIn, guest_end: socket.socket) -> int:
 def show_listening(standin: StandIn, guest_end: socket.socket) -> None:
     """Have nothing writable, and EPIPE for who writes all the same."""
     fill(standin, guest_end)
-    thin(standin.end)
+    thin(standin)
     guest_end.shutdown(socket.SHUT_WR)
 
 
