@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
+from adyton.allocator import have_freed_much
 from adyton.hostcall import abi
 from adyton.hostcall.client import paths
 from adyton.hostcall.client.ahead_calls import UNCOUNTED, AheadCalls
@@ -84,6 +85,7 @@ class Executor:
 
         `changed`, which may be set, is called when there may be something to `take_changes`.
         """
+        have_freed_much()  # what files contain goes through here
         self._policy = policy
         self._functions = functions if isinstance(functions, HostFunctions) else HostFunctions(functions)
         self._tell = denied
