@@ -20,7 +20,7 @@ from adyton.errors import AdytonError, ConnectionLostError, PlatformError, Remot
 from adyton.runtime.process.supervisor import fetching
 from adyton.runtime.process.supervisor.fetching import Fetcher, NotSocketError
 from adyton.runtime.process.supervisor.links import Links
-from adyton.runtime.process.supervisor.notifications import COPY_SECONDS
+from adyton.runtime.process.supervisor.looks import looks
 
 
 @pytest.fixture
@@ -189,8 +189,9 @@ def name_of(process: int) -> str:
 
 
 def test_the_alarm_is_set_meanwhile(fetcher, monkeypatch):
-    """It ends a supervisor whose fetch does not end, as one of a process that is in the middle of an execve; see `rescue`."""
+    """By it somebody attends to a fetch that does not end, as one of a process that is in the middle of an execve; see `rescue`."""
     left = []
+    monkeypatch.setattr(looks, "alarm_after", PATIENCE)
 
     def fetched(*_):
         left.append(signal.getitimer(signal.ITIMER_REAL)[0])
@@ -200,7 +201,7 @@ def test_the_alarm_is_set_meanwhile(fetcher, monkeypatch):
     for fetch in (fetcher.fetch, fetcher.fetch_at_once, lambda *at: fetcher.fetch_of_waiting(*at, lambda: None)):
         with raises(errno.EBADF):
             fetch(os.getpid(), 0)
-        assert 0 < left.pop() <= COPY_SECONDS
+        assert 0 < left.pop() <= PATIENCE
 
 
 def test_what_waits_is_looked_at_before_it_is_fetched(fetcher, monkeypatch):

@@ -7,10 +7,7 @@ on what is a socket; another one with the same table closes what is none, and ma
 So it is looked first what is there (`links`), and a socket is fetched at once. Who puts a file there in that very moment ends with its
 enclave. What each datagram needs is fetched without a look: programs have no files under those numbers.
 
-Nobody's descriptors can be had, or looked at, while execve closes what is not to be inherited, and that may wait for this process, too: it
-is ended then, as `copying` does it.
-Sources: pidfd_getfd(2), pidfd_open(2); in the kernel, begin_new_exec of fs/exec.c, which holds exec_update_lock, and fuse_flush of
-fs/fuse/file.c, which no signal ends.
+All of it is done as `looks` says. Sources: pidfd_getfd(2), pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from collections.abc import Callable
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.libc import system_call
 from adyton.runtime.process.supervisor.links import Links
-from adyton.runtime.process.supervisor.notifications import copying
+from adyton.runtime.process.supervisor.looks import looking
 from adyton.runtime.process.supervisor.own_table import Apart, keep_only
 
 _PIDFD_THREAD = os.O_EXCL  # Linux 6.9
@@ -72,7 +69,7 @@ class Fetcher:
 
         OSError EBADF, ESRCH, UnknownProcessError, NotSocketError.
         """
-        with copying():
+        with looking():
             self._asks.send(_QUESTION.pack(thread, descriptor))
             answer, items, _, _ = self._asks.recvmsg(_ANSWER.size, _ROOM, socket.MSG_CMSG_CLOEXEC)
         (code,) = _ANSWER.unpack(answer) if answer else (errno.EIO,)
@@ -89,7 +86,7 @@ class Fetcher:
 
     def fetch_of_waiting(self, thread: int, descriptor: int, check: Callable[[], None]) -> int:
         """As `fetch`; and RemoteProtocolError, as `fetch_at_once`. `check` raises something if the thread does not wait any more."""
-        with copying():
+        with looking():
             found = self._links.is_socket(thread, descriptor, check)
             if found:
                 return self._fetch_at_once(thread, descriptor)
@@ -99,7 +96,7 @@ class Fetcher:
 
     def fetch_at_once(self, thread: int, descriptor: int) -> int:
         """As `fetch`. RemoteProtocolError, which has to end the enclave, if it is no socket: it stays open until all is closed."""
-        with copying():
+        with looking():
             return self._fetch_at_once(thread, descriptor)
 
     def _fetch_at_once(self, thread: int, descriptor: int) -> int:

@@ -85,7 +85,9 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         watch=watch,
         lists=listed(guest.diagnosis) is not None,
     )
-    confine_supervisor(guest.proc, Rescue(guest.init).start, fetcher.start, watch.start, supervisor.output.start)
+    assert supervisor.fuse is not None
+    rescue = Rescue(guest.init, supervisor.fuse)
+    confine_supervisor(guest.proc, rescue.start, fetcher.start, watch.start, supervisor.output.start)
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

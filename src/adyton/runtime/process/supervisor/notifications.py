@@ -17,13 +17,13 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from adyton.runtime.process.libc import system_call
+from adyton.runtime.process.supervisor.looks import looking
 from adyton.runtime.process.table import DATAGRAM_DESCRIPTORS, number
 
 _RECEIVE = 0xC0502100
@@ -39,7 +39,6 @@ _NOTE = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags; nr, 
 _ANSWER = struct.Struct("<QqiI")  # struct seccomp_notif_resp: id, val, error, flags
 _ADD = struct.Struct("<QIIII")  # struct seccomp_notif_addfd: id, flags, srcfd, newfd, newfd_flags
 _MAX_ERRNO = 4095
-COPY_SECONDS = 2.0  # that a copy of memory may take: it takes microseconds
 
 _OF_DATAGRAMS = ("sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg")
 _NOBODY_WAITS = (errno.ENOENT, errno.EINPROGRESS)
@@ -73,21 +72,6 @@ def parse(data: bytes | bytearray) -> Note:
     """A struct seccomp_notif."""
     identity, thread, _, number, architecture, _, *arguments = _NOTE.unpack_from(data)
     return Note(identity, thread, number, architecture, tuple(arguments))
-
-
-@contextlib.contextmanager
-def copying() -> Iterator[None]:
-    """While memory of the guest is copied, or its end of a socket is read: too long a copy ends this process, and the guest.
-
-    The guest may have mapped a file that this very process serves, and cannot serve while it waits for the page. Nothing but the
-    process's end gets it out of that. Likewise a socket: its lock is held by who reads it while what it reads is copied to such a page, and
-    only the guest's end gets this process out of that. See `rescue`, which waits for the SIGALRM.
-    """
-    signal.setitimer(signal.ITIMER_REAL, COPY_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Fetching(Protocol):
@@ -145,7 +129,7 @@ class Listener:
         here = struct.pack("<QQ", ctypes.addressof(buffer), size)
         there = struct.pack("<QQ", address, size)
         try:
-            with copying():
+            with looking():
                 copied = system_call(call, note.thread, here, 1, there, 1, 0)
         except ProcessLookupError:
             raise GoneError from None

@@ -1,8 +1,11 @@
-"""What ends a supervisor that waits for itself, see notifications.copying: its guest is ended first.
+"""What gets a supervisor out of a look at its guest (see `looks`) that waits for the supervisor itself, or ends it: its guest first.
 
-A lock that a thread of the guest holds while the kernel copies for it, to or from a page that this supervisor has to serve, is waited for
-without end: not even SIGKILL gets this process out of that. But it ends the guest's thread, whose wait for the page fails, and so
-the lock is let go. Then this process ends, as it does where it is the one that waits for a page.
+A process in the middle of an execve gets its closes answered by this thread (`fuse_device`), and so is out of the way in a moment; a page
+that the look itself is to read cannot be had, which is EFAULT.
+
+All else ends the enclave. A socket's lock that a thread of the guest holds while the kernel copies for it, to or from a page that this
+supervisor has to serve, is waited for without end: not even SIGKILL gets this process out of that. But that ends the guest's thread, whose wait for
+the page fails (as long as nobody has taken its request), and so the lock is let go.
 """
 
 from __future__ import annotations
@@ -11,20 +14,46 @@ import contextlib
 import os
 import signal
 import threading
+import time
+
+from adyton.runtime.process.supervisor.fuse_device import FuseDevice
+from adyton.runtime.process.supervisor.looks import Looks, looks
+
+SOON = 0.01  # seconds after which a look is attended to
+LONGEST = 2.0  # seconds that a look may take once somebody attends to it
 
 
 class Rescue:
     """`pidfd`: of the guest's process with which all others end. `start` it before all other threads, which have to leave SIGALRM to it."""
 
-    def __init__(self, pidfd: int) -> None:
+    def __init__(self, pidfd: int, device: FuseDevice, at: Looks = looks) -> None:
         self._pidfd = pidfd
+        self._device = device
+        self._looks = at
 
     def start(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        self._looks.alarm_after = SOON
         threading.Thread(target=self._run, name="adyton-rescue", daemon=True).start()
 
     def _run(self) -> None:
-        signal.sigwait({signal.SIGALRM})
+        while True:
+            signal.sigwait({signal.SIGALRM})
+            self._attend_to(self._looks.under_way)
+
+    def _attend_to(self, look: int) -> None:
+        deadline = time.monotonic() + LONGEST
+        while self._looks.meanwhile(look, self._help):
+            if time.monotonic() >= deadline:
+                self._end()
+            self._device.wait()
+
+    def _help(self) -> None:
+        if self._looks.can_be_helped:
+            self._device.serve_looks()
+
+    def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._device.close()
         os.kill(os.getpid(), signal.SIGKILL)

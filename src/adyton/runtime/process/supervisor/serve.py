@@ -44,6 +44,7 @@ from adyton.runtime.process.supervisor.calls import Ask, Pending
 from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Effect, FileServer
+from adyton.runtime.process.supervisor.fuse_device import FuseDevice
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -54,9 +55,6 @@ from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
 
 READ_SIZE = 1 << 19
-FUSE_READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
-AT_ONCE = 64  # file requests that are served before anything else
-LOOKS = 8  # for the next one, before it is waited for
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
 RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
 END_MOMENT = 0.5  # seconds
@@ -98,6 +96,11 @@ class Supervisor:
         self._clock = clock or Clock()
         self._watch = watch
         self._loop = Loop()
+        self.fuse = (
+            None
+            if guest.fuse is None
+            else FuseDevice(guest.fuse, lambda: self._loop.later(0, self._guarded(self._from_fuse)))
+        )
         self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
         self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
@@ -121,9 +124,7 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
-        # From the kernel and the relay; no memory until much comes.
-        self._requested = memoryview(mmap.mmap(-1, FUSE_READ_SIZE))
-        self._received = memoryview(mmap.mmap(-1, READ_SIZE))
+        self._received = memoryview(mmap.mmap(-1, READ_SIZE))  # from the relay; no memory until much comes
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -133,9 +134,8 @@ class Supervisor:
         guest.control.setblocking(False)
         self._arrivals.begin()
         self._loop.read(guest.control, self._guarded(self._from_control))
-        if guest.fuse is not None:
-            os.set_blocking(guest.fuse, False)
-            self._loop.read(guest.fuse, self._guarded(self._from_fuse))
+        if self.fuse is not None:
+            self._loop.read(self.fuse.descriptor, self._guarded(self._from_fuse))
         self.output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
@@ -157,6 +157,7 @@ class Supervisor:
         self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
         if self._guest.pidfd is not None:
             self._kill(self._guest.pidfd)  # what it printed before is all that is waited for
+        self._close_fuse()
         self.output.finish()
         try:
             if self._channel_open:
@@ -193,8 +194,7 @@ class Supervisor:
 
     def _close(self) -> None:
         guest = self._guest
-        if guest.fuse is not None:
-            os.close(guest.fuse)  # aborts what the guest waits for, so that it can be killed
+        self._close_fuse()
         if guest.pidfd is not None:
             self._kill(guest.pidfd)
             with suppress(ChildProcessError):
@@ -210,6 +210,12 @@ class Supervisor:
         self._emulation.close()
         self._relay.close()
         self._loop.close()
+
+    def _close_fuse(self) -> None:
+        """Abort what the guest waits for, so that it can be killed; and this process, which may have a file of its own there (`fetching`)."""
+        if self.fuse is not None and self.fuse.descriptor >= 0:
+            self._loop.forget(self.fuse.descriptor)
+            self.fuse.close()
 
     @staticmethod
     def _kill(pidfd: int) -> None:
@@ -547,26 +553,14 @@ class Supervisor:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def _from_fuse(self) -> None:
-        assert self._guest.fuse is not None
+        assert self.fuse is not None
         assert self._files is not None
-        patience = 0
-        for _ in range(AT_ONCE):
-            try:
-                # To make room for the largest each time takes longer.
-                size = os.readv(self._guest.fuse, [self._requested])
-            except BlockingIOError:
-                if not patience:
-                    return
-                patience -= 1
-                os.sched_yield()
-                continue
-            except FileNotFoundError:
-                continue  # the request was interrupted before it was read
-            except OSError:
-                self._loop.forget(self._guest.fuse)  # unmounted: the guest is ending
-                return
-            self._do(self._files.receive(bytes(self._requested[:size])))
-            patience = LOOKS  # who has one answer often asks for the next: to sleep and be woken takes longer
+        for request in self.fuse.requests():
+            self._do(self._files.receive(request))
+        if self.fuse.is_unmounted:  # the guest is ending
+            self._loop.forget(self.fuse.descriptor)
+        elif self.fuse.has_taken:
+            self._loop.later(0, self._guarded(self._from_fuse))
 
     def _push(self) -> None:
         """Send what programs wrote, and what waits for more of it."""
@@ -575,7 +569,7 @@ class Supervisor:
             self._do(self._files.push())
 
     def _do(self, effects: list[Effect]) -> None:
-        assert self._guest.fuse is not None
+        assert self.fuse is not None
         self._emulation.tell_events()
         for effect in effects:
             if isinstance(effect, Ask):
@@ -586,10 +580,7 @@ class Supervisor:
                 call = self._session.call(0, "order" if effect.ordered else "host", body)
                 self._waiting[call] = effect.ticket, effect.request
             else:
-                try:
-                    os.writev(self._guest.fuse, effect.parts)
-                except FileNotFoundError:
-                    pass  # nobody waits for it any more
+                self.fuse.write(effect.parts)
         assert self._files is not None
         self._files.told()
         if self._files.holds and not self._pushes:

@@ -6,8 +6,8 @@ and whether it is to be read or written.
 
 It is a hint and nothing else: the guest can change its memory at any time. A hint can change which denial the client's owner reads,
 never what is allowed. Memory that is a mapped file is left alone if this process serves the file: a page of it, were it not there, would
-have to be asked of this very process while it waits for the page. (A guest that maps one in the moment between look and copy ends its
-enclave, see notifications.copying.) Which file systems are served, the guest's mounts say, which no program of it can change.
+have to be asked of this very process while it waits for the page. (Where a guest maps one in the moment between look and copy, there is no
+hint, see rescue.) Which file systems are served, the guest's mounts say, which no program of it can change.
 Source: proc_pid_syscall(5), proc_pid_mem(5), proc_pid_maps(5), proc_pid_mountinfo(5); argument orders as in the syscalls' man pages.
 """
 
@@ -26,7 +26,8 @@ from typing import Literal, NamedTuple
 from adyton.hostcall import abi
 from adyton.hostcall.names import in_text
 from adyton.runtime.process.supervisor.layout import is_normal
-from adyton.runtime.process.supervisor.notifications import Note, copying
+from adyton.runtime.process.supervisor.looks import looking
+from adyton.runtime.process.supervisor.notifications import Note
 
 AT_FDCWD = -100
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -193,8 +194,10 @@ class GuestThreads:
         """Of all threads that wait in this system call with these arguments."""
         waits = [str(note.number).encode(), *(hex(each).encode() for each in note.arguments)]
         for directory in itertools.islice(self._threads(), MAX_THREADS):
-            with contextlib.suppress(OSError), open(f"{directory}/syscall", "rb") as file:
-                if file.read(512).split()[:7] == waits:
+            with contextlib.suppress(OSError):
+                with looking(), open(f"{directory}/syscall", "rb") as file:
+                    found = file.read(512).split()[:7]
+                if found == waits:
                     yield os.readlink(f"{directory}/cwd")
 
     # -- its memory -------------------------------------------------------------------------------------------------
@@ -223,7 +226,7 @@ class GuestThreads:
             with open(f"{self._proc}/{self._first[0]}/mountinfo", "rb") as file:
                 self._served = served_devices(file.read(_MOUNTS))
         end = _end_of_mapping(directory, address, self._served)
-        with copying():
+        with looking():
             return os.pread(memory, min(size, end - address), address)
 
     # -- finding the thread -----------------------------------------------------------------------------------------

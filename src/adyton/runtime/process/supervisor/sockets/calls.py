@@ -15,8 +15,9 @@ from collections.abc import Callable
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.filter import number_of
+from adyton.runtime.process.supervisor.looks import copying
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note, copying
+from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
 from adyton.runtime.process.supervisor.sockets import addresses, multicast, options
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure

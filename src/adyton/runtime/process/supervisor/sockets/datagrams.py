@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.supervisor.notifications import Note, copying
+from adyton.runtime.process.supervisor.looks import copying
+from adyton.runtime.process.supervisor.notifications import Note
 from adyton.runtime.process.supervisor.sockets import addresses, resolver
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import (

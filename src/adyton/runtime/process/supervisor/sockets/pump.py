@@ -13,8 +13,8 @@ from typing import Protocol
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
+from adyton.runtime.process.supervisor.looks import copying
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.notifications import copying
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn, State
 

@@ -9,7 +9,8 @@ import socket
 
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.supervisor.notifications import GoneError, Note, copying
+from adyton.runtime.process.supervisor.looks import copying
+from adyton.runtime.process.supervisor.notifications import GoneError, Note
 from adyton.runtime.process.supervisor.sockets import addresses
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import LATER, Answering, blocks, errno_of, failure, patience
