@@ -194,6 +194,20 @@ def test_what_stays_open_at_the_end_is_waited_for_a_moment_only(printing, monkey
     assert printing.said()["stderr"] == b"last words"
 
 
+def test_what_waits_for_what_was_printed_is_said_at_the_end_though_that_is_not_over(printing, monkeypatch):
+    """A program may end right behind its result, and leave the pipes to another process."""
+    monkeypatch.setattr(output, "END_MOMENT", 0.01)
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(printing.output, "_is_clear", lambda: False)
+        os.write(printing.writes[0], b"before")
+        printing.output.then(lambda: done.append(printing.said()["stdout"]))
+        printing.output.then(lambda: done.append(printing.said()["stdout"]))
+        assert not done
+        printing.output.finish()
+    assert done == [b"before", b""]
+
+
 PROGRAM = """
 import mmap, os, threading
 

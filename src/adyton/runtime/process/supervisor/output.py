@@ -96,7 +96,7 @@ class Output:
             self._look_later()
 
     def finish(self) -> None:
-        """Pass on what was printed, at the end: until nobody has the pipes any more, for a moment, and so many bytes of it."""
+        """Pass on what was printed, at the end: until nobody has the pipes any more, for a moment, and so many bytes of it. And what waits for it."""
         deadline, passed = time.monotonic() + END_MOMENT, 0
         while self._pipes:
             over = self._are_over() and not self._taking
@@ -105,6 +105,7 @@ class Output:
                 break
             if select.select([self._woken], [], [], min(left, 0.01))[0]:
                 os.read(self._woken, 4096)
+        self._do_awaiting()
 
     def close(self) -> None:
         """Have the thread end, unless it waits for the guest."""
@@ -137,9 +138,12 @@ class Output:
         if self._awaited > MOST_AWAITED or self._is_clear():
             self._pass_on()
             self._awaited = 0
-            steps, self._awaiting = self._awaiting, []
-            for step in steps:
-                step()
+            self._do_awaiting()
+
+    def _do_awaiting(self) -> None:
+        steps, self._awaiting = self._awaiting, []
+        for step in steps:
+            step()
 
     def _is_clear(self) -> bool:
         """Whether nothing is in the pipes, nor in the thread's hands. Looking whether a pipe can be read takes no lock of it."""
