@@ -1,8 +1,11 @@
 """What an enclave's program, which does all that it can, achieves against its supervisor, its server and its neighbours."""
 
+import os
+import signal
 import socket
 import struct
 import threading
+from contextlib import contextmanager
 
 import pytest
 from hostile import STRICT, Ward
@@ -291,3 +294,38 @@ def test_a_client_that_is_behind_still_gets_all_output_and_the_reason_of_the_end
         assert wait_until_ended({guest}) == set()  # and nothing has been read meanwhile
         assert "status 7" in client.wait_for_end()
         assert len(client.output) == 3 << 20
+
+
+# Of a supervisor that tells of it to who does not listen.
+BREACH = """
+os.dup2(os.open("/tmp/private", os.O_RDWR | os.O_CREAT), 900)
+os.write(1, bytes(3 << 20))
+ctypes.CDLL(None).recv(900, ctypes.create_string_buffer(10), 10, 0)
+"""
+
+
+@contextmanager
+def gave_a_file(ward):
+    """A client whose guest has given its supervisor a file that is served there, and is no more."""
+    request = LoadRequest(b"", [Grant("/tmp/there", "read")], "/nowhere", "", {})  # /tmp is the supervisor's to serve
+    with ward.enclave() as client:
+        assert client.load(request).ok
+        guest = guest_of(client.enclave.pid)
+        client.start("execute", BREACH)
+        assert wait_until_ended({guest}) == set()  # though it has such a file to close, too
+        yield client
+
+
+@sandboxed
+def test_a_file_given_for_a_socket_ends_the_guest_before_anybody_has_been_told(ward):
+    with gave_a_file(ward) as client:
+        assert "descriptor 900" in client.wait_for_end()
+        assert len(client.output) == 3 << 20
+
+
+@sandboxed
+def test_a_supervisor_that_was_given_a_file_can_be_killed_while_it_tells_of_that(ward):
+    """At its end that file is closed, which nobody would answer, were its device not closed before."""
+    with gave_a_file(ward) as client:
+        os.kill(client.enclave.pid, signal.SIGKILL)
+        assert wait_until_ended({client.enclave.pid}) == set()

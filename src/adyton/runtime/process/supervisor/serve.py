@@ -155,11 +155,11 @@ class Supervisor:
         if self._reason is not None:
             return
         self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
+        self._close_fuse()
         if self._guest.pidfd is not None:
             self._kill(self._guest.pidfd)  # what it printed before is all that is waited for
-        self._close_fuse()
-        self.output.finish()
         try:
+            self.output.finish()
             if self._channel_open:
                 self._push()
                 self._session.notify("ended", self._reason.encode())
@@ -212,7 +212,7 @@ class Supervisor:
         self._loop.close()
 
     def _close_fuse(self) -> None:
-        """Abort what the guest waits for, so that it can be killed; and this process, which may have a file of its own there (`fetching`)."""
+        """Abort what the guest waits for, so that it can be killed; and so can this process, which may have got a file that is served here (`fetching`)."""
         if self.fuse is not None and self.fuse.descriptor >= 0:
             self._loop.forget(self.fuse.descriptor)
             self.fuse.close()
