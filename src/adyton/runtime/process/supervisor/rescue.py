@@ -4,8 +4,9 @@ A process in the middle of an execve gets its closes answered by this thread (`f
 that the look itself is to read cannot be had, which is EFAULT.
 
 All else ends the enclave. A socket's lock that a thread of the guest holds while the kernel copies for it, to or from a page that this
-supervisor has to serve, is waited for without end: not even SIGKILL gets this process out of that. But that ends the guest's thread, whose wait for
-the page fails (as long as nobody has taken its request), and so the lock is let go.
+supervisor has to serve, is waited for without end: not even SIGKILL gets this process out of that. But it ends the guest's thread, whose wait for
+the page fails, and so the lock is let go. (So no request is taken while a socket is read: who waits for one that was taken is not ended by
+SIGKILL, but only by the device's end.)
 """
 
 from __future__ import annotations
