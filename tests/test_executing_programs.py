@@ -9,7 +9,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from enclave_sockets import EVERYWHERE, PATIENCE, enclave, server
+from enclave_sockets import EVERYWHERE, enclave, server
 
 pytestmark = pytest.mark.sandbox
 
@@ -87,7 +87,7 @@ def test_another_thread_may_be_in_a_call_on_a_socket(tmp_path, directory):
         port = at_work.run(LISTENING)
         done = at_work.start(EXECUTING, directory=str(directory), count=FILES)
         while not done.done():
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), PATIENCE) as peer:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0) as peer:
                 peer.settimeout(0.01)
                 peer.recv(1)  # until it has been accepted, and the next is waited for; or there is nobody any more
         assert done.result() == 0
