@@ -84,6 +84,18 @@ def test_a_page_that_the_look_itself_is_to_read_cannot_be_had(device, kernel):
     assert list(device.requests()) == [read(6, EXECUTING)]
 
 
+def test_a_close_of_an_execve_that_is_being_served_is_answered_once(device, kernel):
+    """It may wait for the client."""
+    send(kernel, flush(4, EXECUTING), flush(6, AT_WORK), flush(8, EXECUTING))
+    assert len(list(device.requests())) == 3
+    device.write([fuse_answers.failure(8, errno.EIO)])
+    for _ in range(2):
+        device.serve_looks()
+    assert answers(kernel) == [fuse_answers.failure(8, errno.EIO), fuse_answers.success(4)]
+    device.write([fuse_answers.success(6)])
+    assert not device._closes
+
+
 @pytest.mark.parametrize("process", [AT_WORK, ENDING, 10, 0])
 def test_who_is_told_what_came_of_a_close_waits_for_it(device, kernel, process):
     send(kernel, flush(4, process))
@@ -131,7 +143,7 @@ def test_a_device_that_was_closed_has_no_requests_and_takes_no_answers(device, k
     device.close()
     device.serve_looks()
     device.wait()
-    device.write([b"x"])
+    device.write([fuse_answers.success(2)])
     assert not list(device.requests())
     assert not device.is_unmounted
     assert kernel[0].recv(1) == b""

@@ -1,8 +1,9 @@
 """/dev/fuse: the kernel's requests out of it, and answers into it.
 
 While the thread that serves them looks at the guest, and waits (see `looks`), another one takes requests in its place, and keeps them for it,
-in their order. Two kinds it answers: the closes (FLUSH) of an execve, which tells nobody what came of them: they are served afterwards as all
-others are, and what they are answered then nobody waits for. And a page that the look itself wants (a READ of no process of the guest's).
+in their order. Two kinds it answers: the closes (FLUSH) of an execve, which tells nobody what came of them: those that it takes, which are
+served afterwards as all others are, and those that are being served; what they are answered then nobody waits for. And a page that the look
+itself wants (a READ of no process of the guest's).
 Source: linux/fuse.h; proc_pid_statm(5), which takes no lock that an execve holds.
 """
 
@@ -12,6 +13,7 @@ import errno
 import mmap
 import os
 import select
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,8 @@ LOOKS = 8  # for the next one, before it is waited for
 READ_SIZE = (1 << 20) + (1 << 13)  # a write's data and its headers
 MOST_TAKEN = 1 << 26  # bytes of requests that are kept, above which no more are taken
 WAIT_SECONDS = 0.01
+_OPCODE, _FLUSH = slice(4, 5), bytes([fuse_abi.Opcode.FLUSH])  # the lowest byte: struct fuse_in_header
+_UNIQUE = struct.Struct("<8xQ")  # of an answer
 
 
 class FuseDevice:
@@ -36,6 +40,7 @@ class FuseDevice:
         self._proc = proc
         self._taken: deque[bytes] = deque()
         self._taken_bytes = 0
+        self._closes: dict[int, int] = {}  # that are being served: the unique of each, and who waits
         # To make room for the largest each time takes longer. No memory until much comes.
         self._room = memoryview(mmap.mmap(-1, READ_SIZE))
         self.is_unmounted = False
@@ -63,8 +68,15 @@ class FuseDevice:
             except OSError:
                 self.is_unmounted = True
                 return
+            if request[_OPCODE] == _FLUSH:
+                self._note_close(request)
             yield request
             patience = LOOKS  # who has one answer often asks for the next: to sleep and be woken takes longer
+
+    def _note_close(self, request: bytes) -> None:
+        with suppress(fuse_abi.MalformedRequestError):
+            header, _ = fuse_abi.decode(request)
+            self._closes[header.unique] = header.pid
 
     def _read(self) -> bytes:
         if self._taken:
@@ -78,6 +90,8 @@ class FuseDevice:
 
     def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """An answer, or what the kernel did not ask for, in one piece. That nobody waits for it any more is no error."""
+        if self._closes:
+            self._closes.pop(_UNIQUE.unpack_from(parts[0])[0], None)
         if self.descriptor >= 0:
             with suppress(FileNotFoundError):
                 os.writev(self.descriptor, parts)
@@ -101,6 +115,8 @@ class FuseDevice:
     def serve_looks(self) -> None:
         """Take what there is, and answer what the look may be waiting for."""
         before = len(self._taken)
+        for unique, process in list(self._closes.items()):
+            self._answer_close(unique, process)
         with suppress(OSError):
             while self._taken_bytes < MOST_TAKEN:
                 with suppress(FileNotFoundError):
@@ -115,10 +131,14 @@ class FuseDevice:
             if header.opcode == fuse_abi.Opcode.READ and not header.pid:
                 self.write([fuse_answers.failure(header.unique, errno.EIO)])
                 return
-            if header.opcode == fuse_abi.Opcode.FLUSH and self._has_no_program(header.pid):
-                self.write([fuse_answers.success(header.unique)])
+            if header.opcode == fuse_abi.Opcode.FLUSH:
+                self._answer_close(header.unique, header.pid)
         self._taken.append(message)
         self._taken_bytes += len(message)
+
+    def _answer_close(self, unique: int, process: int) -> None:
+        if self._has_no_program(process):
+            self.write([fuse_answers.success(unique)])
 
     def _has_no_program(self, process: int) -> bool:
         """Whether a process of the guest has memory, but no program text: the old one's is gone, and the new one's not there yet."""
