@@ -14,7 +14,7 @@ from adyton.runtime.process.supervisor.memory_least import Least, Size
 PROCESS, COUNT = st.integers(0, 5), st.integers(1, 20)
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["takes", "gives back", "writes to what it shares", "maps", "unmaps"]), PROCESS, COUNT),
-    st.tuples(st.sampled_from(["forks", "executes", "ends"]), PROCESS, st.just(0)),
+    st.tuples(st.sampled_from(["forks", "starts another", "executes", "ends"]), PROCESS, st.just(0)),
     st.tuples(st.sampled_from(["look", "exact look", "begins to look", "reads", "has looked"]), st.just(0), st.just(0)),
 )
 # What a server does that forks for each request, and who hides what six have: seldom looked at exactly while nothing happens.
@@ -37,6 +37,7 @@ class Machine:
     def __init__(self, pages=10):
         self.fresh, self.numbers = itertools.count(1000), itertools.count(1)
         self.own, self.shared = {0: set(self.take(pages))}, {0: set()}
+        self.lender: dict[int, int] = {}
 
     def take(self, count):
         return itertools.islice(self.fresh, count)
@@ -44,6 +45,8 @@ class Machine:
     def step(self, kind, process, count):
         number = sorted(self.own)[process % len(self.own)]
         own, shared = self.own[number], self.shared[number]
+        if kind in ("executes", "ends") and number in map(self.lender.get, map(int, self.borrowers())):
+            return  # it waits; if it is killed, those that it started are seen as any others with memory of their own
         if kind == "takes":
             own.update(self.take(count))
         elif kind == "gives back":
@@ -60,6 +63,9 @@ class Machine:
         elif kind == "forks":
             child = next(self.numbers)
             self.own[child], self.shared[child] = set(own), set(shared)
+        elif kind == "starts another":  # by vfork: both have the same pages until it executes, or ends
+            child = next(self.numbers)
+            self.own[child], self.shared[child], self.lender[child] = own, shared, number
         elif kind == "executes":
             self.own[number], self.shared[number] = set(self.take(3)), set()
         elif len(self.own) > 1:
@@ -68,8 +74,13 @@ class Machine:
     def sizes(self):
         return {str(each): Size(len(own) + len(self.shared[each]), len(own)) for each, own in self.own.items()}
 
+    def borrowers(self):
+        lent = ((child, lender) for child, lender in self.lender.items() if child in self.own)
+        return {str(child) for child, lender in lent if self.own[child] is self.own.get(lender)}
+
     def proportional(self, process):
-        owners = Counter(itertools.chain(*self.own.values(), *self.shared.values()))
+        each = {id(own): [*own, *self.shared[number]] for number, own in self.own.items()}
+        owners = Counter(itertools.chain(*each.values()))
         return sum(Fraction(1, owners[page]) for page in itertools.chain(self.own[process], self.shared[process]))
 
     def together(self):
@@ -104,7 +115,10 @@ class Watch:
     def look(self):
         sizes = self.machine.sizes()
         least = max(self.least.look(sizes), self.grown.look(sizes))
-        assert least <= self.machine.together()
+        borrow = self.machine.borrowers()
+        without = max(self.least.without(borrow), self.grown.without(borrow))
+        assert without <= self.machine.together()
+        assert without == least or borrow
         return least
 
     def begins_to_look(self):
@@ -118,7 +132,7 @@ class Watch:
     def has_looked(self):
         while self.unread:
             self.reads()
-        still = self.found.keys() & self.machine.own.keys()
+        still = self.found.keys() & self.machine.own.keys() - set(map(int, self.machine.borrowers()))
         memory = int(sum(self.found[process][0] for process in still))
         sizes = {str(process): self.found[process][1] for process in still}
         self.least.exactly(memory, sizes, same=self.there == set(self.machine.own))

@@ -1,49 +1,201 @@
-"""Memory that a process has for a moment, which its parent lends it, when that begins or ends while the watch adds up what there is."""
+"""Memory that a process has for a moment, which its parent lends it: who has such, and that it counts once."""
 
 from __future__ import annotations
 
-import itertools
+import shutil
 
 import pytest
 
-from adyton.runtime.process.supervisor import memory_watch
+from adyton.runtime.process.supervisor import memory_lent, memory_watch
+from adyton.runtime.process.supervisor.memory_lent import borrowers
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 
 MIB = 1 << 20
+WAITS = f"{memory_lent._CLONE} 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n"
+
+
+class Proc:
+    """Processes, as /proc shows them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def process(self, number, size, *, forked=True, state="S"):
+        """Of `size` MiB, of its own as far as it can be seen."""
+        (self.folder / number / "fd").mkdir(parents=True, exist_ok=True)
+        (self.folder / number / "task").mkdir(exist_ok=True)
+        (self.folder / number / "status").write_text(f"Name:\tx\nRssAnon:\t{size << 10} kB\n")
+        (self.folder / number / "smaps_rollup").write_text(f"Rss: 1 kB\nPss_Anon:\t{size << 10} kB\n")
+        (self.folder / number / "stat").write_text(
+            f"{number} (a) b) {state} 1 2 3 0 -1 {0x400040 if forked else 0x400000} 1"
+        )
+
+    def thread(self, process, number, call=WAITS, *, wchan="kernel_clone", state="D", children=""):
+        folder = self.folder / process / "task" / number
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "syscall").write_text(call)
+        (folder / "wchan").write_text(wchan)
+        (folder / "children").write_text(children)
+        (folder / "stat").write_text(f"{number} (x) {state} 1 2 3 0 -1 4194304 1")
+
+    def watch(self, limit):
+        """The wall is at 314 MiB where the limit is 200."""
+        return MemoryWatch(-1, limit * MIB, None, str(self.folder))
 
 
 @pytest.fixture
 def proc(tmp_path, monkeypatch):
-    """Have /proc show a parent of 200 MiB with its child, which has as many MiB as are given."""
+    """A parent of 200 MiB, and a child of its own that has executed a program of 1 MiB."""
     monkeypatch.setattr(memory_watch, "queued", lambda *_: 0)
     monkeypatch.setattr(memory_watch, "listed", lambda *_: 0)
-
-    def write(child: int) -> str:
-        for process, size in (("1", 200), ("2", child)):
-            (tmp_path / process / "fd").mkdir(parents=True, exist_ok=True)
-            (tmp_path / process / "status").write_text(f"Name:\tx\nRssAnon:\t{size << 10} kB\n")
-            (tmp_path / process / "smaps_rollup").write_text(f"Rss: 1 kB\nPss_Anon:\t{size << 10} kB\n")
-        return str(tmp_path)
-
-    return write
+    monkeypatch.setattr(memory_watch, "DESCRIPTOR", 0)  # what a directory's size is, its file system says
+    proc = Proc(tmp_path)
+    proc.process("1", 200, forked=False)
+    proc.process("2", 1, forked=False)
+    return proc
 
 
-@pytest.mark.parametrize("found", [[{("1", "1"): b"3"}, {}], [{}, {("1", "1"): b"3"}]], ids=["ceases", "begins"])
-def test_who_ceases_or_begins_to_lend_meanwhile_is_looked_at_again(proc, monkeypatch, found):
-    told = iter(found)
-
-    def waiting(folder):
-        now = next(told, {})
-        if now is found[1]:
-            proc(child=1)  # the next look is at this
-        return now
-
-    monkeypatch.setattr(memory_watch, "waiting", waiting)
-    assert MemoryWatch(-1, 200 * MIB, None, proc(child=200)).look().memory == 201 * MIB
+@pytest.mark.parametrize("wchan", ["kernel_clone", "wait_for_vfork_done", "kernel_clone.constprop.0"])
+def test_the_child_of_a_thread_that_waits_for_it_has_its_memory(proc, wchan):
+    proc.process("3", 200)
+    proc.thread("1", "7", wchan=wchan, children="2 3 ")
+    assert borrowers(str(proc.folder)) == {"3": True}
 
 
-def test_who_lends_again_and_again_is_ended_all_the_same(proc, monkeypatch):
-    asked = itertools.count()
-    monkeypatch.setattr(memory_watch, "waiting", lambda folder: {("1", "1"): b"%d" % next(asked)})
-    assert MemoryWatch(-1, 200 * MIB, None, proc(child=200)).look().memory == 400 * MIB
-    assert next(asked) == 2 * memory_watch.EXACT_LOOKS
+@pytest.mark.parametrize(
+    ("call", "wchan", "state"),
+    [
+        ("running\n", "0", "R"),
+        ("-1 0x7ffc 0x7f00\n", "kernel_clone", "D"),
+        (WAITS, "do_signal_stop", "T"),
+        (WAITS, "folio_wait_bit_common", "S"),
+        (WAITS.replace("0x4111", "0x4011"), "kernel_clone", "D"),
+        (WAITS.replace("0x4111", "0xc111"), "kernel_clone", "D"),
+        (WAITS.replace("0x4111", "0x14111"), "kernel_clone", "D"),
+        (WAITS.replace("0x4111", "0x10004111"), "kernel_clone", "D"),
+        ("0 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n", "kernel_clone", "D"),
+    ],
+)
+def test_who_does_not_wait_lends_nothing(proc, call, wchan, state):
+    proc.process("3", 200)
+    proc.thread("1", "7", call, wchan=wchan, state=state, children="3 ")
+    assert not borrowers(str(proc.folder))
+
+
+def test_who_has_executed_a_program_or_ended_has_nothing_of_its_parents(proc):
+    proc.process("3", 0, state="Z")
+    proc.thread("1", "7", children="2 3 4 ")
+    assert not borrowers(str(proc.folder))
+
+
+@pytest.mark.parametrize(
+    ("wchan", "children"), [("0", "3 "), ("folio_wait_bit_common", "3 "), ("kernel_clone", "4 3 ")]
+)
+def test_it_is_not_sure_who_borrows_if_it_may_be_another_one_or_nobody(proc, wchan, children):
+    for process in ("3", "4"):
+        proc.process(process, 200)
+    proc.thread("1", "7", wchan=wchan, children=children)
+    assert borrowers(str(proc.folder)) == {"3": False}
+
+
+def test_however_many_borrow_at_once_it_counts_once(proc):
+    for process in "3456789":
+        proc.process(process, 200)
+        proc.thread("1", f"1{process}", children=process)
+    watch = proc.watch(200)
+    assert watch.look().memory == 201 * MIB
+    proc.process("1", 250, forked=False)
+    for process in "3456789":
+        proc.process(process, 250)
+    assert watch.look().memory == 251 * MIB, "nor is what it takes meanwhile new in each"
+
+
+def test_what_is_not_surely_borrowed_counts_once_up_to_the_limit(proc):
+    for process in "34":
+        proc.process(process, 200)
+        proc.thread("1", f"1{process}", wchan="0", children=process)
+    assert proc.watch(200).look().memory == 401 * MIB
+    assert proc.watch(400).look().memory == 201 * MIB
+
+
+def test_who_has_others_memory_and_takes_its_own_is_ended_all_the_same(proc):
+    proc.process("3", 200)
+    proc.thread("1", "7", children="3 ")
+    watch = proc.watch(200)
+    watch.look()
+    proc.process("2", 150, forked=False)
+    assert watch.look(exactly=False).memory == 350 * MIB
+
+
+def test_who_has_memory_of_its_own_since_it_was_counted_is_not_twice_as_much(proc, monkeypatch):
+    """It borrows nothing any more when that is asked: a moment before, it executed its program."""
+    proc.process("3", 200)
+    watch = proc.watch(200)
+    watch.look()
+    proc.process("1", 310, forked=False)
+    proc.process("3", 310)
+
+    def executes(_proc):
+        proc.process("3", 2, forked=False)
+        return {}
+
+    monkeypatch.setattr(memory_watch, "borrowers", executes)
+    assert watch.look(exactly=False).memory == 313 * MIB
+
+
+def test_who_lends_memory_again_and_again_is_not_looked_at_exactly_each_time(proc, monkeypatch):
+    proc.process("3", 200)
+    proc.thread("1", "7", children="3 ")
+    watch = proc.watch(200)
+    watch.look()
+    monkeypatch.setattr(watch, "_exact", lambda: pytest.fail("a look that takes long"))
+    for size in (250, 300, 250, 300):
+        proc.process("1", size, forked=False)
+        proc.process("3", size)
+        assert watch.look(exactly=False).bytes <= watch.wall
+
+
+def test_who_executes_its_program_while_it_is_looked_at_has_what_it_has_then(proc, monkeypatch):
+    proc.process("3", 200)
+    proc.thread("1", "7", children="3 ")
+    watch = proc.watch(200)
+    real = watch._together
+
+    def executes(name, status):
+        found = real(name, status)
+        if name == "3":
+            proc.process("3", 2, forked=False)
+            proc.thread("1", "7", "running\n")
+        return found
+
+    monkeypatch.setattr(watch, "_together", executes)
+    exact = watch._exact_once()
+    assert exact.memory == 203 * MIB
+    assert exact.sizes["3"].whole == 2 * MIB
+
+
+def test_who_begins_to_borrow_while_it_is_looked_at_counts_nothing(proc, monkeypatch):
+    proc.process("3", 200)
+    watch = proc.watch(200)
+    real = watch._together
+    monkeypatch.setattr(watch, "_together", lambda *found: (proc.thread("1", "7", children="3 "), real(*found))[1])
+    exact = watch._exact_once()
+    assert exact.memory == 201 * MIB
+    assert "3" not in exact.sizes
+
+
+def test_what_only_one_of_several_looks_sees_ends_nobody(proc, monkeypatch):
+    """Such as of who has given back what it had in common with one that is read after it."""
+    proc.process("3", 200)
+    watch = proc.watch(200)
+    looks, real = [], watch._exact_once
+
+    def once():
+        looks.append(real())
+        if len(looks) == 2:
+            shutil.rmtree(proc.folder / "3")
+        return looks[-1]
+
+    monkeypatch.setattr(watch, "_exact_once", once)
+    assert watch.look().memory == 201 * MIB
+    assert len(looks) == 3

@@ -257,6 +257,35 @@ result = [os.waitpid(started, 0)[1], later.wait()]
 
 
 @sandboxed
+def test_what_a_program_has_while_several_threads_start_others_at_once_counts_once(tmp_path):
+    """As compiled code does: Python's own holds its lock meanwhile."""
+    code = """
+import ctypes
+libc = ctypes.CDLL(None)
+os.mkfifo("/tmp/later")
+later = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1); file = open('/tmp/later'); time.sleep(1)"])
+held = bytearray(200 << 20)
+held[::4096] = b"x" * (len(held) >> 12)
+actions = ctypes.create_string_buffer(256)  # posix_spawn_file_actions_t
+libc.posix_spawn_file_actions_init(actions)
+libc.posix_spawn_file_actions_addopen(actions, 3, b"/tmp/later", os.O_WRONLY, 0)
+command = (ctypes.c_char_p * 4)(os.fsencode(sys.executable), b"-c", b"", None)
+result = []
+def spawn():
+    started = ctypes.c_int()
+    result.append(libc.posix_spawn(ctypes.byref(started), command[0], actions, None, command, (ctypes.c_char_p * 1)(None)))
+    result.append(os.waitpid(started.value, 0)[1])
+threading.stack_size(256 << 10)
+threads = [threading.Thread(target=spawn) for _ in range(6)]
+for each in threads: each.start()
+for each in threads: each.join()
+result.append(later.wait())
+"""
+    with adyton.load(build(tmp_path, '{ memory = "256MiB" }')) as client:
+        assert client.call("execute", code) == [0] * 13
+
+
+@sandboxed
 def test_who_forks_all_the_time_is_not_ended_for_what_its_processes_share(tmp_path):
     code = """
 held = bytearray(os.urandom(1)) * (200 << 20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.runtime.process.namespaces import open_diagnosis
-from adyton.runtime.process.supervisor import memory_lent, memory_watch
+from adyton.runtime.process.supervisor import memory_watch
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_watch import EACH, TOGETHER, MemoryWatch, size_in
 from adyton.runtime.process.supervisor.socket_memory import listed, queued
@@ -114,51 +113,6 @@ def test_of_a_process_that_may_not_be_read_the_upper_bound_counts(proc, monkeypa
 
     monkeypatch.setattr(os, "open", refuse)
     assert watch.look().memory == 101 * MIB
-
-
-def thread(proc, process, name, call, state="D (disk sleep)", runs=(3, 1)):
-    folder = proc.folder / process / "task" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "syscall").write_text(call)
-    lines = f"voluntary_ctxt_switches:\t{runs[0]}\nnonvoluntary_ctxt_switches:\t{runs[1]}\n"
-    (folder / "status").write_text(f"Name:\tx\nState:\t{state}\n{lines}")
-
-
-CLONE = memory_lent._CLONE
-WAITS = f"{CLONE} 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n"
-
-
-def test_what_a_process_lends_counts_once_up_to_the_limit(proc):
-    proc.write(each=200, together=200)
-    thread(proc, "1", "1", WAITS)
-    assert watching(proc, 200 * MIB).look().memory == 200 * MIB
-    assert watching(proc, 50 * MIB).look().memory == 350 * MIB
-
-
-@pytest.mark.parametrize(
-    ("call", "state"),
-    [
-        (WAITS, "T (stopped)"),
-        (WAITS, "S (sleeping)"),
-        ("running\n", "R (running)"),
-        ("-1 0x7ffc 0x7f00\n", "D (disk sleep)"),
-        (WAITS.replace("0x4111", "0x4011"), "D (disk sleep)"),
-        (WAITS.replace("0x4111", "0x14111"), "D (disk sleep)"),
-        (WAITS.replace("0x4111", "0x10004111"), "D (disk sleep)"),
-        ("0 0x4111 0x1 0x0 0x0 0x0 0x0 0x7ffc 0x7f00\n", "D (disk sleep)"),
-    ],
-)
-def test_who_does_not_wait_lends_nothing(proc, call, state):
-    thread(proc, "1", "1", call, state)
-    assert not memory_lent.waiting(str(proc.folder))
-
-
-def test_who_ran_meanwhile_lends_nothing(proc):
-    found = []
-    for runs in ((3, 1), (4, 1), (4, 2), (4, 2)):
-        thread(proc, "1", "7", WAITS, runs=runs)
-        found.append(memory_lent.waiting(str(proc.folder)))
-    assert [dict(memory_lent.lent(*each)) for each in itertools.pairwise(found)] == [{}, {}, {"1": 1}]
 
 
 def test_what_waits_in_sockets_counts(proc):
@@ -324,50 +278,6 @@ def test_what_is_new_ends_an_enclave_without_an_exact_look(proc):
     assert watch.look(exactly=False).memory == 188 * MIB, "it is not exact, and a moment ago there was one that is"
     proc.write(each=145, together=55)
     assert watch.look(exactly=False).memory == 200 * MIB
-
-
-def test_what_two_share_is_not_twice_as_much(proc):
-    proc.write(each=100, together=55)
-    watch = watching(proc, 100 * MIB)
-    assert watch.look().memory == 110 * MIB
-    proc.write(each=145, together=95)
-    thread(proc, "1", "1", WAITS)
-    assert watch.look(exactly=False).memory == 100 * MIB
-    watch._exact_due = 0.0
-    assert watch.look(exactly=False).memory == 95 * MIB
-
-
-def test_who_has_memory_of_its_own_since_it_was_counted_is_not_twice_as_much(proc, monkeypatch):
-    """It waits no more when that is asked: a moment before it executed its program."""
-    proc.write(each=100, together=55)
-    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
-    assert watch.look().memory == 110 * MIB
-    proc.write(each=145, together=80)
-
-    def executes(_proc):
-        status = proc.folder / "2/status"
-        status.write_text(status.read_text().replace(f"{145 << 10} kB", f"{3 << 10} kB"))
-        return {}
-
-    monkeypatch.setattr(memory_watch, "waiting", executes)
-    assert watch.look(exactly=False).memory == (145 + 3) * MIB
-
-
-def test_who_lends_memory_again_and_again_is_not_looked_at_exactly_each_time(proc, monkeypatch):
-    proc.write(each=100, together=55)
-    watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB
-    assert watch.look().memory == 110 * MIB
-    thread(proc, "1", "1", WAITS)
-    exact = []
-    monkeypatch.setattr(watch, "_exact", lambda: exact.append(1))
-    proc.write(each=145, together=80)
-    assert watch.look(exactly=False).memory == (110 + 90 - 100) * MIB, "as much as can be lent is not taken for new"
-    assert not exact
-    watch.look()
-    assert len(exact) == 1
-    proc.write(each=200, together=80)
-    watch.look(exactly=False)
-    assert len(exact) == 2, "that is more than can be lent"
 
 
 def test_counts_that_may_be_wrong_end_nobody(proc, monkeypatch):

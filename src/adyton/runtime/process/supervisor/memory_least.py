@@ -3,12 +3,12 @@
 To know what they have exactly takes a walk through all their page tables. But what one of them has got more of its own from one look to the
 next is new, and nobody else's; and what it has less, or had when it ended, is at most as much less of all. What one that is new shares with
 whoever started it is known already. So a bound goes on from look to look, and an exact size moves it. Not so where two processes have the same
-memory, see memory_lent: who relies on the bound asks for those.
+memory, see memory_lent: who relies on the bound asks for it `without` those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 
@@ -51,6 +51,12 @@ class Least:
         if largest and sizes[largest].own > known:
             self._common, self._credit, known = 0, {largest: sizes[largest].own}, sizes[largest].own
         return known
+
+    def without(self, processes: Collection[str]) -> int:
+        """What the others of them have at least; `processes`: such as have another one's memory, so that what that took counts for them too."""
+        others = [process for process in self._before if process not in processes]
+        known = self._common + sum(self._credit.get(process, 0) for process in others)
+        return max([known, *(self._before[process].own for process in others)])
 
     def exactly(self, memory: int, sizes: Sizes, *, same: bool) -> None:
         """They had so much while that was looked for; `sizes`: of each the largest that it had meanwhile. Both are of those who are still there.

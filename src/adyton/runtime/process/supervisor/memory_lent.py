@@ -1,10 +1,15 @@
-"""Memory that two processes have for a moment: of one that vfork(2) or posix_spawn(3) started, until it executes its program or ends.
+"""Memory that two processes have for a moment: a child's that vfork(2) or posix_spawn(3) started, until it executes its program or ends.
 
-A thread of its parent waits for that. It may be long, for the program may have to be looked for on the client; and all that the parent has is
-said to be the child's as well. Who adds up both therefore asks before and after for the threads that wait. One that did so before, and has not
-run since, waited all the time: so its child was there all the time, and was counted.
+    parent's thread, in its call:  syscall: clone, VM + VFORK   wchan: kernel_clone   children: … child
+    child:                         stat: forked, has executed nothing
 
-A hostile program may have a thread look as if it waited (on its way back, for a page of the client's). So who asks bounds what it takes off.
+A thread of its parent waits for that. It may be long, for the program may have to be looked for on the client, and a program may start many
+at once; and all that the parent has is said to be each child's as well. Where such a thread waits, its child has had the parent's memory ever
+since it was there. It is `sure` which child that is if the thread has one only that has executed nothing, and if the kernel says that the
+thread sleeps where it waits for one: a hostile program may have a thread look as if it waited (on its way back, for a page of the client's),
+and other children become the thread's when their own parent ends. What is not sure, who asks has to bound.
+
+Source: proc_pid_syscall(5), proc_pid_wchan(5), proc_pid_task(5), proc_pid_stat(5).
 """
 
 from __future__ import annotations
@@ -12,34 +17,40 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections import Counter
 from collections.abc import Mapping
 
 from adyton.runtime.process.proc_file import read
 
 # clone and vfork: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _CLONE, _VFORK = (220, None) if platform.machine() == "aarch64" else (56, 58)
-# linux/sched.h: VM, VFORK; THREAD, and the namespaces, as table.py has them: what the filter refuses waits for the supervisor
-_SHARES, _REFUSED = 0x100 | 0x4000, 0x10000 | 0x7E020000
-_SLEEPS = b"\nState:\tD"  # where no signal but the last can stop it
-_RUNS = b"\nvoluntary_ctxt_switches:"  # how often it stopped to run, of itself, and in the next line otherwise; both end a status
+# linux/sched.h: VM, VFORK; PARENT, whose child is another's; THREAD, and the namespaces, as table.py has them: what the filter refuses waits
+# for the supervisor
+_SHARES, _REFUSED = 0x100 | 0x4000, 0x8000 | 0x10000 | 0x7E020000
+# Where a thread sleeps until its child has memory of its own (kernel/fork.c; the first is mostly a part of the second).
+_PLACES = {b"wait_for_vfork_done", b"kernel_clone"}
+_SLEEPS = b"D"  # where no signal but the last can stop it
+_ENDED = (b"Z", b"X")
+_FORKED = 0x40  # PF_FORKNOEXEC, linux/sched.h
+_STATE, _FLAGS = 0, 6  # behind the name in a stat
 
-Waiting = Mapping[tuple[str, str], bytes]  # process and thread → how often it stopped to run
+Borrowers = Mapping[str, bool]  # process → whether it is sure that it has its parent's memory
 
 
-def waiting(proc: str) -> Waiting:
-    """The threads that wait for a process which has their memory. `proc`: a proc file system."""
-    found = {}
+def borrowers(proc: str) -> Borrowers:
+    """Who has its parent's memory. `proc`: a proc file system."""
+    found: dict[str, bool] = {}
     for process in filter(str.isdigit, os.listdir(proc)):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # ended, or not to be read
             for thread in os.listdir(f"{proc}/{process}/task"):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    directory = f"{proc}/{process}/task/{thread}"
-                    if lends(read(f"{directory}/syscall")):
-                        status, _, runs = read(f"{directory}/status").partition(_RUNS)
-                        if _SLEEPS in status:
-                            found[process, thread] = runs
+                    _of(proc, f"{proc}/{process}/task/{thread}", found)
     return found
+
+
+def is_forked(proc: str, process: str) -> bool:
+    """Whether it has executed nothing yet, and goes on. FileNotFoundError, ProcessLookupError."""
+    stat = _stat(f"{proc}/{process}")
+    return stat[_STATE] not in _ENDED and bool(int(stat[_FLAGS]) & _FORKED)
 
 
 def lends(call: bytes) -> bool:
@@ -51,6 +62,23 @@ def lends(call: bytes) -> bool:
     return number == _VFORK or (number == _CLONE and flags & (_SHARES | _REFUSED) == _SHARES)
 
 
-def lent(before: Waiting, after: Waiting) -> Counter[str]:
-    """To how many others did a process lend its memory, from `before` to `after`."""
-    return Counter(process for (process, thread), runs in before.items() if after.get((process, thread)) == runs)
+def _of(proc: str, thread: str, found: dict[str, bool]) -> None:
+    """The child for which a thread waits; none if it waits for none."""
+    if not lends(read(f"{thread}/syscall")):
+        return
+    waits = read(f"{thread}/wchan").partition(b".")[0] in _PLACES
+    if not waits and _stat(thread)[_STATE] != _SLEEPS:
+        return
+    forked = []
+    with open(f"{thread}/children", encoding="ascii") as file:
+        children = file.read().split()
+    for child in children:  # the latest comes last, but for those that were another's
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if is_forked(proc, child):
+                forked.append(child)
+    if forked:
+        found[forked[-1]] = waits and len(forked) == 1
+
+
+def _stat(path: str) -> list[bytes]:
+    return read(f"{path}/stat").rpartition(b")")[2].split()

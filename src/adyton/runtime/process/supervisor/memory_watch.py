@@ -7,8 +7,8 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
     page that several have counts for each
     what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe
 
-and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); what memory_lent
-finds counts once, too, up to the limit). That takes locks which a thread of the guest may hold while it waits for this supervisor to serve a
+and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); but for what a
+process has lent, see memory_lent). That takes locks which a thread of the guest may hold while it waits for this supervisor to serve a
 file; hence a thread of its own for that, too. And it takes time, a millisecond of a processor for each process, and many times that while
 they all run; so in between and meanwhile there is a lower bound (memory_least), which is enough to end who takes new memory. Processes that are
 forked and end before they are read have parts of others' pages meanwhile, which are counted nowhere then: an exact look among such takes
@@ -34,7 +34,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,14 +43,14 @@ from adyton.runtime.process.proc_file import read
 from adyton.runtime.process.supervisor.aside import Aside
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_least import Least, Size
-from adyton.runtime.process.supervisor.memory_lent import lent, waiting
+from adyton.runtime.process.supervisor.memory_lent import borrowers, is_forked
 from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, queued
 
 # Between two looks: at least, at most while what they see changes, and at most.
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
 EXACT_SECONDS = 0.1  # at least between exact looks; and at most without any other look while there is one
 SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
-EXACT_LOOKS = 3  # at most, when a process began or ceased to lend its memory meanwhile and may have counted twice
+EXACT_LOOKS = 3  # one after the other have to see too much
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
 # Bytes that a processor fills in a second, with huge pages that it is given (a third of that with ordinary ones), and how many of a server's
 # an enclave is taken to have to itself.
@@ -227,31 +227,22 @@ class MemoryWatch:
             if self._exactly.under_way:
                 self._found(self._exactly.call(0))
             rough, least = self._bounds()
-            insists = False
-            if self._is_beyond(least):
-                if waiting(self._proc):
-                    least = _less(least, self._limit)  # as `_exact` takes off at most
-                    insists = self._is_beyond(least)
-                else:
-                    # Who had its parent's memory when that was counted may have executed its program before it was asked who waits.
-                    rough, least = self._bounds()
-                    if self._is_beyond(least):
-                        return least
+            if _certain(least).bytes > self.wall:
+                rough, least = self._bounds_of_owners()
+                if _certain(least).bytes > self.wall:
+                    return least
             if rough.bytes <= self.wall:
                 return rough
-            if least.bytes > self.wall and not insists:
-                least = _less(least, least.processes * UNSURE)
+            if least.bytes > self.wall:
+                least = _certain(least)
         finally:
             self._took = time.thread_time() - began
-        if self._exactly.under_way or not (exactly or insists or time.monotonic() >= self._exact_due):
+        if self._exactly.under_way or not (exactly or time.monotonic() >= self._exact_due):
             return least
         if (exact := self._found(self._exactly.call(EXACT_SECONDS))) is None:
             return least
-        rough, least = self._bounds()  # who has executed its program meanwhile has less
-        certain = least.memory - least.processes * UNSURE
-        if certain > exact and waiting(self._proc):
-            certain -= self._limit
-        return replace(rough, memory=max(exact, certain))
+        rough, least = self._bounds_of_owners()  # who has executed its program meanwhile has less
+        return replace(rough, memory=max(exact, _certain(least).memory))
 
     def _found(self, exact: Exact | None) -> int | None:
         """Go on from what an exact look has found; how much memory that is."""
@@ -263,41 +254,73 @@ class MemoryWatch:
 
     def _bounds(self) -> tuple[Seen, Seen]:
         """The upper and the lower one."""
-        memory, sizes, descriptors = self._look(self._each)
+        memory, sizes, descriptors = self._look(self._processes(), self._each)
         sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
         rough = Seen(len(memory), sum(memory.values()), descriptors, sockets)
         self._beside = rough.bytes - rough.memory
         return rough, replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
 
-    def _is_beyond(self, least: Seen) -> bool:
-        """Whether they have more than they may, though counts may be wrong."""
-        return _less(least, least.processes * UNSURE).bytes > self.wall
+    def _bounds_of_owners(self) -> tuple[Seen, Seen]:
+        """The same, but the lower one is of those who have no other one's memory.
+
+        What counts for a borrower it took since it was seen first: if it borrows no more, it is not seen to have that.
+        """
+        borrow = borrowers(self._proc)
+        rough, least = self._bounds()
+        sure = {process for process, is_sure in borrow.items() if is_sure}
+        memory = max(self._without(borrow), self._without(sure) - self._limit)
+        return rough, replace(least, memory=memory)
+
+    def _without(self, processes: Collection[str]) -> int:
+        return max(self._least.without(processes), self._grown.without(processes))
 
     def _exact(self) -> Exact:
-        """In a thread of its own."""
+        """In a thread of its own. What seems too much is looked at again, for it changes meanwhile: the least counts."""
         began = time.thread_time()
-        for _ in range(EXACT_LOOKS):
-            before, there = waiting(self._proc), self._processes()
-            memory, sizes, _ = self._look(self._together)
-            still, after = self._processes(), waiting(self._proc)
-            # A page that who was read had as well counts for more in who is read after its end: both would be too much.
-            for gone in memory.keys() - set(still):
-                del memory[gone], sizes[gone]
-            twice = sum(memory.get(process, 0) * others for process, others in lent(before, after).items())
-            together = sum(memory.values()) - min(twice, self._limit)
-            if together + self._beside <= self.wall or before == after:
-                break
-        return Exact(together, sizes, set(there) == set(still), time.thread_time() - began)
+        looks: list[Exact] = []
+        while len(looks) < EXACT_LOOKS and all(look.memory + self._beside > self.wall for look in looks):
+            looks.append(self._exact_once())
+        return min(looks, key=lambda look: look.memory)._replace(took=time.thread_time() - began)
+
+    def _exact_once(self) -> Exact:
+        there = self._processes()
+        forked = {process for process in there if self._is_forked(process)}
+        memory, sizes, _ = self._look(there, self._together)
+        still = self._processes()
+        # A page that who was read had as well counts for more in who is read after its end: both would be too much.
+        for gone in memory.keys() - set(still):
+            del memory[gone], sizes[gone]
+        unsure = 0
+        for process, is_sure in borrowers(self._proc).items():
+            if process in memory:
+                size = memory.pop(process)
+                del sizes[process]
+                unsure += 0 if is_sure else size
+        # The same is true of who has executed its program: what it was said to have may have been another one's.
+        executed = [process for process in forked & memory.keys() if not self._is_forked(process)]
+        again, sizes_again, _ = self._look(executed, self._together)
+        for process in executed:
+            del memory[process], sizes[process]
+        together = sum(memory.values()) + sum(again.values()) + max(0, unsure - self._limit)
+        return Exact(together, {**sizes, **sizes_again}, set(there) == set(still), 0.0)
+
+    def _is_forked(self, process: str) -> bool:
+        try:
+            return is_forked(self._proc, process)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def _processes(self) -> list[str]:
         return list(filter(str.isdigit, os.listdir(self._proc)))
 
-    def _look(self, measure: Callable[[str, bytes], tuple[int, Size]]) -> tuple[dict[str, int], dict[str, Size], int]:
+    def _look(
+        self, processes: Iterable[str], measure: Callable[[str, bytes], tuple[int, Size]]
+    ) -> tuple[dict[str, int], dict[str, Size], int]:
         """What each process has of memory: as it is measured, and its size; and the descriptors of all."""
         memory: dict[str, int] = {}
         sizes: dict[str, Size] = {}
         descriptors = 0
-        for process in self._processes():
+        for process in processes:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 name, status = self._going_on(process)
                 memory[process], sizes[process] = measure(name, status)
@@ -332,8 +355,9 @@ class MemoryWatch:
         return read(f"{self._proc}/{name}")
 
 
-def _less(seen: Seen, size: int) -> Seen:
-    return replace(seen, memory=max(0, seen.memory - size))
+def _certain(seen: Seen) -> Seen:
+    """Though counts may be wrong."""
+    return replace(seen, memory=max(0, seen.memory - seen.processes * UNSURE))
 
 
 def _size(status: bytes) -> Size:
