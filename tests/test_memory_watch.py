@@ -367,6 +367,51 @@ def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monke
     assert asleep[0].wait(60) == -signal.SIGKILL, "and the watch looks no more"
 
 
+class Checks:
+    """A loop that does later what it is told to, when the test says so."""
+
+    def read(self, source, callback):
+        self.woken = callback
+
+    def later(self, seconds, callback):
+        self.next = callback
+
+
+@pytest.mark.parametrize("stuck", [True, False], ids=["one", "many"])
+def test_an_exact_look_that_goes_on_may_take_longer_than_one_at_a_single_process(proc, stuck):
+    checks, said = Checks(), []
+    watch = watching(proc, 100 * MIB)
+    watch.attach(checks, said.append)
+    watch._exactly.under_way = True
+    for _ in range(1 + memory_watch.STUCK_CHECKS):
+        assert not said
+        watch._read_exactly += 1 if not stuck or not watch._read_exactly else 0
+        checks.next()
+    assert bool(said) == stuck
+    watch._exactly.under_way = False
+    said.clear()
+    checks.next()
+    assert not said
+
+
+def test_who_hinders_an_exact_look_is_ended(proc, asleep, monkeypatch):
+    monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
+    hanging = threading.Event()
+    proc.write(each=100, together=55)
+    watch = watching(proc, 100 * MIB, asleep[1])
+    real = watch._read
+    monkeypatch.setattr(watch, "_read", lambda name: (hanging.wait(), b"")[1] if "rollup" in name else real(name))
+    loop, said = Loop(), []
+    watch.attach(loop, lambda reason: (said.append(reason), loop.stop()))
+    watch.start()
+    while loop.turn():
+        pass
+    assert "could not be seen" in said[0]
+    proc.write(each=200, together=55)
+    assert asleep[0].wait(60) == -signal.SIGKILL, "and the watch looks no more"
+    hanging.set()
+
+
 def test_an_exact_look_that_takes_long_counts_when_it_has_ended(proc, monkeypatch):
     monkeypatch.setattr(memory_watch, "EXACT_SECONDS", 0)
     watch = watching(proc, 100 * MIB)  # the wall is at 189 MiB

@@ -57,7 +57,8 @@ SAME_LOOKS = 3  # one after the other have seen the same before the zygote is as
 FILLED, PROCESSORS = 6 << 30, 4
 _SHARE = 9  # pauses are at least so many times the processor time that the look before took; those between exact looks, an exact one
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
-CHECK_SECONDS = 10.0
+CHECK_SECONDS = 5.0
+STUCK_CHECKS = 2  # further ones find an exact look at the same process: no processor needs so long for it
 WAKING = 256 << 20  # bytes that who did nothing may take beyond the wall until the zygote has told of it
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
 # Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 16384 pages (pipe(7)).
@@ -133,6 +134,7 @@ class MemoryWatch:
         self._exactly = Aside(lambda: self._exact())  # noqa: PLW0108 - as it is when it is called
         self._exact_due = 0.0  # when there may be another exact look, though nobody insists
         self._since: float | None = None  # when the first look began that did not end well
+        self._read_exactly = 0  # processes, by exact looks
         self._sleeps = False  # until one of the guest's processes has run
         self._checked = False  # every now and then, by the loop
 
@@ -146,12 +148,14 @@ class MemoryWatch:
             elif not self._checked:
                 check()
 
-        def check() -> None:
+        def check(before: int = 0, same: int = 0) -> None:
             self._checked = not self._sleeps  # if it wakes up now, `woken` comes next
-            if self._since is not None and time.monotonic() - self._since > PATIENCE:
+            read = self._read_exactly if self._exactly.under_way else 0
+            same = same + 1 if read and read == before else 0
+            if same >= STUCK_CHECKS or (self._since is not None and time.monotonic() - self._since > PATIENCE):
                 end("the enclave was ended: what its processes have of memory could not be seen for too long")
             if self._checked:
-                loop.later(CHECK_SECONDS, check)
+                loop.later(CHECK_SECONDS, lambda: check(read, same))
 
         loop.read(self._woken, woken)
         check()
@@ -343,6 +347,7 @@ class MemoryWatch:
         return size.whole, size
 
     def _together(self, name: str, status: bytes) -> tuple[int, Size]:
+        self._read_exactly += 1
         try:
             shared = size_in(self._read(f"{name}/smaps_rollup"), TOGETHER)
         except PermissionError:  # a program that may not be read
