@@ -237,6 +237,42 @@ def test_who_takes_memory_is_ended_though_its_client_does_not_write_what_an_exac
         client.close()
 
 
+@sandboxed
+def test_what_was_sent_by_who_is_gone_counts_about_what_it_takes(kept):
+    """As results do that processes leave in a `multiprocessing.Pipe` when they end."""
+    code = """
+held = []
+for _ in range(60):
+    one, other = socket.socketpair()
+    one.sendall(bytes(100_000))
+    one.close()
+    held.append(other)
+time.sleep(0.5)  # looks of the watch
+result = sum(len(each.recv(200_000)) for each in held)
+for each in held: each.close()
+"""
+    assert kept.call("execute", code) > 60 * 30_000
+    assert answers(kept)
+
+
+@sandboxed
+def test_what_may_wait_in_a_socket_of_the_enclaves_own_is_bounded_as_on_any_machine(kept):
+    code = """
+one, other = socket.socketpair()
+result = []
+for asked in (100_000, 212_992, 8 << 20, -1):
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, asked)
+    result.append(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+try:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, b"x")
+except OSError as error:
+    result.append(errno.errorcode[error.errno])
+one.close()
+other.close()
+"""
+    assert kept.call("execute", code) == [200_000, 425_984, 425_984, 425_984, "EINVAL"]
+
+
 # -- files in memory -------------------------------------------------------------------------------------------------------
 
 

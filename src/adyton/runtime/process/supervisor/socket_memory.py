@@ -22,12 +22,13 @@ _NETLINK_SHOW, _NETLINK_MEMORY = 1, 0
 _NETLINK_DIAG_MESSAGE = 28  # bytes of struct netlink_diag_msg
 _SENT = 8  # in _MEMORY: SK_MEMINFO_WMEM_ALLOC, of what was sent and not yet received
 _MAX_MESSAGE = 1 << 15  # the kernel fills no more at once
-_BUFFER = "/proc/sys/net/core/wmem_max"  # half of what may wait on its way from one socket; before Linux 6.7 it is not seen from here
-_USUAL_BUFFER = 212992
+_BUFFER = "/proc/sys/net/core/wmem_default"  # bytes that may wait on their way from one socket; before Linux 6.7 it is not seen from here
+# What a program may ask for in its place, of which the kernel gives twice as much: as where a server has the usual wmem_max. socket(7)
+LARGEST_BUFFER = 212992
 _SMALLEST = 1 << 10  # bytes: more than a message of one byte takes
 
 
-def queued(diagnosis: socket.socket, most: int = 2 * _USUAL_BUFFER) -> int | None:
+def queued(diagnosis: socket.socket, most: int = 2 * LARGEST_BUFFER) -> int | None:
     """Bytes that wait in unix sockets; None where the kernel does not tell. `diagnosis`: see namespaces.open_diagnosis.
 
     What was sent and not yet received, its sender has; if that is closed, its receiver, of which only the length is told: that counts
@@ -110,6 +111,6 @@ def most_sent() -> int:
     """Bytes that may wait on their way from one socket."""
     try:
         with open(_BUFFER, encoding="ascii") as file:
-            return 2 * int(file.read())
+            return max(int(file.read()), 2 * LARGEST_BUFFER)
     except (OSError, ValueError):
-        return 2 * _USUAL_BUFFER
+        return 2 * LARGEST_BUFFER

@@ -18,6 +18,7 @@ from adyton.runtime.process.filter import number_of
 from adyton.runtime.process.supervisor.looks import copying
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.notifications import FaultError, GoneError, Listener, Note
+from adyton.runtime.process.supervisor.socket_memory import LARGEST_BUFFER
 from adyton.runtime.process.supervisor.sockets import addresses, multicast, options
 from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.answering import INT, LATER, Answering, blocks, errno_of, failure
@@ -173,11 +174,25 @@ class SocketCalls:
     def _not_ours(self, note: Note, fetched: socket.socket) -> None:
         if fetched.family not in (socket.AF_UNIX, socket.AF_NETLINK):
             raise failure(errno.EACCES)
-        if note.number == self._setting and note.argument(1) == options.SOL_SOCKET and note.argument(2) in _NEVER_LOCAL:
-            raise failure(errno.EPERM)
+        if note.number == self._setting and note.argument(1) == options.SOL_SOCKET:
+            if note.argument(2) in _NEVER_LOCAL:
+                raise failure(errno.EPERM)
+            if note.argument(2) == socket.SO_SNDBUF:
+                self._a.listener.answer(note, self._bound_buffer(note, fetched))
+                return
         if note.number == self._connecting and self._is_name_cache(note):
             raise failure(errno.ENOENT)
         self._a.listener.go_on(note)
+
+    def _bound_buffer(self, note: Note, fetched: socket.socket) -> int:
+        """Of a unix socket: what waits in it is counted, but when its sender is gone it is not seen how much memory that is."""
+        if note.argument(4) < INT.size:
+            raise failure(errno.EINVAL)
+        (size,) = INT.unpack(self._a.listener.read(note, note.arguments[3], INT.size))
+        fetched.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, min(size % (1 << 32), LARGEST_BUFFER)
+        )  # as the kernel takes it
+        return 0
 
     def _is_name_cache(self, note: Note) -> bool:
         """Whether a C library looks for a cache of names that no enclave has. The look-up of its path would be denied, and tell so."""
