@@ -256,6 +256,30 @@ for each in held: each.close()
 
 
 @sandboxed
+def test_connections_that_processes_have_in_common_are_not_taken_for_pipes(kept):
+    code = """
+held = [socket.socketpair() for _ in range(380)]
+reader, writer = os.pipe()
+processes = []
+for _ in range(20):
+    if (child := os.fork()) == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    processes.append(child)
+time.sleep(0.5)  # looks of the watch
+os.close(writer)
+os.close(reader)
+result = [os.waitpid(child, 0)[1] for child in processes]
+for one, other in held:
+    one.close()
+    other.close()
+"""
+    assert kept.call("execute", code) == [0] * 20
+    assert answers(kept)
+
+
+@sandboxed
 def test_what_may_wait_in_a_socket_of_the_enclaves_own_is_bounded_as_on_any_machine(kept):
     code = """
 one, other = socket.socketpair()

@@ -5,7 +5,8 @@ an enclave together the kernel has no limit but a cgroup's, which not every serv
 
     what their /proc/PID/status says: memory of their own, shared memory that they map, swap, page tables;  an upper bound, since a
     page that several have counts for each
-    what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe
+    what waits in the enclave's sockets, by sock_diag(7), and a fixed amount for each open descriptor, which may be a pipe; if that is too
+    much, for each that is one (pipe_memory)
 
 and only if that is too much asks for proportional sizes, where each page counts once (smaps_rollup, of proc_pid_smaps(5); but for what a
 process has lent, see memory_lent). That takes locks which a thread of the guest may hold while it waits for this supervisor to serve a
@@ -44,6 +45,7 @@ from adyton.runtime.process.supervisor.aside import Aside
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.memory_least import Least, Size
 from adyton.runtime.process.supervisor.memory_lent import borrowers, is_forked
+from adyton.runtime.process.supervisor.pipe_memory import Pipes
 from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, queued
 
 # Between two looks: at least, at most while what they see changes, and at most.
@@ -125,12 +127,13 @@ class MemoryWatch:
         self._diagnosis = diagnosis
         self._proc = proc
         self._most_sent = most_sent()
+        self._pipes = Pipes(proc)
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
         self.reason = ""
         self._least = Least()
         self._grown = Least()  # no exact look moves it: one counts too little while processes are forked and end
         self._beside = 0  # bytes that are no process's memory, as the last look found them
-        self._took = 0.0  # processor time, by the last look but for what it did to be exact
+        self._took = 0.0  # processor time, by the last look but for what it did to be exact, or to count pipes
         self._exactly = Aside(lambda: self._exact())  # noqa: PLW0108 - as it is when it is called
         self._exact_due = 0.0  # when there may be another exact look, though nobody insists
         self._since: float | None = None  # when the first look began that did not end well
@@ -226,7 +229,7 @@ class MemoryWatch:
 
         Also a lower bound within the wall: where an exact look takes long, and, unless `exactly`, where the last one was a moment ago.
         """
-        began = time.thread_time()
+        began, spent = time.thread_time(), self._pipes.spent
         try:
             if self._exactly.under_way:
                 self._found(self._exactly.call(0))
@@ -240,7 +243,7 @@ class MemoryWatch:
             if least.bytes > self.wall:
                 least = _certain(least)
         finally:
-            self._took = time.thread_time() - began
+            self._took = time.thread_time() - began - (self._pipes.spent - spent)
         if self._exactly.under_way or not (exactly or time.monotonic() >= self._exact_due):
             return least
         if (exact := self._found(self._exactly.call(EXACT_SECONDS))) is None:
@@ -261,6 +264,8 @@ class MemoryWatch:
         memory, sizes, descriptors = self._look(self._processes(), self._each)
         sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
         rough = Seen(len(memory), sum(memory.values()), descriptors, sockets)
+        if rough.bytes > self.wall:
+            rough = replace(rough, descriptors=self._pipes.most(descriptors, memory))
         self._beside = rough.bytes - rough.memory
         return rough, replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
 
