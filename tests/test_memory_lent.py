@@ -30,11 +30,12 @@ class Proc:
             f"{number} (a) b) {state} 1 2 3 0 -1 {0x400040 if forked else 0x400000} 1"
         )
 
-    def thread(self, process, number, call=WAITS, *, wchan="kernel_clone", state="D", children=""):
+    def thread(self, process, number, call=WAITS, *, wchan="kernel_clone", state="D", children="", runs=3):
         folder = self.folder / process / "task" / number
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "syscall").write_text(call)
         (folder / "wchan").write_text(wchan)
+        (folder / "status").write_text(f"Name:\tx\nvoluntary_ctxt_switches:\t{runs}\nnonvoluntary_ctxt_switches:\t1\n")
         (folder / "children").write_text(children)
         (folder / "stat").write_text(f"{number} (x) {state} 1 2 3 0 -1 4194304 1")
 
@@ -96,6 +97,26 @@ def test_it_is_not_sure_who_borrows_if_it_may_be_another_one_or_nobody(proc, wch
         proc.process(process, 200)
     proc.thread("1", "7", wchan=wchan, children=children)
     assert borrowers(str(proc.folder)) == {"3": False}
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_who_was_forked_before_is_not_taken_for_one_that_has_executed_its_program_meanwhile(proc, monkeypatch, again):
+    """`again`: the thread has started another one by then."""
+    proc.process("3", 200)
+    proc.process("4", 200)
+    proc.thread("1", "7", children="3 4 ")
+    real = memory_lent.is_forked
+
+    def executes(folder, process):
+        if process == "4":
+            monkeypatch.setattr(memory_lent, "is_forked", real)
+            proc.process("4", 1, forked=False)
+            proc.process("5", 200)
+            proc.thread("1", "7", WAITS if again else "running\n", children="3 5 ", runs=4)
+        return real(folder, process)
+
+    monkeypatch.setattr(memory_lent, "is_forked", executes)
+    assert borrowers(str(proc.folder)) == ({"5": False} if again else {})
 
 
 def test_however_many_borrow_at_once_it_counts_once(proc):

@@ -7,7 +7,7 @@ A thread of its parent waits for that. It may be long, for the program may have 
 at once; and all that the parent has is said to be each child's as well. Where such a thread waits, its child has had the parent's memory ever
 since it was there. It is `sure` which child that is if the thread has one only that has executed nothing, and if the kernel says that the
 thread sleeps where it waits for one: a hostile program may have a thread look as if it waited (on its way back, for a page of the client's),
-and other children become the thread's when their own parent ends. What is not sure, who asks has to bound.
+and other children become the thread's when their own parent ends, or it has had them before. What is not sure, who asks has to bound.
 
 Source: proc_pid_syscall(5), proc_pid_wchan(5), proc_pid_task(5), proc_pid_stat(5).
 """
@@ -31,6 +31,8 @@ _PLACES = {b"wait_for_vfork_done", b"kernel_clone"}
 _SLEEPS = b"D"  # where no signal but the last can stop it
 _ENDED = (b"Z", b"X")
 _FORKED = 0x40  # PF_FORKNOEXEC, linux/sched.h
+_RUNS = b"\nvoluntary_ctxt_switches:"
+_LOOKS = 3  # at most, at a thread that ceases to wait, and waits again
 _STATE, _FLAGS = 0, 6  # behind the name in a stat
 
 Borrowers = Mapping[str, bool]  # process → whether it is sure that it has its parent's memory
@@ -64,20 +66,32 @@ def lends(call: bytes) -> bool:
 
 def _of(proc: str, thread: str, found: dict[str, bool]) -> None:
     """The child for which a thread waits; none if it waits for none."""
-    if not lends(read(f"{thread}/syscall")):
-        return
-    waits = read(f"{thread}/wchan").partition(b".")[0] in _PLACES
-    if not waits and _stat(thread)[_STATE] != _SLEEPS:
-        return
-    forked = []
-    with open(f"{thread}/children", encoding="ascii") as file:
-        children = file.read().split()
-    for child in children:  # the latest comes last, but for those that were another's
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if is_forked(proc, child):
-                forked.append(child)
-    if forked:
-        found[forked[-1]] = waits and len(forked) == 1
+    for _ in range(_LOOKS):
+        if not lends(read(f"{thread}/syscall")):
+            return
+        runs = _runs(thread)
+        with open(f"{thread}/children", encoding="ascii") as file:
+            children = file.read().split()  # the latest comes last, but for those that were another's
+        forked = [child for child in children if _is_still_forked(proc, child)]
+        waits = read(f"{thread}/wchan").partition(b".")[0] in _PLACES
+        if not waits and _stat(thread)[_STATE] != _SLEEPS:
+            return
+        if runs == _runs(thread):  # so it waited all the time, and its child was among these
+            if forked:
+                found[forked[-1]] = waits and len(forked) == 1
+            return
+
+
+def _is_still_forked(proc: str, process: str) -> bool:
+    try:
+        return is_forked(proc, process)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _runs(thread: str) -> bytes:
+    """How often it stopped to run, of itself and otherwise, which ends a status."""
+    return read(f"{thread}/status").rpartition(_RUNS)[2]
 
 
 def _stat(path: str) -> list[bytes]:
