@@ -249,7 +249,7 @@ class MemoryWatch:
         if (exact := self._found(self._exactly.call(EXACT_SECONDS))) is None:
             return least
         rough, least = self._bounds_of_owners()  # who has executed its program meanwhile has less
-        return replace(rough, memory=max(exact, _certain(least).memory))
+        return replace(least, memory=max(exact, _certain(least).memory))
 
     def _found(self, exact: Exact | None) -> int | None:
         """Go on from what an exact look has found; how much memory that is."""
@@ -264,10 +264,18 @@ class MemoryWatch:
         memory, sizes, descriptors = self._look(self._processes(), self._each)
         sockets = (queued(self._diagnosis, self._most_sent) or 0) + (listed(self._diagnosis) or 0)
         rough = Seen(len(memory), sum(memory.values()), descriptors, sockets)
+        least = replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
         if rough.bytes > self.wall:
-            rough = replace(rough, descriptors=self._pipes.most(descriptors, memory))
-        self._beside = rough.bytes - rough.memory
-        return rough, replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
+            pipes = self._pipes.among(descriptors, memory)
+            if (
+                _certain(replace(least, descriptors=pipes.least)).bytes
+                > self.wall
+                >= _certain(replace(least, descriptors=0)).bytes
+            ):
+                pipes = self._pipes.among(descriptors, memory, anew=True)  # some may have been closed
+            rough, least = replace(rough, descriptors=pipes.most), replace(least, descriptors=pipes.least)
+        self._beside = least.bytes - least.memory
+        return rough, least
 
     def _bounds_of_owners(self) -> tuple[Seen, Seen]:
         """The same, but the lower one is of those who have no other one's memory.

@@ -6,7 +6,7 @@
                        /a/path              may be a named pipe, another one each
 
 Who was forked has all that its parent had open, such as a thousand connections. To read a link takes some 4 µs; so they are counted only when
-there are many, and not again at once: meanwhile those that were none are taken off. Source: pipe(7), proc_pid_fd(5).
+there are many, and not again at once: meanwhile those that were none are taken off, and those that are new are not sure to be any. Source: pipe(7), proc_pid_fd(5).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 FEW, MANY = (
     512,
@@ -25,6 +26,13 @@ AGAIN_SECONDS, _SHARE = 0.5, 9  # until they are counted again: at least, and so
 _PIPE, _NONE = "pipe:", ("socket:", "anon_inode:")
 
 
+class Range(NamedTuple):
+    """How many there were when they were last counted, if they are not fewer; and how many there may be now."""
+
+    least: int
+    most: int
+
+
 class Pipes:
     """`proc`: a proc file system; `now`: a monotonic clock. `spent`: seconds of it, to count."""
 
@@ -32,20 +40,22 @@ class Pipes:
         self._proc = proc
         self._now = now
         self.spent = 0.0
+        self._counted = 0
         self._others = 0  # descriptors that were no pipe, or one that another was, too
         self._due = 0.0
 
-    def most(self, descriptors: int, processes: Iterable[str]) -> int:
-        """How many of so many descriptors, of these processes, may each be another pipe. OSError."""
+    def among(self, descriptors: int, processes: Iterable[str], *, anew: bool = False) -> Range:
+        """Of so many descriptors, which these processes have. `anew`: count them now. OSError."""
         if descriptors <= FEW:
-            return descriptors
+            return Range(descriptors, descriptors)
         began = self._now()
-        if began >= self._due:
+        if anew or began >= self._due:
             self._others = self._count_others(processes)
+            self._counted = max(0, descriptors - self._others)
             took = self._now() - began
             self.spent += took
             self._due = began + took + max(AGAIN_SECONDS, _SHARE * took)
-        return max(0, descriptors - self._others)
+        return Range(min(self._counted, descriptors), max(0, descriptors - self._others))
 
     def _count_others(self, processes: Iterable[str]) -> int:
         others, pipes = 0, set[str]()
