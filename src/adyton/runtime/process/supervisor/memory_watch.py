@@ -267,11 +267,8 @@ class MemoryWatch:
         least = replace(rough, memory=max(self._least.look(sizes), self._grown.look(sizes)))
         if rough.bytes > self.wall:
             pipes = self._pipes.among(descriptors, memory)
-            if (
-                _certain(replace(least, descriptors=pipes.least)).bytes
-                > self.wall
-                >= _certain(replace(least, descriptors=0)).bytes
-            ):
+            beside_pipes = _certain(replace(least, descriptors=0)).bytes
+            if beside_pipes <= self.wall < beside_pipes + pipes.least * DESCRIPTOR:
                 pipes = self._pipes.among(descriptors, memory, anew=True)  # some may have been closed
             rough, least = replace(rough, descriptors=pipes.most), replace(least, descriptors=pipes.least)
         self._beside = least.bytes - least.memory

@@ -6,7 +6,8 @@
                        /a/path              may be a named pipe, another one each
 
 Who was forked has all that its parent had open, such as a thousand connections. To read a link takes some 4 µs; so they are counted only when
-there are many, and not again at once: meanwhile those that were none are taken off, and those that are new are not sure to be any. Source: pipe(7), proc_pid_fd(5).
+there are many, and not again at once: meanwhile those that were none are taken off, and those that are new are not sure to be any.
+Source: pipe(7), proc_pid_fd(5).
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-FEW, MANY = (
-    512,
-    1 << 14,
-)  # descriptors that are not worth it; whose links are read at once, in less than a tenth of a second
+FEW = 512  # descriptors that are not worth it
+MANY = 1 << 14  # whose links are read, in less than a tenth of a second; of more, each may be another pipe
 AGAIN_SECONDS, _SHARE = 0.5, 9  # until they are counted again: at least, and so many times as long as it took
 _PIPE, _NONE = "pipe:", ("socket:", "anon_inode:")
 
@@ -68,9 +67,8 @@ class Pipes:
     def _links(self, processes: Iterable[str]) -> Iterator[str]:
         for process in processes:
             directory = f"{self._proc}/{process}/fd"
-            with contextlib.suppress(
-                FileNotFoundError, ProcessLookupError, PermissionError
-            ):  # ended, or not to be read
+            # It ended, or may not be read.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 for descriptor in os.listdir(directory):
                     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                         yield os.readlink(f"{directory}/{descriptor}")
