@@ -280,11 +280,11 @@ for one, other in held:
 
 
 @sandboxed
-def test_what_may_wait_in_a_socket_of_the_enclaves_own_is_bounded_as_on_any_machine(kept):
+def test_what_may_wait_in_a_socket_of_the_enclaves_own_is_bounded_whatever_the_server_allows(kept):
     code = """
 one, other = socket.socketpair()
 result = []
-for asked in (100_000, 212_992, 8 << 20, -1):
+for asked in (100_000, 8 << 20, -1):
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, asked)
     result.append(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
 try:
@@ -294,7 +294,9 @@ except OSError as error:
 one.close()
 other.close()
 """
-    assert kept.call("execute", code) == [200_000, 425_984, 425_984, 425_984, "EINVAL"]
+    small, *large, error = kept.call("execute", code)
+    assert (small, error) == (200_000, "EINVAL")
+    assert set(large) in ({425_984}, {524_288}), "the first where the server has the usual wmem_max"
 
 
 # -- files in memory -------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ _NETLINK_DIAG_MESSAGE = 28  # bytes of struct netlink_diag_msg
 _SENT = 8  # in _MEMORY: SK_MEMINFO_WMEM_ALLOC, of what was sent and not yet received
 _MAX_MESSAGE = 1 << 15  # the kernel fills no more at once
 _BUFFER = "/proc/sys/net/core/wmem_default"  # bytes that may wait on their way from one socket; before Linux 6.7 it is not seen from here
-# What a program may ask for in its place, of which the kernel gives twice as much: as where a server has the usual wmem_max. socket(7)
-LARGEST_BUFFER = 212992
+# The most that may be asked for in its place, of which the kernel gives twice as much, and no more than twice the server's wmem_max. socket(7)
+LARGEST_BUFFER = 1 << 18
 _SMALLEST = 1 << 10  # bytes: more than a message of one byte takes
 
 

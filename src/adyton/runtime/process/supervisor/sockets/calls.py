@@ -189,9 +189,8 @@ class SocketCalls:
         if note.argument(4) < INT.size:
             raise failure(errno.EINVAL)
         (size,) = INT.unpack(self._a.listener.read(note, note.arguments[3], INT.size))
-        fetched.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDBUF, min(size % (1 << 32), LARGEST_BUFFER)
-        )  # as the kernel takes it
+        most = min(size % (1 << 32), LARGEST_BUFFER)  # which the kernel takes as unsigned
+        fetched.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
         return 0
 
     def _is_name_cache(self, note: Note) -> bool:

@@ -30,6 +30,7 @@ from typing import Literal
 
 from adyton.hostcall import sockets as net
 from adyton.runtime.process.supervisor.notifications import Note
+from adyton.runtime.process.supervisor.socket_memory import LARGEST_BUFFER
 
 # failed: a connect has, and no connect has told so yet; broken: a connection was lost
 State = Literal["new", "connecting", "connected", "listening", "failed", "broken"]
@@ -37,7 +38,7 @@ State = Literal["new", "connecting", "connected", "listening", "failed", "broken
 _SIOCOUTQ = 0x5411  # linux/sockios.h: bytes that the other end has not read, with what the kernel needs to keep them
 _FILLING = bytes(1 << 16)
 FULL = 1 << 17  # bytes that are there at once: about what the kernel keeps of a stream by itself
-_WIDE = 1 << 18  # bytes that it is to keep of one through which much goes; it doubles them, as far as its wmem_max goes
+_WIDE = LARGEST_BUFFER  # bytes that it is to keep of one through which much goes; it doubles them, as far as its wmem_max goes
 
 
 @dataclass(frozen=True, slots=True)
