@@ -154,6 +154,15 @@ def test_what_was_on_its_way_when_others_changed_it_is_not_learnt(kernel: Cachin
     assert kernel.getattr(kernel.lookup("/work/out/f").node).size == 5
 
 
+def test_a_hole_takes_no_room(kernel: CachingKernel) -> None:
+    opened = kernel.open("/work/out/sparse", WRITE)
+    kernel.pwrite(opened, b"x", 1 << 20)
+    assert 0 < kernel.getattr(opened[0]).blocks <= 8
+    for at in range(0, 1 << 14, 1 << 10):
+        kernel.pwrite(opened, bytes(1 << 10), at)
+    assert 32 <= kernel.getattr(opened[0]).blocks <= 256
+
+
 # -- content ------------------------------------------------------------------------------------------------------------
 
 

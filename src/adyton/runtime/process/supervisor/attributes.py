@@ -69,6 +69,9 @@ class AttributeOperations:
 
     def _refresh(self, node: Node, *, birth: bool = False) -> Steps:
         """Learn a client's file's attributes anew: of what is open of it, else by a name at which it is still found."""
+        if node.removed and node.attributes is not None:
+            learn(node, msgspec.structs.replace(node.attributes, links=0))  # they are those that it had
+            return b""
         path = sendable(node.last_path)
         found = yield from self._handles.ask_open(node, lambda handle: abi.Stat(path, handle, birth), abi.Attributes)
         if found is not None:

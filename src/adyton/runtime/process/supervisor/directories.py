@@ -1,7 +1,8 @@
 """Operations on directories that are open: they are listed, and synced. Operations: see `view`.
 
-A listing has what was there when it began, in one order, so that a place in it means the same until it is rewound. It is the client's
-from part to part, as far as it is read.
+A listing has what was there when its first part was read, in one order, so that a place in it means the same until it is rewound. It is
+the client's from part to part, as far as it is read. Its first part was asked for when the directory was opened; it is asked for again only if
+that may have changed since.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DirectoryOperations:
     def opendir(self, header: Header, _body: object) -> Steps:
         """Opens for listing; the first names are asked for at once, so that what is wrong is said here."""
         node = self._tree.get(header.node)
-        path = self._tree.path(node)
+        path = node.last_path if node.removed else self._tree.path(node)
         place = self._view.place(path)
         root = self._private.root
         lists = (
@@ -50,6 +51,7 @@ class DirectoryOperations:
         opened = OpenDirectory(self._handles.reserve(), node)
         try:
             yield from self._begin(opened)
+            opened.state = self._state(opened)
             self._handles.add(opened)
         except BaseException:
             self._listed -= len(opened.names)
@@ -61,7 +63,7 @@ class DirectoryOperations:
     def readdir(self, _header: Header, body: fuse_abi.Read) -> Steps:
         """The names from `offset` on, as many as fit."""
         opened = self._handles.directory(body.handle)
-        if body.offset == 0 and not opened.fresh:
+        if body.offset == 0 and not (opened.fresh and opened.state is not None and opened.state == self._state(opened)):
             yield from self._begin(opened)
         opened.fresh = False
         wanted = body.offset + body.size // _SMALLEST_ENTRY
@@ -73,14 +75,21 @@ class DirectoryOperations:
         )
         return fuse_answers.pack_directory(entries, body.size)
 
+    def _state(self, opened: OpenDirectory) -> object:
+        """Another one if the directory's names may have changed; None: that is not known. What is private is not asked for again."""
+        path = opened.node.path
+        return None if path is None or opened.node.private is not None else self._view.cache.state_of_names(path)
+
     def _begin(self, opened: OpenDirectory) -> Steps:
         """(Re)start a listing: what is known here, then the client's first names."""
         node = opened.node
-        path = self._tree.path(node)
         self._listed -= len(opened.names)
         opened.names.clear()
         opened.seen.clear()
         opened.cookie = None
+        if node.removed:
+            return b""
+        path = self._tree.path(node)
         for name, number in ((".", node), ("..", node.parent or node)):
             self._list(opened, name, self._view.attr(number)[1].number, stat.S_IFDIR)
         for name, child in node.children.items():
@@ -143,8 +152,8 @@ class DirectoryOperations:
         return b""
 
     def fsyncdir(self, _header: Header, body: fuse_abi.Sync) -> Steps:
-        """Of a directory; the enclave's own and private ones have nothing to write."""
+        """Of a directory; the enclave's own and private ones, and removed ones, have nothing to write."""
         node = self._handles.directory(body.handle).node
-        if node.private is None and not node.own:
+        if node.private is None and not node.own and not node.removed:
             yield from ask(abi.SyncDirectory(sendable(self._tree.path(node))), abi.Done)
         return b""

@@ -36,7 +36,8 @@ class OpenFile:
 class OpenDirectory:
     """A listing as far as it has been got. `names`: what is listed, with inode number and type bits; `seen`: the same, as a set.
 
-    `cookie`: where the client's listing goes on; None: it is complete. `fresh`: nothing of it was read by the guest.
+    `cookie`: where the client's listing goes on; None: it is complete. `fresh`: nothing of it was read by the guest. `state`: what the
+    cache knew of the directory when it began (Cache.state_of_names).
     """
 
     number: int
@@ -45,6 +46,7 @@ class OpenDirectory:
     seen: set[str] = field(default_factory=set)
     cookie: int | None = None
     fresh: bool = True
+    state: object = None
 
 
 _R = TypeVar("_R")

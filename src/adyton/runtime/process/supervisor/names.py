@@ -183,7 +183,7 @@ class NameOperations:
             self._private.remove(private_directory(parent), name, is_directory=is_directory)
         else:
             yield from ask(abi.Remove(sendable(path), is_directory), abi.Done)
-        self._tree.gone(parent, name)
+        self._tree.removed(parent, name)
         return b""
 
     def rename(self, header: Header, body: fuse_abi.OldRename) -> Steps:

@@ -44,6 +44,7 @@ class Node:
 
     `attributes`: what the client last said of it. `left`: of a detached one, the path that it had. `handles`: what is open of it. `leased`:
     until when the kernel may believe its name, see `leases`. `watched`: by a program (see `watching`), while the file has a name at least.
+    `removed`: the directory was removed in the enclave; what has it open, or works in it, finds an empty one without names.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Node:
         "names",
         "own",
         "private",
+        "removed",
         "watched",
     )
 
@@ -72,6 +74,7 @@ class Node:
         self.left = ""
         self.leased = 0.0
         self.watched = False
+        self.removed = False
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.path or 'detached'}>"
@@ -252,6 +255,13 @@ class Tree:
             self._drop(node)
             self._drop(parent)
 
+    def removed(self, parent: Node, name: str) -> None:
+        """The same, since the enclave removed what was there."""
+        node = parent.children.get(name)
+        if node is not None and _is_directory(node):
+            node.removed = True
+        self.gone(parent, name)
+
     def move(self, parent: Node, name: str, target: Node, new_name: str) -> None:
         """The name was given to `target`, in place of what was there; it is lost if `target` is below it, as after moves that crossed."""
         node = parent.children.get(name)
@@ -261,7 +271,7 @@ class Tree:
         if node is not None and target.children.get(new_name) is node:
             return  # two names of one file: both stay
         target.lookups += 1  # it stays, though what is there may be all that held it
-        self.gone(target, new_name)
+        self.removed(target, new_name)
         target.lookups -= 1
         if node is not None and parent.children.get(name) is node:
             del parent.children[name], node.names[parent, name]
@@ -309,6 +319,11 @@ _PRIVATE = "private"
 def _file_key(attributes: abi.Attributes | None) -> tuple[int, str] | None:
     """What a client's file is found by under another name; None for what has but one."""
     return None if attributes is None or attributes.kind == "directory" else (attributes.identity, attributes.kind)
+
+
+def _is_directory(node: Node) -> bool:
+    known = node.attributes
+    return isinstance(node.private, Directory) or (known is not None and known.kind == "directory")
 
 
 def _is_within(node: Node | None, above: Node) -> bool:

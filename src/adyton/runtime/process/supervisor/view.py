@@ -46,6 +46,10 @@ class Lasting(Protocol):
         """Whether it is known that this client's file is at the path, whatever its attributes are by now."""
         ...
 
+    def state_of_names(self, directory: str) -> object:
+        """What is another one as soon as the names in a client's directory may be others; None where that is not told."""
+        ...
+
 
 class _Nothing:
     def attributes_last(self, identity: int) -> bool:  # noqa: ARG002 - see Lasting
@@ -59,6 +63,9 @@ class _Nothing:
 
     def is_still_at(self, path: str, identity: int) -> bool:  # noqa: ARG002
         return False
+
+    def state_of_names(self, directory: str) -> object:  # noqa: ARG002
+        return None
 
 
 class Park:

@@ -198,6 +198,10 @@ class Cache:
             raise
         return result  # type: ignore[no-any-return]
 
+    def state_of_names(self, directory: str) -> object:
+        """What is another one as soon as the names in a client's directory may be others; None where that is not told."""
+        return self.state.names.state(directory) if self._caches(directory) else None
+
     def attributes_last(self, identity: int) -> bool:
         """Whether the kernel may keep a file's attributes until it is told that they changed."""
         file = self.state.names.of(identity)

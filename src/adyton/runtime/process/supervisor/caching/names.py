@@ -69,9 +69,10 @@ class Folder:
     """What is known of the names in a directory. `complete`: there are no others. `listed`: the program lists it.
 
     The client promised to tell of changes: of all names if `watched`, of those in `promised`. `writable`: names were made or removed.
+    `changes`: how often another file was found, or may be, at one of its names.
     """
 
-    __slots__ = ("complete", "listed", "names", "progress", "promised", "surveyed", "watched", "writable")
+    __slots__ = ("changes", "complete", "listed", "names", "progress", "promised", "surveyed", "watched", "writable")
 
     def __init__(self) -> None:
         self.names: dict[str, File | None] = {}
@@ -82,6 +83,7 @@ class Folder:
         self.complete = False
         self.listed = False
         self.writable = False
+        self.changes = 0
 
     def covers(self, name: str) -> bool:
         """Whether the client tells of changes of the name."""
@@ -123,6 +125,11 @@ class Names:
         else:
             self._folders.move_to_end(directory)
         return folder
+
+    def state(self, directory: str) -> tuple[Folder, int] | None:
+        """What is another one as soon as its names may be others; None if the client does not tell of that."""
+        folder = self.folder(directory)
+        return (folder, folder.changes) if folder.watched else None
 
     def known(self, path: str) -> tuple[bool, File | None]:
         """Whether it is known what is at the path, without asking; and that: None if nothing is."""
@@ -217,6 +224,8 @@ class Names:
 
     def _place(self, folder: Folder, name: str, file: File | None) -> None:
         before = folder.names.get(name)
+        if before is not file:
+            folder.changes += 1
         if name not in folder.names:
             self._count += 1
         folder.names[name] = file
@@ -244,6 +253,7 @@ class Names:
         folder = self._folders.get(directory)
         if folder is None:
             return None
+        folder.changes += 1
         file = folder.names.get(name)
         if name in folder.names:
             del folder.names[name]

@@ -16,6 +16,11 @@ HELD = 64  # writes at different places
 HELD_BACK = abi.MAX_BLOCK  # bytes
 
 
+def _room(size: int) -> int:
+    """How many blocks of 512 bytes so many bytes take on most file systems, which give 4 KiB at a time."""
+    return -(-size // 4096) * 8
+
+
 class Writing:
     """See the module."""
 
@@ -47,9 +52,8 @@ class Writing:
         else:
             contents.overwrite(offset, data, known.size)
         size = max(known.size, offset + len(data))
-        file.attributes = replaced(
-            known, size=size, modified=now, changed=now, blocks=max(known.blocks, -(-size // 512))
-        )
+        most = min(_room(size), known.blocks + _room(len(data)))  # it may have holes, and this may have filled some
+        file.attributes = replaced(known, size=size, modified=now, changed=now, blocks=max(known.blocks, most))
         contents.add(Extent(handle.number, offset, len(data), [data], handle.append))
         if len(self._files) > 1 or file not in self._files:
             for other in [each for each in self._files if each is not file and each.contents.waiting]:
