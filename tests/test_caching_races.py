@@ -81,6 +81,36 @@ def test_a_read_beside_a_truncation_comes_after_it(client, kernel):
     assert kernel.pread(f, 1000, 0) == b"x" * 10
 
 
+@pytest.mark.parametrize("times", [1, 100])
+def test_what_was_looked_at_before_a_change_that_was_told_is_not_kept(client, kernel, times):
+    client.file(FILE, b"old")
+    kernel.lookup(FILE)
+    client.another(FILE)
+    kernel.tell()
+    real, left = client._look, [times]
+
+    def overtaken(request):
+        found = real(request)
+        if request.path == FILE and left[0]:
+            left[0] -= 1
+            if not left[0]:
+                client._remove(abi.Remove(FILE, False))
+            client.another(FILE)
+        return found
+
+    client._look = overtaken
+    if times == 1:
+        with raises(errno.ENOENT):
+            kernel.lookup(FILE)
+    else:  # it is not asked for ever: what is said is of the time while it was asked
+        assert kernel.lookup(FILE).attr.size == 3
+        assert 0 < left[0] < 100
+        client._remove(abi.Remove(FILE, False))
+        client._look = real
+    with raises(errno.ENOENT):
+        kernel.lookup(FILE)
+
+
 def test_an_fsync_covers_the_rest_of_a_write_that_fitted_in_part(client, kernel):
     f = kernel.open(FILE, WRITE)
     kernel.run()

@@ -38,6 +38,11 @@ class Place:
             (self.path / name).write_bytes(data)
             self.watches.made_at(str(self.path / name))
 
+    def remove(self, name: str) -> None:
+        with self.watches.changing():
+            os.unlink(self.path / name)
+            self.watches.removed_at(str(self.path / name))
+
 
 @pytest.fixture
 def place(tmp_path: Path):
@@ -72,12 +77,11 @@ def test_what_the_enclave_changes_is_not_told(place: Place) -> None:
     place.own("mine", b"1")
     place.own("mine", b"22")
     place.own("old", b"333")
+    place.remove("old")
     with place.watches.changing():
-        os.unlink(place.path / "old")
-        place.watches.made_at(str(place.path / "old"))
         os.rename(place.path / "mine", place.path / "yours")
-        for name in ("mine", "yours"):
-            place.watches.made_at(str(place.path / name))
+        place.watches.removed_at(str(place.path / "mine"))
+        place.watches.made_at(str(place.path / "yours"))
     assert place.watches.take() == []
 
 
@@ -88,9 +92,7 @@ def test_a_change_after_the_enclaves_own_is_told(place: Place) -> None:
     os.utime(place.path / "mine", ns=(1, 1))
     assert place.watches.take() == [("/there", "mine")]
     place.own("gone", b"1")
-    with place.watches.changing():
-        os.unlink(place.path / "gone")
-        place.watches.made_at(str(place.path / "gone"))
+    place.remove("gone")
     (place.path / "gone").write_bytes(b"again")
     assert place.watches.take() == [("/there", "gone")]
 
@@ -107,6 +109,46 @@ def test_a_change_is_told_once_until_the_enclave_looks_again(place: Place) -> No
     place.watches.listed(str(place.path))
     (place.path / "old").write_bytes(b"x")
     assert place.watches.take() == [("/there", "old")]
+
+
+def test_what_others_remove_where_the_enclave_removed_something_before_is_told_if_it_has_looked_since(
+    place: Place,
+) -> None:
+    place.watch()
+    path = place.path / "old"
+    for look, at in ((place.watches.looked, path), (place.watches.listed, place.path)):
+        place.remove("old")
+        assert place.watches.take() == []
+        path.write_bytes(b"another's")
+        look(str(at))  # and finds it
+        path.unlink()
+        assert place.watches.take() == [("/there", "old")]
+        place.own("old", b"once more")
+        assert place.watches.take() == []
+
+
+def test_what_others_do_right_after_the_enclave_is_not_taken_for_its_own(place: Place) -> None:
+    place.watch()
+    path, new = place.path / "old", place.path / "new"
+    with place.watches.changing():
+        path.unlink()
+        path.write_bytes(b"another's")
+        place.watches.removed_at(str(path))
+    assert place.watches.take() == [("/there", "old")]
+    with place.watches.changing():
+        new.write_bytes(b"the enclave's")
+        new.unlink()
+        place.watches.made_at(str(new))
+    assert place.watches.take() == [("/there", "new")]
+    place.own("moved", b"the enclave's")
+    with place.watches.changing():
+        moved = os.lstat(place.path / "moved")
+        os.rename(place.path / "moved", place.path / "target")
+        other("write", f"{place.path}/replacing", "another's")
+        os.rename(place.path / "replacing", place.path / "target")
+        place.watches.removed_at(str(place.path / "moved"))
+        place.watches.made_at(str(place.path / "target"), (moved.st_dev, moved.st_ino))
+    assert ("/there", "target") in place.watches.take()
 
 
 def test_a_promise_of_one_name_tells_of_no_other(place: Place) -> None:

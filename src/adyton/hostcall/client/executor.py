@@ -44,7 +44,7 @@ SHOWN_DENIALS = 4096  # lines, each for one path and right
 
 # Requests that change files, and the fields that say which: a path (or, if it is a number, a handle).
 CHANGING: Mapping[type[Any], tuple[str, ...]] = {
-    abi.Open: ("path",),
+    abi.Open: ("handle",),
     abi.OpenUnnamed: ("handle",),
     abi.OpenAgain: ("handle",),
     abi.Write: ("handle",),
@@ -218,8 +218,9 @@ class Executor:
             if type(request) not in CHANGING:
                 return handler(request)
             with self._watches.changing():
+                moved = self._moved(request)
                 result = handler(request)
-                self._note_change(request)
+                self._note_change(request, moved)
                 return result
         except Refused as refused:
             self._report(name, refused.denied)
@@ -259,19 +260,34 @@ class Executor:
                 self._watches.made(os.fstat(file.descriptor))
             return handler(request)
 
-    def _note_change(self, request: Any) -> None:
-        """The change is the enclave's own, and no news to it."""
+    def _moved(self, request: Any) -> tuple[int, int] | None:
+        """Which file a Rename is to move, by device and inode; None if that is not known, or does not matter."""
+        if self._watches.watching and isinstance(request, abi.Rename) and not request.exchange:
+            with suppress(OSError, Refused):
+                status = os.lstat(self._places.allowed(request.source, "write"))
+                return status.st_dev, status.st_ino
+        return None
+
+    def _note_change(self, request: Any, moved: tuple[int, int] | None) -> None:
+        """The change is the enclave's own, and no news to it. What others have done to the same name since is."""
         if not self._watches.watching or not _changes(request):
             return
         for field in CHANGING[type(request)]:
             which = getattr(request, field)
             with suppress(OSError, Refused):  # by a handle: its path may be gone, or another's
                 if isinstance(which, str):
-                    self._watches.made_at(self._places.allowed(which, "write"))
+                    path = self._places.allowed(which, "write")
+                    if isinstance(request, abi.Remove) or (field == "source" and _moves_away(request)):
+                        self._watches.removed_at(path)
+                    else:
+                        self._watches.made_at(path, moved)
                 elif which is not None:
                     with self._files.using(which) as file:
                         self._watches.made(os.fstat(file.descriptor))
 
+        if isinstance(request, abi.Open):  # made, and learnt as it is
+            with suppress(Refused):
+                self._watches.looked(self._places.enterable(request.path))
         if isinstance(request, abi.Rename):
             for path in (request.source, request.target):
                 self._watches.moved(self._places.allowed(path, "write"))
@@ -304,6 +320,10 @@ class Executor:
         if denied is not None:
             raise Refused(denied)
         return abi.Value(self._functions.call(request.name, request.arguments))
+
+
+def _moves_away(request: Any) -> bool:
+    return isinstance(request, abi.Rename) and not request.exchange
 
 
 def _changes(request: Any) -> bool:

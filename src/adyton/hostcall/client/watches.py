@@ -1,8 +1,9 @@
 """Which of the client's files other programs change: promised to an enclave by `watch`, told by `take`; and by `follow`, what they do.
 
 inotify(7) tells of each change in a watched directory, the enclave's own among them. Those are known by what the file looked like right
-after: `changing` is held around each change that the enclave makes, and `made` notes the file's status there. A change is told once,
-until the enclave looks at the name again (`looked`). What happens where the enclave follows it is told each time, one by one.
+after: `changing` is held around each change that the enclave makes, and `made` notes the file's status there, `removed_at` that there is
+none any more: until the enclave looks at the name again (`looked`), for what it finds there others have made, and may remove. A change is told
+once, until then. What happens where the enclave follows it is told each time, one by one.
 
 inotify watches a directory wherever it is moved to, and says nothing when one above it is moved: so nothing of a directory is told but while
 the path under which the enclave has it leads there (`_is_there`). Where it does not, promises end, and it is told as moved away.
@@ -115,6 +116,44 @@ def _events(data: bytes) -> Iterator[tuple[int, int, int, str]]:
         start += length
 
 
+class _Removed:
+    """Paths at which the enclave has removed what was there, by directory: MAX_NOTED at most, those of the oldest directories are given up."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, set[str]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, path: str) -> bool:
+        directory, name = split(path)
+        return name in self._names.get(directory, ())
+
+    def any_in(self, directory: str) -> bool:
+        return directory in self._names
+
+    def note(self, path: str) -> None:
+        directory, name = split(path)
+        names = self._names.setdefault(directory, set())
+        self._count += name not in names
+        names.add(name)
+        while self._count > MAX_NOTED:
+            self.forget_all_in(next(iter(self._names)))
+
+    def forget(self, path: str) -> None:
+        directory, name = split(path)
+        names = self._names.get(directory, set())
+        if name in names:
+            names.remove(name)
+            self._count -= 1
+            if not names:
+                del self._names[directory]
+
+    def forget_all_in(self, directory: str) -> None:
+        self._count -= len(self._names.pop(directory, ()))
+
+
 class Watches:
     """See the module. Thread-safe. `changed` is called, from a thread of this, when there may be something to `take`.
 
@@ -131,7 +170,7 @@ class Watches:
         self._watches: dict[int, _Watch] = {}
         self._by_path: dict[str, int] = {}
         self._own: OrderedDict[tuple[int, int], Seen] = OrderedDict()
-        self._removed: OrderedDict[str, None] = OrderedDict()
+        self._removed = _Removed()
         self._told: set[str] = set()
         self._found: dict[tuple[str, str], None] = {}
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
@@ -152,7 +191,7 @@ class Watches:
     @property
     def has_told(self) -> bool:
         """Whether `looked` and `listed` matter."""
-        return bool(self._told)
+        return bool(self._told or self._removed)
 
     # -- promises -----------------------------------------------------------------------------------------------------
 
@@ -236,15 +275,21 @@ class Watches:
             self._forget_unused(number)
 
     def looked(self, path: str) -> None:
-        """The enclave learns what is at this path."""
-        if self._told:
+        """The enclave is about to learn what is at this path."""
+        if self._told or self._removed:
             with self._lock:
+                if path in self._removed:
+                    self._drain()  # of what was removed
+                    self._removed.forget(path)
                 self._told.discard(path)
 
     def listed(self, path: str) -> None:
-        """The enclave learns what names are in this directory."""
-        if self._told:
+        """The enclave is about to learn what names are in this directory."""
+        if self._told or self._removed:
             with self._lock:
+                if self._removed.any_in(path):
+                    self._drain()
+                    self._removed.forget_all_in(path)
                 self._told = {each for each in self._told if split(each)[0] != path}
 
     # -- the enclave's own changes ------------------------------------------------------------------------------------
@@ -273,18 +318,21 @@ class Watches:
             if len(self._own) > MAX_NOTED:
                 self._own.popitem(last=False)
 
-    def made_at(self, path: str) -> None:
-        """The enclave changed what is at the path, or removed it."""
+    def made_at(self, path: str, identity: Identity | None = None) -> None:
+        """The enclave changed what is at the path; it is that file, if one is given: else others have been there since."""
         if self._watches:
             self._told.discard(path)
-            try:
-                self.made(os.lstat(path))
-            except OSError:
-                self._removed[path] = None
-                if len(self._removed) > MAX_NOTED:
-                    self._removed.popitem(last=False)
-            else:
-                self._removed.pop(path, None)
+            self._removed.forget(path)
+            with suppress(OSError):  # others have removed it
+                status = os.lstat(path)
+                if identity is None or identity == _identity(status):
+                    self.made(status)
+
+    def removed_at(self, path: str) -> None:
+        """The enclave removed what was at the path."""
+        if self._watches:
+            self._told.discard(path)
+            self._removed.note(path)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -437,7 +485,7 @@ class Watches:
             return
         if self._is_own(path, gone=True):
             return
-        self._removed.pop(path, None)
+        self._removed.forget(path)
         if not watch.spelt or not self._is_there(number, batch):
             return
         for spelt, names in watch.spelt.items():

@@ -15,6 +15,8 @@ from adyton.runtime.process.supervisor.caching.names import FOREVER, File, split
 from adyton.runtime.process.supervisor.caching.state import State
 from adyton.runtime.process.supervisor.calls import Cached, Outcome, Pending
 
+ATTEMPTS = 4  # at a name that others change while it is looked at
+
 
 class Looking:
     """See the module. `listable`: whether the client may be asked for the names in a directory."""
@@ -22,7 +24,7 @@ class Looking:
     def __init__(self, state: State, listable: Callable[[str], bool]) -> None:
         self._state = state
         self._listable = listable
-        self._asked: dict[tuple[str, str], Pending] = {}  # looks and surveys under way
+        self._asked: dict[tuple[str, str], tuple[Pending, int]] = {}  # looks and surveys under way, see _ask
 
     def stat(self, request: abi.Stat) -> Cached:
         path = request.path
@@ -56,32 +58,40 @@ class Looking:
             known, file = self._state.names.known(path)
             if known:
                 return file
-        asked = self._asked.get((directory, name))
-        if asked is None:
-            watch: list[Any] = [] if name == "." or folder.covers(name) else [abi.Watch(directory, name)]
-            asked = self._ask((directory, name), abi.Compound([*watch, abi.Look(path)], through=True), self._looked)
-        results = yield asked
-        found = results.results[-1] if isinstance(results, Checked) else results
-        if isinstance(found, abi.Found):
-            if found.attributes is None:
-                return None
-            return self._state.names.at(path) or self._state.names.learn(path, self._state.own(found.attributes))
-        return found if isinstance(found, abi.Failed) else abi.Failed("EIO")
+        for _ in range(ATTEMPTS):
+            asked, mark = self._asked.get((directory, name), (None, 0))
+            if asked is None:
+                watch: list[Any] = [] if name == "." or folder.covers(name) else [abi.Watch(directory, name)]
+                compound = abi.Compound([*watch, abi.Look(path)], through=True)
+                asked, mark = self._ask((directory, name), compound, self._looked)
+            results = yield asked
+            found = results.results[-1] if isinstance(results, Checked) else results
+            if not isinstance(found, abi.Found):
+                return found if isinstance(found, abi.Failed) else abi.Failed("EIO")
+            attributes = None if found.attributes is None else self._state.own(found.attributes)
+            if not self._state.is_older(path, mark):
+                break
+        else:
+            return None if attributes is None else File(attributes, 0)  # as it was while it was asked; not to be kept
+        if attributes is None:
+            return None
+        return self._state.names.at(path) or self._state.names.learn(path, attributes)
 
     def _ask(
         self,
         key: tuple[str, str],
         request: abi.Compound,
         learn: Callable[[tuple[str, str], abi.Compound, Any, int], None],
-    ) -> Pending:
-        """Ask once for all who want to know the same."""
+    ) -> tuple[Pending, int]:
+        """Ask once for all who want to know the same; what is under way, and the mark of when it was asked."""
 
         def came(outcome: Any, mark: int) -> None:
             del self._asked[key]
             learn(key, request, outcome, mark)
 
-        pending = self._asked[key] = self._state.send(request, came)
-        return pending
+        mark = self._state.changes
+        self._asked[key] = self._state.send(request, came), mark
+        return self._asked[key]
 
     def _looked(self, key: tuple[str, str], request: abi.Compound, outcome: Outcome, mark: int) -> None:
         directory, name = key
@@ -101,10 +111,10 @@ class Looking:
     def _survey(self, directory: str, listing: int) -> Generator[Pending, Any, abi.Result]:
         """Ask for the names in a directory, and that changes be told."""
         key = (directory, "")
-        asked = self._asked.get(key)
+        asked, _ = self._asked.get(key, (None, 0))
         if asked is None:
             requests: list[Any] = [abi.Watch(directory), abi.List(directory, 0, listing)]
-            asked = self._ask(key, abi.Compound(requests, through=True), self._surveyed)
+            asked, _ = self._ask(key, abi.Compound(requests, through=True), self._surveyed)
         outcome = yield asked
         if isinstance(outcome, Checked) and len(outcome.results) == 2:
             return self._known_here(outcome.results[1])  # type: ignore[no-any-return]
