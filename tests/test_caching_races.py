@@ -111,6 +111,68 @@ def test_what_was_looked_at_before_a_change_that_was_told_is_not_kept(client, ke
         kernel.lookup(FILE)
 
 
+MADE = {  # what the enclave does, and whether that makes FILE
+    "create": (abi.Open, True, lambda kernel: kernel.close(kernel.open(FILE, WRITE))),
+    "truncate": (abi.Open, True, lambda kernel: kernel.close(kernel.open(FILE, WRITE | os.O_TRUNC))),
+    "mkdir": (abi.MakeDirectory, True, lambda kernel: kernel.mkdir(FILE)),
+    "symlink": (abi.SymbolicLink, True, lambda kernel: kernel.symlink("source", FILE)),
+    "link": (abi.Link, True, lambda kernel: kernel.link("/work/out/source", FILE)),
+    "rename": (abi.Rename, True, lambda kernel: kernel.rename("/work/out/source", FILE)),
+    "move away": (abi.Rename, False, lambda kernel: kernel.rename(FILE, "/work/out/target")),
+    "unlink": (abi.Remove, False, lambda kernel: kernel.unlink(FILE)),
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_what_others_do_to_a_name_before_the_enclave_hears_of_its_own_change_is_seen(client, what):
+    """They remove what it made, or make what it removed; of that the client tells before its answer."""
+    kernel = CachingKernel.of(client, "close-to-open", lags=True)
+    kind, makes, act = MADE[what]
+    client.file("/work/out/source", b"1")
+    if not makes:
+        client.file(FILE, b"old")
+    with contextlib.suppress(OSError):
+        kernel.lookup(FILE)
+    real = client.execute
+
+    def overtaken(request):
+        result = real(request)
+        if type(request) is kind and not isinstance(result, abi.Failed):
+            if makes:
+                del client.things[FILE]
+            else:
+                client.file(FILE, b"another's")
+            client.another(FILE)
+        return result
+
+    client.execute = overtaken
+    act(kernel)
+    client.execute = real
+    if makes:
+        with raises(errno.ENOENT):
+            kernel.lookup(FILE)
+    else:
+        assert kernel.lookup(FILE).attr.size == 9
+
+
+def test_what_others_append_to_an_open_file_is_read_though_they_move_it_then(client, kernel):
+    client.file(FILE, b"first,")
+    f = kernel.open(FILE)
+    assert kernel.pread(f, 100, 0) == b"first,"
+    client.things[FILE].data += b"second,"
+    client.another(FILE)
+    kernel.tell()
+    kernel.run()
+    client.things[FILE].data += b"third"
+    client.things["/work/out/rotated"] = client.things.pop(FILE)
+    client.file(FILE, b"another")
+    for path in (FILE, "/work/out/rotated"):
+        client.another(path)
+    kernel.tell()
+    assert kernel.pread(f, 100, 0) == b"first,second,third"
+    assert kernel.read(FILE) == b"another"
+
+
 def test_an_fsync_covers_the_rest_of_a_write_that_fitted_in_part(client, kernel):
     f = kernel.open(FILE, WRITE)
     kernel.run()

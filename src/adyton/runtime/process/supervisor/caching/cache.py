@@ -237,6 +237,7 @@ class Cache:
                     self.state.moved.append(path)
                 elif file is not None:
                     self._writing.changed_by_others(file)
+                self.state.changed_by_others(path)
             else:
                 self.state.note(directory)
                 for file in self.state.names.forget_folder(directory):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.caching.names import File, replaced, split
@@ -72,31 +72,37 @@ class Changing:
         self._writing.settled(file)
 
     def make_directory(self, request: abi.MakeDirectory) -> Cached:
-        self._state.note(request.path)
-        result = yield self._state.calls.send(request, ordered=True)
+        result, contested = yield from self._state.change(request, request.path)
         if isinstance(result, abi.Attributes):
             self._state.names.learn(request.path, self._state.own(result), own=True)
             self._state.names.touched(split(request.path)[0], self._state.wall(), links=1)
+            self._ask_again(contested)
         else:
             self._state.names.unknown(request.path)
         return result  # type: ignore[no-any-return]
 
+    def _ask_again(self, contested: Iterable[str]) -> None:
+        """What the enclave has made of these names may be another's by now."""
+        for path in contested:
+            self._state.names.unknown(path)
+
     def remove(self, request: abi.Remove) -> Cached:
         yield from self._state.ensure_remote_below(request.path)
         known, file = self._state.names.known(request.path)
-        self._state.note(request.path)
         is_file = known and file is not None and file.attributes.kind != "directory" and not request.directory
         folder = self._state.names.folder(split(request.path)[0])
         unasked = is_file and folder.writable and self._state.exclusive(request.path)
-        pending = self._state.calls.send(request, ordered=True, behind=unasked)
         if unasked:
+            self._state.note(request.path)
+            pending = self._state.calls.send(request, ordered=True, behind=True)
             self._removed(request, file)
             pending.after.append(self._name_checked(request.path))
             return abi.Done()
-        result = yield pending
+        result, contested = yield from self._state.change(request, request.path)
         if isinstance(result, abi.Done):
             folder.writable = True
             self._removed(request, self._state.names.at(request.path))
+            self._ask_again(contested)
         else:
             self._state.names.unknown(request.path)
         return result  # type: ignore[no-any-return]
@@ -127,15 +133,14 @@ class Changing:
 
     def rename(self, request: abi.Rename) -> Cached:
         yield from self._state.ensure_remote_below(request.source, request.target)
-        for path in (request.source, request.target):
-            self._state.note(path)
-        result = yield self._state.calls.send(request, ordered=True)
+        result, contested = yield from self._state.change(request, request.source, request.target)
         moved = self._state.names.at(request.source)
         if not isinstance(result, abi.Done):
             self._state.names.unknown(request.source)
             self._state.names.unknown(request.target)
             return result  # type: ignore[no-any-return]
         if request.source == request.target:
+            self._ask_again(contested)
             return result
         self._state.names.forget_below(request.source)
         self._state.names.forget_below(request.target)
@@ -156,6 +161,7 @@ class Changing:
             other.loose = True
         for path in {split(request.source)[0], split(request.target)[0]}:
             self._state.names.touched(path, now)
+        self._ask_again(contested)
         return result
 
     def _learn_moved(self, path: str, file: File, now: int) -> None:
@@ -173,23 +179,23 @@ class Changing:
             failed = yield from self._state.ensure_remote(handle)
             if failed is not None:
                 return failed
-        self._state.note(request.target)
-        result = yield self._state.calls.send(request, ordered=True)
+        result, contested = yield from self._state.change(request, request.target)
         if not isinstance(result, abi.Attributes):
             self._state.names.unknown(request.target)
             return result  # type: ignore[no-any-return]
         file = self._state.names.learn(request.target, self._state.own(result), own=True)
         self._state.names.touched(split(request.target)[0], self._state.wall())
+        self._ask_again(contested)
         return file.attributes
 
     def symbolic_link(self, request: abi.SymbolicLink) -> Cached:
-        self._state.note(request.path)
-        result = yield self._state.calls.send(request, ordered=True)
+        result, contested = yield from self._state.change(request, request.path)
         if not isinstance(result, abi.Attributes):
             self._state.names.unknown(request.path)
             return result  # type: ignore[no-any-return]
         self._state.names.learn(request.path, self._state.own(result), own=True)
         self._state.names.touched(split(request.path)[0], self._state.wall())
+        self._ask_again(contested)
         return result
 
     def extended(self, request: abi.SetExtended | abi.RemoveExtended) -> Cached:

@@ -185,10 +185,11 @@ class Opening:
             return results[1]
         changed = request.truncate or request.create
         attributes = self._state.own(attributes) if changed else self._state.current(attributes, marked)
-        if self._state.is_older(request.path, marked) and not changed:
-            file = self._state.names.learn_file(attributes)
+        own = request.truncate or not attributes.size
+        if self._state.is_older(request.path, marked):
+            file = self._state.names.learn_file(attributes, own=own and changed)
         else:
-            file = self._state.names.learn(request.path, attributes, own=request.truncate or not attributes.size)
+            file = self._state.names.learn(request.path, attributes, own=own)
         if request.truncate:
             file.contents.cut(0)
             self._state.note_content(file)

@@ -91,6 +91,14 @@ class State:
         pending.after.append(came)
         return pending
 
+    def change(self, request: abi.Request, *paths: str) -> Generator[Pending, Any, tuple[Any, list[str]]]:
+        """Have the client change what is at these paths. What it said, and of which paths it said before that others changed them, too."""
+        for path in paths:
+            self.note(path)
+        marks: list[int] = []
+        outcome = yield self.send(request, lambda _outcome, mark: marks.append(mark))
+        return outcome, [path for path in paths if self.is_older(path, marks[0])]
+
     def is_older(self, path: str, mark: int) -> bool:
         """Whether what was asked at `mark` may not hold for the path."""
         if not self.changed_at:
@@ -138,14 +146,23 @@ class State:
         """Have the client open what was opened without it; ESTALE if that is not the same file any more, or is not to be had."""
         if handle.remote:
             return None
-        if handle.opening is None:
-            request = abi.Open(handle.path, handle.number, handle.access)
-            handle.opening = self.send(request, lambda outcome, mark: self._opened(handle, outcome, mark))
-        outcome = yield handle.opening
+        outcome = yield self._open_remotely(handle)
         if handle.remote:
             return None
         missing = isinstance(outcome, abi.Attributes) or outcome.errno in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES")
         return abi.Failed("ESTALE") if missing else outcome
+
+    def _open_remotely(self, handle: Handle) -> Pending:
+        if handle.opening is None:
+            request = abi.Open(handle.path, handle.number, handle.access)
+            handle.opening = self.send(request, lambda outcome, mark: self._opened(handle, outcome, mark))
+        return handle.opening
+
+    def changed_by_others(self, path: str) -> None:
+        """Who has the file at the path open without the client has it opened there, while it still has that name."""
+        for handle in self.handles.values():
+            if not handle.remote and handle.path == path:
+                self._open_remotely(handle)
 
     def _opened(self, handle: Handle, outcome: Any, mark: int) -> None:
         handle.opening = None
