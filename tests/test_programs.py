@@ -381,6 +381,9 @@ def wakes(which: str = "") -> int:
 def query() -> int:
     return made_at_import.execute("select 41 + 1").fetchone()[0]
 
+def threads() -> list[str]:
+    return [each.name for each in threading.enumerate()]
+
 def is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -399,6 +402,13 @@ def test_the_first_threads_calls_run_in_the_programs_main_thread(workplace, on_t
         with ThreadPoolExecutor(1) as other:
             assert other.submit(loaded.call, "is_main").result() is False
         assert loaded.call("is_main") is True
+
+
+@pytest.mark.sandbox
+def test_a_program_sees_no_threads_but_its_own(workplace, on_the_server):
+    Path("prog.py").write_text(SIGNALS)
+    with adyton.load("prog.py") as loaded:
+        assert loaded.call("threads") == ["MainThread"]
 
 
 @pytest.mark.sandbox

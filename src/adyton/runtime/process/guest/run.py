@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import weakref
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -46,6 +47,9 @@ _ENVIRONMENT = {
     "TMPDIR": "/tmp",  # noqa: S108 - the enclave's own
 }
 
+# A program may put its own in the places of these, as gevent does.
+_poll, _Socket = select.poll, socket.socket
+
 _RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
 
 
@@ -74,7 +78,8 @@ class Guest:
             # There must be no other thread before the program is loaded: it would be outside of the walls.
             self._answer(main_link, message)
             main = MainThread()
-            threading.Thread(target=self._keep_door, args=(main_link, main), name="adyton-door", daemon=True).start()
+            # None of threading's: a program sees its own threads, and what must be alone to change them (gevent) is.
+            start_new_thread(self._keep_door, (main_link, main))
             self._become(None)
             with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
                 main.serve(self._answer_first, self._ended)
@@ -91,7 +96,7 @@ class Guest:
         # A signal that the program's threads block, to wait for it, must find no thread here that does not.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._become(main_link)
-        poller = select.poll()
+        poller = _poll()
         poller.register(self._control, select.POLLIN)
         poller.register(main_link, select.POLLIN)
         with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
@@ -110,13 +115,16 @@ class Guest:
                     if message is None:
                         main.close()
                         return
-                    done = threading.Event()
-                    finalize = functools.partial(self._answer_first, main_link, message, done)
+                    done = allocate_lock()
+                    done.acquire()
+                    finalize = functools.partial(self._answer_first, main_link, message, done.release)
                     if not main.run(finalize):
                         finalize()
-                    done.wait()  # until then the link is that thread's
+                    done.acquire()  # until then the link is that thread's
 
-    def _answer_first(self, link: GuestLink, message: Enter | HostReturn, done: threading.Event | None = None) -> None:
+    def _answer_first(
+        self, link: GuestLink, message: Enter | HostReturn, done: Callable[[], None] | None = None
+    ) -> None:
         """In the main thread, or in its place."""
         self._become(link)
         try:
@@ -124,14 +132,14 @@ class Guest:
         finally:
             self._become(None)
             if done is not None:
-                done.set()
+                done()
 
     def _take_link(self) -> GuestLink | None:
         message, descriptors, _, _ = socket.recv_fds(self._control, 64, 1)
         if message != LINK or not descriptors:
             return None
         os.set_inheritable(descriptors[0], False)
-        link = GuestLink(socket.socket(fileno=descriptors[0]))
+        link = GuestLink(_Socket(fileno=descriptors[0]))
         self._links.add(link)
         return link
 
