@@ -76,7 +76,7 @@ class DirectoryOperations:
         return fuse_answers.pack_directory(entries, body.size)
 
     def _state(self, opened: OpenDirectory) -> object:
-        """Another one if the directory's names may have changed; None: that is not known. What is private is not asked for again."""
+        """Another one if the directory's names may have changed; None: that is not known, or, as of private ones, costs nothing to find out."""
         path = opened.node.path
         return None if path is None or opened.node.private is not None else self._view.cache.state_of_names(path)
 
