@@ -291,6 +291,20 @@ def test_a_bound_socket_whose_connect_has_failed_is_kept(connection, listener):
         assert peer.recv(100) == b"hello"
 
 
+def test_a_connect_that_fails_at_once_is_the_end_of_nothing_else():
+    """No stream goes to a group: the system says so before it sends anything, as where there is no way to an address."""
+    connection = Connection(net=["239.1.2.3"], listen=["127.0.0.1:0"])
+    try:
+        for number in range(1, 4):
+            result = connection.ask(net.Connect(number, STREAM, net.Endpoint("239.1.2.3", 80)))
+            assert result == abi.Failed("ENETUNREACH")
+        assert isinstance(connection.ask(net.Bind(3, STREAM, ANY)), net.Bound)
+        assert connection.ask(net.Connect(3, STREAM, net.Endpoint("239.1.2.3", 80))) == abi.Failed("ENETUNREACH")
+        assert connection.ask(net.Bind(3, STREAM, ANY)) == abi.Failed("EINVAL")  # it is the same, and has its port
+    finally:
+        connection.sockets.close()
+
+
 def test_from_where_a_connect_is_under_way_is_told_before_its_end(connection):
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

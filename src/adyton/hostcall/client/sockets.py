@@ -210,8 +210,6 @@ class ClientSockets:
             self._watch(entry)
             return None
         if code:
-            if not is_bound(entry.sock):
-                self._forget(entry)
             raise OSError(code, os.strerror(code))
         entry.state = "connected"
         self._watch(entry)
