@@ -103,6 +103,14 @@ def _refused_in_connect(port):
     return sock
 
 
+def _refused_while_it_waited(port):
+    sock = _new()
+    sock.setblocking(True)
+    sock.connect_ex(("127.0.0.1", port))
+    sock.setblocking(False)
+    return sock
+
+
 def _connected(port, *shown):
     sock = _new()
     sock.settimeout(PATIENCE)
@@ -163,6 +171,7 @@ STREAM_STATES = {
     "refused": lambda ports: _refused(ports["closed"]),
     "refused, and told by SO_ERROR": lambda ports: _refused_and_told(ports["closed"]),
     "refused, and told by connect": lambda ports: _refused_in_connect(ports["closed"]),
+    "refused, while connect waited": lambda ports: _refused_while_it_waited(ports["closed"]),
     "connected": lambda ports: _connected(ports["holds"]),
     "connected, data": lambda ports: _connected(ports["data"], IN),
     "shut for writing": lambda ports: _after(_connected(ports["holds"]), lambda sock: sock.shutdown(socket.SHUT_WR)),

@@ -305,6 +305,21 @@ def test_a_connect_that_fails_at_once_is_the_end_of_nothing_else():
         connection.sockets.close()
 
 
+def test_whether_there_is_a_way_for_datagrams_is_told_before_any_is_sent():
+    connection = Connection(net=["127.0.0.0/8", "203.0.113.1"], listen=["127.0.0.1:0"])
+    broadcast, elsewhere = net.Endpoint("127.255.255.255", 9), net.Endpoint("203.0.113.1", 9)
+    try:
+        assert connection.ask(net.Reach(1, DATAGRAM, broadcast)) == abi.Failed("EACCES")
+        assert not connection.denials  # the system says so, and no rule
+        allowed = net.New("inet", "datagram", [net.Option("SO_BROADCAST", [1])])
+        assert isinstance(connection.ask(net.Reach(2, allowed, broadcast)), net.Bound)
+        assert isinstance(connection.ask(net.Bind(3, DATAGRAM, ANY)), net.Bound)
+        assert connection.ask(net.Reach(3, DATAGRAM, elsewhere)) == abi.Failed("EINVAL")  # none from the loopback
+        assert isinstance(connection.ask(net.Reach(3, DATAGRAM, net.Endpoint("127.0.0.1", 9))), net.Bound)
+    finally:
+        connection.sockets.close()
+
+
 def test_from_where_a_connect_is_under_way_is_told_before_its_end(connection):
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

@@ -27,7 +27,10 @@ COUNTS = "the kernel counts what it has to keep for bytes on their way, and of t
 # Reason → states, operations; * stands for anything. Nothing else may differ, and each of these does, but for what is a matter of moments.
 DIFFERENCES = {
     "a stand-in is a connected pair from the beginning: what goes by without the supervisor is the kernel's": [
-        (("new", "bound"), (*SENDS, *RECEIVES, "poll", "epoll", "select")),
+        (
+            ("new", "bound", "refused, while connect waited"),
+            (*SENDS, *RECEIVES, "poll", "epoll", "select"),
+        ),
         (("listening", "a connection to accept"), (*RECEIVES, "FIONREAD")),
     ],
     COUNTS: [

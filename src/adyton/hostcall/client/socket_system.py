@@ -35,6 +35,17 @@ def is_bound(sock: socket.socket) -> bool:
         return False
 
 
+def check_way(sock: socket.socket, new: net.New, peer: net.Endpoint) -> None:
+    """OSError as the system has it for who sends a datagram to `peer`, though nothing is sent.
+
+    There is no way, or it is a broadcast address, and SO_BROADCAST is not set. To connect a datagram socket is to look for the way.
+    """
+    host, _, *rest = sock.getsockname()
+    with open_socket(new) as another:
+        another.bind((host, 0, *rest))
+        another.connect((peer.host, peer.port))
+
+
 def endpoint(address: Any) -> net.Endpoint:
     """An address as Python has it, without its scope."""
     return net.Endpoint(address[0].partition("%")[0], address[1])

@@ -29,7 +29,7 @@ from adyton.hostcall.client.socket_ancillary import ROOM, Item, ancillary, items
 from adyton.hostcall.client.socket_decisions import Decisions, Opening
 from adyton.hostcall.client.socket_entry import NOTHING, Entry
 from adyton.hostcall.client.socket_options import get_option, set_membership, set_option
-from adyton.hostcall.client.socket_system import endpoint, is_bound, name_of, open_socket
+from adyton.hostcall.client.socket_system import check_way, endpoint, is_bound, name_of, open_socket
 from adyton.hostcall.client.socket_thread import SocketThread
 from adyton.hostcall.client.socket_way import COUNTED_AS, Result, Way
 
@@ -143,7 +143,8 @@ class ClientSockets:
                     entry.sock.bind((local.host, local.port))
                     entry.bound = True
                     entry.serves = local.port != 0 or self._policy.listen(local.host, 0) is None
-                case net.Reach(_, new):
+                case net.Reach(_, new, peer):
+                    check_way(entry.sock, new, peer)
                     if not is_bound(entry.sock):
                         entry.sock.bind(("::" if new.family == "inet6" else "0.0.0.0", 0))  # noqa: S104 - as sending does
                 case net.Listen(_, _, backlog, accepts):

@@ -44,6 +44,7 @@ class StreamCalls:
                 raise failure(errno.EISCONN)
             case "failed" | "broken":
                 code, standin.unreported, standin.state = standins.take_error(standin, fetched), False, "new"
+                _forget_address(standin)
                 raise failure(code or errno.ECONNABORTED)
             case _:
                 pass
@@ -116,6 +117,7 @@ class StreamCalls:
             self._a.listener.answer(note)
         else:
             self._a.listener.answer(note, error=standin.error or errno.ECONNABORTED)
+            _forget_address(standin)
         standin.unreported = False
         return True
 
@@ -197,3 +199,10 @@ class StreamCalls:
         made.seen, made.close_on_exec = (note.thread, given), bool(flags & CLOEXEC)
         self._a.pump.accepted(standin)
         return True
+
+
+def _forget_address(standin: StandIn) -> None:
+    """A connect has told that it failed: an address that the system chose for it is the socket's no more, but its port is."""
+    anywhere = addresses.ANY[standin.family].host
+    if standin.local is not None and (standin.bound is None or standin.bound.host == anywhere):
+        standin.local = net.Endpoint(anywhere, standin.local.port)
