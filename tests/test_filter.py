@@ -33,7 +33,7 @@ from adyton.runtime.process.filter import (
 )
 from adyton.runtime.process.supervisor.system_calls import refusal
 from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, row
-from adyton.runtime.process.table_rows import Only, Within
+from adyton.runtime.process.table_rows import Has, Only, Within
 
 ARCHITECTURES = ("x86_64", "aarch64")
 PROGRAMS = {where: filters.pack(compile_filter(where, guest_rules(where), UNKNOWN)) for where in ARCHITECTURES}
@@ -99,6 +99,8 @@ def holds(condition, given_arguments):
     argument = given_arguments[condition.argument]
     if isinstance(condition, Within):
         return argument & 0xFFFFFFFF in range(condition.first, condition.end)
+    if isinstance(condition, Has):
+        return bool(argument & 0xFFFFFFFF & condition.bits)
     return argument & ((1 << condition.bits) - 1) == condition.value
 
 
@@ -110,6 +112,14 @@ def test_a_receive_without_an_address_is_local_but_of_one_byte(where):
         assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (size, address)
         given_arguments = (900, *given_arguments[1:])  # a datagram socket's
         assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == ASK
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_a_send_without_an_address_is_local_but_of_urgent_data(where):
+    number = next(each.number(where) for each in ROWS if each.name == "sendto")
+    for flags, address, outcome in ((0, 0, ALLOW), (0x4040, 0, ALLOW), (1, 0, ASK), (0x4041, 0, ASK), (0, 7, ASK)):
+        given_arguments = (5, 0x1000, 10, flags, address, address)
+        assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (flags, address)
 
 
 @pytest.mark.parametrize("where", ARCHITECTURES)

@@ -222,6 +222,43 @@ def test_urgent_data_is_in_line_where_a_program_wants_that(tmp_path):
 
 
 @sandbox
+def test_urgent_data_is_sent_as_such(tmp_path):
+    """In the stream's order, whatever waits before it and comes after it."""
+    size = 1 << 20
+    with socket.create_server(("127.0.0.1", 0)) as listener, enclave(tmp_path, **EVERYWHERE) as at_work:
+        code = """
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                sock.sendall(b"a" * size)
+                sock.sendall(b"ABOR!", socket.MSG_OOB)
+                sock.sendall(b"bcd")
+        """
+        for inline, expected in ((1, b"ABOR!bcd"), (0, b"ABORbcd")):
+            sent = at_work.start(code, port=listener.getsockname()[1], size=size)
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+                got = b""
+                while data := connection.recv(1 << 16):
+                    got += data
+            assert got == b"a" * size + expected
+            sent.result(PATIENCE)
+
+
+@sandbox
+def test_there_is_no_urgent_data_but_of_streams(tmp_path):
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        for made, expected in (
+            ("socket.socketpair()[0]", "ENOTSUP"),
+            ("socket.socket(type=socket.SOCK_DGRAM)", "ENOTSUP"),
+            ("socket.socket()", "EPIPE"),
+            ("socket.socket(fileno=os.open('/dev/null', os.O_RDWR), family=2, type=1, proto=0)", "ENOTSOCK"),
+        ):
+            assert at_work.fails(f"{made}.send(b'x', socket.MSG_OOB)") == expected
+            assert at_work.fails(f"{made}.sendmsg([b'x'], [], socket.MSG_OOB)") in ("ENOTSUP", "ENOTSOCK")
+
+
+@sandbox
 def test_the_list_of_interfaces_cannot_be_changed(tmp_path):
     with enclave(tmp_path, **EVERYWHERE) as at_work:
         code = """

@@ -15,6 +15,7 @@ Addresses are IP literals; a name is resolved by Resolve only.
 
     message (one way, in order)       from
     Send, SendTo                      enclave    bytes for a stream; a datagram (`peer` None: to its one peer)
+    SendUrgent                        enclave    a byte for a stream, of which TCP is to say that it is urgent
     Received, ReceivedFrom            client     the same the other way
     ShutWrite / EndOfStream           enclave / client: nothing more comes
     Credit                            both       the receiver has taken so many bytes: as many more may be on their way
@@ -223,6 +224,11 @@ class Send(_Struct, frozen=True):
     data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=CHUNK)]
 
 
+class SendUrgent(_Struct, frozen=True):
+    socket: Socket
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=1)]
+
+
 class SendTo(_Struct, frozen=True):
     socket: Socket
     peer: Endpoint | None
@@ -260,7 +266,7 @@ class CloseSocket(_Struct, frozen=True):
     reset: bool
 
 
-FromEnclave = Send | SendTo | ShutWrite | Credit | Blocked | Accepts | SetOption | CloseSocket
+FromEnclave = Send | SendUrgent | SendTo | ShutWrite | Credit | Blocked | Accepts | SetOption | CloseSocket
 
 
 class Received(_Struct, frozen=True):

@@ -26,7 +26,7 @@ class Entry:
     window: int = net.WINDOW
     room: int = net.WINDOW
     taken: int = 0
-    out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item]]] = field(default_factory=deque)
+    out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item], int]] = field(default_factory=deque)  # and flags
     accepts: deque[int] = field(default_factory=deque)
     connecting: tuple[int, float] | None = None  # the call, and when it began
     ended: bool = False  # nothing more is read
@@ -41,7 +41,7 @@ class Entry:
     @property
     def waiting(self) -> int:
         """How many bytes the socket has not taken yet."""
-        return sum(len(data) for data, _, _ in self.out)
+        return sum(len(data) for data, *_ in self.out)
 
     def note(self, option: net.Option) -> None:
         """It has been set."""

@@ -261,6 +261,8 @@ class ClientSockets:
             match message:
                 case net.Send(_, data):
                     self._send(entry, data, None, len(data))
+                case net.SendUrgent(_, data) if entry.kind == "stream":
+                    self._send(entry, data, None, len(data), flags=socket.MSG_OOB)
                 case net.SendTo(_, peer, data, wanted):
                     self._send_to(entry, peer, data, NOTHING if wanted is None else items(wanted, entry.family))
                 case net.ShutWrite():
@@ -286,13 +288,19 @@ class ClientSockets:
             self._break(entry, OSError(errno.EIO, "no address"))
 
     def _send(
-        self, entry: Entry, data: bytes, address: tuple[Any, ...] | None, cost: int, told: list[Item] = NOTHING
+        self,
+        entry: Entry,
+        data: bytes,
+        address: tuple[Any, ...] | None,
+        cost: int,
+        told: list[Item] = NOTHING,
+        flags: int = 0,
     ) -> None:
         if cost > entry.room or entry.shut or entry.state == "listening":
             self._break(entry, OSError(errno.EIO, "more than there was credit for"))
             return
         entry.room -= cost
-        entry.out.append((data, address, told))
+        entry.out.append((data, address, told, flags))
         if len(entry.out) == 1 and entry.state != "connecting":
             self._push(entry)
         self._watch(entry)
@@ -319,12 +327,12 @@ class ClientSockets:
     def _push(self, entry: Entry) -> None:
         """Write what waits, as far as the socket takes it."""
         while entry.out:
-            data, address, told = entry.out[0]
+            data, address, told, flags = entry.out[0]
             try:
                 if entry.kind == "stream":
-                    sent = entry.sock.send(data)
+                    sent = entry.sock.send(data, flags)
                     if sent < len(data):
-                        entry.out[0] = (data[sent:], None, NOTHING)
+                        entry.out[0] = (data[sent:], None, NOTHING, 0)
                         self._taken(entry, sent)
                         return
                     self._taken(entry, sent)

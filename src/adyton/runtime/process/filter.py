@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from adyton.errors import PlatformError
 from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, architecture
-from adyton.runtime.process.table_rows import Architecture, Check, Condition, Only, Refused, Within
+from adyton.runtime.process.table_rows import Architecture, Check, Condition, Has, Only, Refused, Within
 
 # seccomp's return values (linux/seccomp.h)
 ALLOW = 0x7FFF0000
@@ -116,6 +116,9 @@ def _where(condition: Condition, holds: Block, fails: Block) -> Block:
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
         from_first = _branch(IF_GREATER_OR_EQUAL, condition.end, fails, holds)
         return [load, *_branch(IF_GREATER_OR_EQUAL, condition.first, from_first, fails)]
+    if isinstance(condition, Has):
+        load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
+        return [load, *_branch(IF_ANY_BIT, condition.bits, holds, fails)]
     words = range(0, condition.bits, 32)
     for word in reversed(words):
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument + word // 8)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from adyton.runtime.process.table_rows import Architecture, Emulated, Group, Is, Never, Only, Refused, Row, Within
+from adyton.runtime.process.table_rows import Architecture, Emulated, Group, Has, Is, Never, Only, Refused, Row, Within
 
 LOCAL = None
 
@@ -105,8 +105,13 @@ NAMES = Emulated("names of the client's socket, if it stands for one; else local
 ON_SOCKET = Emulated(ON_STAND_IN)
 # The family is AF_UNIX: sockets among the enclave's own processes.
 SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", (Is(0, 1, 32),))
+_MSG_OOB = 0x1
 # A null pointer in place of an address
-SEND_TO = Emulated("a datagram to an address; without one it is local", (Is(4, 0),))
+SEND_TO = Emulated(
+    "a datagram to an address, and urgent data of a stream (MSG_OOB; of a unix socket it is EOPNOTSUPP); else it is local",
+    (Is(4, 0),),
+    (Has(3, _MSG_OOB),),
+)
 # What sendmsg and recvmsg are about lies behind a pointer, and most of it is no business of ours. So datagram sockets get descriptors by
 # which the filter knows them, as long as there are any free: the last ones that select can have, which few programs come to otherwise.
 DATAGRAM_DESCRIPTORS = range(896, 1024)
@@ -128,11 +133,11 @@ RECEIVE_FROM = Emulated(
     (Is(2, 1), _OF_DATAGRAMS),
 )
 
-_OUT_OF_BAND = Refused(
+OUT_OF_BAND = Refused(
     "EOPNOTSUPP",
     "a stand-in has no out-of-band data, and the kernel's own on unix sockets has let sandboxed programs out (CVE-2025-38236)",
 )
-NOT_OUT_OF_BAND = {argument: (Only(argument, 0x1, (0,), _OUT_OF_BAND),) for argument in (2, 3)}  # MSG_OOB
+NOT_OUT_OF_BAND = {argument: (Only(argument, _MSG_OOB, (0,), OUT_OF_BAND),) for argument in (2, 3)}
 # MSG_ERRQUEUE, for which a unix socket gives its data
 _NO_ERRORS = Refused("EAGAIN", "a stand-in has no queue of errors", often=True)
 NOT_OF_ERRORS = {
@@ -300,7 +305,7 @@ ROWS: tuple[Row, ...] = (
     Row("getsockopt", 55, 209, "net", ON_SOCKET),
     Row("setsockopt", 54, 208, "net", ON_SOCKET),
     Row("shutdown", 48, 210, "net", ON_SOCKET),
-    Row("sendto", 44, 206, "net", SEND_TO, NOT_OUT_OF_BAND[3]),
+    Row("sendto", 44, 206, "net", SEND_TO),
     Row("recvfrom", 45, 207, "net", RECEIVE_FROM, NOT_OF_ERRORS[3]),
     Row("sendmsg", 46, 211, "net", MESSAGE, NOT_OUT_OF_BAND[2]),
     Row("recvmsg", 47, 212, "net", MESSAGE, NOT_OF_ERRORS[2]),

@@ -59,7 +59,15 @@ class Within:
     end: int
 
 
-Condition = Is | Within
+@dataclass(frozen=True, slots=True)
+class Has:
+    """An argument has one of `bits`, which are among its low 32."""
+
+    argument: int
+    bits: int
+
+
+Condition = Is | Within | Has
 
 
 @dataclass(frozen=True, slots=True)

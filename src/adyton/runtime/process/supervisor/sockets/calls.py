@@ -29,7 +29,7 @@ from adyton.runtime.process.supervisor.sockets.names import Names
 from adyton.runtime.process.supervisor.sockets.pump import Client, Pump
 from adyton.runtime.process.supervisor.sockets.standin import StandIn
 from adyton.runtime.process.supervisor.sockets.streams import CLOEXEC, NONBLOCK, StreamCalls
-from adyton.runtime.process.table import number
+from adyton.runtime.process.table import OUT_OF_BAND, number
 from adyton.runtime.process.table_rows import Refused
 
 _KIND_MASK = 0xF
@@ -92,7 +92,7 @@ class SocketCalls:
         self._messages = MessageCalls(self._a, self._datagrams)
         self.pump = self._a.pump = Pump(loop, client, leader, self._a.moved, self._datagrams.sent, fetch)
         self._descriptors = Descriptors(listener, self.pump)
-        self._setting, self._connecting = number("setsockopt"), number("connect")
+        self._setting, self._connecting, self._sending = number("setsockopt"), number("connect"), number("sendto")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
         self.handlers = {
             "socket": self._handler(self._socket),
@@ -180,6 +180,9 @@ class SocketCalls:
             if note.argument(2) == socket.SO_SNDBUF:
                 self._a.listener.answer(note, self._bound_buffer(note, fetched))
                 return
+        if note.number == self._sending and note.argument(3) & socket.MSG_OOB:
+            self._tell("sendto", OUT_OF_BAND)
+            raise failure(errno.EOPNOTSUPP)
         if note.number == self._connecting and self._is_name_cache(note):
             raise failure(errno.ENOENT)
         self._a.listener.go_on(note)

@@ -59,8 +59,8 @@ class Seen:
 
 
 def refuse_parts(flags: int) -> None:
-    """OSError for a part of a datagram (MSG_MORE), which would be sent as one by itself."""
-    if flags & socket.MSG_MORE:
+    """OSError for a part of a datagram (MSG_MORE), which would be sent as one by itself, and for an urgent one."""
+    if flags & (socket.MSG_MORE | socket.MSG_OOB):
         raise failure(errno.EOPNOTSUPP)
 
 
@@ -172,18 +172,21 @@ class DatagramCalls:
         return LATER
 
     def _send_on_stream(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
-        """The address is of no use there, as with TCP. It may send less than was asked for."""
+        """The address is of no use there, as with TCP. It may send less than was asked for, of which none is urgent then."""
         if code := standins.take_error(standin, fetched):
             raise failure(code)
         if standin.state not in ("connected", "connecting"):
             raise failure(errno.EPIPE)
         data = self._a.listener.read(note, note.arguments[1], min(note.arguments[2], net.CHUNK))
+        urgent = bool(note.argument(3) & socket.MSG_OOB)
 
         def send(end: socket.socket) -> bool:
             try:
                 sent = end.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return False
+            if urgent and 0 < sent == note.arguments[2]:
+                standins.mark_urgent(standin)
             self._a.listener.answer(note, sent)
             return True
 

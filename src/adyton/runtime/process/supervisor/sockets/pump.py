@@ -163,8 +163,11 @@ class Pump:
         if standin.state == "new":
             self._written_too_early(standin)
             return
+        size = min(net.CHUNK, standin.credit)
+        if standin.urgent:  # what is before that byte, or it alone
+            size = min(size, max(1, standin.urgent[0] - standin.written))
         try:
-            data = standin.end.recv(min(net.CHUNK, standin.credit), socket.MSG_DONTWAIT)
+            data = standin.end.recv(size, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:  # it closed its end, and left something unread
@@ -174,7 +177,12 @@ class Pump:
             self._no_more(standin)
             return
         standin.credit -= len(data)
-        self._client.tell(net.Send(standin.number, data))
+        if standin.urgent and standin.urgent[0] == standin.written:
+            standin.urgent.popleft()
+            self._client.tell(net.SendUrgent(standin.number, data))
+        else:
+            self._client.tell(net.Send(standin.number, data))
+        standin.written += len(data)
         if len(data) >= standins.FULL and not standin.wide_out:
             self._widen_out(standin)
         if standin.waiting:  # for room

@@ -97,6 +97,8 @@ class StandIn:
         default_factory=deque
     )  # of datagrams in the guest's end, and what each counts there
     marked: bool = False  # one of those is none, but shows an error
+    written: int = 0  # bytes of a stream that the guest wrote, and the client was sent
+    urgent: deque[int] = field(default_factory=deque)  # which of its bytes are urgent: how many are before each
     reachable: set[net.Endpoint] = field(default_factory=set)
     held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
 
@@ -193,6 +195,11 @@ def thin(standin: StandIn) -> None:
 def unread_of(end: socket.socket) -> int:
     """How many bytes the guest has written that we have not read."""
     return int(struct.unpack("=i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))[0])
+
+
+def mark_urgent(standin: StandIn) -> None:
+    """The last byte that the guest has written is urgent. (Its other threads should not write in this very moment.)"""
+    standin.urgent.append(standin.written + unread_of(standin.end) - 1)
 
 
 def take_error(standin: StandIn, guest_end: socket.socket) -> int:
