@@ -33,7 +33,7 @@ from adyton.runtime.process.filter import (
 )
 from adyton.runtime.process.supervisor.system_calls import refusal
 from adyton.runtime.process.table import PROGRAM_CALLS, ROWS, row
-from adyton.runtime.process.table_rows import Has, Only, Within
+from adyton.runtime.process.table_rows import Both, Has, Only, Within
 
 ARCHITECTURES = ("x86_64", "aarch64")
 PROGRAMS = {where: filters.pack(compile_filter(where, guest_rules(where), UNKNOWN)) for where in ARCHITECTURES}
@@ -96,6 +96,8 @@ def expected(each, given_arguments):
 
 
 def holds(condition, given_arguments):
+    if isinstance(condition, Both):
+        return holds(condition.one, given_arguments) and holds(condition.other, given_arguments)
     argument = given_arguments[condition.argument]
     if isinstance(condition, Within):
         return argument & 0xFFFFFFFF in range(condition.first, condition.end)
@@ -120,6 +122,14 @@ def test_a_send_without_an_address_is_local_but_of_urgent_data(where):
     for flags, address, outcome in ((0, 0, ALLOW), (0x4040, 0, ALLOW), (1, 0, ASK), (0x4041, 0, ASK), (0, 7, ASK)):
         given_arguments = (5, 0x1000, 10, flags, address, address)
         assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (flags, address)
+
+
+@pytest.mark.parametrize("where", ARCHITECTURES)
+def test_a_send_that_is_too_large_for_a_datagram_is_not_local_where_it_would_be_one(where):
+    number = next(each.number(where) for each in ROWS if each.name == "sendto")
+    for descriptor, size, outcome in ((900, 65507, ALLOW), (900, 65508, ASK), (900, 1 << 30, ASK), (5, 65508, ALLOW)):
+        given_arguments = (descriptor, 0x1000, size, 0, 0, 0)
+        assert interpret(PROGRAMS[where], number, given_arguments, AUDIT_ARCH[where]) == outcome, (descriptor, size)
 
 
 @pytest.mark.parametrize("where", ARCHITECTURES)

@@ -165,6 +165,7 @@ def test_errors_of_datagram_sockets(at_work):
     assert at_work.fails(new + "s.sendto(b'', ('192.0.2.1', 9))") == "EACCES"
     assert at_work.fails(new + "s.connect(('192.0.2.1', 9))") == "EACCES"
     assert at_work.fails(new + "s.sendmsg([b'x'])") == "EDESTADDRREQ"
+    assert at_work.fails(new + "s.connect(('127.0.0.1', 9)); s.send(bytes(65508))") == "EMSGSIZE"
     assert at_work.fails(new + "s.sendmsg([bytes(65507), b'x'], [], 0, ('127.0.0.1', 9))") == "EMSGSIZE"
     assert (
         at_work.fails(new + "s.sendto(b'part', socket.MSG_MORE, ('127.0.0.1', 9))") == errno.errorcode[errno.EOPNOTSUPP]
@@ -182,6 +183,18 @@ def test_errors_of_datagram_sockets(at_work):
     assert at_work.fails(new + "s.accept()") == "ENOTSUP"
     assert at_work.fails(new + "s.getpeername()") == "ENOTCONN"
     assert at_work.fails(new + "s.setsockopt(6, 1, 1)") == "ENOPROTOOPT"
+
+
+def test_what_is_too_large_for_a_datagram_and_was_written_all_the_same_is_told_next(at_work):
+    code = """
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(("127.0.0.1", 9))
+        os.write(sock.fileno(), bytes(65508))
+        while not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            pass
+        result = errno.errorcode[code]
+    """
+    assert at_work.run(code) == "EMSGSIZE"
 
 
 def test_an_icmp_error_wakes_who_polls_and_who_receives(at_work):

@@ -254,9 +254,13 @@ def test_a_socket_of_another_kind_under_such_a_descriptor_is_the_kernels(at_work
         high[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))])
         data, [(_, _, passed)], _, _ = high[1].recvmsg(10, 100)
         os.write(struct.unpack("i", passed)[0], b"y")
-        result = [data, os.read(read, 10)]
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as one:
+            high.append(socket.socket(fileno=os.dup2(one.fileno(), 1002)))
+            other, _ = listener.accept()
+        sent = [each.send(bytes(70000)) for each in (high[0], high[2])]  # more than a datagram
+        result = [data, os.read(read, 10), sent, other.recv(1)]
     """
-    assert at_work.run(code) == [b"x", b"y"]
+    assert at_work.run(code) == [b"x", b"y", [70000, 70000], b"\0"]
 
 
 COPIES = {

@@ -89,6 +89,7 @@ def test_true_errors(at_work):
     assert at_work.fails("socket.socket(socket.AF_INET, socket.SOCK_RAW)") == "EPERM"
     assert at_work.fails("socket.socket(socket.AF_NETLINK)") == "ESOCKTNOSUPPORT"
     assert at_work.fails("socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)") == "EPROTONOSUPPORT"
+    assert at_work.fails("socket.socket(socket.AF_INET, socket.SOCK_SEQPACKET)") == "ESOCKTNOSUPPORT"
     assert at_work.fails("s = socket.create_server(('127.0.0.1', 0)); s.connect(('127.0.0.1', 1))") == "EISCONN"
     assert at_work.fails("s = socket.socketpair()[0]; s.send(b'x', socket.MSG_OOB)") == "ENOTSUP"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from adyton.errors import PlatformError
 from adyton.runtime.process.table import NO_PROGRAMS, PROGRAM_CALLS, ROWS, architecture
-from adyton.runtime.process.table_rows import Architecture, Check, Condition, Has, Only, Refused, Within
+from adyton.runtime.process.table_rows import Architecture, Both, Check, Condition, Has, Only, Refused, Within
 
 # seccomp's return values (linux/seccomp.h)
 ALLOW = 0x7FFF0000
@@ -116,6 +116,8 @@ def _where(condition: Condition, holds: Block, fails: Block) -> Block:
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
         from_first = _branch(IF_GREATER_OR_EQUAL, condition.end, fails, holds)
         return [load, *_branch(IF_GREATER_OR_EQUAL, condition.first, from_first, fails)]
+    if isinstance(condition, Both):
+        return _where(condition.one, _where(condition.other, holds, fails), fails)
     if isinstance(condition, Has):
         load = _plain(LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument)
         return [load, *_branch(IF_ANY_BIT, condition.bits, holds, fails)]

@@ -17,7 +17,19 @@ from __future__ import annotations
 
 import os
 
-from adyton.runtime.process.table_rows import Architecture, Emulated, Group, Has, Is, Never, Only, Refused, Row, Within
+from adyton.runtime.process.table_rows import (
+    Architecture,
+    Both,
+    Emulated,
+    Group,
+    Has,
+    Is,
+    Never,
+    Only,
+    Refused,
+    Row,
+    Within,
+)
 
 LOCAL = None
 
@@ -106,16 +118,18 @@ ON_SOCKET = Emulated(ON_STAND_IN)
 # The family is AF_UNIX: sockets among the enclave's own processes.
 SOCKET = Emulated("a stand-in for a socket on the client; AF_UNIX is local", (Is(0, 1, 32),))
 _MSG_OOB = 0x1
-# A null pointer in place of an address
-SEND_TO = Emulated(
-    "a datagram to an address, and urgent data of a stream (MSG_OOB; of a unix socket it is EOPNOTSUPP); else it is local",
-    (Is(4, 0),),
-    (Has(3, _MSG_OOB),),
-)
+_MAX_DATAGRAM = 65507  # bytes, of UDP over IPv4
 # What sendmsg and recvmsg are about lies behind a pointer, and most of it is no business of ours. So datagram sockets get descriptors by
 # which the filter knows them, as long as there are any free: the last ones that select can have, which few programs come to otherwise.
 DATAGRAM_DESCRIPTORS = range(896, 1024)
 _OF_DATAGRAMS = Within(0, DATAGRAM_DESCRIPTORS.start, DATAGRAM_DESCRIPTORS.stop)
+# A null pointer in place of an address
+SEND_TO = Emulated(
+    "a datagram to an address, and urgent data of a stream (MSG_OOB; of a unix socket it is EOPNOTSUPP); else it is local, but of what is"
+    " too large for a datagram",
+    (Is(4, 0),),
+    (Has(3, _MSG_OOB), Both(_OF_DATAGRAMS, Within(2, _MAX_DATAGRAM + 1, 1 << 31))),
+)
 MESSAGE = Emulated(
     f"a datagram with its address and what goes with it, of descriptors {DATAGRAM_DESCRIPTORS[0]} to {DATAGRAM_DESCRIPTORS[-1]}, which "
     "datagram sockets have; else it is local",

@@ -67,7 +67,15 @@ class Has:
     bits: int
 
 
-Condition = Is | Within | Has
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Both hold."""
+
+    one: Is | Within | Has
+    other: Is | Within | Has
+
+
+Condition = Is | Within | Has | Both
 
 
 @dataclass(frozen=True, slots=True)

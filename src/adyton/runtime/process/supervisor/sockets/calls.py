@@ -213,6 +213,8 @@ class SocketCalls:
             raise failure(errno.EINVAL)
         if kind & _KIND_MASK == socket.SOCK_RAW:
             raise failure(errno.EPERM)
+        if kind & _KIND_MASK not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise failure(errno.ESOCKTNOSUPPORT)
         try:
             sort = _PROTOCOLS[kind & _KIND_MASK, protocol]
         except KeyError:

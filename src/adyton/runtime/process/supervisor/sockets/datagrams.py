@@ -108,6 +108,9 @@ class DatagramCalls:
     def sendto(self, note: Note, standin: StandIn, fetched: socket.socket) -> int | None:
         size = note.arguments[2]
         if standin.kind == "stream":
+            if not (note.arguments[4] or note.argument(3) & socket.MSG_OOB):  # under a datagram socket's descriptor
+                self._a.listener.go_on(note)
+                return LATER
             return self._send_on_stream(note, standin, fetched)
         refuse_parts(note.argument(3))
         if size > net.MAX_DATAGRAM:

@@ -234,6 +234,9 @@ class Pump:
             standin.shut = True
         elif len(data) <= net.MAX_DATAGRAM:
             self._datagram(standin, data)
+        else:
+            standin.error = errno.EMSGSIZE  # that of the next call that can be told
+            self._moved(standin)
         self._watch(standin)
 
     def send_datagram(
