@@ -225,6 +225,7 @@ def test_more_than_there_is_credit_for_breaks_the_socket(connection, listener):
         net.GetOption(None, STREAM, "SO_BINDTODEVICE"),
         net.GetOption(77, STREAM, "nonsense"),
         net.Listen(1, DATAGRAM, 1, []),
+        net.Reach(1, STREAM, net.Endpoint("127.0.0.1", 9)),
     ],
 )
 def test_requests_that_make_no_sense_fail(connection, request_):
@@ -340,6 +341,16 @@ def test_from_where_a_connect_is_under_way_is_told_before_its_end(connection):
 def test_a_number_that_is_in_use_is_no_other_kind(connection, listener):
     with connect(connection, listener):
         assert connection.ask(net.Reach(1, DATAGRAM, ANY)) == abi.Failed("EINVAL")
+
+
+def test_a_number_that_is_in_use_is_of_no_other_family():
+    connection = Connection(net=["127.0.0.1"], listen=["[::1]:0"])
+    try:
+        bind = net.Bind(1, net.New("inet6", "stream", []), net.Endpoint("::1", 0))
+        assert isinstance(connection.ask(bind), net.Bound)
+        assert connection.ask(net.Reach(1, STREAM, net.Endpoint("127.0.0.1", 9))) == abi.Failed("EINVAL")
+    finally:
+        connection.sockets.close()
 
 
 def test_what_is_closed_before_it_is_decided_is_not_opened(connection, listener):

@@ -40,6 +40,8 @@ def check_way(sock: socket.socket, new: net.New, peer: net.Endpoint) -> None:
 
     There is no way, or it is a broadcast address, and SO_BROADCAST is not set. To connect a datagram socket is to look for the way.
     """
+    if new.kind != "datagram":
+        raise OSError(errno.EOPNOTSUPP, "not datagrams")
     host, _, *rest = sock.getsockname()
     with open_socket(new) as another:
         another.bind((host, 0, *rest))

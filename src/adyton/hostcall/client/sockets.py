@@ -166,7 +166,7 @@ class ClientSockets:
     def _entry(self, number: int, new: net.New) -> Entry:
         entry = self._sockets.get(number)
         if entry is not None:
-            if entry.kind != new.kind:
+            if (entry.kind, entry.family) != (new.kind, new.family):
                 raise OSError(errno.EINVAL, "the socket is of another kind")
             return entry
         if len(self._sockets) >= net.MAX_SOCKETS:
