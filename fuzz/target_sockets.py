@@ -145,7 +145,7 @@ class _Enclave:
     def tell(self, message: net.FromEnclave) -> None:
         assert net.from_enclave(net.encode(message)) == message
         if isinstance(message, net.Send):
-            left = self.credit[message.socket] = self.credit.get(message.socket, net.WINDOW) - len(message.data)
+            left = self.credit[message.socket] = self.credit.get(message.socket, net.FIRST) - len(message.data)
             assert left >= 0
 
     def bytes_pending(self) -> int:
@@ -183,7 +183,7 @@ class _Enclave:
                 message = draw.struct(net.FromClient)
                 number = 1 + draw.below(12)
                 if isinstance(message, net.Credit):
-                    self.credit[number] = min(net.MAX_WINDOW, self.credit.get(number, net.WINDOW) + message.size)
+                    self.credit[number] = min(net.MAX_WINDOW, self.credit.get(number, net.FIRST) + message.size)
                 self.pump.take(msgspec.structs.replace(message, socket=number))
 
 

@@ -87,6 +87,8 @@ def connect(connection, listener, number=1):
     result = connection.ask(net.Connect(number, STREAM, net.Endpoint(*listener.getsockname())))
     assert isinstance(result, net.Connected)
     connection.next(net.Begun)
+    assert connection.next(net.Credit).size == net.WINDOW - net.FIRST
+    connection.sockets.message(net.Credit(number, net.WINDOW - net.FIRST))
     accepted, _ = listener.accept()
     accepted.settimeout(PATIENCE)
     return accepted
@@ -167,6 +169,24 @@ def test_windows_grow_within_bounds_and_not_for_who_is_slow(window, waiting, gro
     assert not size or waiting <= window // 4
 
 
+@given(st.integers(0, net.MAX_GROWTH))
+def test_what_streams_have_beyond_their_first_window_is_bounded(grown):
+    size = net.opening(grown)
+    assert 0 <= size <= net.WINDOW - net.FIRST
+    assert grown + size <= net.MAX_GROWTH
+
+
+def test_a_connection_that_comes_has_the_window_of_one_that_is_made(connection):
+    there = connection.ask(net.Bind(1, STREAM, ANY)).local
+    connection.ask(net.Listen(1, STREAM, 1, [2]))
+    with socket.create_connection((there.host, there.port)) as peer:
+        assert connection.next(net.Incoming).accepted == 2
+        assert connection.next(net.Credit) == net.Credit(2, net.WINDOW - net.FIRST)
+        connection.sockets.message(net.Send(2, bytes(net.CHUNK)))
+        peer.settimeout(PATIENCE)
+        assert peer.recv(1)
+
+
 def test_a_stream_whose_bytes_are_taken_gets_a_larger_window_when_its_sender_is_blocked(connection, listener):
     with connect(connection, listener):
         sizes = []
@@ -183,7 +203,7 @@ def test_a_peer_that_is_slow_gets_no_larger_window(connection, listener):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     small = net.New("inet", "stream", [net.Option("SO_SNDBUF", [4096])])
     connection.ask(net.Connect(1, small, net.Endpoint(*listener.getsockname())))
-    connection.next(net.Begun)
+    connection.next(net.Credit)
     with listener.accept()[0]:
         for _ in range(net.WINDOW // net.CHUNK):
             connection.sockets.message(net.Send(1, bytes(net.CHUNK)))
@@ -370,6 +390,7 @@ def test_a_listener_accepts_no_more_than_it_has_numbers_for(connection):
     bound = connection.ask(net.Listen(1, STREAM, 5, [11, 12]))
     clients = [socket.create_connection((bound.local.host, bound.local.port), PATIENCE) for _ in range(4)]
     assert [connection.next(net.Incoming).accepted for _ in range(2)] == [11, 12]
+    connection.next(net.Credit)
     with pytest.raises(queue.Empty):
         connection.messages.get(timeout=0.05)
     connection.sockets.message(net.Accepts(1, [13]))

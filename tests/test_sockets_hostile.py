@@ -126,7 +126,7 @@ def test_a_client_that_is_always_blocked_gets_a_bounded_window(ward):
             client.tell(net.Blocked(number))
         assert client.enter("attempt", "1") == "1"
         given = [each.size for each in client.told if isinstance(each, net.Credit)]
-        assert net.WINDOW + sum(given) == net.MAX_WINDOW
+        assert net.FIRST + sum(given) == net.MAX_WINDOW
         left = net.MAX_WINDOW
         while left:
             client.tell(net.Received(number, bytes(min(left, net.CHUNK))))

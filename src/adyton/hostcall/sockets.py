@@ -26,10 +26,11 @@ Addresses are IP literals; a name is resolved by Resolve only.
     Incoming                          client     a connection to a listening socket, under one of its numbers
     SetOption, CloseSocket            enclave
 
-Backpressure: what is under way to a socket, in either direction, never exceeds its credit, WINDOW at first. A datagram counts
-DATAGRAM_COST more than its bytes. A side that sends more than it has credit for breaks the socket. Where a stream's bytes are taken as
-fast as they come, and its sender is Blocked all the same, the line between the two is what takes the time: the receiver doubles the window, up to
-MAX_WINDOW, as long as all that its windows have grown by is within MAX_GROWTH. (QUIC's STREAM_DATA_BLOCKED, RFC 9000 section 4.1.)
+Backpressure: what is under way to a socket, in either direction, never exceeds its credit, at first WINDOW of datagrams and FIRST of a stream,
+to which each side gives WINDOW at once when it is connected. A datagram counts DATAGRAM_COST more than its bytes. A side that sends more than
+it has credit for breaks the socket. Where a stream's bytes are taken as fast as they come, and its sender is Blocked all the same, the line
+between the two is what takes the time: the receiver doubles the window, up to MAX_WINDOW. All that its windows have beyond FIRST is within
+MAX_GROWTH: of many connections the latest have FIRST only. (QUIC's STREAM_DATA_BLOCKED, RFC 9000 section 4.1.)
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ from adyton.errors import RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.hostcall.encoding import LARGE, in_parts
 
-WINDOW = 1 << 20  # bytes
+FIRST = 1 << 16  # bytes
+WINDOW = 1 << 20
 MAX_WINDOW = 8 << 20
-MAX_GROWTH = 64 << 20  # of one side of an enclave
+MAX_GROWTH = 128 << 20  # of one side of an enclave
 STEPS = 8  # in how many a window's worth of credit is given
 CHUNK = (1 << 18) - 64  # bytes of a stream in one message, which the communicator then carries in full frames
 MAX_DATAGRAM = 65507  # bytes, of UDP over IPv4
@@ -305,10 +307,20 @@ class Incoming(_Struct, frozen=True):
 FromClient = Received | ReceivedFrom | EndOfStream | Begun | Broken | Credit | Blocked | Incoming
 
 
+def first(kind: Kind) -> int:
+    """A socket's window, in bytes, before anything is said of it."""
+    return FIRST if kind == "stream" else WINDOW
+
+
+def opening(grown: int) -> int:
+    """By how much a stream's window is larger once it is connected, in bytes; `grown`: what all windows of this side have beyond FIRST."""
+    return max(0, min(WINDOW - FIRST, MAX_GROWTH - grown))
+
+
 def growth(window: int, waiting: int, grown: int) -> int:
     """By how much the receiver of a stream whose sender is blocked makes its window larger, in bytes.
 
-    `waiting`: what has come, and is not taken; `grown`: what all windows of this side have grown by.
+    `waiting`: what has come, and is not taken; `grown`: see `opening`.
     """
     return 0 if waiting > window // 4 else max(0, min(window, MAX_WINDOW - window, MAX_GROWTH - grown))
 

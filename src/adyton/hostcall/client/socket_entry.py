@@ -22,9 +22,9 @@ class Entry:
     kind: net.Kind
     family: net.Family
     state: str = "open"  # open, connecting, connected, listening
-    credit: int = net.WINDOW
-    window: int = net.WINDOW
-    room: int = net.WINDOW
+    credit: int = 0
+    window: int = 0
+    room: int = 0
     taken: int = 0
     out: deque[tuple[bytes, tuple[Any, ...] | None, list[Item], int]] = field(default_factory=deque)  # and flags
     accepts: deque[int] = field(default_factory=deque)
@@ -37,6 +37,9 @@ class Entry:
     serves: bool = False  # a datagram socket that takes from everybody
     asked: set[str] = field(default_factory=set)  # options by which it wants to be told with a datagram
     watched: int = 0
+
+    def __post_init__(self) -> None:
+        self.credit = self.window = self.room = net.first(self.kind)
 
     @property
     def waiting(self) -> int:

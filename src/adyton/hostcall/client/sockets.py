@@ -51,7 +51,7 @@ class ClientSockets:
         self._decisions = Decisions(policy)
         self._thread = SocketThread(self._ready, self._release, way.failed)
         self._behind = False
-        self._grown = 0  # bytes, by which windows are larger than WINDOW
+        self._grown = 0  # bytes, by which windows are larger than at first
         self._starved = False  # a connection could not be accepted for lack of descriptors
 
     # -- from the enclave, any thread -----------------------------------------------------------------------------------
@@ -217,9 +217,12 @@ class ClientSockets:
         return self._connected(entry, peer)
 
     def _connected(self, entry: Entry, peer: net.Endpoint | None = None) -> Result:
-        return net.Connected(
+        connected = net.Connected(
             endpoint(entry.sock.getsockname()), endpoint(entry.sock.getpeername()) if peer is None else peer
         )
+        if entry.kind == "stream":
+            self._widen(entry, net.opening(self._grown))
+        return connected
 
     def _connect_ended(self, entry: Entry) -> None:
         assert entry.connecting is not None
@@ -363,7 +366,11 @@ class ClientSockets:
         self._way.send(net.Credit(entry.number, size))
 
     def _grow(self, entry: Entry) -> None:
-        if entry.kind == "stream" and (size := net.growth(entry.window, entry.waiting, self._grown)):
+        if entry.kind == "stream":
+            self._widen(entry, net.growth(entry.window, entry.waiting, self._grown))
+
+    def _widen(self, entry: Entry, size: int) -> None:
+        if size:
             self._grown += size
             entry.window += size
             entry.room += size
@@ -477,6 +484,7 @@ class ClientSockets:
                 self._forget(accepted)
                 continue
             self._way.send(net.Incoming(entry.number, number, local, endpoint(address)))
+            self._widen(accepted, net.opening(self._grown))
             self._watch(accepted)
         self._watch(entry)
 
@@ -512,7 +520,7 @@ class ClientSockets:
             self._thread.selector.unregister(entry.sock)
             entry.watched = 0
         del self._sockets[entry.number]
-        self._grown -= entry.window - net.WINDOW
+        self._grown -= entry.window - net.first(entry.kind)
         entry.sock.close()
         if entry.connecting is not None and not self._thread.closed:
             call, started = entry.connecting

@@ -19,7 +19,7 @@ from adyton.runtime.process.supervisor.sockets import standin as standins
 from adyton.runtime.process.supervisor.sockets.standin import Sender, StandIn, State
 
 BEHIND = 1 << 18  # bytes on their way to the client, from which on nothing more is read from stand-ins
-MAX_HELD = 256 << 20  # bytes for the guest, of all stand-ins together, that it has not read
+MAX_HELD = 256 << 20  # bytes for the guest, of all stand-ins together, that it has not read: beyond, datagrams are lost
 # Each needs a descriptor here, and the supervisor some of its own.
 MOST = min(net.MAX_SOCKETS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
 KEPT_BROKEN = 1024  # stand-ins whose connection was lost, for what the guest still asks about them
@@ -65,7 +65,7 @@ class Pump:
         self._numbers = 0
         self._behind = False
         self._held = 0  # bytes
-        self._grown = 0  # bytes, by which windows are larger than WINDOW
+        self._grown = 0  # bytes, by which windows are larger than at first
         self._costs = standins.Costs()
         # A selector asks for something; this only learns that the guest has closed its end.
         self._hangups = select.epoll()
@@ -113,7 +113,7 @@ class Pump:
         self._by_number[standin.number] = standin
         self._shrink(standin)
         standin.opened, standin.local, standin.taken = False, None, 0
-        standin.credit = standin.room = net.WINDOW
+        standin.credit = standin.room = standin.window
 
     def find(self, inode: int) -> StandIn | None:
         """The stand-in whose end in the guest has this inode."""
@@ -127,6 +127,8 @@ class Pump:
 
     def start(self, standin: StandIn) -> None:
         """It is connected: let its bytes flow."""
+        if standin.window < net.WINDOW:
+            self._widen(standin, net.opening(self._grown))
         self._watch(standin)
 
     def _watch(self, standin: StandIn) -> None:
@@ -351,25 +353,29 @@ class Pump:
                 self._lost(standin, "EIO")
 
     def _take_bytes(self, standin: StandIn, data: bytes) -> None:
-        if not self._has_room(standin, len(data), len(data)):
+        if not self._keeps_to_credit(standin, len(data)):
             return
+        self._held += len(data)
         standin.incoming.append(data)
         if len(standin.incoming) == 1:
             self._push(standin)
 
-    def _has_room(self, standin: StandIn, cost: int, size: int) -> bool:
-        """Whether the client kept to its credit, and there is memory; else the connection is lost."""
+    def _keeps_to_credit(self, standin: StandIn, cost: int) -> bool:
+        """Whether the client does; else the connection is lost."""
         standin.room -= cost
-        if standin.room < 0 or self._held + size > MAX_HELD:
-            self._lost(standin, "EIO" if standin.room < 0 else "ENOBUFS")
-            return False
-        self._held += size
-        return True
+        if standin.room < 0:
+            self._lost(standin, "EIO")
+        return standin.room >= 0
 
     def take_datagram(self, standin: StandIn, sender: Sender, data: bytes) -> None:
         """A datagram for the guest."""
-        if not self._has_room(standin, 0 if sender.local else len(data) + net.DATAGRAM_COST, len(data)):
+        cost = 0 if sender.local else len(data) + net.DATAGRAM_COST
+        if not self._keeps_to_credit(standin, cost):
             return
+        if cost and self._held + len(data) > MAX_HELD:
+            self._taken(standin, cost)
+            return
+        self._held += len(data)
         standin.incoming.append(data)
         standin.incoming_from.append(sender)
         if len(standin.incoming) == 1:
@@ -423,15 +429,19 @@ class Pump:
         """The client would send more than it has credit for."""
         if standin.kind != "stream" or standin.state != "connected":
             return
-        if size := net.growth(standin.window, sum(map(len, standin.incoming)), self._grown):
+        self._widen(standin, net.growth(standin.window, sum(map(len, standin.incoming)), self._grown))
+
+    def _widen(self, standin: StandIn, size: int) -> None:
+        if size:
             self._grown += size
             standin.window += size
             standin.room += size
             self._client.tell(net.Credit(standin.number, size))
 
     def _shrink(self, standin: StandIn) -> None:
-        self._grown -= standin.window - net.WINDOW
-        standin.window = net.WINDOW
+        first = net.first(standin.kind)
+        self._grown -= standin.window - first
+        standin.window = first
 
     def _show_end(self, standin: StandIn) -> None:
         """Nothing more comes: show that to the guest, once it has got all that came before."""

@@ -76,9 +76,9 @@ class StandIn:
     shown: bool = False  # its kernel has an error for the guest's end, as long as nobody was told of it
     unreported: bool = False  # a connect has ended, and nobody has been told
     filled: int = 0  # bytes in our end that are none of the guest's
-    credit: int = net.WINDOW
-    window: int = net.WINDOW
-    room: int = net.WINDOW
+    credit: int = 0
+    window: int = 0
+    room: int = 0
     taken: int = 0
     incoming: deque[bytes] = field(default_factory=deque)
     incoming_from: deque[Sender] = field(default_factory=deque)  # where each of them comes from, of datagrams
@@ -101,6 +101,9 @@ class StandIn:
     urgent: deque[int] = field(default_factory=deque)  # which of its bytes are urgent: how many are before each
     reachable: set[net.Endpoint] = field(default_factory=set)
     held: list[bytes] = field(default_factory=list)  # datagrams, until the client has a socket for them
+
+    def __post_init__(self) -> None:
+        self.credit = self.window = self.room = net.first(self.kind)
 
     @property
     def spent(self) -> bool:
