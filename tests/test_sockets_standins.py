@@ -167,9 +167,8 @@ def test_no_connection_is_lost_however_many_are_not_read_and_memory_is_bounded(p
         client.told.clear()
         for number, size in credit.items():
             held += size
-            while size:
-                pump.take(net.Received(number, bytes(min(size, net.CHUNK))))
-                size -= min(size, net.CHUNK)
+            for start in range(0, size, net.CHUNK):
+                pump.take(net.Received(number, bytes(min(size - start, net.CHUNK))))
             credit[number] = 0
             pump.take(net.Blocked(number))
     assert not any(each.lost or each.state != "connected" for each in pump._by_number.values())
