@@ -172,7 +172,9 @@ def test_no_connection_is_lost_however_many_are_not_read_and_memory_is_bounded(p
             credit[number] = 0
             pump.take(net.Blocked(number))
     assert not any(each.lost or each.state != "connected" for each in pump._by_number.values())
-    assert 300 * net.FIRST < held <= 300 * net.FIRST + net.MAX_GROWTH + 300 * (1 << 19)  # the latter in the kernel's hands
+    assert (
+        300 * net.FIRST < held <= 300 * net.FIRST + net.MAX_GROWTH + 300 * (1 << 19)
+    )  # the latter in the kernel's hands
 
 
 @pytest.mark.parametrize("result", [net.Bound(HERE), abi.Failed("EADDRINUSE")])
