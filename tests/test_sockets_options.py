@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import struct
+import textwrap
 import types
 
 import pytest
@@ -315,3 +316,46 @@ def test_interfaces_are_the_enclaves_own(tmp_path):
         lists = [0, 0, 0, 0, 80, 80]  # stand-ins are made where there is no address; else lo, and lo:0
         found = ["ENXIO", [[1, "lo"]], "no interface with this name"]
         assert at_work.run(code) == [1, "lo", *found, lists, ["lo"], 1, "127.0.0.1", "::1"]
+
+
+OF_NO_EFFECT = """
+    IP_RECVERR = 11  # which not every Python names
+    result = []
+    with socket.socket() as sock:
+        for number in (socket.IP_BIND_ADDRESS_NO_PORT, IP_RECVERR):
+            for value in (5, 0, 1):
+                result.append(sock.getsockopt(0, number))
+                sock.setsockopt(0, number, value)
+            result.append(sock.getsockopt(0, number))
+"""
+
+
+@sandbox
+def test_an_option_without_effect_is_read_as_it_was_set(tmp_path):
+    values = {"socket": socket}
+    exec(textwrap.dedent(OF_NO_EFFECT), values)
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        assert at_work.run(OF_NO_EFFECT) == values["result"] == [0, 1, 0, 1] * 2
+        assert at_work.fails("socket.socket().getsockopt(socket.IPPROTO_IPV6, 25)") == "ENOPROTOOPT"
+
+
+INHERITED = """
+    IP_RECVERR = 11
+    listener = socket.socket()
+    listener.setsockopt(1, socket.SO_RCVLOWAT, 3)
+    listener.setsockopt(1, socket.SO_RCVTIMEO, struct.pack("ll", 7, 0))
+    listener.setsockopt(0, IP_RECVERR, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as taken:
+        result = [taken.getsockopt(1, socket.SO_RCVLOWAT), taken.getsockopt(1, socket.SO_RCVTIMEO, 16)]
+        result.append(taken.getsockopt(0, IP_RECVERR))
+"""
+
+
+@sandbox
+def test_an_accepted_connection_has_the_options_of_its_listener(tmp_path):
+    values = {"socket": socket, "struct": struct}
+    exec(textwrap.dedent(INHERITED), values)
+    with enclave(tmp_path, **EVERYWHERE) as at_work:
+        assert at_work.run(INHERITED) == values["result"]

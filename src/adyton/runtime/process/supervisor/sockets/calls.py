@@ -161,9 +161,7 @@ class SocketCalls:
         with made.guest_end as guest_end:
             try:
                 guest_end.setblocking(blocks(fetched))
-                for option in options.LOCAL_SOCKET_OPTIONS:
-                    value = fetched.getsockopt(options.SOL_SOCKET, option, options.MAX_LENGTH)
-                    guest_end.setsockopt(options.SOL_SOCKET, option, value)
+                standins.inherit(made, spent)
                 self._a.listener.replace(note, note.argument(0), guest_end.fileno(), close_on_exec=spent.close_on_exec)
             except (GoneError, OSError):
                 self._a.pump.drop_refused(made)
@@ -319,6 +317,7 @@ class SocketCalls:
             raise failure(errno.ENOPROTOOPT)
         if option.place == "local":
             fetched.setsockopt(level, number, data)
+            standin.local_options[number] = data
             return 0
         self._check_option(option.name, standin)
         if option.place == "group":
@@ -331,6 +330,8 @@ class SocketCalls:
             standin.options[option.name] = values
             if standin.opened:
                 self._a.client.tell(net.SetOption(standin.number, net.Option(option.name, values)))
+        else:
+            standin.ignored[option.name] = values
         return 0
 
     def _check_kept(self, option: options.Known, call: str) -> None:
@@ -364,7 +365,11 @@ class SocketCalls:
                 note, 3, fetched.getsockopt(level, number, max(0, min(room, options.MAX_LENGTH))), cut=True
             )
             return 0
-        if option.place in ("told", "ignored", "device"):
+        if option.place == "ignored":
+            self._check_option(option.name, standin)
+            self._a.write_sized(note, 3, options.data_of(standin.ignored.get(option.name, [0])), cut=True)
+            return 0
+        if option.place in ("told", "device"):
             if number == options.SO_ERROR and level == options.SOL_SOCKET:
                 value = self._error(standin, fetched)
             else:

@@ -3,7 +3,7 @@
     CLIENT   an option of the client's socket, under its name in the ABI
     LOCAL    of the stand-in itself: the guest's kernel keeps it and obeys it
     TOLD     only read: what the supervisor knows
-    IGNORED  taken, and without effect: what it would report never happens to a stand-in, or is no business of a program's
+    IGNORED  taken, read as it was set, and without effect: what it would report never happens to a stand-in, or is no business of a program's
     GROUP    joins or leaves a multicast group: asked of the client, whose policy decides
     DEVICE   of which interface: any, by the client's choice
     REFUSED  fails with an errno, for a reason
@@ -198,8 +198,6 @@ OPTIONS: dict[tuple[int, int], Known] = {
     (IPPROTO_IPV6, 66): _switch("IPV6_RECVTCLASS"),
     (IPPROTO_IPV6, 67): Known("IPV6_TCLASS", least=-1, most=255, asked=True),
 }
-
-LOCAL_SOCKET_OPTIONS = (18, 20, 21)  # of these, one number for each: SO_RCVLOWAT, SO_RCVTIMEO, SO_SNDTIMEO
 
 _INT = struct.Struct("=i")
 _LINGER = struct.Struct("=ii")

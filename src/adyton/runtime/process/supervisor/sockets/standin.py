@@ -72,6 +72,10 @@ class StandIn:
     local: net.Endpoint | None = None
     peer: net.Endpoint | None = None
     options: dict[str, list[int]] = field(default_factory=dict)
+    local_options: dict[int, bytes] = field(
+        default_factory=dict
+    )  # of SOL_SOCKET, those that the guest's end has itself
+    ignored: dict[str, list[int]] = field(default_factory=dict)  # options without effect: what was set is what is read
     error: int = 0  # what SO_ERROR has
     shown: bool = False  # its kernel has an error for the guest's end, as long as nobody was told of it
     unreported: bool = False  # a connect has ended, and nobody has been told
@@ -121,6 +125,14 @@ def make(family: net.Family, kind: net.Kind, number: int) -> StandIn:
     end.setblocking(False)
     buffer = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     return StandIn(family, kind, number, end, other, os.fstat(other.fileno()).st_ino, buffer)
+
+
+def inherit(made: StandIn, other: StandIn) -> None:
+    """Before the guest has it: the options of another, its listener, say, but for those of the client's socket, which its kernel passes on."""
+    assert made.guest_end is not None
+    made.local_options, made.ignored = other.local_options.copy(), other.ignored.copy()
+    for number, value in made.local_options.items():
+        made.guest_end.setsockopt(socket.SOL_SOCKET, number, value)
 
 
 def has_hung_up(end: socket.socket) -> bool:

@@ -187,6 +187,7 @@ class StreamCalls:
         assert made.guest_end is not None
         assert made.peer is not None
         made.guest_end.setblocking(not flags & NONBLOCK)
+        standins.inherit(made, standin)
         if note.arguments[1]:
             self._a.write_address(note, 1, made.peer, made.family)
         with contextlib.suppress(OSError), copying():  # the guest has read it, to its own confusion
