@@ -72,6 +72,10 @@ def write_and_die(path: str, text: str) -> None:
     os.write(os.open(path, os.O_WRONLY | os.O_CREAT), text.encode())
     os.kill(os.getpid(), 9)
 
+def read_kept_at(path: str, size: int, offset: int) -> str:
+    """Without a look at how large it is, which reading all of it takes first."""
+    return os.pread(kept[path].fileno(), size, offset).decode()
+
 def close_kept(path: str) -> None:
     kept.pop(path).close()
 
@@ -220,6 +224,17 @@ def test_a_file_that_is_open_shows_what_others_write_into_it(each: Sharing) -> N
     Path(path).write_text("behind")
     assert each.enclave.call("read_kept", path) == "behind"
     each.enclave.call("close_kept", path)
+
+
+def test_what_others_append_to_an_open_file_is_read_at_once(strict: Sharing, loose: Sharing) -> None:
+    for shared in (strict, loose):
+        call, path = shared.enclave.call, shared.file("growing", "")
+        call("keep_open", path)
+        for number in range(3):
+            with open(path, "a") as file:
+                file.write(str(number))
+            assert call("read_kept_at", path, 2, number) == str(number)
+        call("close_kept", path)
 
 
 def test_programs_on_both_sides_count_together(strict: Sharing, loose: Sharing) -> None:

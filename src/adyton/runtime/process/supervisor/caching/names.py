@@ -211,7 +211,8 @@ class Names:
         """Another program has written into it."""
         self._versions += 1
         file.version = self._versions
-        self._stale(file)
+        if file.until == FOREVER:  # else the kernel asks anyway, and a notice would have it drop what it is just told
+            self._stale(file)
         file.contents.forget()
         file.target = None
 
