@@ -64,13 +64,17 @@ builtins.listener = socket.create_server(("127.0.0.1", 0))
 result = listener.getsockname()[1]
 """
 EXECUTING = """
+import mmap
 child = os.fork()
 if not child:
     files = [os.open(f"{directory}/{number}", os.O_RDWR | os.O_CREAT) for number in range(count)]
     for each in files:
         os.write(each, b"x")
+    maps = [mmap.mmap(each, 1) for each in files if mapped]
     busy = threading.Event()
     def begin():
+        for each in maps:
+            each[0] = ord("y")
         busy.wait()
         os.execv(sys.executable, [sys.executable, "-c", "pass"])
     threading.Thread(target=begin).start()
@@ -81,13 +85,15 @@ result = os.waitpid(child, 0)[1]
 """
 
 
-def test_another_thread_may_be_in_a_call_on_a_socket(tmp_path, directory):
-    """The new program has the number of that one, which its supervisor may be about to answer."""
+@pytest.mark.parametrize("mapped", [False, True])
+def test_another_thread_may_be_in_a_call_on_a_socket(tmp_path, directory, mapped):
+    """The new program has the number of that one, which its supervisor may be about to answer. What it has mapped is written first."""
     with enclave(tmp_path, allow_write=[str(directory)], **EVERYWHERE) as at_work:
         port = at_work.run(LISTENING)
-        done = at_work.start(EXECUTING, directory=str(directory), count=FILES)
+        done = at_work.start(EXECUTING, directory=str(directory), count=FILES, mapped=mapped)
         while not done.done():
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0) as peer:
                 peer.settimeout(0.01)
                 peer.recv(1)  # until it has been accepted, and the next is waited for; or there is nobody any more
         assert done.result() == 0
+        assert {(directory / str(number)).read_bytes() for number in range(FILES)} == {b"y" if mapped else b"x"}

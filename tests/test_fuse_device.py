@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import socket
 
 import pytest
@@ -46,6 +48,17 @@ def flush(unique, process):
 
 def read(unique, process):
     return fuse_abi.encode(Opcode.READ, unique, 2, fuse_abi.Read(1, 0, 4096), pid=process)
+
+
+def page(unique, process=0):
+    return fuse_abi.encode(
+        Opcode.WRITE, unique, 2, fuse_abi.Write(1, 0, 2, fuse_abi.WRITE_CACHE, os.O_RDWR, b"xx"), pid=process
+    )
+
+
+def written(unique):
+    body = fuse_answers.pack_written(2)
+    return fuse_answers.success(unique, len(body)) + body
 
 
 def look_up(unique, process=EXECUTING):
@@ -94,6 +107,33 @@ def test_a_close_of_an_execve_that_is_being_served_is_answered_once(device, kern
     assert answers(kernel) == [fuse_answers.failure(8, errno.EIO), fuse_answers.success(4)]
     device.write([fuse_answers.success(6)])
     assert not device._closes
+
+
+def test_a_page_that_an_execve_has_written_is_answered_and_served_afterwards(device, kernel):
+    requests = [page(2), page(4, AT_WORK)]
+    send(kernel, *requests)
+    device.serve_looks()
+    assert answers(kernel) == [written(2)]
+    assert list(device.requests()) == requests
+
+
+def test_a_page_that_is_being_written_is_answered_once(device, kernel):
+    send(kernel, page(2), page(4), page(6, AT_WORK))
+    assert len(list(device.requests())) == 3
+    device.write([fuse_answers.failure(4, errno.ENOSPC)])
+    for _ in range(2):
+        device.serve_looks()
+    assert answers(kernel) == [fuse_answers.failure(4, errno.ENOSPC), written(2)]
+    assert not device._pages
+
+
+def test_a_page_that_is_written_where_nobody_executes_a_program_is_waited_for(device, kernel, tmp_path):
+    shutil.rmtree(tmp_path / str(EXECUTING))
+    send(kernel, page(2))
+    assert list(device.requests()) == [page(2)]
+    send(kernel, page(4))
+    device.serve_looks()
+    assert not answers(kernel)
 
 
 @pytest.mark.parametrize("process", [AT_WORK, ENDING, 10, 0])
