@@ -155,6 +155,39 @@ def test_what_others_do_to_a_name_before_the_enclave_hears_of_its_own_change_is_
         assert kernel.lookup(FILE).attr.size == 9
 
 
+@pytest.mark.parametrize("others", ["", "before", "after"])
+def test_what_the_enclave_knows_of_a_directory_that_it_removed_is_kept_unless_others_made_another(client, others):
+    """That the client tells no more of what is in it is no word of others."""
+    kernel = CachingKernel.of(client, "close-to-open", lags=True)
+    kernel.listdir("/work/out")
+    kernel.mkdir(FILE)
+    kernel.listdir(FILE)
+    real, asked = client.execute, []
+
+    def overtaken(request):
+        result = real(request)
+        if isinstance(request, abi.Remove):
+            for told in {"": "end", "before": "another end", "after": "end another"}[others].split():
+                if told == "end":
+                    client.changes.append((FILE, ""))
+                else:
+                    client.directory(FILE)
+                    client.another(FILE)
+        else:
+            asked.append(request)
+        return result
+
+    client.execute = overtaken
+    kernel.rmdir(FILE)
+    asked.clear()
+    if others:
+        assert kernel.lookup(FILE).node
+    else:
+        with raises(errno.ENOENT):
+            kernel.lookup(FILE)
+    assert bool(asked) == bool(others)
+
+
 def test_what_others_append_to_an_open_file_is_read_though_they_move_it_then(client, kernel):
     client.file(FILE, b"first,")
     f = kernel.open(FILE)

@@ -239,7 +239,7 @@ class Cache:
                     self._writing.changed_by_others(file)
                 self.state.changed_by_others(path)
             else:
-                self.state.note(directory)
+                self.state.note_within(directory)
                 for file in self.state.names.forget_folder(directory):
                     self._writing.changed_by_others(file)
                 self.state.names.forget_below(directory)

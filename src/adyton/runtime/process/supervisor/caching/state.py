@@ -60,6 +60,7 @@ class State:
         self.learning = 0  # requests under way from whose results something is learnt
         self.changes = 0
         self.changed_at: dict[str, int] = {}  # paths that changed while something was asked
+        self._within: dict[str, int] = {}  # of these, directories of whose names nothing is told any more, no more
 
     def exclusive(self, path: str) -> bool:
         return self.coherence(path) == "exclusive"
@@ -75,8 +76,17 @@ class State:
             self.changed_at[path] = self.changes
             if len(self.changed_at) > MAX_CHANGES:
                 self.changed_at = {"": self.changes}  # everything
+                self._within.clear()
         elif self.changed_at:
             self.changed_at.clear()
+            self._within.clear()
+
+    def note_within(self, directory: str) -> None:
+        """The same of all that is in the directory; of what that is itself, the one above it tells."""
+        is_itself = self.changed_at.get(directory) == self._within.get(directory)
+        self.note(directory)
+        if is_itself and directory in self.changed_at:
+            self._within[directory] = self.changes
 
     def send(self, request: abi.Request, learn: Callable[[Any, int], object]) -> Pending:
         """Ask something from which `learn(outcome, mark)` learns, whether or not anybody waits."""
@@ -97,7 +107,13 @@ class State:
             self.note(path)
         marks: list[int] = []
         outcome = yield self.send(request, lambda _outcome, mark: marks.append(mark))
-        return outcome, [path for path in paths if self.is_older(path, marks[0])]
+        return outcome, [path for path in paths if self._is_contested(path, marks[0])]
+
+    def _is_contested(self, path: str, mark: int) -> bool:
+        """A directory that the enclave removes or moves has its promise ended, which is no other program's doing."""
+        if path in self._within and self._within[path] == self.changed_at.get(path):
+            path = split(path)[0]
+        return self.is_older(path, mark)
 
     def is_older(self, path: str, mark: int) -> bool:
         """Whether what was asked at `mark` may not hold for the path."""
