@@ -15,7 +15,6 @@ import mmap
 import os
 import select
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -116,11 +115,11 @@ class FuseDevice:
 
     def wait(self) -> None:
         """For a request, or a moment."""
-        if self._taken_bytes >= MOST_TAKEN:
-            time.sleep(WAIT_SECONDS)
-        else:
-            with suppress(OSError, ValueError):  # closed meanwhile
-                select.select([self.descriptor], [], [], WAIT_SECONDS)
+        poller = select.poll()
+        if self._taken_bytes < MOST_TAKEN:
+            with suppress(ValueError):  # closed meanwhile
+                poller.register(self.descriptor, select.POLLIN)
+        poller.poll(WAIT_SECONDS * 1e3)
 
     def serve_looks(self) -> None:
         """Take what there is, and answer what the look may be waiting for."""

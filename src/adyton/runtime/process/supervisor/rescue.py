@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 
-from adyton.runtime.process.supervisor.fuse_device import FuseDevice
+from adyton.runtime.process.supervisor.fuse_device import WAIT_SECONDS, FuseDevice
 from adyton.runtime.process.supervisor.looks import Looks, looks
 
 SOON = 0.01  # seconds after which a look is attended to
@@ -47,7 +47,10 @@ class Rescue:
         while self._looks.meanwhile(look, self._help):
             if time.monotonic() >= deadline:
                 self._end()
-            self._device.wait()
+            if self._looks.can_be_helped:
+                self._device.wait()
+            else:  # requests may be waiting, which are not for this thread
+                time.sleep(WAIT_SECONDS)
 
     def _help(self) -> None:
         if self._looks.can_be_helped:
