@@ -1,7 +1,8 @@
 """How a system call on a socket is answered: at once, when the client has answered, or when something has changed.
 
 A call that the client has to be asked for is answered when its answer comes, and others are answered meanwhile. A signal may end the
-wait: a call that is restarted with the same arguments joins what it had begun.
+wait: a call that is restarted with the same arguments joins what it had begun. The client is asked for one call on a socket at a time:
+those that other threads make meanwhile are done anew when that has been answered, as the kernel has them wait for the socket's lock.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ class Flight:
 
 
 class Answering:
-    """See the module. `pump` is set before the first call."""
+    """See the module. `pump` and `again` are set before the first call; `again` does a call anew that has waited."""
 
     pump: Pump
+    again: Callable[[Note], None]
 
     def __init__(self, listener: Listener, loop: Loop, client: Client) -> None:
         self.listener = listener
@@ -87,23 +89,30 @@ class Answering:
         request: net.Request,
         finish: Callable[[net.Result | abi.Failed], int],
     ) -> int | None:
-        """Ask the client, once for a call and its restarts; `finish` says what comes of the answer."""
+        """Ask the client, once for a call and its restarts; `finish` says what comes of the answer.
+
+        While it is asked for another thread's call, this one waits, and then is done anew from its beginning.
+        """
+        if self._is_anothers_turn(note, standin):
+            self.wait(note, standin, lambda: self._is_done_anew(note, standin), None)
+            return LATER
         key = (note.number, note.arguments[1:], request)
         flight = self.flights.get(standin.inode)
-        if flight is not None:
-            if flight.key == key:
-                if flight.result is None:
-                    flight.note = note
-                    return LATER
-                del self.flights[standin.inode]
-                if isinstance(flight.result, OSError):
-                    raise flight.result
-                return flight.result
-            if flight.result is None and self.listener.waits(flight.note):
-                raise failure(errno.EALREADY)
+        if flight is not None and flight.key == key:
+            if flight.result is None:
+                flight.note = note
+                return LATER
+            del self.flights[standin.inode]
+            if isinstance(flight.result, OSError):
+                raise flight.result
+            return flight.result
         flight = self.flights[standin.inode] = Flight(key, note)
 
         def done(result: net.Result | abi.Failed) -> None:
+            land(result)
+            self.moved(standin)  # who waits for its turn
+
+        def land(result: net.Result | abi.Failed) -> None:
             outcome: int | OSError
             if not self.pump.knows(standin):
                 self.flights.pop(standin.inode, None)
@@ -125,6 +134,29 @@ class Answering:
 
         self.client.request(request, done)
         return LATER
+
+    def _is_anothers_turn(self, note: Note, standin: StandIn) -> bool:
+        """Whether the client is being asked for a call of another thread, which still waits for it."""
+        flight = self.flights.get(standin.inode)
+        return (
+            flight is not None
+            and flight.result is None
+            and flight.note.thread != note.thread
+            and self.listener.waits(flight.note)
+        )
+
+    def _is_done_anew(self, note: Note, standin: StandIn) -> bool:
+        """Do a call that has waited for its turn, if it has come."""
+        if self._is_anothers_turn(note, standin):
+            return False
+        self.again(note)
+        return True
+
+    def forget_answered(self, standin: StandIn) -> None:
+        """What the client has answered for a call that a signal had ended is of no use any more."""
+        flight = self.flights.get(standin.inode)
+        if flight is not None and flight.result is not None:
+            del self.flights[standin.inode]
 
     def let_go(self, request: net.Request, result: net.Result | abi.Failed) -> None:
         """The guest has closed a socket meanwhile: what the client has opened for it is of no use."""

@@ -58,6 +58,8 @@ _OF_DATAGRAMS = {
     "IPV6_LEAVE_GROUP": errno.EPROTO,
 }
 
+_BEGIN = frozenset(("connect", "bind", "listen"))  # calls that need a stand-in that is not spent
+
 _NAME_CACHE = b"/var/run/nscd/socket"
 
 
@@ -94,29 +96,32 @@ class SocketCalls:
         self._descriptors = Descriptors(listener, self.pump)
         self._setting, self._connecting, self._sending = number("setsockopt"), number("connect"), number("sendto")
         self._defaults: dict[tuple[str, str, str], list[int]] = {}
+        steps: dict[str, Step] = {
+            "connect": self._connect,
+            "bind": self._bind,
+            "listen": self._streams.listen,
+            "accept": lambda note, standin, fetched: self._streams.accept(note, standin, fetched, 0),
+            "accept4": lambda note, standin, fetched: self._streams.accept(note, standin, fetched, note.argument(3)),
+            "getsockname": self._getsockname,
+            "getpeername": self._getpeername,
+            "getsockopt": self._getsockopt,
+            "setsockopt": self._setsockopt,
+            "shutdown": self._shutdown,
+            "sendto": self._datagrams.sendto,
+            "recvfrom": self._recvfrom,
+            "sendmsg": self._messages.sendmsg,
+            "recvmsg": self._messages.recvmsg,
+            "sendmmsg": self._messages.sendmmsg,
+            "recvmmsg": self._messages.recvmmsg,
+        }
         self.handlers = {
             "socket": self._handler(self._socket),
             "dup": self._handler(self._descriptors.duplicate),
             "fcntl": self._handler(self._descriptors.duplicate),
-            "connect": self._on(self._connect, begins=True),
-            "bind": self._on(self._bind, begins=True),
-            "listen": self._on(self._streams.listen, begins=True),
-            "accept": self._on(lambda note, standin, fetched: self._streams.accept(note, standin, fetched, 0)),
-            "accept4": self._on(
-                lambda note, standin, fetched: self._streams.accept(note, standin, fetched, note.argument(3))
-            ),
-            "getsockname": self._on(self._getsockname),
-            "getpeername": self._on(self._getpeername),
-            "getsockopt": self._on(self._getsockopt),
-            "setsockopt": self._on(self._setsockopt),
-            "shutdown": self._on(self._shutdown),
-            "sendto": self._on(self._datagrams.sendto),
-            "recvfrom": self._on(self._recvfrom),
-            "sendmsg": self._on(self._messages.sendmsg),
-            "recvmsg": self._on(self._messages.recvmsg),
-            "sendmmsg": self._on(self._messages.sendmmsg),
-            "recvmmsg": self._on(self._messages.recvmmsg),
+            **{name: self._on(step, begins=name in _BEGIN) for name, step in steps.items()},
         }
+        again = {number(name): self._on(step, begins=name in _BEGIN, later=True) for name, step in steps.items()}
+        self._a.again = lambda note: again[note.number](note)
 
     def close(self) -> None:
         self.pump.close()
@@ -137,11 +142,11 @@ class SocketCalls:
 
         return handle
 
-    def _on(self, step: Step, *, begins: bool = False) -> Callable[[Note], None]:
-        """A call whose first argument is a socket. `begins`: it needs one that is not spent."""
+    def _on(self, step: Step, *, begins: bool, later: bool = False) -> Callable[[Note], None]:
+        """A call whose first argument is a socket. `begins`: it needs one that is not spent. `later`: it has waited."""
 
         def find(note: Note) -> int | None:
-            descriptor = self._a.listener.fetch(note, note.argument(0))
+            descriptor = self._a.listener.fetch(note, note.argument(0), later=later)
             with socket.socket(fileno=descriptor) as fetched:
                 standin = self._a.pump.find(os.fstat(descriptor).st_ino)
                 if standin is None:

@@ -132,7 +132,7 @@ class StreamCalls:
             raise failure(errno.EOPNOTSUPP)
         backlog = note.argument(1)
         if standin.state == "listening":
-            self._a.flights.pop(standin.inode, None)
+            self._a.forget_answered(standin)
             return 0
         if standin.state != "new":
             raise failure(errno.EINVAL)
