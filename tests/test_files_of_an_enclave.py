@@ -499,3 +499,61 @@ def test_a_chown_that_changes_nothing_leaves_the_size_of_what_was_written(execut
         os.close(sys.kept)
     """
     assert execute(owned) == 9000
+
+
+class TestSignals:
+    """A signal whose handler does not restart calls, as Python's do not, where programs in C do not make them once more."""
+
+    TICKING = """
+        def ticking(function):
+            def run():
+                signal.signal(signal.SIGALRM, lambda *_: None)
+                signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+                try:
+                    return function()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            return child(run)
+    """
+
+    def test_a_database_is_written_as_without(self, execute: Execute, file: Path) -> None:
+        database = file.with_name("signals.db").name
+        code = f"""
+            import sqlite3
+            def writes():
+                database = sqlite3.connect({database!r}, isolation_level=None)
+                database.execute("create table numbers (number)")
+                for number in range(40):
+                    database.execute("insert into numbers values (?)", (number,))
+                return database.execute("select count(*) from numbers").fetchone()[0]
+            result = ticking(writes)
+        """
+        assert execute(dedent(self.TICKING) + dedent(code)) == "40"
+
+    def test_fsync_waits_for_the_disk(self, execute: Execute, file: Path) -> None:
+        code = f"""
+            libc.fsync.restype = ctypes.c_int
+            def syncs():
+                descriptor = os.open({file.name!r}, os.O_RDWR)
+                failed = set()
+                for number in range(100):
+                    os.pwrite(descriptor, b"x" * 100_000, 0)
+                    if libc.fsync(descriptor):
+                        failed.add(errno.errorcode[ctypes.get_errno()])
+                return failed or None
+            result = ticking(syncs)
+        """
+        assert execute(dedent(self.TICKING) + dedent(code)) == "None"
+
+    def test_a_mapping_is_read_as_without(self, execute: Execute, file: Path) -> None:
+        file.write_bytes(bytes(range(256)) * (8 << 12))
+        code = f"""
+            def reads():
+                total = 0
+                with open({file.name!r}, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                    for place in range(0, len(mapped), 4096):
+                        total += mapped[place + 1]
+                return total
+            result = ticking(reads)
+        """
+        assert execute(dedent(self.TICKING) + dedent(code)) == str((8 << 20) // 4096)

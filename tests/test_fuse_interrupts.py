@@ -80,6 +80,15 @@ def test_what_must_not_be_done_twice_is_not_interrupted(kernel: FakeKernel, opco
     assert kernel.answers[unique].errno == 0
 
 
+def test_fsync_is_not_interrupted(kernel: FakeKernel) -> None:
+    node, handle = kernel.open("/work/out/f", os.O_WRONLY)
+    unique = kernel.send(Opcode.FSYNC, node, fuse_abi.Sync(handle, 0))
+    interrupt(kernel, unique)
+    assert unique not in kernel.answers
+    kernel.run()
+    assert kernel.answers[unique].errno == 0
+
+
 def test_a_write_has_its_place_or_is_not_interrupted(kernel: FakeKernel) -> None:
     placed = kernel.open("/work/out/f", os.O_WRONLY)
     appending = kernel.open("/work/out/f", os.O_WRONLY | os.O_APPEND)

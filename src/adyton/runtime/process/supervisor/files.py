@@ -118,8 +118,9 @@ REFUSED: Mapping[Opcode, int] = {
 SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
 
 # What a signal to the waiting thread may end with EINTR: what POSIX lets fail so, and what may be done once more without harm
-# (a C library or Python does so unasked). All else takes its time: an exclusive create that had happened after all would then fail.
-INTERRUPTIBLE: frozenset[Opcode] = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.FSYNC})
+# (a C library or Python does so unasked). All else takes its time: an exclusive create that had happened after all would then fail;
+# and an `fsync` that fails is taken for the disk's error, by SQLite say, since no local file system's is ended by a signal.
+INTERRUPTIBLE: frozenset[Opcode] = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE})
 
 
 STANDARD_INPUT_TICKET = 0
