@@ -20,14 +20,14 @@ class Proc:
     def __init__(self, folder):
         self.folder = folder
 
-    def process(self, number, size, *, forked=True, state="S"):
+    def process(self, number, size, *, forked=True, state="S", parent="1"):
         """Of `size` MiB, of its own as far as it can be seen."""
         (self.folder / number / "fd").mkdir(parents=True, exist_ok=True)
         (self.folder / number / "task").mkdir(exist_ok=True)
         (self.folder / number / "status").write_text(f"Name:\tx\nRssAnon:\t{size << 10} kB\n")
         (self.folder / number / "smaps_rollup").write_text(f"Rss: 1 kB\nPss_Anon:\t{size << 10} kB\n")
         (self.folder / number / "stat").write_text(
-            f"{number} (a) b) {state} 1 2 3 0 -1 {0x400040 if forked else 0x400000} 1"
+            f"{number} (a) b) {state} {parent} 2 3 0 -1 {0x400040 if forked else 0x400000} 1"
         )
 
     def thread(self, process, number, call=WAITS, *, wchan="kernel_clone", state="D", children="", runs=3):
@@ -117,6 +117,18 @@ def test_who_was_forked_before_is_not_taken_for_one_that_has_executed_its_progra
 
     monkeypatch.setattr(memory_lent, "is_forked", executes)
     assert borrowers(str(proc.folder)) == ({"5": False} if again else {})
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"), [({}, {"3": True}), ({"4": "2"}, {"3": True}), ({"4": "1"}, {"3": False, "4": False})]
+)
+def test_where_the_kernel_does_not_tell_a_threads_children_it_is_one_of_its_processs(proc, others, expected):
+    proc.process("3", 200)
+    for number, parent in others.items():
+        proc.process(number, 200, parent=parent)
+    proc.thread("1", "7")
+    (proc.folder / "1" / "task" / "7" / "children").unlink()  # CONFIG_PROC_CHILDREN
+    assert borrowers(str(proc.folder)) == expected
 
 
 def test_however_many_borrow_at_once_it_counts_once(proc):

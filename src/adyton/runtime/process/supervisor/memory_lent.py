@@ -33,7 +33,7 @@ _ENDED = (b"Z", b"X")
 _FORKED = 0x40  # PF_FORKNOEXEC, linux/sched.h
 _RUNS = b"\nvoluntary_ctxt_switches:"
 _LOOKS = 3  # at most, at a thread that ceases to wait, and waits again
-_STATE, _FLAGS = 0, 6  # behind the name in a stat
+_STATE, _PARENT, _FLAGS = 0, 1, 6  # behind the name in a stat
 
 Borrowers = Mapping[str, bool]  # process → whether it is sure that it has its parent's memory
 
@@ -70,16 +70,35 @@ def _of(proc: str, thread: str, found: dict[str, bool]) -> None:
         if not lends(read(f"{thread}/syscall")):
             return
         runs = _runs(thread)
-        with open(f"{thread}/children", encoding="ascii") as file:
-            children = file.read().split()  # the latest comes last, but for those that were another's
+        children, are_its_own = _children(proc, thread)
         forked = [child for child in children if _is_still_forked(proc, child)]
         waits = read(f"{thread}/wchan").partition(b".")[0] in _PLACES
         if not waits and _stat(thread)[_STATE] != _SLEEPS:
             return
         if runs == _runs(thread):  # so it waited all the time, and its child was among these
-            if forked:
-                found[forked[-1]] = waits and len(forked) == 1
+            for child in forked[-1:] if are_its_own else forked:
+                found[child] = waits and len(forked) == 1
             return
+
+
+def _children(proc: str, thread: str) -> tuple[list[str], bool]:
+    """A thread's, of which the latest comes last, but for those that were another's. False: its process's, in any order.
+
+    So it is where the kernel does not tell whose they are (without CONFIG_PROC_CHILDREN).
+    """
+    try:
+        with open(f"{thread}/children", encoding="ascii") as file:
+            return file.read().split(), True
+    except FileNotFoundError:
+        process = thread.split("/")[-3].encode()
+        return [each for each in filter(str.isdigit, os.listdir(proc)) if _parent(proc, each) == process], False
+
+
+def _parent(proc: str, process: str) -> bytes:
+    try:
+        return _stat(f"{proc}/{process}")[_PARENT]
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _is_still_forked(proc: str, process: str) -> bool:
