@@ -232,3 +232,17 @@ def test_what_only_one_of_several_looks_sees_ends_nobody(proc, monkeypatch):
     monkeypatch.setattr(watch, "_exact_once", once)
     assert watch.look().memory == 201 * MIB
     assert len(looks) == 3
+
+
+def test_no_more_are_read_exactly_than_are_too_much(proc):
+    """To read all of many, which go on meanwhile, may take many times as long."""
+    small = [str(number) for number in range(10, 40)]
+    for process in small:
+        proc.process(process, 1, forked=False)
+    for process in "34":
+        proc.process(process, 200, forked=False)
+    watch = proc.watch(200)
+    assert watch._exact().memory > watch.wall
+    before = watch._read_exactly
+    assert watch._exact().memory > watch.wall
+    assert watch._read_exactly - before == 3 * 2, "those that had the most, by each of three looks"

@@ -27,6 +27,7 @@ memory take (/dev/shm, /tmp, memfd_create) is bounded by their file systems, whe
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import re
@@ -138,6 +139,7 @@ class MemoryWatch:
         self._exact_due = 0.0  # when there may be another exact look, though nobody insists
         self._since: float | None = None  # when the first look began that did not end well
         self._read_exactly = 0  # processes, by exact looks
+        self._had: dict[str, int] = {}  # what the last exact look read of each
         self._sleeps = False  # until one of the guest's processes has run
         self._checked = False  # every now and then, by the loop
 
@@ -296,10 +298,14 @@ class MemoryWatch:
             looks.append(self._exact_once())
         return min(looks, key=lambda look: look.memory)._replace(took=time.thread_time() - began)
 
-    def _exact_once(self) -> Exact:
-        there = self._processes()
+    def _exact_once(self, *, whole: bool = False) -> Exact:
+        """Unless it is to be `whole`, of as many as are too much: to read all may take many times as long, and they go on meanwhile."""
+        most = math.inf if whole else self.wall - self._beside
+        there = sorted(self._processes(), key=lambda process: self._had.get(process, 0), reverse=True)
         forked = {process for process in there if self._is_forked(process)}
-        memory, sizes, _ = self._look(there, self._together)
+        memory, sizes, _ = self._look(there, self._together, most)
+        self._had = dict(memory)
+        is_part = sum(memory.values()) > most
         still = self._processes()
         # A page that who was read had as well counts for more in who is read after its end: both would be too much.
         for gone in memory.keys() - set(still):
@@ -316,7 +322,9 @@ class MemoryWatch:
         for process in executed:
             del memory[process], sizes[process]
         together = sum(memory.values()) + sum(again.values()) + max(0, unsure - self._limit)
-        return Exact(together, {**sizes, **sizes_again}, set(there) == set(still), 0.0)
+        if is_part and together <= most:
+            return self._exact_once(whole=True)
+        return Exact(together, {**sizes, **sizes_again}, not is_part and set(there) == set(still), 0.0)
 
     def _is_forked(self, process: str) -> bool:
         try:
@@ -328,16 +336,19 @@ class MemoryWatch:
         return list(filter(str.isdigit, os.listdir(self._proc)))
 
     def _look(
-        self, processes: Iterable[str], measure: Callable[[str, bytes], tuple[int, Size]]
+        self, processes: Iterable[str], measure: Callable[[str, bytes], tuple[int, Size]], most: float = math.inf
     ) -> tuple[dict[str, int], dict[str, Size], int]:
-        """What each process has of memory: as it is measured, and its size; and the descriptors of all."""
+        """What each process has of memory: as it is measured, and its size; and the descriptors of all. None further when it is more than `most`."""
         memory: dict[str, int] = {}
         sizes: dict[str, Size] = {}
-        descriptors = 0
+        descriptors = found = 0
         for process in processes:
+            if found > most:
+                break
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 name, status = self._going_on(process)
                 memory[process], sizes[process] = measure(name, status)
+                found += memory[process]
                 descriptors += os.stat(f"{self._proc}/{name}/fd").st_size  # Linux 6.2
         return memory, sizes, descriptors
 
