@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -243,6 +244,9 @@ def cli(shelf, capfd, monkeypatch):
 
 @pytest.mark.parametrize(("command", "status", "text"), rows())
 def test_wrong_uses(cli, shelf, monkeypatch, command, status, text):
+    monkeypatch.setenv(
+        "PATH", os.defpath
+    )  # a folder of it that may not be searched makes another error of a missing program
     before = content(shelf)
     got, out, err = cli(*shlex.split(command))
     assert (got, out) == (status, ""), err
