@@ -1,11 +1,11 @@
 """Starting a guest: from the fork in a supervisor that has no threads, to the image's code behind all its walls.
 
-    supervisor ─fork─► intermediate: new user, mount, pid, net, ipc, uts and cgroup namespaces
+    supervisor ─fork─► intermediate: new user, mount, pid, net, ipc and uts namespaces
                            ├─fork─► PID 1 in there (init.py);   the intermediate exits, the supervisor becomes the parent of both
                            └─fork─► guest
     supervisor ◄─ FUSE ──  descriptors, see GuestStart
     guest: mounts its own on the FUSE root (the supervisor answers look-ups meanwhile), makes that its root
-    supervisor ── GO ────► guest: dies with its parent from now on
+    supervisor ── GO ────► guest: dies with its parent from now on, and is in a cgroup namespace
                ◄─ READY ─  or FAILED
     guest: main(side), which calls side.finish before it runs any of the image's code
                ◄─ LISTENER, on which the supervisor is asked about system calls from then on
@@ -67,7 +67,6 @@ _KINDS = (
     | namespaces.NEWNET
     | namespaces.NEWIPC
     | namespaces.NEWUTS
-    | namespaces.NEWCGROUP  # /proc/self/cgroup would name the service or container that the server is
 )
 
 
@@ -87,9 +86,14 @@ class Limits:
     files: int | None = None
     cpu: int | None = None
 
-    def size(self, most: int) -> str:
+    def size(self, most: int) -> int:
         """Of a tmpfs of at most so many bytes."""
-        return str(most if self.memory is None else min(self.memory, most))
+        return most if self.memory is None else min(self.memory, most)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the guest's files in memory, at most."""
+        return self.size(_SHM_SIZE) + self.size(_TMP_SIZE)
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,15 @@ def start_guest(
     programs: Sequence[str] = (),
     client_time: bool = False,
     meanwhile: Callable[[], object] = lambda: None,
+    join: Callable[[int], object] = lambda _process: None,
 ) -> GuestStart:
     """Start a guest that has each of `layers` unpacked (`unpack(layer, directory)`) in /enclave, and then calls `main`.
 
     Called once, before the process has threads. `programs`: as in the manifest; it is by their modes, which `unpack` gives, and by how
     their file systems are mounted that no others can be executed. `client_time`: the guest's realtime clock is to follow the client's,
     where this machine can do that. `meanwhile`: what there is to do here while the guest is being forked, such as
-    imports of which the guest shall know nothing. PlatformError if the guest cannot be had.
+    imports of which the guest shall know nothing. `join`: called with each of its processes, before any of the image's code
+    runs: puts it into a control group. PlatformError if the guest cannot be had.
     """
     control, guest_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdout, guest_stdout = os.pipe2(os.O_CLOEXEC)
@@ -164,6 +170,8 @@ def start_guest(
                 f"the guest's file tree cannot be had: {message[len(FAILED) :].decode() or 'its process ended'}"
             )
         os.waitpid(intermediate, 0)  # has exited, and so both are this process's own children
+        join(init_pid)
+        join(pid)
         os.write(go, GO)  # and open as long as this process lives
         control.send(GO)
     except OSError as error:
@@ -251,7 +259,7 @@ class _Start(Generic[_Layer]):
         device = os.open(root.FUSE, os.O_RDWR | os.O_CLOEXEC)
         mounts.attach(mounts.fuse(device, GUEST_UID), root.MOUNT_POINT)
         proc = mounts.file_system("proc", {}, mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC)
-        options = {"size": self.limits.size(_SHM_SIZE), "nr_inodes": _INODES, "mode": "1777"}
+        options = {"size": str(self.limits.size(_SHM_SIZE)), "nr_inodes": _INODES, "mode": "1777"}
         shm = mounts.file_system("tmpfs", options, _FOR_DATA)
         directories = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=each) for each in (proc, shm)]
         sent = [device, *directories, namespaces.open_diagnosis().detach(), *clock]
@@ -268,6 +276,9 @@ class _Start(Generic[_Layer]):
         namespaces.set_host_name("enclave")
         if self.control.recv(16) != GO:
             return
+        namespaces.unshare(
+            namespaces.NEWCGROUP
+        )  # /proc/self/cgroup would name the service or container that the server is
         namespaces.die_with_parent()
         self.control.send(READY)  # fails if the parent was gone already, which ends this process
         self.main(GuestSide(self.control, self._finish))
@@ -331,7 +342,7 @@ class _Start(Generic[_Layer]):
         namespaces.set_host_name(host_name)
         directory = HOME if own_path(posixpath.normpath(working_directory)) else working_directory
         if mount_tmp:
-            options = {"size": self.limits.size(_TMP_SIZE), "nr_inodes": _INODES, "mode": "1777"}
+            options = {"size": str(self.limits.size(_TMP_SIZE)), "nr_inodes": _INODES, "mode": "1777"}
             mounts.attach(mounts.file_system("tmpfs", options, _FOR_DATA), "/tmp")  # noqa: S108 - the enclave's own
         try:
             os.chdir(directory)

@@ -34,7 +34,17 @@ from typing import TYPE_CHECKING, NoReturn
 from adyton.errors import AdytonError, PlatformError
 from adyton.image.layers import PACKAGES
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import idle_watch, landlock, layer_store, mounts, namespaces, root, unpacker, vdso
+from adyton.runtime.process import (
+    idle_watch,
+    landlock,
+    layer_store,
+    memory_group,
+    mounts,
+    namespaces,
+    root,
+    unpacker,
+    vdso,
+)
 from adyton.runtime.process.dead_mans_switch import DeadMansSwitch
 
 if TYPE_CHECKING:
@@ -129,6 +139,7 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
     uid, gid = os.geteuid(), os.getegid()
     kinds = namespaces.NEWNS | namespaces.NEWNET | namespaces.NEWIPC
     own_ids = namespaces.has_ids_to_give()
+    groups = memory_group.make()
     try:
         if own_ids:
             namespaces.unshare(kinds)
@@ -146,9 +157,11 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
         raise PlatformError(f"the zygote's namespaces and file tree cannot be made here ({error})") from error
     code = (
         f"import sys; sys.path += [{root.LIBRARIES!r}, {root.SUPERVISOR_LIBRARIES!r}]; "
-        f"from adyton.runtime.process.zygote import serve; serve({descriptor}, {plan.supervisor!r})"
+        f"from adyton.runtime.process.zygote import serve; serve({descriptor}, {plan.supervisor!r}, {groups})"
     )
     os.set_inheritable(descriptor, True)
+    if groups is not None:
+        os.set_inheritable(groups, True)
     interpreter = f"{root.PYTHON}/{plan.interpreter}"
     # multiprocessing starts its processes with the same options, which therefore are no others than these; there are no packages and
     # no environment in here that site or Python could obey.
@@ -159,10 +172,15 @@ def _execute(plan: root.Plan, descriptor: int) -> NoReturn:
 # -- the second half, under its own Python ----------------------------------------------------------------------------------
 
 
-def serve(descriptor: int, supervisor: str) -> NoReturn:
-    """Fork supervisors until the launcher closes the socket. `supervisor`: "module:function", see supervisor.main.run."""
+def serve(descriptor: int, supervisor: str, groups: int | None) -> NoReturn:
+    """Fork supervisors until the launcher closes the socket. `supervisor`: "module:function", see supervisor.main.run.
+
+    `groups`: see memory_group.make.
+    """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
+    if groups is not None:
+        os.set_inheritable(groups, False)
     try:
         for name in PRELOAD:
             importlib.import_module(name)
@@ -176,7 +194,7 @@ def serve(descriptor: int, supervisor: str) -> NoReturn:
         os._exit(1)
     gc.collect()
     gc.freeze()
-    _Zygote(control, run).serve()
+    _Zygote(control, run, None if groups is None else memory_group.Groups(groups)).serve()
 
 
 def _warm_up() -> None:
@@ -213,9 +231,12 @@ def _warm_up() -> None:
 
 
 class _Zygote:
-    def __init__(self, control: socket.socket, run: Callable[..., NoReturn]) -> None:
+    def __init__(
+        self, control: socket.socket, run: Callable[..., NoReturn], groups: memory_group.Groups | None
+    ) -> None:
         self._control = control
         self._run = run
+        self._groups = groups
         self._pid = os.getpid()
         self._own_ids = namespaces.has_ids_to_give()
         self._supervisors: set[int] = set()
@@ -252,6 +273,8 @@ class _Zygote:
                 if pid in self._supervisors:
                     self._supervisors.discard(pid)
                     self._end_orphans()
+        if self._groups is not None:
+            self._groups.sweep()
 
     def _end_orphans(self) -> None:
         """What a supervisor leaves ends by itself, unless it was stopped."""
@@ -272,6 +295,8 @@ class _Zygote:
                 self._supervisors.discard(os.waitpid(-1, 0)[0])
                 if not self._supervisors:
                     self._end_orphans()
+        if self._groups is not None:
+            self._groups.remove()
         os._exit(0)
 
     def _take(self) -> bool:
@@ -287,13 +312,14 @@ class _Zygote:
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 resting, watched = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with asking, resting:
+                with asking, resting, self._group() as group:
                     pid = os.fork()
                     if pid == 0:
                         asked.close()
                         watched.close()
                         layer_store.connect(asking)
                         idle_watch.connect(resting, self._switch)
+                        memory_group.connect(group)
                         self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
@@ -306,6 +332,9 @@ class _Zygote:
                 socket.send_fds(report, [STARTED + PID.pack(pid)], [handle])
             os.close(handle)
         return True
+
+    def _group(self) -> contextlib.AbstractContextManager[memory_group.Group | None]:
+        return contextlib.nullcontext() if self._groups is None else contextlib.closing(self._groups.new())
 
     def _unpack(self, digest: str, size: int, folder: str) -> tuple[int, int]:
         """Start an unpacker, see layer_store.Unpack."""
@@ -334,6 +363,8 @@ class _Zygote:
         self._control.close()
         self._layers.abandon()
         self._idle.abandon()
+        if self._groups is not None:
+            self._groups.close()
 
     def _supervise(self, stream: socket.socket, report: socket.socket, request: bytes) -> NoReturn:
         reporter = Reporter(report)

@@ -22,7 +22,7 @@ from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
-from adyton.runtime.process import idle_watch, layer_store, mounts, root
+from adyton.runtime.process import idle_watch, layer_store, memory_group, mounts, root
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -43,16 +43,18 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         guest_main(side.control, side.finish)
         os._exit(0)
 
-    limits = image.manifest.limits
-    memory = limits.memory or root.half_of_memory()
+    stated, group = image.manifest.limits, memory_group.client()
+    memory = stated.memory or root.half_of_memory()
+    limits = Limits(memory, stated.threads, stated.files, stated.cpu)
     guest = start_guest(
         enter,
         _placed(image),
         lambda placed, directory: _place(placed, directory, image.manifest.programs),
-        Limits(memory, limits.threads, limits.files, limits.cpu),
+        limits,
         image.manifest.programs,
         image.manifest.time == "client",
         meanwhile=_load_the_rest,
+        join=(lambda _process: None) if group is None else group.join,
     )
 
     from adyton.allocator import keep_freed_memory
@@ -76,7 +78,9 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     threads = GuestThreads(PROGRAM, ".", INIT, inside)
     files = FileServer(wanted=threads.wanted, now=clock.now)
     fetcher = Fetcher(guest.pid, Links(inside, "."))
-    watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client())
+    watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client(), group=group)
+    if group is not None:
+        group.bound(watch.wall + limits.kept)
     supervisor = Supervisor(
         *(sock, guest, program, identity, attest, files, lambda: report(None)),
         fetcher=fetcher,

@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from adyton.runtime.process.idle_watch import IdleClient
+from adyton.runtime.process.memory_group import Group
 from adyton.runtime.process.proc_file import read
 from adyton.runtime.process.supervisor.aside import Aside
 from adyton.runtime.process.supervisor.loop import Loop
@@ -115,14 +116,21 @@ class MemoryWatch:
     """Of the guest with whose process `pidfd` all others end. `limit`: bytes, as the image's manifest has it, or the server.
 
     `diagnosis`, which its owner closes: see `queued`. `proc`: where the guest's own proc file system is. `idle`: who tells whether the
-    guest runs; None: nobody. `reason`: why it was too much.
+    guest runs; None: nobody. `group`: by which the kernel bounds it, with files in memory; None: it does not.
     """
 
     def __init__(
-        self, pidfd: int, limit: int, diagnosis: socket.socket, proc: str = ".", idle: IdleClient | None = None
+        self,
+        pidfd: int,
+        limit: int,
+        diagnosis: socket.socket,
+        proc: str = ".",
+        idle: IdleClient | None = None,
+        group: Group | None = None,
     ) -> None:
         self._pidfd = pidfd
         self._idle = idle
+        self._group = group
         self._limit = limit
         self.wall = limit + limit // 4 + MARGIN
         self._diagnosis = diagnosis
@@ -130,7 +138,7 @@ class MemoryWatch:
         self._most_sent = most_sent()
         self._pipes = Pipes(proc)
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC)
-        self.reason = ""
+        self._reason = ""  # why it was too much
         self._least = Least()
         self._grown = Least()  # no exact look moves it: one counts too little while processes are forked and end
         self._beside = 0  # bytes that are no process's memory, as the last look found them
@@ -148,8 +156,8 @@ class MemoryWatch:
 
         def woken() -> None:
             os.read(self._woken, 16)
-            if self.reason:
-                end(self.reason)
+            if reason := self.reason:
+                end(reason)
             elif not self._checked:
                 check()
 
@@ -165,6 +173,17 @@ class MemoryWatch:
         loop.read(self._woken, woken)
         check()
 
+    @property
+    def reason(self) -> str:
+        """Why it was too much; empty: it was not."""
+        return self._reason or (self._told() if self._killed() else "")
+
+    def _killed(self) -> bool:
+        try:
+            return self._group is not None and self._group.killed() > 0
+        except OSError:
+            return False
+
     def start(self) -> None:
         """Begin to look, in threads."""
         self._exactly.start("adyton-exact-memory")
@@ -172,10 +191,11 @@ class MemoryWatch:
 
     def _run(self) -> None:
         longest, before, same = BUSY_SECONDS, None, 0
-        while True:
+        while not self._killed():
             seen = self._looked(exactly=False)
             if seen is not None:
                 if seen.bytes > self.wall:
+                    self._reason = self._told(seen)
                     break
                 same = same + 1 if seen == before else 0
                 longest = min(2 * longest, IDLE_SECONDS) if same else BUSY_SECONDS
@@ -185,7 +205,6 @@ class MemoryWatch:
                     continue
             pause = longest if seen is None else min(longest, self._seconds_to(self.wall, seen))
             time.sleep(max(pause, SHORTEST_SECONDS, _SHARE * self._took))
-        self.reason = self._told(seen)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # at once: to tell the client may take a while
         os.write(self._waker, b"x")
@@ -220,9 +239,10 @@ class MemoryWatch:
         os.write(self._waker, b"x")
         return True
 
-    def _told(self, seen: Seen) -> str:
+    def _told(self, seen: Seen | None = None) -> str:
+        what = "the kernel ended one of its processes, as no more could be had" if seen is None else seen
         return (
-            f"the enclave was ended: it used more memory than its limit of {_mib(self._limit)}: {seen} (all together may have"
+            f"the enclave was ended: it used more memory than its limit of {_mib(self._limit)}: {what} (all together may have"
             f" {_mib(self.wall)}). Use less, or raise limits.memory of its image"
         )
 
