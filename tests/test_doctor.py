@@ -188,7 +188,18 @@ def test_settings_that_forbid_user_namespaces_are_named(monkeypatch, settings, a
 def test_the_bound_of_an_enclaves_memory_is_said(monkeypatch):
     monkeypatch.setattr(doctor.socket_memory, "queued", lambda _diagnosis: 5)
     monkeypatch.setattr(doctor.socket_memory, "listed", lambda _diagnosis: 0)
-    assert "watched by its supervisor; no cgroup" in doctor._memory()
+    place = doctor.memory_group.Place("/x", doctor.memory_group._VERSION_1)
+    monkeypatch.setattr(doctor.memory_group, "find", lambda: place)
+    assert "watched by its supervisor and bounded by the kernel (cgroup v1)" in doctor._memory()
+
+    def none() -> None:
+        raise doctor.memory_group.NoGroupError("it may not make control groups")
+
+    monkeypatch.setattr(doctor.memory_group, "find", none)
+    with pytest.raises(
+        doctor._LackingError, match=r"the kernel does not bound them \(it may not make control groups\)"
+    ):
+        doctor._memory()
     monkeypatch.setattr(doctor.socket_memory, "queued", lambda _diagnosis: None)
     with pytest.raises(doctor._LackingError, match=r"not what waits in its sockets: run modprobe -a unix_diag as root"):
         doctor._memory()

@@ -17,7 +17,7 @@ from typing import NoReturn
 from adyton import errors
 from adyton.errors import AdytonError
 from adyton.runtime.process import filter as syscall_filter
-from adyton.runtime.process import landlock, libc, mounts, namespaces, root, table, vdso
+from adyton.runtime.process import landlock, libc, memory_group, mounts, namespaces, root, table, vdso
 from adyton.runtime.process.supervisor import socket_memory
 
 KERNEL = (6, 6)
@@ -313,8 +313,16 @@ def _memory() -> str:
             f"an enclave's processes together are watched, but {', and '.join(consequences)}: run"
             f" modprobe -a {' '.join(lacking)} as root"
         )
+    try:
+        version = memory_group.find().version.name
+    except memory_group.NoGroupError as error:
+        raise _LackingError(
+            f"an enclave's processes together are watched, but the kernel does not bound them ({error}): one that means harm"
+            " can take more for some seconds"
+        ) from None
     return (
-        "of each process limited by the kernel, of an enclave's processes together watched by its supervisor; no cgroup"
+        "of each process limited by the kernel, of an enclave's processes together watched by its supervisor and bounded by"
+        f" the kernel ({version})"
     )
 
 

@@ -82,18 +82,24 @@ def find(proc: str = "/proc/self") -> Place:
     """Where this process may make groups; nothing is changed. NoGroupError."""
     try:
         with open(f"{proc}/cgroup", encoding="utf-8") as file:
-            own = [line.rstrip("\n").split(":", 2) for line in file]
+            own = [_membership(line) for line in file]
         with open(f"{proc}/mountinfo", encoding="utf-8") as file:
             mounted = [_mount(line) for line in file]
     except (OSError, ValueError) as error:
         raise NoGroupError(f"which control group this is cannot be read ({error})") from None
-    for _, controllers, path in own:
-        if "memory" in controllers.split(","):
+    for controllers, path in own:
+        if "memory" in controllers:
             return _usable(Place(_found(mounted, "cgroup", "memory", path), _VERSION_1))
-    for _, controllers, path in own:
+    for controllers, path in own:
         if not controllers:
             return _usable(_delegated(_found(mounted, "cgroup2", "", path), path))
     raise NoGroupError("the kernel has no control groups for memory")
+
+
+def _membership(line: str) -> tuple[list[str], str]:
+    """A line of /proc/PID/cgroup, see cgroups(7): its controllers (none: version 2) and the path. ValueError."""
+    _, controllers, path = line.rstrip("\n").split(":", 2)
+    return controllers.split(",") if controllers else [], path
 
 
 class _Mount(NamedTuple):
@@ -114,7 +120,11 @@ def _mount(line: str) -> _Mount:
 def _found(mounted: list[_Mount], kind: str, option: str, path: str) -> str:
     for mount in mounted:
         inside = os.path.relpath(path, mount.root)
-        if mount.kind == kind and (not option or option in mount.options) and not inside.startswith(".."):
+        if (
+            mount.kind == kind
+            and (not option or option in mount.options)
+            and ".." not in f"{path}/{mount.root}/{inside}".split("/")
+        ):
             return os.path.normpath(f"{mount.point}/{inside}")
     raise NoGroupError("the file system of its control group is not mounted here")
 
