@@ -222,8 +222,6 @@ class Groups:
         self._directory = directory
         self._version = _VERSION_2 if "memory.max" in os.listdir(directory) else _VERSION_1
         self._numbers = itertools.count(1)
-        self._used: dict[int, str] = {}  # by supervisor
-        self._left: set[str] = set()
 
     def new(self) -> Group:
         """For one enclave. OSError."""
@@ -242,27 +240,11 @@ class Groups:
                     bounds.append((descriptor(file, os.O_WRONLY), content))
             joined = descriptor("cgroup.procs", os.O_WRONLY)
             told = descriptor(self._version.told, os.O_RDONLY)
-            return Group(name, bounds, joined, told, opened.pop_all())
-
-    def use(self, group: Group, supervisor: int) -> None:
-        """It is that supervisor's enclave's."""
-        self._used[supervisor] = group.name
-
-    def leave(self, group: Group) -> None:
-        """No supervisor could be had."""
-        self._left.add(group.name)
-
-    def ended(self, supervisor: int) -> None:
-        """That process, if it is a supervisor, has: `sweep` lets its group go when the enclave's others have."""
-        if (name := self._used.pop(supervisor, None)) is not None:
-            self._left.add(name)
+            return Group(bounds, joined, told, opened.pop_all())
 
     def sweep(self) -> None:
-        """Let those go that have no processes any more, and will have none."""
-        for name in list(self._left):
-            with contextlib.suppress(OSError):  # it has some still
-                os.rmdir(name, dir_fd=self._directory)
-                self._left.discard(name)
+        """Let those go that have no processes any more."""
+        _remove(self._directory)
 
     def remove(self) -> None:
         """Let them all go."""
@@ -279,9 +261,8 @@ class Group:
     """One enclave's. Its files were opened by who may write to them, and can be written to by whom they were handed to."""
 
     def __init__(
-        self, name: str, bounds: list[tuple[int, str | None]], joined: int, told: int, opened: contextlib.ExitStack
+        self, bounds: list[tuple[int, str | None]], joined: int, told: int, opened: contextlib.ExitStack
     ) -> None:
-        self.name = name
         self._bounds = bounds
         self._joined = joined
         self._told = told

@@ -28,7 +28,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from adyton.errors import AdytonError, PlatformError
@@ -270,8 +270,6 @@ class _Zygote:
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 self._layers.ended(pid)
                 self._idle.ended(pid)
-                if self._groups is not None:
-                    self._groups.ended(pid)
                 if pid in self._supervisors:
                     self._supervisors.discard(pid)
                     self._end_orphans()
@@ -329,26 +327,14 @@ class _Zygote:
             self._supervisors.add(pid)
             self._layers.join(pid, asked)
             self._idle.join(pid, watched)
-            if self._groups is not None and group is not None:
-                self._groups.use(group, pid)
             handle = os.pidfd_open(pid)
             with contextlib.suppress(OSError):  # a launcher that does not wait any more
                 socket.send_fds(report, [STARTED + PID.pack(pid)], [handle])
             os.close(handle)
         return True
 
-    @contextlib.contextmanager
-    def _group(self) -> Iterator[memory_group.Group | None]:
-        """For an enclave that is being started, if there can be one; the files of it are the supervisor's."""
-        if self._groups is None:
-            yield None
-            return
-        with contextlib.closing(self._groups.new()) as group:
-            try:
-                yield group
-            except OSError:
-                self._groups.leave(group)
-                raise
+    def _group(self) -> contextlib.AbstractContextManager[memory_group.Group | None]:
+        return contextlib.nullcontext() if self._groups is None else contextlib.closing(self._groups.new())
 
     def _unpack(self, digest: str, size: int, folder: str) -> tuple[int, int]:
         """Start an unpacker, see layer_store.Unpack."""

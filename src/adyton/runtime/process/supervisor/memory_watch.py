@@ -215,7 +215,7 @@ class MemoryWatch:
             self._since = time.monotonic()
         try:
             seen = self.look(exactly=exactly)
-        except (OSError, ValueError, LookupError, struct.error, MemoryError):
+        except (OSError, ValueError, LookupError, struct.error):
             return None
         if not self._exactly.under_way:
             self._since = None
@@ -233,10 +233,8 @@ class MemoryWatch:
         if self._looked(exactly=True) != seen or self._exactly.under_way:
             return False
         self._sleeps = True
-        try:
-            self._idle.wait(SLEEP_SECONDS)
-        finally:
-            self._sleeps = False
+        self._idle.wait(SLEEP_SECONDS)
+        self._sleeps = False
         self._exact_due = time.monotonic() + EXACT_SECONDS  # what it had then, is known
         os.write(self._waker, b"x")
         return True
