@@ -3,7 +3,8 @@
     the server's own group, or the one that was delegated to it
         adyton-server                 version 2 only, where groups that have others in them have no processes: the server
         adyton-XXXXXXXX               of one zygote, which holds its lock as long as it lives
-            N                         of one enclave; its processes join it before they run any of the image's code
+            N                         of one enclave, whose supervisor holds its lock; its processes join it before they run any
+                                      of the image's code
 
 Which groups a server may make: below its own, of version 1, whoever may write there; of version 2, below one that was delegated to it, as
 systemd's `Delegate=yes` does, and below the root. The first that starts there lets the leavings of those that were killed go.
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 _PREFIX = "adyton-"
 _SERVER = "adyton-server"
+_JOINED = "cgroup.procs"
 _KILLED = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 _SIZE = 1 << 12  # bytes; what is read here has less
 _MOVES = 100  # times that a delegated group is found to have processes, some of them new
@@ -187,8 +189,8 @@ def _made(path: str) -> tuple[str, int]:
             os.close(descriptor)
 
 
-def _locked(path: str, how: int = 0) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(path: str, how: int = 0, directory: int | None = None) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | how)
     except OSError:
@@ -211,8 +213,12 @@ def _sweep(path: str) -> None:
 
 def _remove(directory: int) -> None:
     for name in filter(str.isdigit, os.listdir(directory)):
-        with contextlib.suppress(OSError):  # it has processes still
-            os.rmdir(name, dir_fd=directory)
+        with contextlib.suppress(OSError):  # it has processes still, or its supervisor, which has it joined or asks what was killed
+            descriptor = _locked(f"{name}/{_JOINED}", fcntl.LOCK_NB, directory)
+            try:
+                os.rmdir(name, dir_fd=directory)
+            finally:
+                os.close(descriptor)
 
 
 class Groups:
@@ -238,12 +244,13 @@ class Groups:
             for file, content in self._version.bounds:
                 with contextlib.suppress(FileNotFoundError):  # this kernel does not bound swap
                     bounds.append((descriptor(file, os.O_WRONLY), content))
-            joined = descriptor("cgroup.procs", os.O_WRONLY)
+            joined = descriptor(_JOINED, os.O_WRONLY)
+            fcntl.flock(joined, fcntl.LOCK_EX | fcntl.LOCK_NB)
             told = descriptor(self._version.told, os.O_RDONLY)
             return Group(bounds, joined, told, opened.pop_all())
 
     def sweep(self) -> None:
-        """Let those go that have no processes any more."""
+        """Let those go that have no processes and no supervisor any more."""
         _remove(self._directory)
 
     def remove(self) -> None:
