@@ -171,17 +171,28 @@ def make() -> int | None:
         place.prepare()
         _sweep(place.path)
         name, descriptor = _made(place.path)
-        if place.version is _VERSION_2:
-            _write(f"{place.path}/{name}/cgroup.subtree_control", "+memory")
+        with contextlib.ExitStack() as failed:
+            failed.callback(os.close, descriptor)
+            failed.callback(_try_rmdir, f"{place.path}/{name}")
+            if place.version is _VERSION_2:
+                _write(f"{place.path}/{name}/cgroup.subtree_control", "+memory")
+            os.mkdir(f"{place.path}/{name}/0")  # who may not (cgroup.max.depth) would start no enclave
+            os.rmdir(f"{place.path}/{name}/0")
+            failed.pop_all()
         return descriptor
     return None
+
+
+def _try_rmdir(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def _made(path: str) -> tuple[str, int]:
     """A new group, locked: until it was, another zygote may have taken it for one that was left. OSError."""
     while True:
         name = f"{_PREFIX}{secrets.token_hex(4)}"
-        os.mkdir(f"{path}/{name}")
+        os.mkdir(f"{path}/{name}", 0o700)  # no other user takes a lock in there
         with contextlib.suppress(FileNotFoundError):
             descriptor = _locked(f"{path}/{name}")
             if os.path.exists(f"{path}/{name}"):
