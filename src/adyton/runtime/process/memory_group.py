@@ -116,7 +116,12 @@ def _mount(line: str) -> _Mount:
     before, _, behind = line.partition(" - ")
     _, _, _, root, point, *_ = before.split()
     kind, _, options = behind.split()[:3]
-    return _Mount(root, point, kind, options.split(","))
+    return _Mount(_plain(root), _plain(point), kind, options.split(","))
+
+
+def _plain(path: str) -> str:
+    """Spaces and backslashes (systemd's names have them) are written as octal numbers there."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _found(mounted: list[_Mount], kind: str, option: str, path: str) -> str:
@@ -140,7 +145,11 @@ def _delegated(directory: str, path: str) -> Place:
             directory = os.path.dirname(directory)
         if not any(_attribute(directory, f"{kind}.delegate") == b"1" for kind in ("user", "trusted")):
             raise NoGroupError(f"control group {path} was not delegated to it (systemd: Delegate=yes)")
-    if "memory" not in _words(f"{directory}/cgroup.controllers"):
+    try:
+        controllers = _words(f"{directory}/cgroup.controllers")
+    except OSError as error:  # it was removed, or something else is mounted there
+        raise NoGroupError(f"control group {path} cannot be read ({error})") from None
+    if "memory" not in controllers:
         raise NoGroupError(f"control group {path} has no memory controller")
     return Place(directory, _VERSION_2, is_root)
 
