@@ -233,7 +233,7 @@ def _sweep(path: str) -> None:
 
 def _remove(directory: int) -> None:
     for name in filter(str.isdigit, os.listdir(directory)):
-        with contextlib.suppress(OSError):  # it has processes still, or its supervisor, which has it joined or asks what was killed
+        with contextlib.suppress(OSError):  # it has processes still, or a supervisor
             descriptor = _locked(f"{name}/{_JOINED}", fcntl.LOCK_NB, directory)
             try:
                 os.rmdir(name, dir_fd=directory)
