@@ -3,7 +3,8 @@
     the server's own group, or the one that was delegated to it
         adyton-server                 version 2 only, where groups that have others in them have no processes: the server
         adyton-XXXXXXXX               of one zygote, which holds its lock as long as it lives
-            N                         of one enclave; its processes join it before they run any of the image's code
+            N                         of one enclave, whose supervisor holds its lock; its processes join it before they run any
+                                      of the image's code
 
 Which groups a server may make: below its own, of version 1, whoever may write there; of version 2, below one that was delegated to it, as
 systemd's `Delegate=yes` does, and below the root. The first that starts there lets the leavings of those that were killed go.
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 _PREFIX = "adyton-"
 _SERVER = "adyton-server"
+_JOINED = "cgroup.procs"
 _KILLED = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 _SIZE = 1 << 12  # bytes; what is read here has less
 _MOVES = 100  # times that a delegated group is found to have processes, some of them new
@@ -114,7 +116,12 @@ def _mount(line: str) -> _Mount:
     before, _, behind = line.partition(" - ")
     _, _, _, root, point, *_ = before.split()
     kind, _, options = behind.split()[:3]
-    return _Mount(root, point, kind, options.split(","))
+    return _Mount(_plain(root), _plain(point), kind, options.split(","))
+
+
+def _plain(path: str) -> str:
+    """Spaces and backslashes (systemd's names have them) are written as octal numbers there."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _found(mounted: list[_Mount], kind: str, option: str, path: str) -> str:
@@ -138,7 +145,11 @@ def _delegated(directory: str, path: str) -> Place:
             directory = os.path.dirname(directory)
         if not any(_attribute(directory, f"{kind}.delegate") == b"1" for kind in ("user", "trusted")):
             raise NoGroupError(f"control group {path} was not delegated to it (systemd: Delegate=yes)")
-    if "memory" not in _words(f"{directory}/cgroup.controllers"):
+    try:
+        controllers = _words(f"{directory}/cgroup.controllers")
+    except OSError as error:  # it was removed, or something else is mounted there
+        raise NoGroupError(f"control group {path} cannot be read ({error})") from None
+    if "memory" not in controllers:
         raise NoGroupError(f"control group {path} has no memory controller")
     return Place(directory, _VERSION_2, is_root)
 
@@ -169,17 +180,28 @@ def make() -> int | None:
         place.prepare()
         _sweep(place.path)
         name, descriptor = _made(place.path)
-        if place.version is _VERSION_2:
-            _write(f"{place.path}/{name}/cgroup.subtree_control", "+memory")
+        with contextlib.ExitStack() as failed:
+            failed.callback(os.close, descriptor)
+            failed.callback(_try_rmdir, f"{place.path}/{name}")
+            if place.version is _VERSION_2:
+                _write(f"{place.path}/{name}/cgroup.subtree_control", "+memory")
+            os.mkdir(f"{place.path}/{name}/0")  # who may not (cgroup.max.depth) would start no enclave
+            os.rmdir(f"{place.path}/{name}/0")
+            failed.pop_all()
         return descriptor
     return None
+
+
+def _try_rmdir(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def _made(path: str) -> tuple[str, int]:
     """A new group, locked: until it was, another zygote may have taken it for one that was left. OSError."""
     while True:
         name = f"{_PREFIX}{secrets.token_hex(4)}"
-        os.mkdir(f"{path}/{name}")
+        os.mkdir(f"{path}/{name}", 0o700)  # no other user takes a lock in there
         with contextlib.suppress(FileNotFoundError):
             descriptor = _locked(f"{path}/{name}")
             if os.path.exists(f"{path}/{name}"):
@@ -187,8 +209,8 @@ def _made(path: str) -> tuple[str, int]:
             os.close(descriptor)
 
 
-def _locked(path: str, how: int = 0) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(path: str, how: int = 0, directory: int | None = None) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | how)
     except OSError:
@@ -211,8 +233,12 @@ def _sweep(path: str) -> None:
 
 def _remove(directory: int) -> None:
     for name in filter(str.isdigit, os.listdir(directory)):
-        with contextlib.suppress(OSError):  # it has processes still
-            os.rmdir(name, dir_fd=directory)
+        with contextlib.suppress(OSError):  # it has processes still, or a supervisor
+            descriptor = _locked(f"{name}/{_JOINED}", fcntl.LOCK_NB, directory)
+            try:
+                os.rmdir(name, dir_fd=directory)
+            finally:
+                os.close(descriptor)
 
 
 class Groups:
@@ -238,12 +264,13 @@ class Groups:
             for file, content in self._version.bounds:
                 with contextlib.suppress(FileNotFoundError):  # this kernel does not bound swap
                     bounds.append((descriptor(file, os.O_WRONLY), content))
-            joined = descriptor("cgroup.procs", os.O_WRONLY)
+            joined = descriptor(_JOINED, os.O_WRONLY)
+            fcntl.flock(joined, fcntl.LOCK_EX | fcntl.LOCK_NB)
             told = descriptor(self._version.told, os.O_RDONLY)
             return Group(bounds, joined, told, opened.pop_all())
 
     def sweep(self) -> None:
-        """Let those go that have no processes any more."""
+        """Let those go that have no processes and no supervisor any more."""
         _remove(self._directory)
 
     def remove(self) -> None:
