@@ -262,7 +262,7 @@ def test_memory_that_looks_see_late_is_bounded(image, attack):
     until = time.monotonic() + 60
     while not ended() and time.monotonic() < until:
         time.sleep(0.01)
-    with pytest.raises(adyton.errors.ConnectionLostError, match="it used more memory than its limit of 64 MiB"):
+    with pytest.raises(adyton.errors.ConnectionLostError, match="used more memory than its limit of 64 MiB"):
         call.result(timeout=0)
     # 64 MiB, a quarter, and 64 more, and as much as it may have in /tmp and /dev/shm
     assert most <= (64 + 16 + 64 + 2 * 64) << 20

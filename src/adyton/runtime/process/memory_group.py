@@ -72,7 +72,9 @@ class Place:
             server = f"{self.path}/{_SERVER}"
             os.makedirs(server, exist_ok=True)
             for _ in range(_MOVES):
-                if not (processes := _words(f"{self.path}/cgroup.procs")):
+                if (
+                    not (processes := _words(f"{self.path}/cgroup.procs")) or "0" in processes
+                ):  # it cannot be named from here
                     break
                 for process in processes:
                     with contextlib.suppress(ProcessLookupError):
@@ -151,6 +153,10 @@ def _delegated(directory: str, path: str) -> Place:
         raise NoGroupError(f"control group {path} cannot be read ({error})") from None
     if "memory" not in controllers:
         raise NoGroupError(f"control group {path} has no memory controller")
+    if not is_root and _words(f"{directory}/cgroup.type") != ["domain"]:
+        raise NoGroupError(
+            f"control group {path} has threads in groups of their own, so none of its can have a bound of memory"
+        )
     return Place(directory, _VERSION_2, is_root)
 
 

@@ -240,11 +240,14 @@ class MemoryWatch:
         return True
 
     def _told(self, seen: Seen | None = None) -> str:
-        what = "the kernel ended one of its processes, as no more could be had" if seen is None else seen
-        return (
-            f"the enclave was ended: it used more memory than its limit of {_mib(self._limit)}: {what} (all together may have"
-            f" {_mib(self.wall)}). Use less, or raise limits.memory of its image"
-        )
+        if seen is None:
+            what = (
+                f"the kernel ended one of its processes, which used more memory than its limit of {_mib(self._limit)} allows, or than the"
+                " server has"
+            )
+        else:
+            what = f"it used more memory than its limit of {_mib(self._limit)}: {seen}"
+        return f"the enclave was ended: {what} (all together may have {_mib(self.wall)}). Use less, or raise limits.memory of its image"
 
     def look(self, *, exactly: bool = True) -> Seen:
         """What they have now, or an upper bound that is within the wall, or a lower bound that is not. OSError, ValueError.
