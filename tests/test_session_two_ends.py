@@ -109,6 +109,13 @@ class TwoEnds(RuleBasedStateMachine):
         for event in self.sessions[1 - end].receive(data):
             self.arrived(end, event)
 
+    @rule()
+    def lose_the_connection(self):
+        for pipe in self.pipes:
+            pipe.clear()
+        for end in (CLIENT, ENCLAVE):
+            self.sessions[end].resume(self.sessions[1 - end].read)
+
     def arrived(self, end, event):
         """`end`: whose message it was."""
         match event:

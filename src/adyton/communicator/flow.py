@@ -35,13 +35,14 @@ class _Mark:
 
 
 class Flow:
-    """Of one end's bytes. `window`: bytes that may be under way; `clock` gives seconds that never go back."""
+    """Of one end's bytes. `window`: bytes that may be under way; `arrived`: bytes of all that are known to have; `clock` gives seconds that
+    never go back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.window = LEAST
         self._clock = clock
         self._sent = 0
-        self._arrived = 0
+        self.arrived = 0
         self._marks: deque[_Mark] = deque()  # that the peer has not told of
         self._number = 0
         self._rate = 0.0  # bytes in a second
@@ -51,7 +52,7 @@ class Flow:
     @property
     def room(self) -> int:
         """How many bytes may be sent now; what is urgent may exceed it by LEAST."""
-        return self.window - (self._sent - self._arrived)
+        return self.window - (self._sent - self.arrived)
 
     @property
     def apart(self) -> int:
@@ -64,13 +65,13 @@ class Flow:
     def sent(self, size: int) -> bool:
         """So many bytes were sent, perhaps none. Whether a mark is due."""
         self._sent += size
-        marked = self._marks[-1].end if self._marks else self._arrived
+        marked = self._marks[-1].end if self._marks else self.arrived
         return self._sent - marked >= self.apart
 
     def mark(self) -> int:
         """The number of a mark behind what was sent."""
         self._number += 1
-        self._marks.append(_Mark(self._number, self._sent, self._clock(), self._arrived))
+        self._marks.append(_Mark(self._number, self._sent, self._clock(), self.arrived))
         return self._number
 
     def read(self, number: int) -> bool:
@@ -82,7 +83,7 @@ class Flow:
             pass
         now = self._clock()
         took = max(now - mark.at, 1e-6)
-        self._arrived = mark.end
+        self.arrived = mark.end
         rate = (mark.end - mark.arrived) / took
         self._rate = max(rate, self._rate * 0.9)
         if took <= self._way:

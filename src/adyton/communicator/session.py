@@ -12,7 +12,8 @@ Sans-IO: `call`, `reply`, `notify`, `cancel`, `dispose` and `close` queue what i
     mark ───────────────────────────────────►                 no event: the peer's session says by itself that it has read it
 
 There are marks between what is sent, so that no more is on its way than the way carries (`flow`), and while much is sent, signs of
-life come back. The owner can ask for one.
+life come back. The owner can ask for one. By them it is known as well what the peer has read: the rest is kept (`replay`), and sent again on
+another connection if the owner says with `resume` how much the peer had read when the one before was lost.
 
 Only RemoteProtocolError and ResourceLimitError leave `receive`, whatever comes in; after either, `receive` raises it again, but what is
 due can still be sent, so that the peer may hear why. All that a peer can make this end hold is bounded by `Limits`.
@@ -50,6 +51,7 @@ from adyton.communicator.frames import (
 )
 from adyton.communicator.outbox import Outbox, Part, together
 from adyton.communicator.pairs import PairTable, PairViolation, Side
+from adyton.communicator.replay import Replay
 from adyton.errors import (
     ConnectionLostError,
     LocalProtocolError,
@@ -198,6 +200,9 @@ class Session:
         self._arriving: dict[tuple[str, int], _Arriving] = {}
         self._arrived = 0  # bytes that _arriving holds
         self._flow = Flow(clock)
+        self._replay = Replay()
+        self._again: deque[Part] = deque()  # that goes out before what is new
+        self.read = 0  # bytes of the peer's
         self._read_mark = 0  # the peer's last one, if it is to be told
         self._last_mark = 0
         self._asks = False  # for a sign of life
@@ -315,6 +320,8 @@ class Session:
 
     def parts_to_send(self, limit: int) -> list[Part]:
         """The same in parts, none of them empty, of which large ones are not copied."""
+        if self._again:
+            return self._take_again(limit)
         flow = self._flow
         if self._peer_reason is not None:  # it tells of no marks any more
             return together(self._outbox.take(limit, limit))
@@ -324,19 +331,41 @@ class Session:
         self._read_mark = 0
         limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
         urgent = min(limit, flow.room + (LEAST if flow.window > LIGHT else 0))
-        taken = self._outbox.take(urgent, min(limit, flow.room))
-        parts += taken
-        due = flow.sent(sum(map(len, taken)))
+        parts += self._outbox.take(urgent, min(limit, flow.room))
+        due = flow.sent(sum(map(len, parts)))
         if (due or self._asks) and not self._outbox.ended:
-            parts.append(encode(MarkFrame(flow.mark())))
+            mark = encode(MarkFrame(flow.mark()))
+            parts.append(mark)
+            flow.sent(len(mark))
             self._asks = False
-        return together(parts)
+        parts = together(parts)
+        self._replay.add(parts)
+        return parts
+
+    def _take_again(self, limit: int) -> list[Part]:
+        parts: list[Part] = []
+        while self._again and limit > 0:
+            part = self._again.popleft()
+            if len(part) > limit:
+                view = memoryview(part)
+                self._again.appendleft(view[limit:])
+                part = view[:limit]
+            parts.append(part)
+            limit -= len(part)
+        return parts
+
+    def resume(self, read: int) -> None:
+        """Go on, on another connection: the peer has read so many bytes. RemoteProtocolError: that cannot be.
+
+        What `parts_to_send` gave before and the peer has not read comes again; what had not been received does from the peer.
+        """
+        self._again = self._replay.after(read)
 
     @property
     def due(self) -> bool:
         """Whether `data_to_send` may have something."""
         speaks = self._peer_reason is None and not self._outbox.ended
-        return self._outbox.pending > 0 or (speaks and bool(self._read_mark or self._asks))
+        return bool(self._again) or self._outbox.pending > 0 or (speaks and bool(self._read_mark or self._asks))
 
     @property
     def pending_bytes(self) -> int:
@@ -370,6 +399,7 @@ class Session:
         """What the peer's bytes complete. RemoteProtocolError: misbehaviour; ResourceLimitError: more than `Limits` of anything."""
         if self._failure is not None:
             raise self._failure
+        self.read += len(data)
         events: list[Event] = []
         try:
             for frame in self._reader.receive(data):
@@ -414,6 +444,7 @@ class Session:
             case ReadFrame(mark):
                 if not self._flow.read(mark):
                     raise RemoteProtocolError(f"the peer says that it has read mark {mark}, which is not under way")
+                self._replay.arrived(self._flow.arrived)
                 return None
 
     def _call_received(self, frame: CallFrame) -> Called | None:
