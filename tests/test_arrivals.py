@@ -22,8 +22,11 @@ class Supervisor:
         self.acted: list[str] = []
         self.does: dict[str, Callable[[], object]] = {}
         self.guarded = 0
-        self.arrivals: Arrivals[str] = Arrivals(self.loop, self.source, self.receive, self.act, self.guard)
-        self.arrivals.begin()
+        self.arrivals: Arrivals[str] = Arrivals(self.loop, self.listen, self.act, self.guard)
+        self.listen(True)
+
+    def listen(self, on: bool) -> None:
+        self.loop.read(self.source, self.guard(self.receive) if on else None)
 
     def guard(self, step: Callable[[], None]) -> Callable[[], None]:
         def guarded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from typing import Any
 
 from adyton.communicator.messages import Raised
@@ -37,7 +38,7 @@ class Token:
         self.pair = pair
 
 
-def note_end(ended: queue.SimpleQueue[int], wake: queue.SimpleQueue[None], number: int) -> None:
-    """Runs when a thread's storage dies, at any moment: SimpleQueue.put is re-entrant."""
+def note_end(ended: queue.SimpleQueue[int], wake: Callable[[], None], number: int) -> None:
+    """Runs when a thread's storage dies, at any moment: SimpleQueue.put, which is all that `wake` does, is re-entrant."""
     ended.put(number)
-    wake.put(None)
+    wake()

@@ -6,7 +6,7 @@ client answers with what it would have sent.
 proxy server                                  client (this module)
 Provision(token)                        ──►   once: whoever shows the secret of the launch
   responses ──►  ◄── requests                 its Offer holds the session's secret
-Communicate(session)                    ──►   once: whoever shows that
+Communicate(session)                    ──►   whoever shows that; again, when a connection was lost
   envelopes ──►  ◄── envelopes
 Report(session)                         ──►   once
   reports ──►  ◄── requests
@@ -50,6 +50,7 @@ from adyton.remote.unix_socket import check_free, remove_socket
 
 SERVICE = "adyton.DialBack"
 CONNECTIONS = 64  # at once: the application, whose descriptors they take, needs one
+AGAIN_SECONDS = 5.0  # that a proxy server which has lost its stream is waited for at a time
 ACCEPTED = "adyton-accepted"  # initial metadata of a stream whose secret was right
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -150,6 +151,10 @@ class DialBack:
         """The connection of the proxy server that showed the session's secret; UnreachableError if none comes."""
         return DialBackTransport(self, self._arrived(self._communicate, seconds))
 
+    def stream_again(self, seconds: float) -> Stream[bytes, memoryview]:
+        """The next stream of the proxy server, which has lost the one before, or may have; UnreachableError if none comes."""
+        return self._arrived(self._communicate, seconds)
+
     def reports(self, seconds: float) -> Stream[ProcessesRequest, bytes]:
         """The stream that reports on the enclave's processes come on; UnreachableError if there is none."""
         return self._arrived(self._report, seconds)
@@ -207,7 +212,9 @@ class DialBack:
         shown = shown.encode() if isinstance(shown, str) else shown
         with self._lock:
             known = expected is not None and hmac.compare_digest(shown, expected)
-            first = id(arrived) not in self._taken
+            first = (
+                id(arrived) not in self._taken or arrived is self._communicate
+            )  # of which the enclave takes the latest
             if known:
                 self._taken.add(id(arrived))
             else:
@@ -228,17 +235,25 @@ class DialBack:
 class DialBackTransport:
     """See remote.transport.Transport: the stream of a proxy server that has dialled. Owns what listened for it."""
 
+    redials = True
+    nobody_listens = None
+
     def __init__(self, listener: DialBack, stream: Stream[bytes, memoryview]) -> None:
         self._listener = listener
         self._stream = stream
+        self._ran = False
         self._questions = _Questions(listener)
 
     def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
+        """See Transport. Again: on the stream of a proxy server that dials again."""
+        if self._ran:
+            self._stream = self._listener.stream_again(AGAIN_SECONDS)
+        self._ran = True
+        yield from self._stream.run(outgoing)
+
+    def hang_up(self) -> None:
         """See Transport."""
-        try:
-            yield from self._stream.run(outgoing)
-        finally:
-            self._listener.close()
+        self._stream.cancel()
 
     def close(self) -> None:
         """See Transport."""

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from adyton.errors import AdytonError, UnreachableError
+from adyton.handing_over import connect
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
 from adyton.remote import envelopes, rpc_threads
@@ -21,6 +22,7 @@ from adyton.remote.dial_back import ACCEPTED, SERVICE
 from adyton.remote.relay import pieces
 
 PAUSE = 0.2  # seconds between two attempts
+AGAIN_SECONDS = 5.0  # for a client that was there to be there again
 _IN_VAIN = (
     "CERTIFICATE_VERIFY_FAILED",
     "peer certificate",
@@ -48,12 +50,28 @@ class Dialler:
         )
         return self._open(stub, (("authorization", f"Bearer {token}"),), answers, seconds)
 
-    def communicate(
-        self, session: bytes, supervisor: socket.socket, seconds: float, joined: Callable[[], None]
-    ) -> None:
-        """Join the client to the supervisor behind the socket, which this closes; returns when either has ended. As `provision` raises."""
+    def communicate(self, session: bytes, control: socket.socket, seconds: float, joined: Callable[[], None]) -> None:
+        """Join the client to the supervisor behind the socket (see `handing_over`), which this closes; returns when the enclave has ended.
+
+        A connection that is lost is made again, for as long as the enclave lives. As `provision` raises, of the first one.
+        """
+        ended = threading.Event()
+        threading.Thread(target=_wait_for_end, args=(control, ended), name="adyton-enclave", daemon=True).start()
+        try:
+            self._communicate(session, control, seconds, joined)
+            while not ended.wait(PAUSE):
+                with contextlib.suppress(AdytonError, OSError):  # the enclave waits for its grace, and then ends
+                    self._communicate(session, control, AGAIN_SECONDS, lambda: None)
+        finally:
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
+            control.close()
+
+    def _communicate(self, session: bytes, control: socket.socket, seconds: float, joined: Callable[[], None]) -> None:
+        """On one connection. OSError: the enclave has ended."""
         stub = self._channel.stream_stream(f"/{SERVICE}/Communicate", envelopes.pack, envelopes.unpack)
         timers: list[threading.Timer] = []
+        supervisor = connect(control)
 
         def answers(call: Any) -> Iterator[memoryview]:
             try:
@@ -134,6 +152,12 @@ class Dialler:
         """End every call. Safe to call again, and from any thread."""
         self._closed.set()
         self._channel.close()
+
+
+def _wait_for_end(control: socket.socket, ended: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+        control.recv(1)
+    ended.set()
 
 
 def _after(accepted: queue.SimpleQueue[Any], answers: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grpc
 
+from adyton.errors import AdytonError, ClosedError, ConnectionLostError, UnreachableError
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, Peer, error_from
@@ -14,42 +16,86 @@ from adyton.remote.process_query import ask
 from adyton.remote.transport import Bytes
 
 METHOD = "/adyton.Communicator/Communicate"
+NOBODY_SECONDS = 3.0  # that nobody listens where a proxy server did, until it is taken to have ended
+_NOBODY = ("Connection refused", "No such file")  # in gRPC's details
 
 
 class GrpcTransport:
-    """See remote.transport.Transport. Owns the channel."""
+    """See remote.transport.Transport. `dial` gives a new channel, which this owns."""
+
+    redials = True
 
     def __init__(
-        self, channel: grpc.Channel, target: Peer | str, session: bytes, metadata: tuple[tuple[str, str], ...] = ()
+        self,
+        dial: Callable[[], grpc.Channel],
+        target: Peer | str,
+        session: bytes,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        self._channel = channel
+        self._dial = dial
         self._target = target
         self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, (SESSION_METADATA, session))
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = dial()
         self._call: Any = None
+        self._was_connected = False
+        self._closed = False
+        self.nobody_listens: float | None = None
 
     def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """See Transport."""
-        stub = self._channel.stream_stream(
-            METHOD, request_serializer=envelopes.pack, response_deserializer=envelopes.unpack
-        )
-        connected = False
+        with self._lock:
+            if self._closed:
+                return
+            channel = self._channel = self._channel or self._dial()
+            stub = channel.stream_stream(
+                METHOD, request_serializer=envelopes.pack, response_deserializer=envelopes.unpack
+            )
+            self._call = call = rpc_threads.begin(stub, outgoing, self._metadata)
+        connected, self.nobody_listens = False, None
         try:
-            self._call = rpc_threads.begin(stub, outgoing, self._metadata)
-            for data in self._call:
-                connected = True
+            for data in call:
+                connected = self._was_connected = True
                 yield data
         except grpc.RpcError as error:
-            raise error_from(error, self._target, connected=connected) from error
+            if not self._was_connected or connected:
+                raise error_from(error, self._target, connected=connected) from error
+            raise self._redial_error(error) from error
         finally:
-            self._channel.close()
+            with self._lock:
+                self._channel = self._call = None
+            channel.close()
+
+    def _redial_error(self, error: Any) -> AdytonError:
+        details = error.details() or ""
+        if any(mark in details for mark in _NOBODY):
+            self.nobody_listens = 0.0 if str(self._target).startswith("unix:") else NOBODY_SECONDS
+        if error.code() is grpc.StatusCode.UNAVAILABLE:  # nobody looks closer, for it is tried again
+            return UnreachableError(f"cannot reach {self._target} again: {details}")
+        return error_from(error, self._target, connected=True)
+
+    def hang_up(self) -> None:
+        """See Transport."""
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()  # `run` closes the channel, which may wait for a peer that takes nothing more
 
     def close(self) -> None:
         """See Transport."""
-        if self._call is None:
-            self._channel.close()
-        else:
-            self._call.cancel()  # `run` closes the channel, which may wait for a peer that takes nothing more
+        with self._lock:
+            call, channel, self._closed = self._call, self._channel, True
+        if call is not None:
+            call.cancel()
+        elif channel is not None:
+            channel.close()
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """See Transport. On the same connection as the stream."""
-        return ask(self._channel, str(self._target), self._metadata, timeout)
+        channel = self._channel
+        if channel is None and self._closed:
+            raise ClosedError(
+                f"the connection to {self._target} is closed: its processes cannot be asked about any more"
+            )
+        if channel is None:
+            raise ConnectionLostError("the connection to the proxy server is lost, and being made again")
+        return ask(channel, str(self._target), self._metadata, timeout)

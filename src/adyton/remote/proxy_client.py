@@ -3,9 +3,10 @@
 Each client thread has a pair: an enclave thread of its own that runs its entries. While a thread waits for its call, host calls of
 registered functions that belong to its pair are executed by that same thread, and may call the enclave again. Host calls without
 a pair (files) are executed by a small pool. One reader thread sorts what arrives. Who waits also watches that the other end lives
-(`pulse`): a peer that is silent and answers no ping is given up after seconds. Nothing is sent for that while nobody waits.
+(`pulse`): a connection on which nothing comes and no ping is answered is given up after seconds, and another one made (`line`). Nothing is
+sent for that while nobody waits.
 
-    caller ──► session ──► channel ──► transport.run(outgoing)        reader ──► mailbox of the pair ──► caller
+    caller ──► session ──► line        line's reader ──► mailbox of the pair ──► caller
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,10 +32,10 @@ from adyton.communicator.messages import ORDER, Counts, LoadReply, LoadRequest, 
 from adyton.communicator.sequence import Sequence
 from adyton.errors import (
     AdytonError,
+    AttestationError,
     ClosedError,
     ConnectionLostError,
     DeadlineError,
-    ProtocolError,
     RemoteProtocolError,
 )
 from adyton.hostcall import abi
@@ -47,16 +48,15 @@ from adyton.hostcall.encoding import restored, whole
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
 from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
-from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, TICK, Pulse
+from adyton.remote.line import Line
+from adyton.remote.pulse import TICK
 from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
-from adyton.remote.transport import Bytes, Transport
+from adyton.remote.transport import Transport
 
 POOL_THREADS = 8
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
-PIECE = 1 << 19  # bytes sent at a time, about
-CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
@@ -80,13 +80,9 @@ class ProxyClient:
         self._executor = executor
         self._expectation = expectation
         self._lock = threading.Lock()
-        self._channel = channel_client.ClientChannel()
         self._session = communicator.Session(communicator.Side.CLIENT)
-        self._pulse = Pulse()
+        self._line = Line(transport, self._session, self._lock, self)
         self._time = TimeTeller()
-        self._dispatching = False  # the reader has bytes, and does not listen
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._pairs: dict[int, Pair] = {}
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -97,12 +93,11 @@ class ProxyClient:
         self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
         executor.changed = self._files_changed
         self._sockets = ClientSockets(executor.net, SocketWay(self, executor))
-        self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
         self._closing = False
         self._error: AdytonError | None = None
-        self._reason = ""
+        self.ended_because = ""
         self._trace = trace
-        self._counted = {"entry_calls": 0, "bytes_sent": 0, "bytes_received": 0}
+        self._entry_calls = 0
         self._loading = self._counts = Counts(0, 0, 0, 0)  # what the enclave counted until it was loaded, and until now
         self._first_start: float | None = None
         self._last_end = 0.0
@@ -117,18 +112,15 @@ class ProxyClient:
         `timeout` in seconds, for all of it.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        self._reader.start()
+        handshake = self._line.begin()
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
-            evidence = self._wait(self._handshake, time.monotonic() + patience)
+            evidence = self._wait(handshake, time.monotonic() + patience)
             if isinstance(evidence, AdytonError):
-                raise evidence
+                raise self._error or evidence
             self.evidence = evidence
-            verified = verify(evidence)
-            report_data = self._channel.report_data(verified.identity.digest())
-            self.identity = validate(verified, self._expectation, report_data)
-            with self._lock:
-                self._channel.accept()
+            self.identity = self._judged(evidence, self._line.channel)
+            self._line.accept()
             left = None if until is None else max(0.0, until - time.monotonic())
             load = msgspec.structs.replace(load, time=self._time.told())
             reply = decode(self.call("load", encode(load), left), LoadReply)
@@ -143,24 +135,24 @@ class ProxyClient:
             self.abort()
             raise
 
+    def _judged(self, evidence: bytes, channel: channel_client.ClientChannel) -> EnclaveIdentity:
+        verified = verify(evidence)
+        return validate(verified, self._expectation, channel.report_data(verified.identity.digest()))
+
     def close(self) -> None:
         """Say goodbye, and end the connection. No call may be under way."""
         with self._lock:
-            if self._error is None and self._channel.established:
+            if self._error is None and self._line.begun:
                 self._session.close("the client is done")
             self._closing = True
-        self._wake.put(None)
-        self._reader.join(timeout=CLOSE_TIMEOUT)
-        self._transport.close()
+        self._line.end(at_once=False)
         self._finish()
 
     def abort(self) -> None:
         """End the connection at once; waiting calls raise."""
         with self._lock:
             self._closing = True
-        self._wake.put(None)
-        self._transport.close()
-        self._reader.join(timeout=CLOSE_TIMEOUT)
+        self._line.end(at_once=True)
         self._finish()
 
     def _finish(self) -> None:
@@ -180,10 +172,9 @@ class ProxyClient:
                 )
             self._error = error
             pairs = list(self._pairs.values())
-        self._handshake.put(error)
         for pair in pairs:
             pair.mailbox.put(error)
-        self._wake.put(None)
+        self._line.wake()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -203,9 +194,9 @@ class ProxyClient:
             self._tell_time()
             call = self._session.call(pair.number, method, body)
             if method in ("enter", "run"):
-                self._counted["entry_calls"] += 1
+                self._entry_calls += 1
                 self._first_start = self._first_start or time.monotonic()
-        self._wake.put(None)
+        self._line.wake()
         if self._trace is not None:
             self._trace.entered(call)
         pair.deadline = deadline
@@ -261,27 +252,12 @@ class ProxyClient:
             self._tick()
 
     def _tick(self) -> None:
-        with self._lock:
-            if self._dispatching or self._error is not None:
-                self._pulse.heard()
-                return
-            self._tell_time()
-            limit = LOST_AFTER if self._channel.established else HANDSHAKE_LOST_AFTER
-            due = self._pulse.tick(time.monotonic(), limit)
-            if due == "wait" or (due == "ping" and not self._channel.established):
-                return
-            if due == "ping":
-                self._session.ask()
-        if due == "ping":
-            self._wake.put(None)
-            return
-        self._lost(
-            ConnectionLostError(
-                f"the enclave's server has been silent for {limit:g} s: it hangs, or the connection is gone. "
-                "The outcome of calls under way is unknown. Load it again"
-            )
-        )
-        self._transport.close()
+        if self._error is None and (error := self._line.tick(self._tell_time)) is not None:
+            self._break_off(error)
+
+    def _break_off(self, error: AdytonError) -> None:
+        self._lost(error)
+        self._line.break_off()
 
     def _tell_time(self) -> None:
         """Under the lock: say what time it is, if the enclave cannot know."""
@@ -300,7 +276,7 @@ class ProxyClient:
             pair = Pair(next(self._numbers))
             token = self._local.token = Token(pair)
             # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
-            weakref.finalize(token, note_end, self._ended_threads, self._wake, pair.number).atexit = False
+            weakref.finalize(token, note_end, self._ended_threads, self._line.wake, pair.number).atexit = False
             with self._lock:
                 self._pairs[pair.number] = pair
         return token.pair
@@ -310,7 +286,7 @@ class ProxyClient:
         with self._lock:
             if self._error is None:
                 self._session.cancel(call)
-        self._wake.put(None)
+        self._line.wake()
 
     def _dispose_ended(self) -> None:
         """Under the lock: pairs whose threads have ended and that nothing is under way on."""
@@ -322,7 +298,7 @@ class ProxyClient:
             pair = self._pairs.get(number)
             if pair is not None and not pair.abandoned:
                 del self._pairs[number]
-                if self._error is None and self._channel.established and not self._closing:
+                if self._error is None and self._line.begun and not self._closing:
                     self._session.dispose(number)
 
     # -- host calls ---------------------------------------------------------------------------------------------------
@@ -337,8 +313,7 @@ class ProxyClient:
             start = ORDER.size if called.method == "order" else 0
             request = restored(_REQUEST.decode(memoryview(called.body)[start:]), called.body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._lost(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
-            self._transport.close()
+            self._break_off(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             return
         if may_wait(request) and not self._lock_waits.acquire(blocking=False):
             self._answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
@@ -382,11 +357,11 @@ class ProxyClient:
                 )  # the enclave still runs a call inside of it, which must be answered first
             elif self._error is None:
                 self._session.reply(called.call, ok, body)
-        self._wake.put(None)
+        self._line.wake()
 
     def _tell_changes(self) -> None:
         """Under the lock: what others did to files comes before what is said after it."""
-        if self._error is None and self._channel.established and not self._closing:
+        if self._error is None and self._line.begun and not self._closing:
             changes = self._executor.take_changes()
             for start in range(0, len(changes), abi.MAX_CHANGED):
                 self._session.notify("changed", whole(abi.Changed(changes[start : start + abi.MAX_CHANGED])))
@@ -399,19 +374,14 @@ class ProxyClient:
         """From the executor's thread."""
         with self._lock:
             self._tell_changes()
-        self._wake_if_due()
-
-    def _wake_if_due(self) -> None:
-        """Once: a peer that sends much and takes nothing must not fill what it wakes by."""
-        if (self._session.due or self._channel.due) and self._wake.empty():
-            self._wake.put(None)
+        self._line.wake_if_due()
 
     def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
         with self._lock:
             self._tell_changes()
             if self._error is None:
                 self._session.reply(call, ok, body)
-        self._wake.put(None)
+        self._line.wake()
 
     def notify(self, method: str, bodies: Iterable[communicator.Parts]) -> None:
         """Tell the enclave what has no answer."""
@@ -421,7 +391,7 @@ class ProxyClient:
             self._tell_changes()
             for body in bodies:
                 self._session.notify(method, body)
-        self._wake.put(None)
+        self._line.wake()
 
     def replied_host_call(self, call: int, body: bytes) -> None:
         """Answer a host call that something in the enclave waited for."""
@@ -429,13 +399,12 @@ class ProxyClient:
 
     def sockets_failed(self, error: Exception) -> None:
         """End the connection: programs of the enclave wait for answers that will not come."""
-        self._lost(
+        self._break_off(
             ConnectionLostError(
                 f"this client can serve no sockets any more, which is a defect of it: {error!r}. "
                 "The outcome of calls under way is unknown. Load it again"
             )
         )
-        self._transport.close()
 
     def bytes_pending(self) -> int:
         """How much is on its way out, and not sent yet."""
@@ -447,67 +416,34 @@ class ProxyClient:
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    def _outgoing(self) -> Iterator[bytes]:
-        while True:
-            with self._lock:
-                if self._channel.established:
-                    self._dispose_ended()
-                    for part in self._session.parts_to_send(PIECE):
-                        self._channel.send(part)
-                    if self._session.pending_bytes < CAUGHT_UP:
-                        self._sockets.caught_up()
-                data = self._channel.data_to_send()
-                closing = self._closing or self._error is not None
-            if data:
-                self._counted["bytes_sent"] += len(data)
-                yield data
-            elif closing:
-                return
-            else:
-                self._wake.get()
-
-    def _read(self) -> None:
-        error: AdytonError
-        try:
-            with contextlib.closing(self._transport.run(self._outgoing())) as incoming:
-                for data in incoming:
-                    self._counted["bytes_received"] += len(data)
-                    with self._lock:
-                        self._dispatching = True
-                        events = self._feed(data)
-                        self._pulse.heard()
-                    for event in events:
-                        self._dispatch(event)
-                    self._dispatching = False
-                    self._wake_if_due()
-            error = ConnectionLostError(
-                self._reason
-                or "the connection to the enclave ended; the outcome of calls under way is unknown. Load it again"
+    def judge(self, evidence: bytes, channel: channel_client.ClientChannel) -> None:
+        """See line.Owner."""
+        if self._judged(evidence, channel) != self.identity:
+            raise AttestationError(
+                "where the enclave was, there is another one now, though one that would do: load it again"
             )
-        except AdytonError as failure:
-            error = ConnectionLostError(self._reason) if self._reason else failure
-        except Exception as failure:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
-            error = ConnectionLostError(f"the connection to the enclave failed: {failure!r}")
+
+    def sending(self) -> None:
+        """See line.Owner."""
+        self._dispose_ended()
+
+    def sent(self) -> None:
+        """See line.Owner."""
+        if self._session.pending_bytes < CAUGHT_UP:
+            self._sockets.caught_up()
+
+    def arrived(self, events: list[communicator.Event]) -> None:
+        """See line.Owner."""
+        for event in events:
+            self._dispatch(event)
+
+    def over(self, error: AdytonError) -> None:
+        """See line.Owner."""
         # What the enclave had written is written before its files are closed.
         with contextlib.suppress(RuntimeError, TimeoutError):
             self._order.submit(lambda: None).result(ORDER_TIMEOUT)
         self._lost(error)
         self._executor.close()  # the enclave's locks and open files end with it, not when this client is closed
-        if isinstance(error, ProtocolError):
-            self._transport.close()
-
-    def _feed(self, data: Bytes) -> list[communicator.Event]:
-        """Under the lock: what the bytes complete."""
-        events: list[communicator.Event] = []
-        for event in self._channel.receive(data):
-            match event:
-                case channel_client.EvidenceReceived(evidence):
-                    self._handshake.put(evidence)
-                case channel_client.Data(plaintext):
-                    events += self._session.receive(plaintext)
-                case _:
-                    pass
-        return events
 
     def _dispatch(self, event: communicator.Event) -> None:
         match event:
@@ -546,7 +482,7 @@ class ProxyClient:
                 if self._trace is not None:
                     self._trace.counted(self._counts)
             case communicator.Notified("ended", body):
-                self._reason = body.decode("utf-8", "replace")[:1024]
+                self.ended_because = body.decode("utf-8", "replace")[:1024]
             case _:
                 pass
 
@@ -590,11 +526,11 @@ class ProxyClient:
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
         return {
-            "entry_calls": self._counted["entry_calls"],
+            "entry_calls": self._entry_calls,
             "host_calls": dict(self._executor.counts),
             "denied": dict(self._executor.denied),
             "round_trips": self.counts().round_trips,
-            "bytes_sent": self._counted["bytes_sent"],
-            "bytes_received": self._counted["bytes_received"],
+            "bytes_sent": self._line.bytes_sent,
+            "bytes_received": self._line.bytes_received,
             "seconds": self.seconds,
         }

@@ -6,6 +6,7 @@ held is what the kernel's socket buffers and HTTP/2's window hold.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import itertools
 import mmap
@@ -18,30 +19,50 @@ import grpc
 
 from adyton.allocator import keep_freed_memory
 from adyton.errors import ClosedError, UnauthenticatedError
+from adyton.handing_over import connect
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
 
+END_MOMENT = 0.1  # seconds
+END_SECONDS = 5.0  # for a client to take the last that its ended enclave said
 FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 
 
 class Relay:
-    """Joins one client to one supervisor, once."""
+    """Joins one client to one supervisor, on one connection after the other: a new one ends the one before."""
 
     def __init__(self) -> None:
-        self.joined = False
+        self.joined = False  # once
         self._finished: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._changed = threading.Condition()
+        self._control: socket.socket | None = None
         self._session = b""
+        self._current: socket.socket | None = None
+        self._streams = 0
 
-    def attach(self, supervisor: socket.socket, session: bytes) -> None:
-        """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket."""
-        with self._lock:
-            self._socket, self._session = supervisor, session
+    def attach(self, control: socket.socket, session: bytes) -> None:
+        """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket, see `handing_over`."""
+        with self._changed:
+            self._control, self._session = control, session
+        threading.Thread(target=self._wait_for_end, args=(control,), name="adyton-enclave", daemon=True).start()
 
     def on_finished(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when the session is over."""
+        """Have `callback` called when the enclave has ended, and its client been told."""
         self._finished = callback
+
+    def _wait_for_end(self, control: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            control.recv(1)
+        with self._changed:
+            self._control = None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._streams, END_SECONDS)
+        self._finished()
+
+    def _has_ended(self) -> bool:
+        """A supervisor's sockets close one after the other."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._control is None, END_MOMENT)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -55,18 +76,30 @@ class Relay:
 
     def _join(self, context: Any) -> socket.socket:
         shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
-        with self._lock:
-            known = bool(self._session) and hmac.compare_digest(shown, self._session)
-            sock = None
-            if known:
-                sock, self._socket = self._socket, None
-        if not known:
+        if not self._session or not hmac.compare_digest(shown, self._session):
             abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
+        with self._changed:
+            try:
+                sock = connect(self._control) if self._control is not None else None
+            except OSError:
+                sock = None
+            if sock is not None:
+                if self._current is not None:
+                    _end(self._current)
+                self._current = sock
+                self._streams += 1
         if sock is None:
-            abort(context, ClosedError("the session has been joined already"))
+            abort(context, ClosedError("the enclave has ended: load it again"))
             raise AssertionError
         self.joined = True
         return sock
+
+    def _left(self, sock: socket.socket) -> None:
+        with self._changed:
+            if self._current is sock:
+                self._current = None
+            self._streams -= 1
+            self._changed.notify_all()
 
     def _communicate(self, requests: Iterator[memoryview], context: Any) -> Iterator[memoryview]:
         sock = self._join(context)
@@ -83,11 +116,13 @@ class Relay:
         try:
             yield from pieces(sock)
         except OSError:
-            return  # the supervisor is gone; the client sees the stream end
+            pass  # the supervisor is gone, or this connection not the latest
         finally:
+            self._left(sock)
             _end(sock)
             leave()
-            self._finished()
+        if self._has_ended():
+            abort(context, ClosedError("the enclave has ended"))
 
 
 def pieces(sock: socket.socket) -> Iterator[memoryview]:

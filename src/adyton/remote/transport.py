@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from adyton.errors import UsageError
+from adyton.handing_over import connect
 
 if TYPE_CHECKING:
     from adyton.processes_pb2 import ProcessReport
@@ -17,7 +19,14 @@ Bytes = bytes | memoryview
 
 
 class Transport(Protocol):
-    """Carries bytes until either side ends. Used once."""
+    """Carries bytes until either side ends. `redials`: whether it can be `run` again afterwards, on another connection."""
+
+    redials: bool
+
+    @property
+    def nobody_listens(self) -> float | None:
+        """Where the last attempt to `run` found nobody: seconds for which that may be so until it is for good. None: it did not."""
+        ...
 
     def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """Pull from `outgoing` (from a thread of the transport's) and send it; yield what arrives, until the peer ends.
@@ -27,8 +36,12 @@ class Transport(Protocol):
         """
         ...
 
+    def hang_up(self) -> None:
+        """End the connection at once, from any thread."""
+        ...
+
     def close(self) -> None:
-        """End both directions at once, from any thread."""
+        """The same, for good."""
         ...
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
@@ -40,36 +53,48 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A connected stream socket: in-process enclaves, and tests."""
+    """To a supervisor that is handed its connection by this process: in-process enclaves, and tests."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    redials = False
+    nobody_listens = None
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._socket: socket.socket | None = None
 
     def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
         """See Transport."""
-        threading.Thread(target=self._send, args=(outgoing,), name="adyton-send", daemon=True).start()
         try:
-            while data := self._socket.recv(1 << 18):
+            sock = self._socket = connect(self._control)
+        except OSError:
+            return
+        threading.Thread(target=self._send, args=(sock, outgoing), name="adyton-send", daemon=True).start()
+        try:
+            while data := sock.recv(1 << 18):
                 yield data
         except OSError:
             return
         finally:
-            self._socket.close()
+            sock.close()
 
-    def _send(self, outgoing: Iterator[bytes]) -> None:
+    def _send(self, sock: socket.socket, outgoing: Iterator[bytes]) -> None:
         try:
             for data in outgoing:
-                self._socket.sendall(data)
-            self._socket.shutdown(socket.SHUT_WR)
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the receiving side notices the end
 
+    def hang_up(self) -> None:
+        """See Transport."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """See Transport."""
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed already
+        self.hang_up()
+        self._control.close()
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:  # noqa: ARG002
         """See Transport: there is no proxy server."""

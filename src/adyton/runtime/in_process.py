@@ -9,6 +9,7 @@ from typing import Any
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
+from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
@@ -31,8 +32,8 @@ class _GuestThreads:
 
 
 def launch(application: TrustedApplication) -> socket.socket:
-    """The stream socket of the enclave's channel; closing it ends the enclave."""
-    client, relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    """The socket on which it is handed connections; closing it ends the enclave."""
+    client, relay = control_pair()
     control, guest_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def prepare(load: GuestLoad) -> list[str]:  # noqa: ARG001 - the process stays as it is

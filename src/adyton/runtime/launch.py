@@ -24,10 +24,9 @@ import msgspec
 
 from adyton import errors
 from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableError
+from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
 from adyton.stopped import STOPPED_SECONDS, stopped
-
-_BUFFER = 1 << 19  # bytes between relay and supervisor, about as many as either reads at once
 
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
@@ -47,7 +46,7 @@ class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class Enclave:
-    """A running enclave. `socket`: stream of the attested channel, for a relay to splice; `pid`, `pidfd`: its supervisor."""
+    """A running enclave. `socket`: on which its supervisor is handed connections, see `handing_over`; `pid`, `pidfd`: its supervisor."""
 
     def __init__(self, stream: socket.socket, pid: int, pidfd: int) -> None:
         self.socket = stream
@@ -81,7 +80,7 @@ class Enclave:
 
 
 def launch_in_process(application: TrustedApplication) -> socket.socket:
-    """An enclave on threads of this process, without image, sandbox or proof, for tests: the socket of its attested channel."""
+    """An enclave on threads of this process, without image, sandbox or proof, for tests: the socket on which it is handed connections."""
     from adyton.runtime.in_process import launch
 
     return launch(application)
@@ -137,9 +136,7 @@ class Zygote:
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
-        stream, stream_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for each in (stream, stream_end):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # or as much as the system allows
+        stream, stream_end = control_pair()
         report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with report:
             with stream_end, report_end:

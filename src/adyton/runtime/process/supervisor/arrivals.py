@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 
@@ -12,26 +12,20 @@ T = TypeVar("T")
 
 
 class Arrivals(Generic[T]):
-    """`receive` reads `source` when the loop says so, and has each event `take`n; `act` acts upon one. `guarded` wraps what the loop calls."""
+    """`listen` says whether more is received, each event of which is to be `take`n; `act` acts upon one. `guarded` wraps what the loop calls."""
 
     def __init__(
         self,
         loop: Loop,
-        source: Any,
-        receive: Callback,
+        listen: Callable[[bool], None],
         act: Callable[[T], None],
         guarded: Callable[[Callback], Callback],
     ) -> None:
         self._loop = loop
-        self._source = source
-        self._receive = guarded(receive)
+        self._listen = listen
         self._resume = guarded(self._go_on)
         self._act = act
         self._held: deque[T] | None = None
-
-    def begin(self) -> None:
-        """Receive from now on."""
-        self._loop.read(self._source, self._receive)
 
     def take(self, event: T) -> None:
         """An event has arrived."""
@@ -43,7 +37,7 @@ class Arrivals(Generic[T]):
     def hold(self, seconds: float) -> None:
         """Act upon nothing that came after what is acted upon now, and receive no more, for so long."""
         self._held = deque()
-        self._loop.read(self._source, None)
+        self._listen(False)
         self._loop.later(seconds, self._resume)
 
     def _go_on(self) -> None:
@@ -51,6 +45,6 @@ class Arrivals(Generic[T]):
         while held and self._held is None:
             self._act(held.popleft())
         if self._held is None:
-            self.begin()
+            self._listen(True)
         elif held:
             self._held.extend(held)

@@ -12,7 +12,6 @@ never the supervisor with a traceback.
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import signal
@@ -25,7 +24,6 @@ from typing import Literal, cast
 import msgspec
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.channel import server as channel_server
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
@@ -38,10 +36,10 @@ from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import LINK, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
-from adyton.runtime.process.supervisor.arrivals import Arrivals
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Ask, Pending
 from adyton.runtime.process.supervisor.clock import Clock
+from adyton.runtime.process.supervisor.connections import Connections
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_device import FuseDevice
@@ -56,7 +54,7 @@ from adyton.runtime.process.supervisor.waits import Waits
 
 READ_SIZE = 1 << 19
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
-RELAY_HIGH_WATER = 1 << 20  # unsent bytes above which nothing more is taken from the session
+GRACE_SECONDS = 60.0  # that an enclave goes on without its client
 END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 END_SECONDS = 10.0  # for one that takes what is left slowly
@@ -72,7 +70,7 @@ class Supervisor:
 
     def __init__(
         self,
-        relay: socket.socket,
+        control: socket.socket,
         guest: GuestProcess,
         program: Program,
         identity: EnclaveIdentity,
@@ -85,12 +83,10 @@ class Supervisor:
         watch: MemoryWatch | None = None,
         *,
         lists: bool = False,
+        grace: float = GRACE_SECONDS,
     ) -> None:
-        self._relay = relay
         self._guest = guest
         self._program = program
-        self._identity = identity
-        self._attest = attest
         self._files = files
         self._ready = ready
         self._clock = clock or Clock()
@@ -101,10 +97,12 @@ class Supervisor:
             if guest.fuse is None
             else FuseDevice(guest.fuse, lambda: self._loop.later(0, self._guarded(self._from_fuse)))
         )
-        self._channel = channel_server.ServerChannel(identity.digest())
         self._session = communicator.Session(communicator.Side.ENCLAVE)
-        self._outbox = Outbox(self._loop, relay, self._guarded(self._flush))
-        self._arrivals = Arrivals(self._loop, relay, self._from_relay, self._from_client, self._guarded)
+        self._connections = Connections(
+            *(control, self._loop, self._session, identity, attest),
+            *(self._from_client, self._loop.stop, self._flush, self._guarded, grace),
+        )
+        self._arrivals = self._connections.arrivals
         self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
         self._paused: list[Link] = []  # until the client has taken some
@@ -112,7 +110,7 @@ class Supervisor:
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
-        self.output = Output(streams, self._loop, self._session, lambda: self._channel_open, self._guarded)
+        self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
@@ -124,7 +122,6 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
-        self._received = memoryview(mmap.mmap(-1, READ_SIZE))  # from the relay; no memory until much comes
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -132,7 +129,7 @@ class Supervisor:
         """Serve until the relay goes away (None), or the guest ends or misbehaves (the reason, which the client was told)."""
         guest = self._guest
         guest.control.setblocking(False)
-        self._arrivals.begin()
+        self._connections.begin()
         self._loop.read(guest.control, self._guarded(self._from_control))
         if self.fuse is not None:
             self._loop.read(self.fuse.descriptor, self._guarded(self._from_fuse))
@@ -160,22 +157,26 @@ class Supervisor:
             self._kill(self._guest.pidfd)  # what it printed before is all that is waited for
         try:
             self.output.finish()
-            if self._channel_open:
+            if self._connections.joined:
                 self._push()
                 self._session.notify("ended", self._reason.encode())
                 self._session.close(self._reason)
                 self._flush()
                 deadline = time.monotonic() + END_SECONDS
                 # A client that is behind gets all of it.
-                while (len(self._outbox) or self._session.due) and time.monotonic() < deadline:
-                    writable = [self._relay] if len(self._outbox) else []
-                    ready = select.select([self._relay], writable, [], END_PATIENCE)
+                while (
+                    (relay := self._connections.current) is not None
+                    and (self._connections.unsent or self._session.due)
+                    and time.monotonic() < deadline
+                ):
+                    writable = [relay] if self._connections.unsent else []
+                    ready = select.select([relay], writable, [], END_PATIENCE)
                     if not any(ready):
                         break
-                    if ready[0] and not self._hear():
+                    if ready[0] and not self._connections.hear():
                         break
                     if ready[1]:
-                        self._outbox.push()
+                        self._connections.push()
                     self._flush()
         except (OSError, AdytonError):
             pass  # the client is gone as well
@@ -208,7 +209,7 @@ class Supervisor:
         if self._main is not None:
             self._main.sock.close()
         self._emulation.close()
-        self._relay.close()
+        self._connections.close()
         self._loop.close()
 
     def _close_fuse(self) -> None:
@@ -245,49 +246,8 @@ class Supervisor:
 
     # -- the client's side --------------------------------------------------------------------------------------------
 
-    def _hear(self) -> bool:
-        """At the end: what a client says moves nothing any more but its own reading. False: it is gone."""
-        size = self._relay.recv_into(self._received)
-        for event in self._channel.receive(self._received[:size]):
-            if isinstance(event, channel_server.Data):
-                self._session.receive(event.data)
-        return size > 0
-
-    def _from_relay(self) -> None:
-        try:
-            size = self._relay.recv_into(self._received)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            size = 0
-        if not size:
-            self._loop.stop()
-            return
-        for event in self._channel.receive(self._received[:size]):
-            match event:
-                case channel_server.EvidenceRequested(report_data):
-                    self._channel.provide(self._attest(self._identity, report_data))
-                case channel_server.Data(plaintext):
-                    for inner in self._session.receive(plaintext):
-                        self._arrivals.take(inner)
-                case channel_server.Closed():
-                    self._loop.stop()
-                case _:
-                    pass
-
-    @property
-    def _channel_open(self) -> bool:
-        return self._channel.established
-
     def _flush(self) -> None:
-        while len(self._outbox) < RELAY_HIGH_WATER:
-            if self._channel_open:
-                for part in self._session.parts_to_send(READ_SIZE):
-                    self._channel.send(part)
-            ciphertext = self._channel.data_to_send()
-            if not ciphertext:
-                break
-            self._outbox.put(ciphertext)
+        self._connections.flush()
         self._emulation.caught_up()
         self.output.caught_up()
         if self._paused and self._session.pending_bytes <= MAX_UNSENT:
@@ -509,7 +469,7 @@ class Supervisor:
                 self._host_call(link, abi.Call(message.name, message.arguments))
 
     def _tell(self, counts: Counts | None) -> None:
-        if counts is not None and self._channel_open:
+        if counts is not None and self._connections.joined:
             self._session.notify("counts", encode(counts))
 
     def _returned(self, call: int, message: protocol.Return) -> None:

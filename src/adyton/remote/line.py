@@ -1,0 +1,325 @@
+"""The line to an enclave's session: a connection with an attested channel, and another one when that is lost.
+
+    transport ──► handshake ──► evidence, judged ──► Hello ──► Answer ──► the session's bytes, from where both ends are
+
+The first connection is made once. After that each loss is followed by attempts to have another one, with pauses that grow, for as long as the
+enclave waits for that (its grace). Each has a channel and evidence of its own. Who waits for answers meanwhile waits on; nothing is lost or done
+twice (`communicator.replay`). It is over at once when the enclave has said why it ended, when whoever answers knows of no such session, when
+the evidence is another's, and, after a moment, when nobody listens there any more.
+
+One reader thread, and one of the transport's that sends. What the session is asked to do is serialized by its owner's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from adyton.channel import client as channel_client
+from adyton.communicator.joining import Answer, AnswerReader, Hello, new_secret
+from adyton.communicator.session import Closed, Event, Session
+from adyton.errors import (
+    AdytonError,
+    ClosedError,
+    ConnectionLostError,
+    RemoteProtocolError,
+    ResourceLimitError,
+    UnreachableError,
+)
+from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, Pulse
+from adyton.remote.transport import Bytes, Transport
+
+PIECE = 1 << 19  # bytes sent at a time, about
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between two attempts
+ATTEMPT_SECONDS = 8.0  # that one of them may take
+CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
+
+
+class Owner(Protocol):
+    """Of a line; called by its reader, `sending` and `sent` by the transport's thread under the lock."""
+
+    def judge(self, evidence: bytes, channel: channel_client.ClientChannel) -> None:
+        """Of another connection than the first: raise AdytonError unless it is the same enclave's."""
+
+    def sending(self) -> None:
+        """Have the session be told what there is."""
+
+    def sent(self) -> None:
+        """Something was."""
+
+    def arrived(self, events: list[Event]) -> None:
+        """Act on what the session's peer said. AdytonError: it is a breach."""
+
+    @property
+    def ended_because(self) -> str:
+        """What the enclave said at its end; empty: nothing."""
+
+    def over(self, error: AdytonError) -> None:
+        """There is no connection any more, and will be none."""
+
+
+class _Connection:
+    def __init__(self) -> None:
+        self.channel = channel_client.ClientChannel()
+        self.answer = AnswerReader()
+        self.answered = False
+        self.carries = False  # the session's bytes go out
+        self.over = False
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+
+class _BrokenError(Exception):
+    """A connection is of no use; another one may be."""
+
+
+class Line:
+    """See the module. `begin` first; after `end`, or when it is over, nothing goes out."""
+
+    def __init__(self, transport: Transport, session: Session, lock: threading.Lock, owner: Owner) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.reconnects = 0
+        self.begun = False  # the evidence was accepted once, so that the session may be spoken to
+        self._transport = transport
+        self._session = session
+        self._lock = lock
+        self._owner = owner
+        self._secret = new_secret()
+        self._pulse = Pulse()
+        self._connection = _Connection()
+        self._dispatching = False  # the reader has bytes, and does not listen
+        self._ending = threading.Event()
+        self._final = False  # what ended this connection would end every other one
+        self._grace = 0.0  # seconds; none until the enclave has said so
+        self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> queue.SimpleQueue[bytes | AdytonError]:
+        """Dial. What comes: the evidence, or why there is none."""
+        self._reader.start()
+        return self._handshake
+
+    @property
+    def channel(self) -> channel_client.ClientChannel:
+        """Of the connection there is, or that is being made."""
+        return self._connection.channel
+
+    def accept(self) -> None:
+        """The first evidence was judged, and is good: the session begins."""
+        with self._lock:
+            self._accepted(self._connection)
+            self.begun = True
+
+    def end(self, *, at_once: bool) -> None:
+        """Have no other connection, and this one end when all is sent, or `at_once`. Idempotent; from any thread but the reader."""
+        self._ending.set()
+        self.wake()
+        if at_once:
+            self._transport.close()
+        self._reader.join(timeout=CLOSE_TIMEOUT)
+        self._transport.close()
+
+    def break_off(self) -> None:
+        """End it for good, from any thread, without waiting."""
+        self._ending.set()
+        self._transport.close()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._connection.wake.put(None)
+
+    def wake_if_due(self) -> None:
+        """Once: a peer that sends much and takes nothing must not fill what it wakes by."""
+        connection = self._connection
+        if (self._session.due or connection.channel.due) and connection.wake.empty():
+            connection.wake.put(None)
+
+    def tick(self, before_ping: Callable[[], None]) -> ConnectionLostError | None:
+        """Somebody has waited for a while: ask the peer for a sign of life; give the connection, or the first one all, up when there is none.
+
+        `before_ping` is called under the lock.
+        """
+        with self._lock:
+            connection = self._connection
+            if self._dispatching or connection.over or (self.begun and not connection.carries):
+                self._pulse.heard()
+                return None
+            before_ping()
+            limit = LOST_AFTER if self.begun else HANDSHAKE_LOST_AFTER
+            due = self._pulse.tick(time.monotonic(), limit)
+            if due == "wait" or (due == "ping" and not self.begun):
+                return None
+            if due == "ping":
+                self._session.ask()
+        if due == "ping":
+            self.wake()
+            return None
+        if self.begun and self._grace and self._transport.redials:
+            self._pulse.heard()
+            self._transport.hang_up()
+            return None
+        return ConnectionLostError(
+            f"the enclave's server has been silent for {limit:g} s: it hangs, or the connection is gone. "
+            "The outcome of calls under way is unknown. Load it again"
+        )
+
+    # -- the reader ---------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        error = self._carry(self._connection)
+        lost, pause, nobody = time.monotonic(), FIRST_PAUSE, None
+        while self._may_go_on(error):
+            now = time.monotonic()
+            if self._connection.answered:  # it was a good one
+                lost, pause = now, FIRST_PAUSE
+            patience = self._transport.nobody_listens
+            nobody = None if patience is None else nobody or now
+            if nobody is not None and patience is not None and now - nobody >= patience:
+                error = _BrokenError("nobody listens any more where the enclave's proxy server did, so it has ended")
+                break
+            if now - lost >= self._grace:
+                error = _BrokenError(
+                    f"the connection to the enclave was lost, and could not be had again within {self._grace:g} s"
+                )
+                break
+            if self._ending.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - so that many do not come at once
+                break
+            pause = min(2 * pause, LONGEST_PAUSE)
+            with self._lock:
+                self._connection = _Connection()
+            error = self._carry(self._connection)
+        because = self._owner.ended_because
+        if because or isinstance(error, _BrokenError | ClosedError):
+            error = ConnectionLostError(because or f"{error}; the outcome of calls under way is unknown. Load it again")
+        self._handshake.put(error)
+        self._owner.over(error)
+        self._transport.close()
+
+    def _may_go_on(self, error: _BrokenError | AdytonError) -> bool:
+        if self._final or self._ending.is_set() or not (self._grace and self._transport.redials):
+            return False
+        return isinstance(error, _BrokenError | ConnectionLostError | UnreachableError | ResourceLimitError)
+
+    def _carry(self, connection: _Connection) -> _BrokenError | AdytonError:
+        """Make it, and read from it; why it ended."""
+        attempt = threading.Timer(ATTEMPT_SECONDS, lambda: None if connection.answered else self._transport.hang_up())
+        attempt.daemon = True
+        if self.begun:
+            attempt.start()
+        try:
+            with contextlib.closing(self._transport.run(self._outgoing(connection))) as incoming:
+                for data in incoming:
+                    self.bytes_received += len(data)
+                    with self._lock:
+                        self._dispatching = True
+                        events = self._feed(connection, data)
+                        self._pulse.heard()
+                    self._owner.arrived(events)
+                    self._dispatching = False
+                    self.wake_if_due()
+            return _BrokenError("the connection to the enclave ended")
+        except (_BrokenError, AdytonError) as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises, nobody may wait for ever
+            return _BrokenError(f"the connection to the enclave failed: {error!r}")
+        finally:
+            attempt.cancel()
+            self._dispatching = False
+            with self._lock:
+                connection.over, connection.carries = True, False
+            connection.wake.put(None)
+
+    def _feed(self, connection: _Connection, data: Bytes) -> list[Event]:
+        """Under the lock: what the bytes complete."""
+        events: list[Event] = []
+        try:
+            happened = connection.channel.receive(data)
+        except RemoteProtocolError as error:
+            if not self.begun:
+                raise
+            raise _BrokenError(f"the connection to the enclave was tampered with ({error})") from None
+        for each in happened:
+            match each:
+                case channel_client.EvidenceReceived(evidence):
+                    if self.begun:
+                        self._owner.judge(evidence, connection.channel)
+                        self._accepted(connection)
+                    else:
+                        self._handshake.put(evidence)
+                case channel_client.Data(plaintext):
+                    rest = plaintext if connection.answered else self._answered(connection, plaintext)
+                    if rest:
+                        events += self._said(rest)
+                case _:
+                    pass
+        return events
+
+    def _accepted(self, connection: _Connection) -> None:
+        connection.channel.accept()
+        if connection.channel.established:
+            connection.channel.send(Hello(self._secret, self._session.read).pack())
+            connection.carries = not self.begun
+        connection.wake.put(None)
+
+    def _answered(self, connection: _Connection, plaintext: bytes) -> bytes:
+        """What follows the answer, if all of that is there."""
+        answered = connection.answer.receive(plaintext)
+        if answered is None:
+            return b""
+        answer, rest = answered
+        if not answer.joined:
+            self._final = True
+            raise _BrokenError(
+                "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
+            )
+        if connection.carries:
+            self._grace = answer.grace / 1000
+        else:
+            self._resume(answer)
+            connection.carries = True
+            self.reconnects += 1
+            connection.wake.put(None)
+        connection.answered = True
+        return rest
+
+    def _resume(self, answer: Answer) -> None:
+        try:
+            self._session.resume(answer.read)
+        except RemoteProtocolError:
+            self._final = True
+            raise
+
+    def _said(self, plaintext: bytes) -> list[Event]:
+        try:
+            events = self._session.receive(plaintext)
+        except AdytonError:
+            self._final = True
+            raise
+        if any(isinstance(event, Closed) for event in events):
+            self._final = True
+        return events
+
+    def _outgoing(self, connection: _Connection) -> Iterator[bytes]:
+        while True:
+            with self._lock:
+                if connection.carries and connection.channel.established:
+                    self._owner.sending()
+                    for part in self._session.parts_to_send(PIECE):
+                        connection.channel.send(part)
+                    self._owner.sent()
+                data = connection.channel.data_to_send()
+                over = connection.over or self._ending.is_set()
+            if data:
+                self.bytes_sent += len(data)
+                yield data
+            elif over:
+                return
+            else:
+                connection.wake.get()

@@ -1,0 +1,258 @@
+"""The client's connections, as the relay hands them over: each with an attested channel of its own, one after the other for one session.
+
+    handed over ──► handshake, evidence ──► Hello of the session ──► current, in place of the one before
+                                        └─► of another one: told so, and closed
+
+What comes on a connection before it has shown the session's secret moves nothing but this. When the current one is lost, the enclave goes
+on for as long as the grace lasts; then its client is taken to be gone.
+"""
+
+from __future__ import annotations
+
+import hmac
+import mmap
+import socket
+from collections.abc import Callable
+
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.channel import server as channel_server
+from adyton.communicator.joining import Answer, Hello, HelloReader
+from adyton.communicator.session import Event, Session
+from adyton.errors import RemoteProtocolError
+from adyton.handing_over import accept
+from adyton.runtime.process.supervisor.arrivals import Arrivals
+from adyton.runtime.process.supervisor.loop import Callback, Loop, Outbox
+
+READ_SIZE = 1 << 19
+HIGH_WATER = 1 << 20  # bytes for the relay that wait to be written
+_MOST = 4  # that have not joined; of more, the oldest goes
+
+
+class _Connection:
+    def __init__(
+        self, sock: socket.socket, channel: channel_server.ServerChannel, loop: Loop, refill: Callback
+    ) -> None:
+        self.socket = sock
+        self.channel = channel
+        self.hello = HelloReader()
+        self.outbox = Outbox(loop, sock, refill)
+        self.refused = False
+
+    def push(self) -> None:
+        if data := self.channel.data_to_send():
+            self.outbox.put(data)
+
+
+class Connections:
+    """Of one enclave. `take` is given the session's events, which may hold those that come (`arrivals`); `gone` is called when the client is, for good."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        loop: Loop,
+        session: Session,
+        identity: EnclaveIdentity,
+        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        take: Callable[[Event], None],
+        gone: Callback,
+        flush: Callback,
+        guarded: Callable[[Callback], Callback],
+        grace: float,
+    ) -> None:
+        """`flush`: called when the current connection takes more. `guarded` wraps what the loop calls and may end the enclave. `grace`: seconds."""
+        self.joined = False  # once
+        self._control = control
+        self._loop = loop
+        self._session = session
+        self._identity = identity
+        self._attest = attest
+        self.arrivals: Arrivals[Event] = Arrivals(loop, self._listen, take, guarded)
+        self._gone = gone
+        self._flush = flush
+        self._guarded = guarded
+        self._grace = grace
+        self._secret = b""
+        # Its key takes a moment, which the first client shall not wait for.
+        self._first: channel_server.ServerChannel | None = channel_server.ServerChannel(identity.digest())
+        self._current: _Connection | None = None
+        self._joining: list[_Connection] = []
+        self._listens = True
+        self._lost = 0  # connections that were current
+        self._received = memoryview(mmap.mmap(-1, READ_SIZE))  # no memory until much comes
+
+    def begin(self) -> None:
+        """Take what is handed over from now on."""
+        self._loop.read(self._control, self._guarded(self._handed_over))
+
+    def _listen(self, on: bool) -> None:
+        self._listens = on
+        if self._current is not None:
+            self._watch(self._current)
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what is due, as far as the connection takes it."""
+        connection = self._current
+        while connection is not None and len(connection.outbox) < HIGH_WATER and not connection.refused:
+            if connection.channel.established:
+                for part in self._session.parts_to_send(READ_SIZE):
+                    connection.channel.send(part)
+            data = connection.channel.data_to_send()
+            if not data:
+                break
+            try:
+                connection.outbox.put(data)
+            except OSError:
+                self._drop(connection)
+                break
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of the session that the relay has not taken."""
+        return 0 if self._current is None else len(self._current.outbox)
+
+    def push(self) -> None:
+        """At the end: without the loop."""
+        if self._current is not None:
+            self._current.outbox.push()
+
+    @property
+    def current(self) -> socket.socket | None:
+        """The one that carries the session."""
+        return None if self._current is None else self._current.socket
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def _handed_over(self) -> None:
+        sock = None
+        try:
+            sock = accept(self._control)
+        except OSError:
+            pass
+        if sock is None:
+            self._gone()
+            return
+        channel, self._first = self._first or channel_server.ServerChannel(self._identity.digest()), None
+        connection = _Connection(sock, channel, self._loop, lambda: self._takes_more(connection))
+        self._joining.append(connection)
+        for each in self._joining[:-_MOST]:
+            self._drop(each)
+        self._watch(connection)
+
+    def _takes_more(self, connection: _Connection) -> None:
+        if connection is self._current:
+            self._guarded(self._flush)()
+
+    def _watch(self, connection: _Connection) -> None:
+        reads = self._listens or connection is not self._current
+        self._loop.read(connection.socket, self._guarded(lambda: self._readable(connection)) if reads else None)
+
+    def _readable(self, connection: _Connection) -> None:
+        try:
+            size = connection.socket.recv_into(self._received)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self._drop(connection)
+            return
+        try:
+            events = connection.channel.receive(self._received[:size])
+        except RemoteProtocolError:  # whoever changed the bytes: the client dials again
+            self._drop(connection)
+            return
+        for event in events:
+            match event:
+                case channel_server.EvidenceRequested(report_data):
+                    connection.channel.provide(self._attest(self._identity, report_data))
+                case channel_server.Data(plaintext):
+                    self._said(connection, plaintext)
+                case channel_server.Closed():
+                    self._drop(connection)
+                case _:
+                    pass
+        if connection is not self._current:
+            try:
+                connection.push()
+            except OSError:
+                self._drop(connection)
+
+    def _said(self, connection: _Connection, plaintext: bytes) -> None:
+        if connection.refused:
+            return
+        if connection is not self._current:
+            try:
+                greeted = connection.hello.receive(plaintext)
+            except RemoteProtocolError:
+                self._drop(connection)
+                return
+            if greeted is None:
+                return
+            hello, plaintext = greeted
+            if not self._join(connection, hello):
+                return
+        if plaintext:
+            for event in self._session.receive(plaintext):
+                self.arrivals.take(event)
+
+    def _join(self, connection: _Connection, hello: Hello) -> bool:
+        """Let it carry the session, if it is this one."""
+        try:
+            if not self.joined:
+                fits = hello.read == 0
+            elif fits := hmac.compare_digest(hello.secret, self._secret):
+                self._session.resume(hello.read)
+        except RemoteProtocolError:
+            fits = False
+        answer = Answer(fits, self._session.read if fits else 0, int(self._grace * 1000))
+        connection.channel.send(answer.pack())
+        if not fits:
+            connection.refused = True
+            return False
+        self.joined, self._secret = True, hello.secret
+        before, self._current = self._current, connection
+        self._joining.remove(connection)
+        if before is not None:
+            self._close(before)
+        self._watch(connection)
+        return True
+
+    def _drop(self, connection: _Connection) -> None:
+        """It is of no use any more."""
+        if connection in self._joining:
+            self._joining.remove(connection)
+        elif connection is self._current:
+            self._current = None
+            self._lost += 1
+            lost = self._lost
+            self._loop.later(self._grace, lambda: self._grace_over(lost))
+        else:
+            return
+        self._close(connection)
+
+    def _grace_over(self, lost: int) -> None:
+        if self._current is None and self._lost == lost:
+            self._gone()
+
+    def _close(self, connection: _Connection) -> None:
+        self._loop.forget(connection.socket)
+        connection.socket.close()
+
+    def hear(self) -> bool:
+        """At the end: what the client says moves nothing any more but its own reading. False: it is gone."""
+        connection = self._current
+        assert connection is not None
+        size = connection.socket.recv_into(self._received)
+        for event in connection.channel.receive(self._received[:size]):
+            if isinstance(event, channel_server.Data):
+                self._session.receive(event.data)
+        return size > 0
+
+    def close(self) -> None:
+        """End them all. The loop has been stopped."""
+        for each in [*self._joining, *([] if self._current is None else [self._current])]:
+            each.socket.close()
+        self._joining, self._current = [], None
+        self._control.close()
