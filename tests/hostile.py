@@ -8,7 +8,9 @@ import msgspec
 from adyton.attestation.verify import verify
 from adyton.channel.client import ClientChannel, Data, EvidenceReceived
 from adyton.communicator import session as communicator
+from adyton.communicator.joining import AnswerReader, Hello, new_secret
 from adyton.communicator.messages import ORDER, EnterRequest, LoadRequest, Mount, Raised, decode, encode
+from adyton.handing_over import connect
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.image.build import build_file
@@ -45,9 +47,13 @@ class Client:
     `answer(request)` gives the result of a host call: a Struct, bytes that are sent as they are, or None: its number is in `unanswered`.
     """
 
-    def __init__(self, sock, answer=lambda _request: abi.Failed("EACCES")):
-        self.socket = sock
+    def __init__(self, control, answer=lambda _request: abi.Failed("EACCES"), secret=None, read=0):
+        """`secret`, `read`: of its Hello; None: of a new session."""
+        self.secret = secret or new_secret()
+        self.socket = connect(control)
         self.socket.settimeout(PATIENCE)
+        self.joining = AnswerReader()
+        self.joined = None
         self.channel = ClientChannel()
         self.session = communicator.Session(communicator.Side.CLIENT)
         self.answer = answer
@@ -61,6 +67,7 @@ class Client:
         self.pump(lambda: self.evidence is not None)
         verify(self.evidence)
         self.channel.accept()
+        self.channel.send(Hello(self.secret, read).pack())
 
     def send(self):
         """Whatever is due."""
@@ -91,6 +98,8 @@ class Client:
                 case EvidenceReceived(evidence):
                     self.evidence = evidence
                 case Data(plaintext):
+                    if self.joined is None:
+                        self.joined, plaintext = self.joining.receive(plaintext)
                     for inner in self.session.receive(plaintext):
                         self._take(inner)
         with suppress(ConnectionError):

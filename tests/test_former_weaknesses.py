@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import queue
 import re
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from adyton import (
     sgx_load_config,
 )
 from adyton.errors import ClosedError, ImageError, RemoteProtocolError, UnauthenticatedError, UsageError
+from adyton.handing_over import accept, control_pair
 from adyton.image.oci import Image
 from adyton.remote.address import Address
 from adyton.remote.connection import open_channel, open_server
@@ -222,9 +224,9 @@ def test_a_call_is_one_message_each_way_and_reads_are_put_together(real):
     assert real.stats()["bytes_sent"] - before["bytes_sent"] < 4096
 
 
-def test_a_session_is_joined_once_by_whom_it_was_made_for():
+def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
     secret = b"s" * 32
-    near, far = socket.socketpair()
+    near, far = control_pair()
     relay = Relay()
     relay.attach(far, secret)
     server, port = open_server([relay.handler()], "127.0.0.1:0", None, 4)
@@ -232,7 +234,7 @@ def test_a_session_is_joined_once_by_whom_it_was_made_for():
     address = Address.parse(f"grpc://127.0.0.1:{port}")
 
     def join(shown: bytes) -> GrpcTransport:
-        return GrpcTransport(open_channel(address, None), address.target, shown)
+        return GrpcTransport(lambda: open_channel(address, None), address.target, shown)
 
     over = threading.Event()
     try:
@@ -241,12 +243,22 @@ def test_a_session_is_joined_once_by_whom_it_was_made_for():
                 list(join(wrong).run(iter(())))
         joined = join(secret)
         arriving = joined.run(iter(lambda: b"" if over.wait(30) else None, b""))
-        near.sendall(b"welcome")
-        assert next(arriving) == b"welcome"
-        with pytest.raises(ClosedError, match="joined already"):
-            list(join(secret).run(iter(())))
+        got: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=lambda: [got.put(bytes(each)) for each in arriving], daemon=True).start()
+        handed = accept(near)
+        assert handed is not None
+        handed.sendall(b"welcome")
+        assert got.get(timeout=60) == b"welcome"
+        again = join(secret)
+        threading.Thread(target=lambda: list(again.run(iter(()))), daemon=True).start()
+        other = accept(near)
+        assert other is not None
+        assert handed.recv(1) == b""  # the newer one takes its place
         over.set()
-        joined.close()
+        for each in (joined, again):
+            each.close()
+        for sock in (handed, other):
+            sock.close()
     finally:
         over.set()
         near.close()

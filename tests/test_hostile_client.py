@@ -1,16 +1,20 @@
 """What an enclave lets a client do that keeps none of the rules."""
 
+import os
 import typing
+from contextlib import ExitStack, suppress
 
 import msgspec
 import pytest
-from hostile import EMPTY, STRICT, Ward
+from hostile import EMPTY, STRICT, Client, Ward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.communicator.frames import CallFrame
 from adyton.communicator.frames import encode as frame
+from adyton.communicator.joining import SECRET, Answer
 from adyton.communicator.messages import Grant, LoadRequest, Raised, decode
+from adyton.handing_over import connect
 from adyton.hostcall import abi
 from adyton.hostcall.events import Event, Happened, Kind
 
@@ -149,14 +153,37 @@ def test_garbage_in_the_channel_ends_the_enclave_with_a_reason(ward, data):
         assert client.enclave.ended(60)
 
 
-def test_garbage_before_the_handshake_ends_the_enclave(ward):
-    for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(70_000), bytes(100)):
-        with ward.zygote.launch(ward.request) as enclave:
-            try:
-                enclave.socket.sendall(data)
-            except ConnectionError:
-                pass
-            assert enclave.ended(60)
+def test_garbage_before_the_handshake_ends_its_connection_alone(ward):
+    with ward.enclave() as client:
+        assert client.load().ok
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(70_000), bytes(100)):
+            with connect(client.enclave.socket) as garbage, suppress(ConnectionError):
+                garbage.settimeout(60)
+                garbage.sendall(data)
+                while garbage.recv(100):  # an alert, perhaps
+                    pass
+        assert client.enter("attempt", "1 + 1") == "2"
+
+
+def test_connections_that_say_nothing_are_bounded_and_disturb_nobody(ward):
+    with ward.enclave() as client, ExitStack() as silent:
+        assert client.load().ok
+        before = len(os.listdir(f"/proc/{client.enclave.pid}/fd"))
+        held = [silent.enter_context(connect(client.enclave.socket)) for _ in range(50)]
+        held[0].settimeout(60)
+        assert held[0].recv(1) == b""  # it had to go for those that came later
+        assert client.enter("attempt", "1 + 1") == "2"
+        assert len(os.listdir(f"/proc/{client.enclave.pid}/fd")) <= before + 4
+
+
+@pytest.mark.parametrize(("secret", "read"), [(bytes(SECRET), 0), (bytes(SECRET), 1 << 40), (None, 1 << 40)])
+def test_who_does_not_know_the_session_or_lies_about_it_does_not_get_it(ward, secret, read):
+    with ward.enclave() as client:
+        assert client.load().ok
+        other = Client(client.enclave.socket, secret=secret or client.secret, read=read)
+        other.receive()
+        assert other.joined == Answer(joined=False, read=0, grace=60_000)
+        assert client.enter("attempt", "1 + 1") == "2"
 
 
 WATCH = """

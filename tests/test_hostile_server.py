@@ -18,6 +18,7 @@ from adyton.channel.client import ClientChannel, EvidenceReceived
 from adyton.channel.server import Closed, Data, EvidenceRequested, ServerChannel
 from adyton.communicator import frames
 from adyton.communicator import session as communicator
+from adyton.communicator.joining import Answer, HelloReader
 from adyton.communicator.messages import LoadReply, LoadRequest, Raised, encode
 from adyton.errors import (
     AdytonError,
@@ -31,6 +32,7 @@ from adyton.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
+from adyton.handing_over import accept, control_pair
 from adyton.hostcall import abi
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.policy import HostCallPolicy
@@ -52,8 +54,11 @@ class Enclave:
     `told`: all that the client said inside the channel.
     """
 
-    def __init__(self, sock, evidence=lambda data: attest(IDENTITY, data), script=None):
-        self.socket = sock
+    def __init__(self, control, evidence=lambda data: attest(IDENTITY, data), script=None):
+        self.control = control
+        self.socket = None
+        self.hello = HelloReader()
+        self.joined = False
         self.channel = ServerChannel(IDENTITY.digest())
         self.session = communicator.Session(communicator.Side.ENCLAVE)
         self.evidence = evidence
@@ -64,7 +69,10 @@ class Enclave:
         self.thread.start()
 
     def _run(self):
-        with contextlib.suppress(OSError, AdytonError), self.socket:
+        self.socket = accept(self.control)
+        if self.socket is None:
+            return
+        with contextlib.suppress(OSError, AdytonError), self.control, self.socket:
             while data := self.socket.recv(1 << 18):
                 self.take(data)
                 self.send()
@@ -75,6 +83,10 @@ class Enclave:
                 case EvidenceRequested(report_data):
                     self.channel.provide(self.evidence(report_data))
                 case Data(plaintext):
+                    if not self.joined:
+                        _, plaintext = self.hello.receive(plaintext)
+                        self.channel.send(Answer(joined=True, read=0, grace=0).pack())
+                        self.joined = True
                     self.told += plaintext
                     for inner in self.session.receive(plaintext):
                         self.said(inner)
@@ -113,7 +125,7 @@ def connect(tmp_path, lines):
     opened = []
 
     def connect(**keywords):
-        mine, other = socket.socketpair()
+        mine, other = control_pair()
         read = tmp_path / "read"
         read.mkdir(exist_ok=True)
         (read / "file").write_bytes(b"content")
@@ -128,7 +140,7 @@ def connect(tmp_path, lines):
     for client, enclave in opened:
         client.abort()
         with contextlib.suppress(OSError):
-            enclave.socket.shutdown(socket.SHUT_RDWR)
+            enclave.control.shutdown(socket.SHUT_RDWR)
         enclave.thread.join(60)
         assert not enclave.thread.is_alive()
 
@@ -193,12 +205,17 @@ class Relay:
     """In place of an enclave: a peer that says these bytes and then hangs, or goes."""
 
     def __init__(self, data, *, hang):
-        self.mine, other = socket.socketpair()
-        self.other = other
-        with contextlib.suppress(OSError):
-            other.sendall(data)
-        if not hang:
-            other.shutdown(socket.SHUT_WR)
+        self.mine, self.control = control_pair()
+        self.data, self.hang = data, hang
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        with accept(self.control) as sock, contextlib.suppress(OSError):
+            sock.sendall(self.data)
+            if not self.hang:
+                sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
 
 
 @pytest.mark.parametrize("hang", [True, False])
@@ -210,7 +227,7 @@ def test_a_relay_that_hangs_or_sends_garbage_is_an_error_in_seconds(connect, mon
     relay = Relay(data, hang=hang)
     policy = HostCallPolicy.create(base="/")
     client = ProxyClient(SocketTransport(relay.mine), Executor(policy, [], denied=print, output=print), EXPECTATION)
-    with relay.other, pytest.raises((ConnectionLostError, ProtocolError, DeadlineError)):
+    with relay.control, pytest.raises((ConnectionLostError, ProtocolError, DeadlineError)):
         client.connect(LOAD)
 
 

@@ -8,6 +8,7 @@ import threading
 import grpc
 import pytest
 
+from adyton.handing_over import accept, control_pair
 from adyton.remote.connection import open_server
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack
@@ -27,12 +28,17 @@ def address():
 
 @pytest.fixture
 def supervisor():
-    ours, others = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * WAITING)
-    ours.sendall(bytes(WAITING))
-    ours.shutdown(socket.SHUT_WR)
-    with ours:
-        yield others
+    ours, others = control_pair()
+
+    def send() -> None:
+        connection = accept(ours)
+        assert connection is not None
+        with connection:
+            connection.sendall(bytes(WAITING))
+        ours.close()
+
+    threading.Thread(target=send, daemon=True).start()
+    return others
 
 
 def check(pieces):
@@ -48,7 +54,7 @@ def test_of_a_proxy_server_that_is_dialled(address, supervisor):
     server.start()
     try:
         check(
-            GrpcTransport(grpc.insecure_channel(address), "the server", SESSION).run(
+            GrpcTransport(lambda: grpc.insecure_channel(address), "the server", SESSION).run(
                 iter(queue.SimpleQueue().get, None)
             )
         )

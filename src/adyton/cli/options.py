@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from adyton.attestation.identity import CONFIGS, PLATFORMS
 from adyton.cli.values import PATH, SECONDS, OneOf
+from adyton.communicator.joining import GRACE_SECONDS, MAX_GRACE
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
@@ -200,6 +201,18 @@ def _either(given: dict[str, Any], ours: str, original: str) -> str | None:
         values = {name: value if typed[name] else None for name, value in values.items()}
     first, second = ((f"--{name}", value) for name, value in values.items())
     return the_same(first, second)
+
+
+def grace_option() -> Callable[[_C], _C]:
+    """--grace of a command that starts enclaves."""
+    return option(
+        "--grace",
+        type=click.FloatRange(0, MAX_GRACE),
+        default=GRACE_SECONDS,
+        metavar="S",
+        show_default=True,
+        help="Seconds for which an enclave whose connection to its client was lost waits for another one.",
+    )
 
 
 def server_options(command: _C) -> _C:

@@ -9,7 +9,7 @@ import click
 
 from adyton.attestation.identity import PLATFORMS_HERE
 from adyton.cli.command import Command
-from adyton.cli.options import PLATFORM_NAMES, json_option, option, server_options, server_tls
+from adyton.cli.options import PLATFORM_NAMES, grace_option, json_option, option, server_options, server_tls
 from adyton.cli.values import PORT, OneOf
 from adyton.errors import PlatformError, UsageError
 
@@ -46,6 +46,7 @@ def _command(text: str) -> str:
     metavar="COMMAND",
     help="What is started for each enclave: a command that ends up in `adyton proxy`, such as `nice adyton proxy`.",
 )
+@grace_option()
 @server_options
 @json_option()
 def command(
@@ -55,6 +56,7 @@ def command(
     proxy_ports: str | None,
     temporary_directory: str | None,
     remote_proxy: str,
+    grace: float,
     ssl_cert: str | None,
     ssl_key: str | None,
     client_ca: str | None,
@@ -87,6 +89,7 @@ def command(
             token=read_token(token_file),
             insecure=insecure,
             remote_proxy=_command(remote_proxy),
+            grace=grace,
         ),
         announce,
     )

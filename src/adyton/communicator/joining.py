@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from adyton.errors import RemoteProtocolError
 
 SECRET = 32  # bytes
+GRACE_SECONDS = 60.0  # that an enclave waits for another connection, unless its server says otherwise
+MAX_GRACE = 86_400.0
 VERSION = 1
 _HELLO = struct.Struct(f">B{SECRET}sQ")
 _ANSWER = struct.Struct(">B?QI")

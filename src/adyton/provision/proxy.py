@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, ConnectionLostError, RemoteProtocolError, ResourceLimitError, UsageError
 from adyton.provision.lifetime import Stop
 from adyton.provision.temporary_folder import TemporaryFolder
@@ -63,8 +64,9 @@ class Launched:
 class _Place:
     """What a proxy server on its own has: a zygote, a store for one image, and room for one enclave."""
 
-    def __init__(self, launched: Launched | None) -> None:
-        """PlatformError: no sandbox here."""
+    def __init__(self, launched: Launched | None, grace: float) -> None:
+        """`grace`: see LaunchRequest. PlatformError: no sandbox here."""
+        self._grace = grace
         from adyton.runtime.launch import Zygote
 
         self._folder: TemporaryFolder | None = None
@@ -93,7 +95,9 @@ class _Place:
         if not self._vacant.acquire(blocking=False):
             raise ResourceLimitError("this proxy server has its enclave already: start another one")
         try:
-            enclave = self._zygote.launch(LaunchRequest(order.measurement, order.signatures, order.platform))
+            enclave = self._zygote.launch(
+                LaunchRequest(order.measurement, order.signatures, order.platform, self._grace)
+            )
         except BaseException:
             self._vacant.release()
             raise
@@ -116,7 +120,12 @@ class _Place:
 
 
 def serve_alone(
-    listen: str, tls: TLS | None, token: str, launched: Launched | None, announce: Callable[[str], None]
+    listen: str,
+    tls: TLS | None,
+    token: str,
+    launched: Launched | None,
+    announce: Callable[[str], None],
+    grace: float = GRACE_SECONDS,
 ) -> None:
     """Serve one client, which dials, and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
 
@@ -126,7 +135,7 @@ def serve_alone(
     check_free(listen)
     listening = False
     try:
-        with contextlib.closing(_Place(launched)) as place:
+        with contextlib.closing(_Place(launched, grace)) as place:
             from adyton.provision.service import ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
@@ -167,14 +176,16 @@ class Client:
     tls: TLS | None = None
 
 
-def dial_alone(client: Client, launched: Launched | None, announce: Callable[[str], None]) -> None:
+def dial_alone(
+    client: Client, launched: Launched | None, announce: Callable[[str], None], grace: float = GRACE_SECONDS
+) -> None:
     """Dial one client, and serve it as `serve_alone` does. `announce` is called when the client has accepted us.
 
     Raises what the client was told, UnreachableError, UnauthenticatedError, ClosedError (it has another proxy server), UsageError
     (certificates), PlatformError, and KeyboardInterrupt at the end that Ctrl-C asked for.
     """
     stop = _stop(launched)
-    with contextlib.closing(_Place(launched)) as place:
+    with contextlib.closing(_Place(launched, grace)) as place:
         from adyton.provision.service import ProvisionService
         from adyton.provision.store import BlobStore
         from adyton.remote.connection import open_channel, open_pinned_channel

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
@@ -33,6 +34,7 @@ class ServerOptions:
     token: str = ""
     insecure: bool = False
     remote_proxy: str = ""
+    grace: float = GRACE_SECONDS
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -55,7 +57,11 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
         spawner = stack.enter_context(
-            contextlib.closing(Spawner(directory, remote_proxy=options.remote_proxy, on_end=lambda: stop.set(b"e")))
+            contextlib.closing(
+                Spawner(
+                    directory, remote_proxy=options.remote_proxy, grace=options.grace, on_end=lambda: stop.set(b"e")
+                )
+            )
         )
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adyton import errors
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.provision.first_line import CONNECTED, FAILED, LISTENING
 from adyton.stopped import STOPPED_SECONDS, stopped
@@ -99,8 +100,16 @@ _ENDED = "the server's process that starts enclaves has ended: start the server 
 class Spawner:
     """The provision server's end: owns the spawner process. Thread-safe."""
 
-    def __init__(self, store: str, *, remote_proxy: str = "", on_end: Callable[[], None] = lambda: None) -> None:
-        """`remote_proxy`: the command, as a shell takes it, that ends up in `adyton proxy`; "" for ours. PlatformError: no sandbox here.
+    def __init__(
+        self,
+        store: str,
+        *,
+        remote_proxy: str = "",
+        grace: float = GRACE_SECONDS,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`remote_proxy`: the command, as a shell takes it, that ends up in `adyton proxy`; "" for ours. `grace`: see LaunchRequest.
+        PlatformError: no sandbox here.
 
         `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
         """
@@ -109,7 +118,16 @@ class Spawner:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "adyton.provision.spawner", str(other.fileno()), store, remote_proxy],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "adyton.provision.spawner",
+                    str(other.fileno()),
+                    store,
+                    remote_proxy,
+                    str(grace),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
@@ -219,7 +237,7 @@ class Spawner:
         self._socket.close()
 
 
-def main(descriptor: int, store: str, remote_proxy: str) -> None:
+def main(descriptor: int, store: str, remote_proxy: str, grace: float) -> None:
     """The spawner process."""
     command = shlex.split(remote_proxy)
     from adyton.runtime.launch import Zygote
@@ -246,14 +264,14 @@ def main(descriptor: int, store: str, remote_proxy: str) -> None:
                 pass  # the server is gone, and so will we be
 
     relays: set[subprocess.Popen[str]] = set()
-    threading.Thread(target=_end_stopped, args=(relays,), name="adyton-stopped", daemon=True).start()
+    threading.Thread(target=_end_stopped, args=(relays, grace), name="adyton-stopped", daemon=True).start()
 
     orders: dict[int, _Order] = {}  # by their numbers
     ports: set[int] = set()  # that our proxy servers listen at
 
     def serve(spawn: Spawn, order: _Order) -> None:
         try:
-            _start(zygote, spawn, command, relays, ports, say, order.started)
+            _start(zygote, spawn, command, relays, ports, say, order.started, grace)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
@@ -311,15 +329,16 @@ class _Order:
                 self._relay.kill()
 
 
-def _end_stopped(relays: set[subprocess.Popen[str]]) -> None:
+def _end_stopped(relays: set[subprocess.Popen[str]], grace: float) -> None:
     """A proxy server that was stopped would keep its enclave for ever: its client gives it up, but it does not notice."""
+    longest = max(grace, STOPPED_SECONDS)
     still: dict[int, float] = {}
     while True:
         time.sleep(LOOK_SECONDS)
         halted = [relay for relay in list(relays) if stopped(relay.pid)]
         still = {relay.pid: still.get(relay.pid, 0.0) + LOOK_SECONDS for relay in halted}
         for relay in halted:
-            if still[relay.pid] > STOPPED_SECONDS:
+            if still[relay.pid] > longest:
                 relay.kill()
 
 
@@ -331,12 +350,11 @@ def _start(
     ports: set[int],
     say: Callable[[msgspec.Struct], None],
     started: Callable[[subprocess.Popen[str]], None],
+    grace: float,
 ) -> None:
     from adyton.runtime.launch import LaunchRequest
 
-    enclave = zygote.launch(
-        LaunchRequest(measurement=spawn.measurement, signatures=spawn.signatures, platform=spawn.platform)
-    )
+    enclave = zygote.launch(LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace))
     session = secrets.token_bytes(32) if spawn.dial is None else b""
     port = 0
     try:
@@ -438,4 +456,4 @@ def _end_relay(relay: subprocess.Popen[str], relays: set[subprocess.Popen[str]])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from adyton import errors
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableError
 from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
@@ -43,6 +44,7 @@ class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     measurement: str  # of the image: the digest of its OCI manifest
     signatures: list[str]  # of its signature envelopes
     platform: str = "sim"
+    grace: float = GRACE_SECONDS  # that it waits for another connection of its client's when one is lost
 
 
 class Enclave:

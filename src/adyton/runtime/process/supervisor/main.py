@@ -88,6 +88,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         clock=clock,
         watch=watch,
         lists=listed(guest.diagnosis) is not None,
+        grace=request.grace,
     )
     assert supervisor.fuse is not None
     rescue = Rescue(guest.init, supervisor.fuse)

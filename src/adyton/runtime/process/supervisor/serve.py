@@ -25,6 +25,7 @@ import msgspec
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator import session as communicator
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError, UsageError
 from adyton.hostcall import abi
@@ -54,7 +55,6 @@ from adyton.runtime.process.supervisor.waits import Waits
 
 READ_SIZE = 1 << 19
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
-GRACE_SECONDS = 60.0  # that an enclave goes on without its client
 END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 END_SECONDS = 10.0  # for one that takes what is left slowly
