@@ -1,0 +1,325 @@
+"""What happens to calls when the connection is lost: nothing, while another one can be had; else each caller is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from bad_network import BadNetwork
+from command import start
+from sandbox import children, wait_until_ended
+
+import adyton
+from adyton.errors import ConnectionLostError
+
+pytestmark = pytest.mark.sandbox
+
+PROGRAM = """
+import threading, time
+import adyton.trusted as trusted
+
+seen: dict[int, int] = {}
+waits = threading.Event()
+
+@trusted.host_function
+def told(number: int, data: bytes) -> int: ...
+
+def note(number: int, data: bytes) -> int:
+    seen[number] = seen.get(number, 0) + 1
+    return len(data)
+
+def tell(number: int, data: bytes) -> int:
+    return told(number, data)
+
+def ledger() -> dict[int, int]:
+    return seen
+
+def give(size: int) -> bytes:
+    return bytes(size)
+
+def wait() -> str:
+    waits.wait()
+    return "over"
+
+def go_on() -> None:
+    waits.set()
+
+def copy(source: str, target: str) -> None:
+    with open(source, "rb") as read, open(target, "wb") as written:
+        while data := read.read(4096):
+            written.write(data)
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("lost") / "ledger.py"
+    path.write_text(PROGRAM)
+    return str(path)
+
+
+class Server:
+    """A proxy server for one enclave, behind a bad network."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = start("proxy", "--listen", "127.0.0.1:0", *options)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().rpartition(":")[2])
+        self.network = BadNetwork(self.port)
+
+    def load(self, program: str, **keywords: object) -> adyton.EnclaveClient:
+        return adyton.load(program, on=f"grpc://127.0.0.1:{self.network.port}", allow_sim=True, **keywords)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.network.close()
+        with self.process:
+            self.process.kill()
+
+
+@contextlib.contextmanager
+def server(*options: str) -> Iterator[Server]:
+    made = Server(*options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def cut_until(network: BadNetwork, over: threading.Event) -> int:
+    """Again and again, each time as soon as there is a connection."""
+    cuts = 0
+    while not over.wait(0.05):
+        cuts += network.cut()
+    return cuts
+
+
+def test_each_call_takes_effect_once_however_often_the_connection_is_lost(program):
+    told: list[int] = []
+
+    def on_client(number: int, data: bytes) -> int:
+        told.append(number)
+        return len(data)
+
+    on_client.__name__ = "told"
+    with server() as there:
+        client = there.load(program, functions=[on_client], allow_call=["told"])
+        over, numbers = threading.Event(), iter(range(1 << 30))
+        cutter = ThreadPoolExecutor(1).submit(cut_until, there.network, over)
+        sizes = [0, 100, 20_000, 300_000]
+
+        def work() -> list[int]:
+            mine = []
+            while cutter.running() and there.network.accepted < 12:
+                number = next(numbers)
+                size = sizes[number % 4]
+                entry = "tell" if number % 3 == 0 else "note"
+                assert client.call(entry, number, bytes(size)) == size
+                mine.append(number)
+            return mine
+
+        with ThreadPoolExecutor(6) as threads:
+            done = [number for each in [threads.submit(work) for _ in range(6)] for number in each.result()]
+        over.set()
+        assert cutter.result() >= 10
+        assert sorted(told) == sorted(number for number in done if number % 3 == 0)
+        assert client.call("ledger") == {number: 1 for number in done if number % 3}
+        client.close()
+        assert there.process.wait(30) == 0
+
+
+def test_files_are_read_and_written_over_lost_connections(program, tmp_path):
+    content = os.urandom(24 << 20)
+    (tmp_path / "source").write_bytes(content)
+    with server() as there:
+        client = there.load(program, allow_read=[str(tmp_path)], allow_write=[str(tmp_path)])
+        over = threading.Event()
+        cutter = ThreadPoolExecutor(1).submit(cut_until, there.network, over)
+        client.call("copy", str(tmp_path / "source"), str(tmp_path / "target"))
+        client.call("note", 1, b"")
+        over.set()
+        assert cutter.result()
+        assert (tmp_path / "target").read_bytes() == content
+        client.close()
+
+
+@pytest.mark.parametrize("size", [10, 20 << 20])
+def test_a_result_that_was_under_way_arrives(program, size):
+    with server() as there, there.load(program) as client, ThreadPoolExecutor(1) as thread:
+        there.network.down()
+        result = thread.submit(client.call, "give", size)
+        there.network.up()
+        assert result.result(60) == bytes(size)
+
+
+def test_who_waits_for_a_call_waits_on_while_the_network_is_down(program):
+    with server() as there, there.load(program) as client, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(client.call, "wait")
+        there.network.down()
+        before = there.network.accepted
+        while there.network.accepted < before + 3:  # it tries, and tries again
+            time.sleep(0.01)
+        assert not waiting.done()
+        there.network.up()
+        client.call("go_on")
+        assert waiting.result(60) == "over"
+
+
+def test_a_timeout_holds_while_the_network_is_down(program):
+    with server() as there, there.load(program) as client:
+        there.network.down()
+        with pytest.raises(adyton.errors.DeadlineError):
+            client.options(timeout=0.2).call("note", 1, b"")
+        there.network.up()
+        assert client.call("note", 2, b"") == 0
+
+
+def test_a_connection_on_which_nothing_comes_is_given_up_and_another_one_made(program):
+    with server() as there, there.load(program) as client:
+        there.network.swallow()
+        assert client.call("note", 1, b"x") == 1
+        assert client.call("ledger") == {1: 1}
+
+
+def test_bytes_that_were_changed_on_the_way_cost_a_connection_and_nothing_else(program):
+    with server() as there, there.load(program) as client:
+        there.network.corrupt()
+        assert client.call("note", 1, bytes(1 << 20)) == 1 << 20
+        assert there.network.accepted > 2  # provisioning has its own
+        assert client.call("ledger") == {1: 1}
+
+
+def test_after_the_grace_each_who_waits_is_told_once_and_both_sides_clean_up(program):
+    before = children(os.getpid())
+    with server("--grace", "0.5") as there:
+        client = there.load(program)
+        started = children(os.getpid()) - before
+        with ThreadPoolExecutor(3) as threads:
+            waiting = [threads.submit(client.call, "wait") for _ in range(3)]
+            client.call("note", 1, b"")
+            there.network.down()
+            for each in waiting:
+                with pytest.raises(
+                    ConnectionLostError, match=r"within 0.5 s; the outcome of calls under way is unknown"
+                ):
+                    each.result(60)
+        with pytest.raises(ConnectionLostError, match="Load it again"):
+            client.call("note", 2, b"")
+        assert there.process.wait(60) == 0
+        assert wait_until_ended(started) == set()
+        with pytest.raises(ConnectionLostError):
+            client.close()
+
+
+def test_without_a_grace_a_lost_connection_is_the_end(program):
+    with server("--grace", "0") as there:
+        client = there.load(program)
+        there.network.cut()
+        with pytest.raises(ConnectionLostError, match=r"the connection to .* was lost"):
+            client.call("note", 1, b"")
+        assert there.process.wait(60) == 0
+        with pytest.raises(ConnectionLostError):
+            client.close()
+
+
+def test_an_enclave_that_was_killed_is_told_at_once(program):
+    with server() as there:
+        client = there.load(program)
+        (supervisor,) = (pid for pid in children(there.process.pid) if name(pid) == "adyton-super")
+        os.kill(supervisor, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(ConnectionLostError, match="the enclave has ended"):
+            client.call("note", 1, b"")
+        assert time.monotonic() - began < 10
+        with pytest.raises(ConnectionLostError):
+            client.close()
+
+
+def test_a_server_that_is_gone_is_noticed_long_before_the_grace_is_over(program):
+    with server() as there:
+        client = there.load(program)
+        there.process.kill()
+        with pytest.raises(ConnectionLostError, match=r"so it has ended|could not be had"):
+            client.call("note", 1, b"")
+        with pytest.raises(ConnectionLostError):
+            client.close()
+
+
+def test_a_server_that_was_restarted_is_not_taken_for_the_old_one(program):
+    with server() as old, server() as new:
+        client = old.load(program)
+        other = new.load(program)
+        old.network.target = new.port
+        old.network.cut()
+        with pytest.raises(adyton.AdytonError, match="no session of that token"):
+            client.call("note", 1, b"")
+        assert other.call("ledger") == {}
+        other.close()
+        with pytest.raises(adyton.AdytonError):
+            client.close()
+
+
+def test_a_stopped_proxy_server_is_waited_for(program):
+    with server() as there, there.load(program) as client:
+        there.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as thread:
+            noted = thread.submit(client.call, "note", 1, b"")
+            with pytest.raises(TimeoutError):
+                noted.result(5)  # longer than it takes to give a connection up
+            there.process.send_signal(signal.SIGCONT)
+            assert noted.result(60) == 0
+        assert client.call("ledger") == {1: 1}
+
+
+def test_a_client_that_was_stopped_goes_on(program, tmp_path):
+    code = f"""
+import sys, adyton
+with adyton.load({program!r}, on=sys.argv[1], allow_sim=True) as client:
+    print("loaded", flush=True)
+    sys.stdin.readline()
+    print(client.call("note", 1, b"x"), client.call("ledger"), flush=True)
+"""
+    with server() as there:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, f"grpc://127.0.0.1:{there.network.port}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loaded\n"
+            process.send_signal(signal.SIGSTOP)
+            there.network.cut()  # meanwhile
+            process.send_signal(signal.SIGCONT)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "1 {1: 1}\n"
+
+
+def test_a_client_that_was_killed_leaves_nothing_after_the_grace(program):
+    code = f"""
+import os, sys, adyton
+client = adyton.load({program!r}, on=sys.argv[1], allow_sim=True)
+os.kill(os.getpid(), 9)
+"""
+    with server("--grace", "0.5") as there:
+        subprocess.run(
+            [sys.executable, "-c", code, f"grpc://127.0.0.1:{there.network.port}"], check=False, capture_output=True
+        )
+        assert there.process.wait(60) == 0
+
+
+def name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
