@@ -198,7 +198,8 @@ class Ward:
         store.add(image.oci_manifest)
         for blob in image.blobs.values():
             store.add(blob.read())
-        self.request = LaunchRequest(image.measurement, [store.add(each.envelope) for each in image.signatures])
+        signatures = [store.add(each.envelope) for each in image.signatures]
+        self.request = LaunchRequest(image.measurement, signatures, grace=0.0)
         self.zygote = Zygote.start(store.directory)
 
     @contextmanager
@@ -206,7 +207,8 @@ class Ward:
         with self.zygote.launch(self.request) as enclave:
             client = Client(enclave.socket, answer)
             client.enclave = enclave
-            yield client
+            with client.socket:
+                yield client
 
     def close(self):
         self.zygote.close()

@@ -14,7 +14,7 @@ from conftest import DIRECTIONS, dialling
 
 import adyton
 from adyton import EnclaveFinal, EnclaveLoadConfig, EnclaveManager, remote_load_config
-from adyton.remote import proxy_client
+from adyton.remote import line
 
 pytestmark = pytest.mark.sandbox
 
@@ -264,7 +264,7 @@ def memory_available() -> int:
 def test_a_256_mib_argument_and_result(workplace, direction, mebibytes, monkeypatch):
     """In pieces, which are as large whoever dialled: less of them is enough in the other direction."""
     # Who copies so much answers no ping meanwhile: for seconds, where the machine is busy.
-    monkeypatch.setattr(proxy_client, "LOST_AFTER", 60.0)
+    monkeypatch.setattr(line, "LOST_AFTER", 60.0)
     data = bytes(range(256)) * (mebibytes << 12)
     with load() as calls:
         assert calls.call("echo", data) == data

@@ -27,6 +27,12 @@ SECONDS = 30
 pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_directory")]
 
 
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch):
+    """Of all that is started."""
+    monkeypatch.setenv("ADYTON_GRACE", "1")
+
+
 @pytest.fixture
 def program(workplace):
     Path("waiting.py").write_text(PROGRAM)

@@ -1,4 +1,4 @@
-"""SIGSTOP of each party in turn: who waits gets an error within seconds, or the answer when it goes on before; nothing is left."""
+"""SIGSTOP of each party in turn: who waits gets an error after the grace, or the answer when it goes on before; nothing is left."""
 
 from __future__ import annotations
 
@@ -48,8 +48,15 @@ def program(workplace):
     return str(Path("waiting.py").absolute())
 
 
+@pytest.fixture(autouse=True)
+def short_grace(request, monkeypatch):
+    """Of all that is started, but where a party goes on in time."""
+    if "in_time" not in request.function.__name__:
+        monkeypatch.setenv("ADYTON_GRACE", "1")
+
+
 @pytest.fixture
-def serving():
+def serving(short_grace):
     """A provision server's process and its URL."""
     process = start("serve", "--port", "0")
     assert process.stdout is not None
@@ -104,7 +111,7 @@ def close_all(chosen):
 
 
 @pytest.mark.parametrize("where", ["local", "server"])
-def test_who_waits_for_a_stopped_party_gets_an_error_within_seconds(program, where, request):
+def test_who_waits_for_a_stopped_party_gets_an_error_soon_after_the_grace(program, where, request):
     """Here with a small argument, there with one that cannot be sent as a whole: both must be noticed."""
     process, url = request.getfixturevalue("serving") if where == "server" else (None, None)
     above = process.pid if process else os.getpid()

@@ -209,7 +209,10 @@ class Line:
 
     def _carry(self, connection: _Connection) -> _BrokenError | AdytonError:
         """Make it, and read from it; why it ended."""
-        attempt = threading.Timer(ATTEMPT_SECONDS, lambda: None if connection.answered else self._transport.hang_up())
+        attempt = threading.Timer(
+            min(ATTEMPT_SECONDS, max(self._grace, 1.0)),
+            lambda: None if connection.answered else self._transport.hang_up(),
+        )
         attempt.daemon = True
         if self.begun:
             attempt.start()

@@ -52,6 +52,7 @@ from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
+from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
@@ -98,6 +99,7 @@ class Supervisor:
             else FuseDevice(guest.fuse, lambda: self._loop.later(0, self._guarded(self._from_fuse)))
         )
         self._session = communicator.Session(communicator.Side.ENCLAVE)
+        self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
             *(control, self._loop, self._session, identity, attest),
             *(self._from_client, self._loop.stop, self._flush, self._guarded, grace),
@@ -136,7 +138,7 @@ class Supervisor:
         self.output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
-            Stops(self._loop, guest.pidfd, self.end).begin(self._guarded)
+            Stops(self._loop, guest.pidfd, self.end, self._patience).begin(self._guarded)
         if self._watch is not None:
             self._watch.attach(self._loop, self.end)
         try:

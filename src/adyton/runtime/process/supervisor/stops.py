@@ -7,16 +7,16 @@ import signal
 from collections.abc import Callable
 
 from adyton.runtime.process.supervisor.loop import Callback, Loop
-from adyton.stopped import STOPPED_SECONDS
 
 
 class Stops:
-    """Of the process behind `pidfd`, a child of this one; `end` is called with the reason."""
+    """Of the process behind `pidfd`, a child of this one; `end` is called with the reason when it stands still for `patience` seconds."""
 
-    def __init__(self, loop: Loop, pidfd: int, end: Callable[[str], None]) -> None:
+    def __init__(self, loop: Loop, pidfd: int, end: Callable[[str], None], patience: float) -> None:
         self._loop = loop
         self._pidfd = pidfd
         self._end = end
+        self._patience = patience
 
     def begin(self, guarded: Callable[[Callback], Callback]) -> None:
         """Look from now on. SIGCHLD tells of stops and continuations, too."""
@@ -36,11 +36,11 @@ class Stops:
         try:
             while (status := os.waitid(os.P_PIDFD, self._pidfd, kinds)) is not None:
                 stands = status.si_code != os.CLD_CONTINUED
-                self._loop.alarm(STOPPED_SECONDS, self._too_long if stands else None)
+                self._loop.alarm(self._patience, self._too_long if stands else None)
         except ChildProcessError:
             pass  # it has ended, which is seen elsewhere
 
     def _too_long(self) -> None:
         self._end(
-            f"the enclave was ended: a signal stopped its process, which did not go on within {STOPPED_SECONDS:g} s"
+            f"the enclave was ended: a signal stopped its process, which did not go on within {self._patience:g} s"
         )
