@@ -67,7 +67,7 @@ def test_ports_of_running_enclaves_are_not_tried_again(monkeypatch):
 
     monkeypatch.setattr(module, "_start_relay", start_relay)
     spawn = module.Spawn(1, NOBODY, [], "sim", "127.0.0.1", (5000, 5009), [])
-    assert module._listening_relay(None, spawn, [], b"", set(), {5000, 5001, 5003}) == (None, 5002)
+    assert module._listening_relay(None, spawn, [], b"", set(), {5000, 5001, 5003}, 60.0) == (None, 5002)
     assert tried == ["127.0.0.1:5002"]
 
 

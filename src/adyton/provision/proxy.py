@@ -142,7 +142,7 @@ def serve_alone(
             from adyton.remote.process_reports import ProcessReporter
             from adyton.remote.relay import Relay
 
-            relay, reporter = Relay(), ProcessReporter()
+            relay, reporter = Relay(grace), ProcessReporter()
 
             def start(order: Order) -> Ready:
                 if order.dial_back is not None:
@@ -230,7 +230,7 @@ def dial_alone(
                 joined()
                 dialler.report(session, reporter.report)
 
-            dialler.communicate(session, enclave.socket, JOIN_SECONDS, accepted)
+            dialler.communicate(session, enclave.socket, JOIN_SECONDS, accepted, grace)
 
         _dial_until_stopped(dialler, converse, stop)
     if stop.interrupted:
@@ -238,7 +238,13 @@ def dial_alone(
 
 
 def dial_for_enclave(
-    enclave: int, pid: int, target: str, certificate: bytes, session: bytes, announce: Callable[[str], None]
+    enclave: int,
+    pid: int,
+    target: str,
+    certificate: bytes,
+    session: bytes,
+    announce: Callable[[str], None],
+    grace: float,
 ) -> None:
     """`serve_enclave` for a client that waits at `target`, as gRPC takes it; `certificate`: what it will show. As `dial_alone` raises."""
     from adyton.remote.connection import open_pinned_channel
@@ -257,7 +263,7 @@ def dial_for_enclave(
             announce(target)
             dialler.report(session, reporter.report)
 
-        dialler.communicate(session, supervisor, SPAWNED_SECONDS, accepted)
+        dialler.communicate(session, supervisor, SPAWNED_SECONDS, accepted, grace)
 
     _dial_until_stopped(dialler, converse, stop)
 
@@ -301,7 +307,13 @@ def _drain(stop: Stop) -> None:
 
 
 def serve_enclave(
-    enclave: int, pid: int, listen: str, tls: TLS | None, session: bytes, announce: Callable[[str], None]
+    enclave: int,
+    pid: int,
+    listen: str,
+    tls: TLS | None,
+    session: bytes,
+    announce: Callable[[str], None],
+    grace: float = GRACE_SECONDS,
 ) -> None:
     """Relay for an enclave that a spawner started; `enclave`: descriptor of its supervisor's socket, `pid`: the supervisor's. Ends with the
     session."""
@@ -310,7 +322,7 @@ def serve_enclave(
     from adyton.remote.relay import Relay
 
     stop = _stop(None)
-    relay, reporter = Relay(), ProcessReporter()
+    relay, reporter = Relay(grace), ProcessReporter()
     supervisor = socket.socket(fileno=enclave)
     relay.attach(supervisor, session)
     reporter.attach(pid, session)

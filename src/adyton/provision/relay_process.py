@@ -1,9 +1,9 @@
 """A provision server's proxy server for one running enclave.
 
-    python -m adyton.provision.relay_process DESCRIPTOR PID listen ADDRESS [CERT KEY [CA]]
-    python -m adyton.provision.relay_process DESCRIPTOR PID dial ADDRESS
+    python -m adyton.provision.relay_process DESCRIPTOR PID GRACE listen ADDRESS [CERT KEY [CA]]
+    python -m adyton.provision.relay_process DESCRIPTOR PID GRACE dial ADDRESS
 
-DESCRIPTOR and PID: the supervisor's socket and process. The session's secret is the first line of standard input, in hex; the certificate
+DESCRIPTOR and PID: the supervisor's socket and process. GRACE: seconds that it waits for another connection of its client's. The session's secret is the first line of standard input, in hex; the certificate
 of a client to dial the second. Where it listens, whom it has reached, or why it has not, is the first line of standard output.
 """
 
@@ -19,7 +19,7 @@ from adyton.remote.address import TLS
 
 def main(arguments: list[str]) -> None:
     """Relay until the session is over."""
-    descriptor, pid, way, address, *files = arguments
+    descriptor, pid, grace, way, address, *files = arguments
     session = bytes.fromhex(sys.stdin.readline().strip())
 
     def say(line: str) -> None:
@@ -28,12 +28,14 @@ def main(arguments: list[str]) -> None:
     if way == "dial":
         certificate = bytes.fromhex(sys.stdin.readline().strip())
         try:
-            dial_for_enclave(int(descriptor), int(pid), address, certificate, session, lambda to: say(CONNECTED + to))
+            dial_for_enclave(
+                int(descriptor), int(pid), address, certificate, session, lambda to: say(CONNECTED + to), float(grace)
+            )
         except AdytonError as error:
             say(FAILED + " ".join(error.message.split()))
         return
     tls = TLS(ca=files[2] if len(files) > 2 else None, cert=files[0], key=files[1]) if files else None
-    serve_enclave(int(descriptor), int(pid), address, tls, session, lambda at: say(LISTENING + at))
+    serve_enclave(int(descriptor), int(pid), address, tls, session, lambda at: say(LISTENING + at), float(grace))
 
 
 if __name__ == "__main__":

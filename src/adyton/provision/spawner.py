@@ -359,10 +359,10 @@ def _start(
     port = 0
     try:
         if spawn.dial is None:
-            relay, port = _listening_relay(enclave, spawn, command, session, relays, ports)
+            relay, port = _listening_relay(enclave, spawn, command, session, relays, ports, grace)
             ports.add(port)
         else:
-            relay = _dialling_relay(enclave, spawn.dial, command, relays)
+            relay = _dialling_relay(enclave, spawn.dial, command, relays, grace)
     except BaseException:
         enclave.close()
         raise
@@ -386,6 +386,7 @@ def _listening_relay(
     session: bytes,
     relays: set[subprocess.Popen[str]],
     ports: set[int],
+    grace: float,
 ) -> tuple[subprocess.Popen[str], int]:
     """`ports`: those that are in use as far as we know; each other one costs the start of a process to find that out."""
     low, high = spawn.ports
@@ -393,7 +394,7 @@ def _listening_relay(
         if port in ports:
             continue
         listen = f"{spawn.host}:{port}"
-        relay, line = _start_relay(enclave, command, ["listen", listen, *spawn.options], [session], relays)
+        relay, line = _start_relay(enclave, command, ["listen", listen, *spawn.options], [session], relays, grace)
         if line.startswith(LISTENING):
             return relay, int(line.rpartition(":")[2])
         _end_relay(relay, relays)
@@ -407,9 +408,9 @@ def _what_else(command: list[str]) -> str:
 
 
 def _dialling_relay(
-    enclave: Enclave, dial: Dial, command: list[str], relays: set[subprocess.Popen[str]]
+    enclave: Enclave, dial: Dial, command: list[str], relays: set[subprocess.Popen[str]], grace: float
 ) -> subprocess.Popen[str]:
-    relay, line = _start_relay(enclave, command, ["dial", dial.target], [dial.session, dial.certificate], relays)
+    relay, line = _start_relay(enclave, command, ["dial", dial.target], [dial.session, dial.certificate], relays, grace)
     if line.startswith(CONNECTED):
         return relay
     _end_relay(relay, relays)
@@ -418,11 +419,16 @@ def _dialling_relay(
 
 
 def _start_relay(
-    enclave: Enclave, command: list[str], arguments: list[str], told: list[bytes], relays: set[subprocess.Popen[str]]
+    enclave: Enclave,
+    command: list[str],
+    arguments: list[str],
+    told: list[bytes],
+    relays: set[subprocess.Popen[str]],
+    grace: float,
 ) -> tuple[subprocess.Popen[str], str]:
     """A relay and its first line. `told`: what it is to know by standard input, since anyone can read a command line."""
     descriptor = enclave.socket.fileno()
-    arguments = [str(descriptor), str(enclave.pid), *arguments]
+    arguments = [str(descriptor), str(enclave.pid), f"{grace:g}", *arguments]
     relay = subprocess.Popen(
         command or [sys.executable, "-P", "-m", "adyton.provision.relay_process", *arguments],
         stdin=subprocess.PIPE,

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, UnreachableError
 from adyton.handing_over import connect
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
@@ -20,6 +21,7 @@ from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.dial_back import ACCEPTED, SERVICE
 from adyton.remote.relay import pieces
+from adyton.stopped import STOPPED_SECONDS
 
 PAUSE = 0.2  # seconds between two attempts
 AGAIN_SECONDS = 5.0  # for a client that was there to be there again
@@ -50,18 +52,28 @@ class Dialler:
         )
         return self._open(stub, (("authorization", f"Bearer {token}"),), answers, seconds)
 
-    def communicate(self, session: bytes, control: socket.socket, seconds: float, joined: Callable[[], None]) -> None:
+    def communicate(
+        self,
+        session: bytes,
+        control: socket.socket,
+        seconds: float,
+        joined: Callable[[], None],
+        grace: float = GRACE_SECONDS,
+    ) -> None:
         """Join the client to the supervisor behind the socket (see `handing_over`), which this closes; returns when the enclave has ended.
 
-        A connection that is lost is made again, for as long as the enclave lives. As `provision` raises, of the first one.
+        A connection that is lost is made again, for as long as the enclave lives, which is `grace` seconds without one, unless it was stopped.
+        As `provision` raises, of the first one.
         """
         ended = threading.Event()
         threading.Thread(target=_wait_for_end, args=(control, ended), name="adyton-enclave", daemon=True).start()
         try:
             self._communicate(session, control, seconds, joined)
-            while not ended.wait(PAUSE):
-                with contextlib.suppress(AdytonError, OSError):  # the enclave waits for its grace, and then ends
+            until = time.monotonic() + grace + STOPPED_SECONDS
+            while not ended.wait(PAUSE) and time.monotonic() < until:
+                with contextlib.suppress(AdytonError, OSError):
                     self._communicate(session, control, AGAIN_SECONDS, lambda: None)
+                    until = time.monotonic() + grace + STOPPED_SECONDS
         finally:
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_RDWR)

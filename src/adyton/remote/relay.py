@@ -6,10 +6,10 @@ held is what the kernel's socket buffers and HTTP/2's window hold.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import itertools
 import mmap
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +18,14 @@ from typing import Any
 import grpc
 
 from adyton.allocator import keep_freed_memory
+from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import ClosedError, UnauthenticatedError
 from adyton.handing_over import connect
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
+from adyton.stopped import STOPPED_SECONDS
 
+LOOK_SECONDS = 1.0  # between two looks at whether there is a connection
 END_MOMENT = 0.1  # seconds
 END_SECONDS = 5.0  # for a client to take the last that its ended enclave said
 FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
@@ -31,8 +34,10 @@ FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 class Relay:
     """Joins one client to one supervisor, on one connection after the other: a new one ends the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+        """`grace`: seconds that the enclave waits for another connection of its client's; one that waits longer was stopped."""
         self.joined = False  # once
+        self._grace = grace
         self._finished: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._control: socket.socket | None = None
@@ -51,8 +56,10 @@ class Relay:
         self._finished = callback
 
     def _wait_for_end(self, control: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            control.recv(1)
+        poller, alone = select.poll(), 0.0
+        poller.register(control, select.POLLIN)
+        while alone <= self._grace + STOPPED_SECONDS and not poller.poll(LOOK_SECONDS * 1000):
+            alone = alone + LOOK_SECONDS if self.joined and not self._streams else 0.0
         with self._changed:
             self._control = None
             self._changed.notify_all()
