@@ -145,7 +145,7 @@ def proxy_server(listener: DialBack, application=None) -> threading.Thread:
     supervisor = launch_in_process(application or Echo())
 
     def run() -> None:
-        dialler.communicate(listener.offer().session, supervisor, WAIT, lambda: None)
+        dialler.communicate(listener.offer().session, supervisor, WAIT, lambda: None, grace=0.1)
         dialler.close()
 
     thread = threading.Thread(target=run, daemon=True)

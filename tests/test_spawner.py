@@ -61,7 +61,7 @@ def test_all_ports_of_a_machine_may_be_given(spawner, store):
 def test_ports_of_running_enclaves_are_not_tried_again(monkeypatch):
     tried = []
 
-    def start_relay(enclave, command, arguments, told, relays):
+    def start_relay(enclave, command, arguments, told, relays, grace):
         tried.append(arguments[1])
         return None, f"{module.LISTENING}{arguments[1]}"
 
@@ -174,7 +174,7 @@ def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
     with other:
         number = str(other.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], ""],
+            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], "", "60"],
             pass_fds=(other.fileno(),),
         )
     with ours:

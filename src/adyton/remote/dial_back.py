@@ -115,7 +115,7 @@ class DialBack:
         self._report: queue.SimpleQueue[Stream[ProcessesRequest, bytes]] = queue.SimpleQueue()
         self._communicate: queue.SimpleQueue[Stream[bytes, memoryview]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._taken: set[int] = set()  # methods, by their queues
+        self._taken: dict[int, Any] = {}  # of each method, by its queue: the context of the latest stream
         self._turned_away = 0
         self.closed = False
         credentials: grpc.ServerCredentials | None = None
@@ -212,13 +212,12 @@ class DialBack:
         shown = shown.encode() if isinstance(shown, str) else shown
         with self._lock:
             known = expected is not None and hmac.compare_digest(shown, expected)
-            first = (
-                id(arrived) not in self._taken or arrived is self._communicate
-            )  # of which the enclave takes the latest
-            if known:
-                self._taken.add(id(arrived))
-            else:
+            before = self._taken.get(id(arrived))
+            first = before is None or (arrived is self._communicate and not before.is_active())
+            if not known:
                 self._turned_away += 1
+            elif first:
+                self._taken[id(arrived)] = context
         if not known:
             abort(
                 context,
