@@ -35,10 +35,11 @@ def supervisor():
         assert connection is not None
         with connection:
             connection.sendall(bytes(WAITING))
-        ours.close()
 
     threading.Thread(target=send, daemon=True).start()
-    return others
+    yield others
+    ours.close()
+    others.close()
 
 
 def check(pieces):
