@@ -11,6 +11,7 @@ a pair (files) are executed by a small pool. One reader thread sorts what arrive
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -18,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -52,6 +53,10 @@ from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Bytes, Transport
+from adyton.telemetry.switch import step
+
+if TYPE_CHECKING:
+    from adyton.telemetry.calls import Telemetry
 
 POOL_THREADS = 8
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
@@ -74,7 +79,12 @@ class ProxyClient:
     """See the module. `connect` first; after `close`, or when the connection was lost, every call raises."""
 
     def __init__(
-        self, transport: Transport, executor: Executor, expectation: Expectation, trace: Trace | None = None
+        self,
+        transport: Transport,
+        executor: Executor,
+        expectation: Expectation,
+        trace: Trace | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._executor = executor
@@ -103,6 +113,11 @@ class ProxyClient:
         self._reason = ""
         self._trace = trace
         self._counted = {"entry_calls": 0, "bytes_sent": 0, "bytes_received": 0}
+        self.telemetry = telemetry
+        self._send_call = self._session.call
+        if telemetry is not None:
+            telemetry.count_traffic(self._counted)
+            self._send_call = functools.partial(telemetry.send, self._session)
         self._loading = self._counts = Counts(0, 0, 0, 0)  # what the enclave counted until it was loaded, and until now
         self._first_start: float | None = None
         self._last_end = 0.0
@@ -120,18 +135,20 @@ class ProxyClient:
         self._reader.start()
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
-            evidence = self._wait(self._handshake, time.monotonic() + patience)
-            if isinstance(evidence, AdytonError):
-                raise evidence
-            self.evidence = evidence
-            verified = verify(evidence)
-            report_data = self._channel.report_data(verified.identity.digest())
-            self.identity = validate(verified, self._expectation, report_data)
-            with self._lock:
-                self._channel.accept()
+            with step(self.telemetry, "adyton.attest"):
+                evidence = self._wait(self._handshake, time.monotonic() + patience)
+                if isinstance(evidence, AdytonError):
+                    raise evidence
+                self.evidence = evidence
+                verified = verify(evidence)
+                report_data = self._channel.report_data(verified.identity.digest())
+                self.identity = validate(verified, self._expectation, report_data)
+                with self._lock:
+                    self._channel.accept()
             left = None if until is None else max(0.0, until - time.monotonic())
             load = msgspec.structs.replace(load, time=self._time.told())
-            reply = decode(self.call("load", encode(load), left), LoadReply)
+            with step(self.telemetry, "adyton.initialize"):
+                reply = decode(self.call("load", encode(load), left), LoadReply)
             self._loading = self._counts
             return reply
         except queue.Empty:
@@ -201,7 +218,7 @@ class ProxyClient:
             self._check_open()
             self._tell_changes()
             self._tell_time()
-            call = self._session.call(pair.number, method, body)
+            call = self._send_call(pair.number, method, body)
             if method in ("enter", "run"):
                 self._counted["entry_calls"] += 1
                 self._first_start = self._first_start or time.monotonic()
@@ -364,7 +381,10 @@ class ProxyClient:
         ok = True
         body: communicator.Parts
         try:
-            body = encode_result(self._executor.execute(request))
+            if self.telemetry is None:
+                body = encode_result(self._executor.execute(request))
+            else:
+                body = encode_result(self.telemetry.serving(called.pair, request, self._executor.execute))
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
@@ -545,6 +565,8 @@ class ProxyClient:
                 self._counts = decode(body, Counts)
                 if self._trace is not None:
                     self._trace.counted(self._counts)
+            case communicator.Notified("spans", body) if self.telemetry is not None:
+                self.telemetry.told(body)
             case communicator.Notified("ended", body):
                 self._reason = body.decode("utf-8", "replace")[:1024]
             case _:
