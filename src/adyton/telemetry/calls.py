@@ -64,6 +64,7 @@ class _Call:
         self.reached = 0  # until when it is known what happened in the enclave
         self.asked: tuple[int, str] | None = None  # when, and in which span of the program's
         self.host: Span | None = None  # the enclave's call of a function, until the enclave has its answer
+        self.serves = False  # the client executes that function: the enclave has nothing to tell
         self.host_calls = 0
 
     def since_1970(self, moment: int) -> int:
@@ -167,7 +168,7 @@ class Telemetry:
         account = decode(body, Told)
         with self._lock:
             call = self._calls.get(account.call)
-            if call is None or not account.moments:
+            if call is None or call.serves or not account.moments:
                 return
             first, last = account.moments[0], account.moments[-1]
             if call.entered is None:
@@ -204,7 +205,7 @@ class Telemetry:
             end = time.monotonic_ns()
             span.end(call.since_1970(end))
             with self._lock:
-                call.reached = max(call.reached, end)
+                call.reached, call.serves = max(call.reached, end), False
 
     def count_traffic(self, traffic: Mapping[str, int]) -> None:
         """Where "bytes_sent" and "bytes_received" so far are to be read from now on."""
@@ -270,7 +271,7 @@ class Telemetry:
         now = time.monotonic_ns()
         self._answered(call)  # of the one before nothing was told
         at, span_id = call.asked or (now, "")
-        call.asked = None
+        call.asked, call.serves, call.reached = None, True, max(call.reached, now)
         name = name if name in self._functions else "unknown"
         attributes = _attributes(HOST, name)
         parent = with_id(call.entry.get_span_context(), int(span_id or "0", 16))

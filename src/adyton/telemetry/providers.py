@@ -96,6 +96,8 @@ def _exporter(signal: str, name: str, complaints: list[str]) -> Any:
         return None
     try:
         return registered.load()()
+    except ImportError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever an exporter makes of its variables, calls go on
         # Not its text: variables hold tokens.
         complaints.append(

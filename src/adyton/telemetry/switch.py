@@ -49,7 +49,7 @@ def telemetry_of(enclave: str, functions: Collection[str], warn: Callable[[str],
         with _lock:
             found, complaints = providers(asked)
     except ImportError:
-        found, complaints = None, [f"OpenTelemetry's SDK is not installed, so there is no telemetry: {EXTRA}"]
+        found, complaints = None, [f"OpenTelemetry's SDK is not all there, so there is no telemetry: {EXTRA}"]
         complaints = complaints if any(asked.values()) else []
     except ValueError:  # of opentelemetry.propagate, when it is imported
         found, complaints = None, ["OTEL_PROPAGATORS names what is not installed, so there is no telemetry"]
