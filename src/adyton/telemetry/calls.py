@@ -30,7 +30,7 @@ from adyton.hostcall.client.functions import FunctionRaised
 from adyton.telemetry.clocks import Clocks
 from adyton.telemetry.instruments import Instruments
 from adyton.telemetry.providers import Providers
-from adyton.telemetry.spans import Spans, current, failed, told, with_id
+from adyton.telemetry.spans import Spans, current, failed, told_of, with_id
 
 MAX_HOST_SPANS = 1000  # of one call
 MAX_NAME = 128  # characters of an entry's name
@@ -150,7 +150,7 @@ class Telemetry:
         found, tell = call.span.get_span_context(), call.span.is_recording()
         if found.is_valid:
             call.entry_id = self._spans.reserved() if tell else 0
-            context = told(with_id(found, call.entry_id))
+            context = told_of(with_id(found, call.entry_id))
             if tell or context is not None:
                 session.notify("trace", encode(Traced(pair, context, tell)))
         call.sent = call.reached = time.monotonic_ns()

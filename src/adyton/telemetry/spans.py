@@ -67,7 +67,7 @@ def with_id(found: SpanContext, span_id: int) -> SpanContext:
     return SpanContext(found.trace_id, span_id or found.span_id, False, found.trace_flags, found.trace_state)
 
 
-def told(found: SpanContext) -> TraceContext | None:
+def told_of(found: SpanContext) -> TraceContext | None:
     """What an enclave is told of it, as far as the process's propagators say it in W3C's way. Nothing of it is invented, none of it baggage."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier, _context(found))
