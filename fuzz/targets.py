@@ -19,6 +19,7 @@ from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sessions import client_channel, evidence, guest_link, message, server_channel, session
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
+from target_tracing import told_spans, trace_contexts
 from target_values import value
 
 from adyton.communicator.session import Side
@@ -73,4 +74,6 @@ TARGETS: Mapping[str, Target] = {
     "name-query": Target(name_query),
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
+    "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "told-spans": Target(told_spans, (RemoteProtocolError,)),
 }

@@ -92,10 +92,10 @@ def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, cache_of_tests: Path) -> None:
-    """No test sees the user's built images, or the user's ADYTON_ variables."""
+    """No test sees the user's built images, or the user's ADYTON_ and OTEL_ variables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tests))
     for name in list(os.environ):
-        if name.startswith("ADYTON_"):
+        if name.startswith(("ADYTON_", "OTEL_")):
             monkeypatch.delenv(name)
 
 

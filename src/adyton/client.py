@@ -123,6 +123,8 @@ class EnclaveClient:
             if self._core.threads is None:
                 self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
             call: Callable[..., Any] = self.call
+            if self._core.proxy.telemetry is not None:
+                call = self._core.proxy.telemetry.bound(call)
             future = self._core.threads.submit(call, entry, *args, **kwargs)
         self._core.submitted.add(future)
         future.add_done_callback(self._core.submitted.discard)
@@ -259,6 +261,13 @@ class EnclaveClient:
     def _call(self, method: str, body: bytes, name: str = "", *, closing: bool = False) -> Body:
         if self._core.closed and not closing:
             raise _closed(self.name)
+        telemetry = self._core.proxy.telemetry
+        if telemetry is None:
+            return self._called(method, body, name)
+        with telemetry.calling(name or method):
+            return self._called(method, body, name)
+
+    def _called(self, method: str, body: bytes, name: str) -> Body:
         try:
             return self._core.proxy.call(method, body, self._timeout, name)
         except CallFailed as failed:

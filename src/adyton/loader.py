@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -38,7 +38,11 @@ from adyton.remote.process_metrics import ProcessMetrics
 from adyton.remote.proxy_client import ProxyClient
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
+from adyton.telemetry.switch import step, telemetry_of
 from adyton.trusted.application import Enclave, TrustedApplication
+
+if TYPE_CHECKING:
+    from adyton.telemetry.calls import Telemetry
 
 LOAD_TIMEOUT = 120.0  # seconds for a load whose caller gave no timeout
 SIMULATED = "adyton: simulated enclave: NOT CONFIDENTIAL"
@@ -242,28 +246,34 @@ def _connect(
             trace = Trace(arguments.trace, visible(name))
             undo.callback(_close_trace, trace, {})
             request = msgspec.structs.replace(request, trace=True)
+        telemetry = telemetry_of(visible(name), functions.names, _warn)
+        exit_log = ExitLog(visible(name)) if arguments.exit_logging else None
         executor = Executor(
             policy,
             functions,
             denied=_say,
             output=output.write,
             standard_input=StandardInput(descriptor) if (descriptor := standard_input(config)) >= 0 else None,
-            logs=[*([ExitLog(visible(name))] if arguments.exit_logging else []), *([trace] if trace else [])],
+            logs=[each for each in (exit_log, trace, telemetry) if each is not None],
         )
-        proxy = _connected(
-            provide,
-            executor,
-            expectation,
-            request,
-            arguments.timeout,
-            trace,
-            says_simulated=provision is not None,
-        )
+        with step(telemetry, "adyton.load"):
+            proxy = _connected(
+                provide,
+                executor,
+                expectation,
+                request,
+                arguments.timeout,
+                trace,
+                telemetry,
+                says_simulated=provision is not None,
+            )
         undo.callback(proxy.abort)
         end_of_metrics = arguments.metrics.start(name, proxy.processes) if arguments.metrics else None
         undo.pop_all()
     client = opened(name, proxy, provision, arguments.timeout)
     client.on_close(output.close)
+    if telemetry is not None:
+        client.on_close(telemetry.tell_traffic)
     if end_of_metrics is not None:
         client.on_close(end_of_metrics)
     if trace is not None:
@@ -281,17 +291,19 @@ def _connected(
     request: LoadRequest,
     timeout: float | None,
     trace: Trace | None,
+    telemetry: Telemetry | None,
     *,
     says_simulated: bool,
 ) -> ProxyClient:
     """`executor` is closed with what is returned, or when this raises. `timeout` bounds all of it, whatever its steps may take."""
     budget, limit = Budget(timeout), LOAD_TIMEOUT if timeout is None else None
     try:
-        transport = provide()
+        with step(telemetry, "adyton.provision"):
+            transport = provide()
     except BaseException:
         executor.close()
         raise
-    proxy = ProxyClient(transport, executor, expectation, trace)
+    proxy = ProxyClient(transport, executor, expectation, trace, telemetry)
     try:
         reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:

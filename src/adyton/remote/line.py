@@ -46,6 +46,9 @@ class Owner(Protocol):
     def judge(self, evidence: bytes, channel: channel_client.ClientChannel) -> None:
         """Of another connection than the first: raise AdytonError unless it is the same enclave's."""
 
+    def made_again(self) -> None:
+        """The connection was lost, and there is another one. Under the lock."""
+
     def sending(self) -> None:
         """Have the session be told what there is."""
 
@@ -81,9 +84,7 @@ class Line:
     """See the module. `begin` first; after `end`, or when it is over, nothing goes out."""
 
     def __init__(self, transport: Transport, session: Session, lock: threading.Lock, owner: Owner) -> None:
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.reconnects = 0
+        self.traffic = {"bytes_sent": 0, "bytes_received": 0}
         self.begun = False  # the evidence was accepted once, so that the session may be spoken to
         self._transport = transport
         self._session = session
@@ -219,7 +220,7 @@ class Line:
         try:
             with contextlib.closing(self._transport.run(self._outgoing(connection))) as incoming:
                 for data in incoming:
-                    self.bytes_received += len(data)
+                    self.traffic["bytes_received"] += len(data)
                     with self._lock:
                         self._dispatching = True
                         events = self._feed(connection, data)
@@ -287,7 +288,7 @@ class Line:
         else:
             self._resume(answer)
             connection.carries = True
-            self.reconnects += 1
+            self._owner.made_again()
             connection.wake.put(None)
         connection.answered = True
         return rest
@@ -320,7 +321,7 @@ class Line:
                 data = connection.channel.data_to_send()
                 over = connection.over or self._ending.is_set()
             if data:
-                self.bytes_sent += len(data)
+                self.traffic["bytes_sent"] += len(data)
                 yield data
             elif over:
                 return

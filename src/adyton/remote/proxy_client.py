@@ -12,6 +12,7 @@ sent for that while nobody waits.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -19,7 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -54,6 +55,10 @@ from adyton.remote.socket_way import SocketWay
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
+from adyton.telemetry.switch import step
+
+if TYPE_CHECKING:
+    from adyton.telemetry.calls import Telemetry
 
 POOL_THREADS = 8
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
@@ -74,7 +79,12 @@ class ProxyClient:
     """See the module. `connect` first; after `close`, or when the connection was lost, every call raises."""
 
     def __init__(
-        self, transport: Transport, executor: Executor, expectation: Expectation, trace: Trace | None = None
+        self,
+        transport: Transport,
+        executor: Executor,
+        expectation: Expectation,
+        trace: Trace | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._executor = executor
@@ -98,6 +108,11 @@ class ProxyClient:
         self.ended_because = ""
         self._trace = trace
         self._entry_calls = 0
+        self.telemetry = telemetry
+        self._send_call = self._session.call
+        if telemetry is not None:
+            telemetry.count_traffic(self._line.traffic)
+            self._send_call = functools.partial(telemetry.send, self._session)
         self._loading = self._counts = Counts(0, 0, 0, 0)  # what the enclave counted until it was loaded, and until now
         self._first_start: float | None = None
         self._last_end = 0.0
@@ -115,15 +130,17 @@ class ProxyClient:
         handshake = self._line.begin()
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
-            evidence = self._wait(handshake, time.monotonic() + patience)
-            if isinstance(evidence, AdytonError):
-                raise self._error or evidence
-            self.evidence = evidence
-            self.identity = self._judged(evidence, self._line.channel)
-            self._line.accept()
+            with step(self.telemetry, "adyton.attest"):
+                evidence = self._wait(handshake, time.monotonic() + patience)
+                if isinstance(evidence, AdytonError):
+                    raise self._error or evidence
+                self.evidence = evidence
+                self.identity = self._judged(evidence, self._line.channel)
+                self._line.accept()
             left = None if until is None else max(0.0, until - time.monotonic())
             load = msgspec.structs.replace(load, time=self._time.told())
-            reply = decode(self.call("load", encode(load), left), LoadReply)
+            with step(self.telemetry, "adyton.initialize"):
+                reply = decode(self.call("load", encode(load), left), LoadReply)
             self._loading = self._counts
             return reply
         except queue.Empty:
@@ -192,7 +209,7 @@ class ProxyClient:
             self._check_open()
             self._tell_changes()
             self._tell_time()
-            call = self._session.call(pair.number, method, body)
+            call = self._send_call(pair.number, method, body)
             if method in ("enter", "run"):
                 self._entry_calls += 1
                 self._first_start = self._first_start or time.monotonic()
@@ -339,7 +356,10 @@ class ProxyClient:
         ok = True
         body: communicator.Parts
         try:
-            body = encode_result(self._executor.execute(request))
+            if self.telemetry is None:
+                body = encode_result(self._executor.execute(request))
+            else:
+                body = encode_result(self.telemetry.serving(called.pair, request, self._executor.execute))
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
@@ -423,6 +443,11 @@ class ProxyClient:
                 "where the enclave was, there is another one now, though one that would do: load it again"
             )
 
+    def made_again(self) -> None:
+        """See line.Owner."""
+        if self.telemetry is not None:
+            self.telemetry.reconnected()
+
     def sending(self) -> None:
         """See line.Owner."""
         self._dispose_ended()
@@ -481,6 +506,8 @@ class ProxyClient:
                 self._counts = decode(body, Counts)
                 if self._trace is not None:
                     self._trace.counted(self._counts)
+            case communicator.Notified("spans", body) if self.telemetry is not None:
+                self.telemetry.told(body)
             case communicator.Notified("ended", body):
                 self.ended_because = body.decode("utf-8", "replace")[:1024]
             case _:
@@ -530,7 +557,7 @@ class ProxyClient:
             "host_calls": dict(self._executor.counts),
             "denied": dict(self._executor.denied),
             "round_trips": self.counts().round_trips,
-            "bytes_sent": self._line.bytes_sent,
-            "bytes_received": self._line.bytes_received,
+            "bytes_sent": self._line.traffic["bytes_sent"],
+            "bytes_received": self._line.traffic["bytes_received"],
             "seconds": self.seconds,
         }

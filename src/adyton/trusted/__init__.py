@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adyton.trusted.aead import AeadCryptor
     from adyton.trusted.application import Enclave, TrustedApplication, entry
     from adyton.trusted.host_functions import host_function
+    from adyton.trusted.tracing import trace_context
 
 _HOME = {
     "AeadCryptor": "adyton.trusted.aead",
@@ -32,6 +33,7 @@ _HOME = {
     "TrustedApplication": "adyton.trusted.application",
     "entry": "adyton.trusted.application",
     "host_function": "adyton.trusted.host_functions",
+    "trace_context": "adyton.trusted.tracing",
     "user_message": "adyton.proto.enclave",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "TrustedApplication",
     "entry",
     "host_function",
+    "trace_context",
     "user_message",
 ]
 

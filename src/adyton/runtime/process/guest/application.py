@@ -20,6 +20,7 @@ from adyton.errors import AdytonError, ClosedError, EnclaveTypeError, UsageError
 from adyton.proto.values import Signature, encode_result
 from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
 from adyton.trusted.application import TrustedApplication
+from adyton.trusted.tracing import carried
 
 _RUNTIME = os.path.dirname(__file__)
 MAX_TEXT = 16 << 10  # characters of a message or traceback that leave the enclave
@@ -92,7 +93,7 @@ class Application:
             raise _refuse("type", str(error)) from None
         value = function(*positional, **keywords)
         if inspect.iscoroutine(value):
-            value = self._runner().run(value)
+            value = self._runner().run(carried(value))
         return encode_result(request.entry, value)
 
     def run(self, body: bytes) -> bytes:

@@ -3,8 +3,8 @@
 A link strictly nests. The supervisor sends Enter; the guest answers with Return, or first makes HostCalls, during each of which the
 supervisor may Enter again before it sends HostReturn:
 
-    supervisor → guest    Enter(method, body)    HostReturn(ok, body)
-    guest → supervisor    Return(ok, body)       HostCall(name, arguments)
+    supervisor → guest    Enter(method, body, trace)    HostReturn(ok, body)
+    guest → supervisor    Return(ok, body)              HostCall(name, arguments, span)
 
 Each message is a four-byte little-endian length and a MessagePack array. The guest trusts the supervisor; the supervisor
 treats what comes from the guest as hostile.
@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from adyton.communicator.messages import Logging, Streams
+from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
+# Trace and span that the program is in, in hex, one behind the other; "" for none.
+ProgramSpan = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{48})?\Z", max_length=48)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -32,6 +35,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 class Enter(_Message, frozen=True):
     method: str  # of adyton.communicator.messages, towards the enclave
     body: bytes
+    trace: TraceContext | None = None
 
 
 class HostReturn(_Message, frozen=True):
@@ -47,6 +51,7 @@ class Return(_Message, frozen=True):
 class HostCall(_Message, frozen=True):
     name: str
     arguments: bytes
+    span: ProgramSpan = ""
 
 
 class GuestLoad(_Message, frozen=True):

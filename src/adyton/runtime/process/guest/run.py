@@ -30,7 +30,7 @@ from adyton.runtime.process import root
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
 from adyton.runtime.process.guest.main_thread import MainThread
-from adyton.trusted import host_functions
+from adyton.trusted import host_functions, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -172,9 +172,12 @@ class Guest:
             elif application is None:
                 raise RuntimeError(f"{message.method} before load")
             else:
-                body = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[
+                step = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[
                     message.method
-                ](message.body)
+                ]
+                body = (
+                    step(message.body) if message.trace is None else tracing.within(message.trace, step, message.body)
+                )
             ok = True
         except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
             error = raised
@@ -200,7 +203,7 @@ class Guest:
         link = getattr(self._current, "link", None)
         if link is None:
             link = self._current.link = self._own_link()
-        link.send(HostCall(name, arguments))
+        link.send(HostCall(name, arguments, tracing.current_span()))
         while True:
             message = link.receive()
             if message is None:

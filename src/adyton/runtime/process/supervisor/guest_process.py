@@ -47,3 +47,8 @@ class Link:
     pair: int
     stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
     reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
+
+    @property
+    def entry(self) -> int:
+        """The client's call that its thread executes now; 0 for none."""
+        return self.stack[-1][1] if self.stack and self.stack[-1][0] == "enter" else 0

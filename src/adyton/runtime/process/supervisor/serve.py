@@ -50,6 +50,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
@@ -111,6 +112,7 @@ class Supervisor:
         self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
+        self._spans = Spans(self._session.notify)
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
         self._emulation = Emulation(
@@ -267,6 +269,8 @@ class Supervisor:
                     self._replied(call, ok, body)
             case communicator.Notified("net", body):
                 self._emulation.take(body)
+            case communicator.Notified("trace", body):
+                self._spans.expect(body)
             case communicator.Notified("time", body):
                 self._clock.tell(body)
             case communicator.Disposed(pair):
@@ -364,6 +368,7 @@ class Supervisor:
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
             assert expected == call, (expected, call)
+            self._spans.answered(waiting.entry)
             if waiting.sock.fileno() >= 0:  # its thread has not ended meanwhile
                 waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
             return
@@ -393,7 +398,7 @@ class Supervisor:
         self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
         link.stack.append(("enter", call))
-        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body))))
+        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body), self._spans.entered(call, pair))))
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
@@ -468,6 +473,7 @@ class Supervisor:
                 if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
+                self._spans.asked(link.entry, message.span)
                 self._host_call(link, abi.Call(message.name, message.arguments))
 
     def _tell(self, counts: Counts | None) -> None:
@@ -494,6 +500,7 @@ class Supervisor:
 
     def _reply_now(self, call: int, result: protocol.Return) -> None:
         self._tell(self._waits.report(call))
+        self._spans.returned(call)
         try:
             self._session.reply(call, result.ok, result.body)
         except ResourceLimitError as error:

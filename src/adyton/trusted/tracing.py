@@ -1,0 +1,84 @@
+"""The distributed trace that an entry is called in, for the program in the enclave.
+
+`trace_context()` is a carrier as OpenTelemetry's propagators `extract` from. A program that has imported `opentelemetry` by itself finds the
+context as the current one: its spans become children of the entry's, and calls of the client's functions children of its spans.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+class _Context(Protocol):
+    @property
+    def traceparent(self) -> str: ...
+    @property
+    def tracestate(self) -> str: ...
+
+
+class _Current(threading.local):
+    context: _Context | None = None
+
+
+_current = _Current()
+
+
+def trace_context() -> dict[str, str]:
+    """`traceparent` and, if there is one, `tracestate` of the entry that the calling thread is in, as W3C has them; {} if it is not traced."""
+    context = _current.context
+    if context is None:
+        return {}
+    state = {"tracestate": context.tracestate} if context.tracestate else {}
+    return {"traceparent": context.traceparent, **state}
+
+
+def within(context: _Context, function: Callable[[_A], _R], argument: _A) -> _R:
+    """Call the function in that context; the runtime does this."""
+    before, _current.context = _current.context, context
+    try:
+        with _attached():
+            return function(argument)
+    finally:
+        _current.context = before
+
+
+def carried(coroutine: Coroutine[Any, Any, _R]) -> Coroutine[Any, Any, _R]:
+    """The coroutine, in the calling thread's context: an event loop has another current one."""
+    return coroutine if _current.context is None else _carried(coroutine)
+
+
+async def _carried(coroutine: Coroutine[Any, Any, _R]) -> _R:
+    with _attached():
+        return await coroutine
+
+
+def current_span() -> str:
+    """Trace and span that the program is in by OpenTelemetry's current context, in hex, one behind the other; "" if it is not traced."""
+    trace = sys.modules.get("opentelemetry.trace") if _current.context is not None else None
+    if trace is None:
+        return ""
+    found = trace.get_current_span().get_span_context()
+    return f"{found.trace_id:032x}{found.span_id:016x}" if found.is_valid else ""
+
+
+@contextmanager
+def _attached() -> Iterator[None]:
+    """With the context as OpenTelemetry's current one, if the program has imported that."""
+    if "opentelemetry.trace" not in sys.modules:
+        yield
+        return
+    from opentelemetry import context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    token = context.attach(TraceContextTextMapPropagator().extract(trace_context()))
+    try:
+        yield
+    finally:
+        context.detach(token)
