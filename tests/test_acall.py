@@ -166,7 +166,7 @@ def until(done: Callable[[], object]) -> None:
 
 async def eventually(done: Callable[[], object]) -> None:
     async with asyncio.timeout(LIMIT):
-        while not done():
+        while not done():  # noqa: ASYNC110 - what another thread does
             await asyncio.sleep(0.002)
 
 
@@ -306,7 +306,7 @@ def test_streams_of_results_hold_back_their_producer_and_end_with_their_iterator
         async with await client.acall("count", 10**9) as items:
             assert await anext(items) == 0
             ahead = -1
-            while ahead != (ahead := place.produced):
+            while ahead != (ahead := place.produced):  # noqa: ASYNC110 - until it grows no more
                 await asyncio.sleep(0.1)
             assert ahead < 3 * FIRST_BATCHES * MOST_ITEMS
         await eventually(place.closed.is_set)

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Literal, cast
 
 import msgspec
@@ -394,8 +394,10 @@ class Supervisor:
             kind, expected = waiting.stack.pop()
             assert kind == "host", kind
             assert expected == call, (expected, call)
-            if waiting.sock.fileno() >= 0:  # its thread has not ended meanwhile
-                waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
+            # A thread of the guest's own may have ended meanwhile, or waits no longer.
+            with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():
+                if waiting.sock.fileno() >= 0:
+                    waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
             return
         ticket, request = waiting
         assert self._files is not None
