@@ -30,7 +30,7 @@ BATCH = 1 << 18  # bytes of items: one that has so many is full
 MOST_ITEMS = 4096  # of a batch
 FIRST_BATCHES = 4  # unacknowledged, to begin with
 MOST_BATCHES = 64
-MOST_BYTES = MOST_BATCHES * BATCH  # unacknowledged, and one batch more
+MOST_BYTES = 1 << 23  # unacknowledged, and one batch more: each process on the way may have them two or three times
 LARGEST = (1 << 30) - 64  # bytes of an item: what a message carries
 MOST_CALLS = 1024  # of "items", unanswered; the rest of what a session allows is for other calls
 BATCH_HEAD = struct.Struct("<QIQB")  # call, stream, number of the batch (from 0), kind
@@ -90,7 +90,7 @@ class Outgoing:
     def room(self) -> bool:
         """Whether another batch may be sent."""
         under_way = len(self._under_way)
-        return not under_way or (under_way < self._most and self._bytes < self._most * BATCH)
+        return not under_way or (under_way < self._most and self._bytes < min(self._most * BATCH, MOST_BYTES))
 
     def add(self, item: bytes) -> None:
         """An encoded item. ValueError: it is too large."""
@@ -163,10 +163,10 @@ class Incoming:
                 self._total = self._next
         return due
 
-    def taken(self, batch: Batch) -> None:
-        """One that was due was taken."""
+    def taken(self, size: int) -> None:
+        """One that was due, with a payload of so many bytes, was taken."""
         self._batches -= 1
-        self._bytes -= len(batch.payload)
+        self._bytes -= size
 
     def ends(self, total: int) -> None:
         """There are so many batches."""

@@ -121,12 +121,12 @@ class ResultStreams:
     def take(self, results: Results, arrived: Arrived, *, hungry: bool) -> None:
         """A batch is taken."""
         with self._way.lock:
-            results.incoming.taken(arrived.batch)
+            results.incoming.taken(len(arrived.batch.payload))
             self._session.reply(arrived.call, True, HUNGRY if hungry else FED)
         self._way.wake.put(None)
 
     def _drop(self, results: Results, call: int, batch: Batch) -> None:
-        results.incoming.taken(batch)
+        results.incoming.taken(len(batch.payload))
         self._session.reply(call, True, FED)
 
     def cancel(self, results: Results) -> None:

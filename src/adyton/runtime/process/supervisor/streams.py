@@ -20,7 +20,6 @@ from adyton.communicator.streams import (
     MOST_BATCHES,
     MOST_BYTES,
     RESULT,
-    Batch,
     Incoming,
     ItemCalls,
     batch_of,
@@ -34,7 +33,7 @@ class _Argument:
     def __init__(self) -> None:
         self.incoming = Incoming()
         self.unanswered: set[int] = set()  # calls of "items"
-        self.given: deque[tuple[int, Batch]] = deque()  # to the guest
+        self.given: deque[tuple[int, int]] = deque()  # to the guest: calls of "items", and their bytes
 
 
 class _Results:
@@ -136,9 +135,8 @@ class Streams:
         if argument is None:
             argument = arguments[batch.stream] = _Argument()
         argument.unanswered.add(number)
-        for due in argument.incoming.arrived(number, batch):
-            argument.given.append(due)
-            each = due[1]
+        for due, each in argument.incoming.arrived(number, batch):
+            argument.given.append((due, len(each.payload)))
             message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
             self._aside(each.call).outbox.put(protocol.encode(message))
 
@@ -148,8 +146,8 @@ class Streams:
         argument = self._arguments.get(took.call, {}).get(took.stream)
         if link is not self.link or argument is None or not argument.given:
             raise RemoteProtocolError("its guest took items that it was not given")
-        number, batch = argument.given.popleft()
-        argument.incoming.taken(batch)
+        number, size = argument.given.popleft()
+        argument.incoming.taken(size)
         argument.unanswered.discard(number)
         self._session.reply(number, True, HUNGRY if took.hungry else FED)
 
