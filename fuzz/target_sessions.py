@@ -87,7 +87,10 @@ def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
 def message(data: bytes) -> None:
     """Each type of body; a load's grants go on into the layout of the guest's files."""
     draw = Draw(data, (*PATHS, "UTC", "TZ"))
-    kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised, messages.Counts)
+    kinds = (
+        *(messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.StreamEnd),
+        *(messages.Raised, messages.Counts),
+    )
     kind: Any = draw.pick(kinds)
     body = draw.spoilt(packed(draw.struct(kind))) if draw.often() else draw.rest()
     decoded = messages.decode(body, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -322,6 +323,35 @@ def test_streams_of_results_hold_back_their_producer_and_end_with_their_iterator
     asyncio.run(main())
 
 
+def test_what_a_task_has_let_go_of_is_looked_after_no_more(client):
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        items = await client.acall("asks_each", numbers())
+        assert await anext(items) == 3
+        watched = client._core.proxy.unpaired.watch._watched
+        assert watched
+        del items
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+        await eventually(lambda: not watched)
+        call = asyncio.ensure_future(client.acall("total", numbers()))
+        ended.clear()
+        await asyncio.sleep(0.01)
+        call.cancel()
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+
+    asyncio.run(main())
+
+
 async def never() -> AsyncIterator[int]:
     await asyncio.Event().wait()
     yield 1
@@ -412,3 +442,35 @@ def test_calls_of_a_loop_that_is_closed_disturb_no_others(client):
     place.go_on.set()
     assert place.closed.wait(LIMIT)
     assert client.call("plus_one", 1) == 2
+
+
+@app.entry
+async def stops_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+
+
+def test_a_program_that_stops_its_loop_gets_another(client):
+    async def main() -> None:
+        held = asyncio.ensure_future(client.acall("for_ever"))
+        await eventually(place.started.is_set)
+        found = await asyncio.gather(held, client.acall("stops_the_loop"), return_exceptions=True)
+        assert all(isinstance(each, EnclaveError) for each in found)
+        assert await client.acall("plus_two", 1) == 3
+
+    asyncio.run(main())
+
+
+def test_tasks_are_in_traces_and_counted(tmp_path):
+    path = tmp_path / "trace.json"
+
+    async def main(client: adyton.EnclaveClient) -> None:
+        await asyncio.gather(*(client.acall("plus_two", number) for number in range(10)))
+        assert [each async for each in await client.acall("count", 3)] == [0, 1, 2]
+
+    with load_in_process(app, LoadArguments(trace=str(path))) as client:
+        asyncio.run(main(client))
+        assert list(client.call("count", 2)) == [0, 1]
+        assert client.stats()["entry_calls"] == 12
+    names = [event["name"] for event in json.loads(path.read_text()) if event.get("cat") == "entry"]
+    assert (names.count("plus_two"), names.count("count")) == (10, 2)

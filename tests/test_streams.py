@@ -420,6 +420,22 @@ def test_what_an_iterator_raises_is_raised_in_the_enclave_and_again_here(client)
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
+def test_an_iterator_that_nobody_has_any_more_ends_its_arguments_too(client):
+    closed = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from iter(int, 1)
+        finally:
+            closed.set()
+
+    items = client.call("sizes", (bytes(n) for n in numbers()))
+    assert next(items) == 0
+    del items
+    gc.collect()
+    assert closed.wait(LIMIT)
+
+
 @pytest.mark.parametrize("entry", [count, count_async])
 @pytest.mark.parametrize("how", ["close", "with", "del", "error of a type"])
 def test_who_wants_no_more_ends_the_generator_in_the_enclave(client, entry, how):

@@ -55,7 +55,7 @@ def opened(connect):  # noqa: F811
         def error_of(failed: CallFailed) -> BaseException:
             return LookupError(failed.raised.message)
 
-        return ResultStream(client, results, ItemDecoder(int, "an item"), error_of, deadline, lambda: None)
+        return ResultStream(client, results, ItemDecoder(int, "an item"), error_of, deadline)
 
     def said(enclave: Enclave, event: communicator.Event) -> None:
         if isinstance(event, communicator.Called):

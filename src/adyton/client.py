@@ -7,7 +7,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
@@ -102,6 +102,10 @@ class EnclaveClient:
     @overload
     def call(self, entry: str, /, *args: Any, **kwargs: Any) -> Any: ...
     @overload
+    def call(self, entry: Callable[_P, Coroutine[Any, Any, _R]], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    @overload
+    def call(self, entry: Callable[_P, AsyncIterator[_R]], /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_R]: ...
+    @overload
     def call(self, entry: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
     def call(self, entry: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run an entry in the enclave, and return its result; of an entry that gives a stream, an iterator over its items.
@@ -161,7 +165,19 @@ class EnclaveClient:
         future.add_done_callback(done)
         return future
 
-    async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def acall(self, entry: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    @overload
+    async def acall(
+        self, entry: Callable[_P, Coroutine[Any, Any, _R]], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R: ...
+    @overload
+    async def acall(
+        self, entry: Callable[_P, AsyncIterator[_R] | Iterator[_R]], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> AsyncIterator[_R]: ...
+    @overload
+    async def acall(self, entry: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    async def acall(self, entry: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`call` for asyncio; of an entry that gives a stream, an asynchronous iterator. It takes no thread, and has no pair: any number of
         calls may be under way. Cancelling the task cancels the call. Registered functions that it calls are executed by threads of ours.
         """
@@ -363,7 +379,8 @@ class EnclaveClient:
         def error(failed: CallFailed) -> BaseException:
             return _failure(failed, arguments)
 
-        return proxy, results, ItemDecoder(item, f"{name}(): an item of the result"), error, deadline, finished
+        results.finished = finished
+        return proxy, results, ItemDecoder(item, f"{name}(): an item of the result"), error, deadline
 
     def _check_open(self) -> None:
         if self._core.closed:

@@ -44,12 +44,16 @@ class Argument:
         elif loop is None:
             threading.Thread(target=self._read_in_a_loop, name="adyton-argument", daemon=True).start()
         else:
-            self._task = loop.create_task(self._read_async())
+            self._task = loop.create_task(self._read_async())  # kept, for a loop keeps none
 
     def stop(self) -> None:
-        """The call has ended. From any thread: it is closed by who reads it, once that does not wait for it."""
+        """The call has ended. From any thread: it is closed by who reads it: a task at once, a thread when it does not wait for it."""
         with self._changed:
             self._stopped = True
+            task = self._task
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
         self._wake()
 
     def taken(self, *, hungry: bool) -> None:
@@ -106,9 +110,14 @@ class Argument:
         self._end(error)
 
     def _read_in_a_loop(self) -> None:
-        asyncio.run(self._read_async())
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._read_async())
 
     async def _read_async(self) -> None:
+        with self._changed:
+            self._task = asyncio.current_task()
+            if self._stopped:
+                return
         error: Exception | None = None
         try:
             async for item in self._source:

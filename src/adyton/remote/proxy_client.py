@@ -266,9 +266,9 @@ class ProxyClient:
             if method in ("enter", "stream", "run"):
                 self.tally.entered()
             began(call)
+            if self._trace is not None:
+                self._trace.entered(call)
         self._wake.put(None)
-        if self._trace is not None:
-            self._trace.entered(call)
         return call
 
     def stream(
@@ -576,7 +576,6 @@ class ProxyClient:
 
     def _replied(self, event: communicator.Replied) -> None:
         if not event.pair:
-            self.tally.ended()
             if not self.arguments.replied(event):
                 self.unpaired.answered(event)
             return

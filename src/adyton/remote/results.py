@@ -42,8 +42,12 @@ class Ended(NamedTuple):
     raised: Raised | None
 
 
+def _nothing() -> None:
+    pass
+
+
 class Results:
-    """One stream. What is not `wanted` any more is dropped when it arrives."""
+    """One stream. What is not `wanted` any more is dropped when it arrives. `finished` is called at the end, once, without the lock."""
 
     def __init__(self, pair: Pair) -> None:
         self.call = 0
@@ -51,6 +55,7 @@ class Results:
         self.wanted = True
         self.incoming = Incoming()
         self.end: Ended | None = None
+        self.finished: Callable[[], None] = _nothing
 
 
 class ResultStreams:
@@ -98,7 +103,9 @@ class ResultStreams:
                     results.pair.mailbox.put(Arrived(call, each))
                 else:
                     self._drop(results, call, each)
-            self._check_end(results)
+            ended = self._check_end(results)
+        if ended:
+            results.finished()
 
     def replied(self, event: communicator.Replied) -> bool:
         """The answer to the call of a stream, which ends it. False: it is none."""
@@ -109,14 +116,20 @@ class ResultStreams:
             end = decode(event.body, StreamEnd) if event.ok else StreamEnd(0, bytes(event.body))
             results.incoming.ends(end.batches)
             results.end = Ended(decode(end.raised, Raised) if end.raised else None)
-            self._check_end(results)
-            return results.wanted
+            ended = self._check_end(results)
+            wanted = results.wanted
+        if ended:
+            results.finished()
+        return wanted
 
-    def _check_end(self, results: Results) -> None:
-        if results.end is not None and results.incoming.complete:
-            del self._open[results.call]
-            if results.wanted:
-                results.pair.mailbox.put(results.end)
+    def _check_end(self, results: Results) -> bool:
+        """Whether it has come to its end, and nobody else will notice."""
+        if results.end is None or not results.incoming.complete:
+            return False
+        del self._open[results.call]
+        if results.wanted:
+            results.pair.mailbox.put(results.end)
+        return not results.wanted
 
     def take(self, results: Results, arrived: Arrived, *, hungry: bool) -> None:
         """A batch is taken."""
@@ -159,7 +172,7 @@ class ResultStreams:
 
 
 class _Stream:
-    """`error_of` turns a CallFailed into what is raised; `finished` is called at the end, however it comes."""
+    """`error_of` turns a CallFailed into what is raised."""
 
     def __init__(
         self,
@@ -168,14 +181,12 @@ class _Stream:
         decoder: ItemDecoder,
         error_of: Callable[[CallFailed], BaseException],
         deadline: Deadline,
-        finished: Callable[[], None],
     ) -> None:
         self._client = client
         self._results = results
         self._decoder = decoder
         self._error_of = error_of
         self._deadline = deadline
-        self._finished = finished
         self._denials = client.denials
         self._items: deque[Any] = deque()
         self._error: BaseException | None = None  # behind the items
@@ -207,7 +218,8 @@ class _Stream:
         if not self._over:
             self._over = True
             self._finalizer.detach()
-            self._finished()
+            finished, self._results.finished = self._results.finished, _nothing
+            finished()
 
     def _cancel(self) -> None:
         if not self._over:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adyton.remote.proxy_client import ProxyClient
 
 MOST_CALLS = 2048  # unanswered; the others wait here, in order
+KEPT = 1024  # times of calls that are over, at most, beside as many as are not
 
 
 class Watch:
@@ -60,6 +61,9 @@ class Watch:
         """It is over."""
         with self._changed:
             self._watched.pop(key, None)
+            if len(self._due) > 2 * len(self._watched) + KEPT:
+                self._due = [each for each in self._due if each[2] in self._watched]
+                heapq.heapify(self._due)
 
     def close(self) -> None:
         """End the thread."""
@@ -181,6 +185,8 @@ class UnpairedCall:
 
     def _end(self) -> None:
         self.over = True
+        if self.number:
+            self._calls.client.over(self.number, self.request.entry)
         self._calls.watch.remove(self)
         for each in self.arguments:
             each.stop()

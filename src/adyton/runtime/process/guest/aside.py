@@ -106,12 +106,9 @@ class Aside:
                 self._threads += 1
                 threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
             return
-        if self._loop is None:
-            self._start_loop()
-        assert self._loop is not None
         self._begun.append((request, call))
         if len(self._begun) == 1:
-            self._loop.call_soon_threadsafe(self._begin_tasks)
+            self._wake_loop()
 
     def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
         self._link.send(self._answer_of(call, error, body))
@@ -151,7 +148,15 @@ class Aside:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def _start_loop(self) -> None:
+    def _wake_loop(self) -> None:
+        """Or begin another, in place of one that a program has stopped."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._begin_tasks)
+                return
+        self._start_loop().call_soon_threadsafe(self._begin_tasks)
+
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
         started = threading.Event()
 
         async def serve() -> None:
@@ -162,11 +167,13 @@ class Aside:
         def run() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             self._become()
-            with asyncio.Runner() as runner:
+            with contextlib.suppress(RuntimeError), asyncio.Runner() as runner:  # a program has stopped it
                 runner.run(serve())
 
         threading.Thread(target=run, name="adyton-asyncio", daemon=True).start()
         started.wait()
+        assert self._loop is not None
+        return self._loop
 
     def _begin_tasks(self) -> None:
         assert self._loop is not None

@@ -40,7 +40,7 @@ class Call:
         self._took: Callable[[Took], None] = lambda _: None
         self._wakers: list[Callable[[], None]] = []  # of what waits without a thread, once each
         self._cancels: list[Callable[[], None]] = []
-        self._results = Outgoing()
+        self._results: Outgoing | None = None
         self._send: Callable[[Items], None] | None = None
 
     def begin(self, left: float | None) -> None:
@@ -169,25 +169,26 @@ class Call:
 
     def results_to(self, send: Callable[[Items], None]) -> None:
         """How items go out."""
-        self._send = send
+        self._send, self._results = send, Outgoing()
 
     def add_result(self, item: bytes) -> None:
         """An encoded item, after `has_room`."""
         with self._changed:
+            assert self._results is not None
             self._results.add(item)
             self._push()
 
     def taken(self, *, hungry: bool) -> None:
         """The client has taken a batch; perhaps after the last was sent."""
         with self._changed:
-            if self._send is not None:
+            if self._send is not None and self._results is not None:
                 self._results.taken(hungry=hungry)
                 self._push()
         self._wake()
 
     def _push(self) -> None:
         """Under the lock: what may go out."""
-        while self._send is not None and (due := self._results.take()) is not None:
+        while self._send and self._results and (due := self._results.take()) is not None:
             self._send(Items(self.number, b"".join(due[1])))
 
     def wait_for_room(self) -> bool:
@@ -204,12 +205,12 @@ class Call:
         return not self.cancelled
 
     def _is_held(self) -> bool:
-        return self._results.full and not self.cancelled
+        return self._results is not None and self._results.full and not self.cancelled
 
     def end_results(self) -> None:
         """After the last: until all are sent, if anybody wants them. Then nothing is sent any more."""
         with self._changed:
-            while self._results.pending and not self.cancelled:
+            while self._results is not None and self._results.pending and not self.cancelled:
                 self._changed.wait()
             self._send = None
 
