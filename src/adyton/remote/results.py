@@ -248,6 +248,12 @@ class ResultStream(_Stream, Iterator[Any]):
         self._busy = threading.Lock()
 
     def __next__(self) -> Any:
+        try:
+            return self._items.popleft()
+        except IndexError:
+            return self._awaited()
+
+    def _awaited(self) -> Any:
         if not self._busy.acquire(blocking=False):
             raise ValueError("another thread waits for the next item already")
         try:

@@ -171,12 +171,28 @@ class Call:
         """How items go out."""
         self._send, self._results = send, Outgoing()
 
-    def add_result(self, item: bytes) -> None:
-        """An encoded item, after `has_room`."""
+    def give(self, item: bytes) -> bool:
+        """An encoded item; once another one can be. False: nobody wants it any more."""
         with self._changed:
-            assert self._results is not None
-            self._results.add(item)
-            self._push()
+            full = self._add(item)
+            while full and self._is_held():
+                self._changed.wait()
+        return not self.cancelled
+
+    async def give_async(self, item: bytes) -> bool:
+        """The same for a task."""
+        with self._changed:
+            full = self._add(item)
+        while full and self._is_held():
+            await self._woken(self._is_held)
+        return not self.cancelled
+
+    def _add(self, item: bytes) -> bool:
+        """Under the lock: whether no more can be added now."""
+        assert self._results is not None
+        self._results.add(item)
+        self._push()
+        return self._results.full
 
     def taken(self, *, hungry: bool) -> None:
         """The client has taken a batch; perhaps after the last was sent."""
@@ -190,19 +206,6 @@ class Call:
         """Under the lock: what may go out."""
         while self._send and self._results and (due := self._results.take()) is not None:
             self._send(Items(self.number, b"".join(due[1])))
-
-    def wait_for_room(self) -> bool:
-        """Until an item can be added. False: nobody wants it any more."""
-        with self._changed:
-            while self._is_held():
-                self._changed.wait()
-        return not self.cancelled
-
-    async def room(self) -> bool:
-        """The same for a task."""
-        while self._is_held():
-            await self._woken(self._is_held)
-        return not self.cancelled
 
     def _is_held(self) -> bool:
         return self._results is not None and self._results.full and not self.cancelled

@@ -13,8 +13,7 @@ def send_all(call: Call, name: str, items: Any) -> None:
     iterator = iter(items)
     try:
         for item in iterator:
-            call.add_result(encode_result(name, item))
-            if not call.wait_for_room():
+            if not call.give(encode_result(name, item)):
                 break
     finally:
         close = getattr(iterator, "close", None)
@@ -27,8 +26,7 @@ async def send_all_async(call: Call, name: str, items: Any) -> None:
     iterator = aiter(items)
     try:
         async for item in iterator:
-            call.add_result(encode_result(name, item))
-            if not await call.room():
+            if not await call.give_async(encode_result(name, item)):
                 break
     finally:
         close = getattr(iterator, "aclose", None)
