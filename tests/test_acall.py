@@ -418,7 +418,7 @@ def test_a_lost_connection_ends_every_call_with_one_clear_error(client):
 def test_a_close_waits_for_calls_and_a_closed_enclave_takes_none(client):
     async def main() -> None:
         call = asyncio.ensure_future(client.acall("waits", 1))
-        await eventually(place.started.is_set)
+        await eventually(lambda: place.order == [1])
         closing = asyncio.get_running_loop().run_in_executor(None, client.close)
         place.go_on.set()
         assert await call == 1
