@@ -151,6 +151,9 @@ class Signature:
         self._signature = signature.replace(parameters=parameters)
         self.returns: Any = hints.get("return", Any)
         self.annotations: dict[str, Any] = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
+        kinds = {parameter.kind for parameter in parameters}
+        by_place = kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        self._plain = [*self.annotations] if by_place else None  # as many arguments without names need no binding
         self.stream = stream_of(self.returns)  # of results
         if self.returns is Any and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
             self.stream = Stream(Any, inspect.isasyncgenfunction(function))
@@ -196,6 +199,14 @@ class Signature:
             positional, keywords = decode(body, type=_Packed)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise EnclaveTypeError(f"{self.name}(): malformed arguments: {error}") from error
+        if self._plain is not None and not keywords and len(positional) == len(self._plain):
+            name = ""
+            try:
+                return tuple(
+                    [decoded(name := each, raw) for each, raw in zip(self._plain, positional, strict=True)]
+                ), {}
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise EnclaveTypeError(f"{self}: argument '{name}': {error}") from error
         try:
             bound = self._signature.bind(*positional, **keywords)
         except TypeError as error:

@@ -162,8 +162,9 @@ class ArgumentStreams:
     def of(self, name: str, sources: list[Any]) -> list[Argument]:
         """The iterators among the arguments of a call of `name`, numbered as in adyton.proto.values."""
         arguments = [Argument(self, name, number, source) for number, source in enumerate(sources, 1)]
-        with self._way.lock:
-            self._begun.update(arguments)
+        if arguments:
+            with self._way.lock:
+                self._begun.update(arguments)
         return arguments
 
     def send(

@@ -22,6 +22,8 @@ from adyton.runtime.process.guest.link import Batch, Items, Took
 
 NOBODY_WAITS = "the client no longer waits for this call"
 
+_NONE: frozenset[int] = frozenset()
+
 current: ContextVar[Call | None] = ContextVar("call", default=None)  # which this code runs in
 
 
@@ -66,34 +68,45 @@ class Call:
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
-        with self._changed:
-            self.cancelled = True
-            cancels, self._cancels = self._cancels, []
-        for each in cancels:
-            each()
+        self.cancelled = True
+        while self._cancels:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                self._cancels.pop()()
         self._wake()
 
     @contextlib.contextmanager
     def cancelling(self, step: Callable[[], None]) -> Iterator[None]:
-        """Have `step` called when it is cancelled; at once, if it is."""
-        with self._changed:
-            cancelled = self.cancelled
-            if not cancelled:
-                self._cancels.append(step)
-        if cancelled:
+        """Have `step` called when it is cancelled; at once, if it is. Once: by who takes it off the list."""
+        self._cancels.append(step)
+        if self.cancelled and self._take_back(step):
             step()
         try:
             yield
         finally:
-            with self._changed, contextlib.suppress(ValueError):
-                self._cancels.remove(step)
+            self._take_back(step)
+
+    def _take_back(self, step: Callable[[], None]) -> bool:
+        try:
+            self._cancels.remove(step)
+        except ValueError:
+            return False
+        return True
 
     async def cancellable(self, work: Coroutine[Any, Any, Any]) -> Any:
         """`work`, in the task that runs this, which is cancelled with the call."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        with self.cancelling(lambda: _call_soon(loop, task.cancel)):
+
+        def step() -> None:
+            _call_soon(loop, task.cancel)
+
+        self._cancels.append(step)
+        if self.cancelled and self._take_back(step):
+            step()
+        try:
             return await work
+        finally:
+            self._take_back(step)
 
     def _wake(self) -> None:
         with self._changed:
@@ -135,6 +148,9 @@ class Call:
 
     def opened(self, streams: list[int]) -> None:
         """Its arguments have these streams: what came of others is dropped."""
+        if not (streams or self._batches):
+            self._opened = _NONE
+            return
         with self._changed:
             self._opened = frozenset(streams)
             others = [self._batches.pop(number) for number in [*self._batches] if number not in self._opened]
