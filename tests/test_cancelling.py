@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,15 @@ from typing import Any
 import pytest
 
 import adyton
+from adyton.communicator.messages import EnterRequest, encode
 from adyton.config import Policy
 from adyton.errors import DeadlineError
 from adyton.loader import LoadArguments, load_in_process
+from adyton.proto.values import encode_arguments, encode_result
+from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.guest.application import Application
+from adyton.runtime.process.guest.link import GuestLink
+from adyton.runtime.process.guest.run import Guest
 from adyton.trusted import Enclave, host_function
 
 LIMIT = 40.0  # seconds until a test gives up on something that takes milliseconds
@@ -311,6 +318,48 @@ def test_who_waits_for_an_item_waits_no_longer_than_the_caller(client):
     assert place.ended.wait(LIMIT)
     assert isinstance(place.raised[0], TimeoutError)
     assert client.call("quick", 1) == 1
+
+
+def test_what_a_function_calls_that_was_given_up_is_answered_before_it():
+    """It may have called in the moment in which the time was over. Its own answer comes after that of what it called."""
+    place.__init__()  # type: ignore[misc]
+    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine, other = socket.socketpair()
+    with control, its_control, mine:
+        guest = Guest(its_control, lambda _: [], lambda _: app)
+        guest._application = Application(debug=False)
+        guest._application.load(app, "app", [], b"")
+        link = GuestLink(other)
+
+        def answer() -> None:
+            guest._become(link)
+            guest._answer(link, protocol.Enter("enter", encode(EnterRequest("asks", arguments, left=0.1)), 1))
+
+        reader = protocol.Reader(protocol.ToSupervisor)
+        received: list[object] = []
+
+        def next_message() -> object:
+            while not received:
+                received.extend(reader.receive(mine.recv(1 << 16)))
+            return received.pop(0)
+
+        arguments = encode_arguments("asks", [], {})
+        thread = threading.Thread(target=answer)
+        thread.start()
+        mine.settimeout(LIMIT)
+        asked = next_message()
+        assert isinstance(asked, protocol.HostCall)
+        assert asked.left is not None
+        assert place.ended.wait(LIMIT)
+        nested = EnterRequest("quick", encode_arguments("quick", [5], {}))
+        mine.sendall(protocol.encode(protocol.Enter("enter", encode(nested), 2)))
+        assert next_message() == protocol.Return(ok=True, body=encode_result("quick", 5))
+        mine.sendall(protocol.encode(protocol.HostReturn(ok=True, body=b"")))
+        returned = next_message()
+        assert isinstance(returned, protocol.Return)
+        assert not returned.ok
+        thread.join(LIMIT)
+        link.close()
 
 
 # -- time that is shared -----------------------------------------------------------------------------------------------

@@ -186,11 +186,11 @@ class EnclaveClient:
         request, arguments = self._request(name, args, kwargs)
         proxy = self._core.proxy
         if name in proxy.streaming:
-            loop = asyncio.get_running_loop()
+            loop, item = asyncio.get_running_loop(), _item(name, signature)
             mailbox = LoopMailbox(loop)
             results, deadline = proxy.stream(request, self._timeout, mailbox)
             proxy.unpaired.watch.add(results, None, lambda: None)
-            return AsyncResultStream(*self._opened(name, _item(name, signature), results, deadline, arguments, loop))
+            return AsyncResultStream(*self._opened(name, item, results, deadline, arguments, loop))
         annotation = _annotation(name, signature)
         call = proxy.async_call(request, self._timeout, arguments)
         try:

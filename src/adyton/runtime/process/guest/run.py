@@ -184,6 +184,7 @@ class Guest:
             raise TypeError("the supervisor answered a host call that nobody made")
         application = self._application
         error: BaseException | None = None
+        owed_around = link.owed  # by what this is nested in
         call = self._calls.find(message.call, aside=False)
         token = current.set(None if message.method in ("load", "finalize") else call)
         try:
@@ -206,7 +207,7 @@ class Guest:
         finally:
             current.reset(token)
         self._finished(error)
-        while link.owed:  # the client answers what was given up, too, and may call before
+        while link.owed > owed_around:  # the client answers what was given up, too, and may call before
             owed = link.receive()
             if owed is None:
                 return
