@@ -162,6 +162,53 @@ def test_an_enclave_that_ends_in_the_middle_of_streams_says_so_to_each(tmp_path)
         client.close()
 
 
+def test_tasks_of_an_enclave_that_may_have_no_more_threads_are_told_so(tmp_path):
+    code = """
+import threading
+import adyton.trusted as trusted
+
+enclave = trusted.Enclave("full")
+over = threading.Event()
+
+@enclave.entry
+def fill() -> int:
+    threads = []
+    while True:
+        thread = threading.Thread(target=over.wait)
+        try:
+            thread.start()
+        except RuntimeError:
+            return len(threads)
+        threads.append(thread)
+
+@enclave.entry
+def free() -> None:
+    over.set()
+
+@enclave.entry
+def plain() -> int:
+    return 1
+
+@enclave.entry
+async def task() -> int:
+    return 2
+"""
+    (tmp_path / "full.py").write_text(code)
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.adyton.enclave.full]\nentry = "full:enclave"\nlimits = { threads = 24 }\n'
+    )
+    assert run("build", cwd=tmp_path).returncode == 0
+
+    with adyton.load(str(tmp_path / "build" / "full.enclave")) as client:
+        assert client.call("plain") == 1
+        assert asyncio.run(client.acall("plain")) == 1
+        assert client.call("fill") > 0
+        with pytest.raises(RuntimeError, match="thread"):
+            asyncio.run(client.acall("task"))
+        assert asyncio.run(client.acall("plain")) == 1  # of the one thread that there is
+        client.call("free")
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 MEASURE = """

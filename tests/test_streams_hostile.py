@@ -241,6 +241,15 @@ def test_items_that_come_too_late_or_that_no_argument_is_are_dropped(client):
     assert client.result(late) == communicator.Replied(late, True, FED, 0)
 
 
+def test_a_cancelled_load_goes_on():
+    client = Client(in_process.launch(program))
+    loading = client.call("load", msgspec.msgpack.encode(EMPTY))
+    client.session.cancel(loading)
+    assert client.result(loading).ok
+    assert client.enter("total", [1, 2], pair=0) == 3
+    client.close()
+
+
 def test_items_that_nobody_took_are_answered_when_their_call_ends(client):
     call, over = call_ignoring(client)
     numbers = [client.call("items", batch(call, 1, number), 0) for number in (0, 1, 5)]

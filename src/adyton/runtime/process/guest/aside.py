@@ -100,15 +100,27 @@ class Aside:
         except Exception as error:  # noqa: BLE001 - of whatever a client sends, only its call fails
             self._answer(call, error, b"")
             return
-        if not self._application.is_async(request.entry):
-            self._work.put((request, call))
+        try:
+            if self._application.is_async(request.entry):
+                self._begun.append((request, call))
+                if len(self._begun) == 1:
+                    self._wake_loop()
+                return
             if not self._idle.acquire(blocking=False) and self._threads < THREADS:
-                self._threads += 1
-                threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
-            return
-        self._begun.append((request, call))
-        if len(self._begun) == 1:
-            self._wake_loop()
+                self._start_thread()
+            self._work.put((request, call))
+        except RuntimeError as error:  # no more threads can begin
+            self._begun.clear()
+            self._answer(call, error, b"")
+
+    def _start_thread(self) -> None:
+        """RuntimeError: it cannot begin, and there is no other."""
+        try:
+            threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
+            self._threads += 1
+        except RuntimeError:
+            if not self._threads:
+                raise
 
     def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
         self._link.send(self._answer_of(call, error, body))

@@ -63,7 +63,11 @@ class Streams:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def began(self, call: int, link: Link, method: str) -> None:
-        """The client's call was given to the guest on that link."""
+        """The client's call was given to the guest on that link. Of a load, or a finalize, nothing is told aside: a guest that is not loaded
+        has no thread for it.
+        """
+        if method not in ("enter", "stream"):
+            return
         self._under_way[call] = link
         if method == "stream":
             self._results[call] = _Results(link)
