@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -117,11 +118,15 @@ def calls(*bodies):
 def test_an_enclave_that_breaks_the_rules_of_a_stream_loses_its_client(opened, script, text):
     def exhaust(items):
         list(items)
-        items._client.call("enter", EnterRequest("go", b""))  # where it ended before that came
+        items._client.call("enter", EnterRequest("go", b""))  # of a stream that had ended before that came
 
     items = opened(script)
+    deadline = time.monotonic() + PATIENCE
+    while items._client._error is None:  # nothing is taken meanwhile
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.002)
     with pytest.raises((ProtocolError, ConnectionLostError), match=text):
-        exhaust(items)
+        list(items)
 
 
 def test_items_that_are_none_are_an_error_of_the_iterator_only(opened):
