@@ -126,7 +126,7 @@ def test_an_enclave_that_breaks_the_rules_of_a_stream_loses_its_client(opened, s
         assert time.monotonic() < deadline
         threading.Event().wait(0.002)
     with pytest.raises((ProtocolError, ConnectionLostError), match=text):
-        list(items)
+        exhaust(items)
 
 
 def test_items_that_are_none_are_an_error_of_the_iterator_only(opened):
