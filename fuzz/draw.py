@@ -116,6 +116,8 @@ class Draw:
                 return memoryview(self.blob())
             case inspect.BoolType():
                 return self.below(2) == 1
+            case inspect.FloatType():
+                return self.pick((0.0, -1.0, 0.5, float("inf"), float(self.number())))
             case inspect.NoneType():
                 return None
             case inspect.RawType():

@@ -19,15 +19,17 @@ from adyton.channel.messages import Accept, AttestRequest, Evidence
 from adyton.channel.messages import encode as encode_channel_message
 from adyton.channel.server import EvidenceRequested, ServerChannel
 from adyton.channel.tls import Tls
-from adyton.communicator import frames, messages
+from adyton.communicator import frames, messages, streams
 from adyton.communicator.session import Called, Limits, Session, Side
 from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
+from adyton.proto.values import ItemDecoder
 from adyton.runtime.process.guest import link
 from adyton.runtime.process.supervisor.layout import Layout, is_normal
 
 # -- communicator: sessions, and the bodies of calls ------------------------------------------------------------------
 
 SMALL = Limits(message=3 << 14, notification=2 << 14, buffered=5 << 14, pairs=4, nesting=4, in_flight=8)
+ITEMS = ItemDecoder(int, "an item")
 METHODS = ("load", "enter", "run", "finalize", "host", "output", "counts", "ended", "")
 FRAMES = (*[frames.CallFrame] * 3, *[frames.ReplyFrame] * 2, frames.NotifyFrame, *[frames.MoreFrame] * 3)
 RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.MarkFrame, frames.ReadFrame)
@@ -84,10 +86,42 @@ def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
         ours.notify("output", draw.blob())
 
 
+def stream(data: bytes) -> None:
+    """Batches of one stream, numbered rightly or not, taken or not, and its end said at some time: in order, and no more than there is room for."""
+    draw, incoming, waiting = Draw(data), streams.Incoming(), []
+    following = expected = 0
+    while draw:
+        action = draw.below(8)
+        if action < 5:
+            batch = streams.batch_of(
+                streams.BATCH_HEAD.pack(1, draw.below(80), max(0, draw.number()) % (1 << 40), draw.below(4))
+                + draw.blob()
+                if draw.often()
+                else draw.blob()
+            )
+            if draw.often():
+                batch = batch._replace(number=following, kind=streams.ITEMS)
+                following += 1
+            for _, each in incoming.arrived(following, batch):
+                assert each.number == expected
+                expected += 1
+                waiting.append(each)
+            assert len(waiting) <= streams.MOST_BATCHES
+            items, error = ITEMS.decode(batch.payload)
+            assert error is not None or all(isinstance(each, int) for each in items)
+        elif action < 7 and waiting:
+            incoming.taken(len(waiting.pop(0).payload))
+        elif action == 7 and not draw.often():
+            incoming.ends(draw.below(256))
+
+
 def message(data: bytes) -> None:
     """Each type of body; a load's grants go on into the layout of the guest's files."""
     draw = Draw(data, (*PATHS, "UTC", "TZ"))
-    kinds = (messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.Raised, messages.Counts)
+    kinds = (
+        *(messages.LoadRequest, messages.LoadReply, messages.EnterRequest, messages.StreamEnd),
+        *(messages.Raised, messages.Counts),
+    )
     kind: Any = draw.pick(kinds)
     body = draw.spoilt(packed(draw.struct(kind))) if draw.often() else draw.rest()
     decoded = messages.decode(body, kind)

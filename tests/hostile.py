@@ -108,7 +108,7 @@ class Client:
 
     def _take(self, event):
         match event:
-            case communicator.Called(call, _, "host" | "order" as method, body):
+            case communicator.Called(call, _, "host" | "function" | "order" as method, body):
                 request = msgspec.msgpack.decode(body[ORDER.size if method == "order" else 0 :], type=abi.Request)
                 self.asked.append(request)
                 answer = self.answer(request)

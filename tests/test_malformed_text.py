@@ -84,7 +84,7 @@ def client(tmp_path: Any) -> Iterator[ProxyClient]:
 
 
 def test_a_host_call_ends_the_connection(client: ProxyClient) -> None:
-    client._serve(session.Called(1, 0, "host", spoilt("Stat", MARK)))
+    client._hosts.serve(session.Called(1, 0, "host", spoilt("Stat", MARK)))
     assert client._transport.closed
     with pytest.raises(RemoteProtocolError, match="malformed host call"):
         client.call("enter", b"")

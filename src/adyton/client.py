@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from adyton.communicator.messages import EnterRequest, Raised, encode
+from adyton.communicator.messages import EnterRequest, Raised
 from adyton.communicator.session import Body
 from adyton.errors import (
     CANONICAL_CODES,
@@ -26,10 +28,13 @@ from adyton.errors import (
     enclave_error,
 )
 from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
-from adyton.proto.values import Encoding, Signature, decode_result, encode_arguments
-from adyton.remote.client_pairs import CallFailed
+from adyton.proto.values import Encoding, ItemDecoder, Signature, decode_result, encode_arguments
+from adyton.remote.arguments import Argument
+from adyton.remote.client_pairs import CallFailed, Cancellation
+from adyton.remote.deadlines import Deadline
 from adyton.remote.process_metrics import POLL_TIMEOUT
 from adyton.remote.proxy_client import ProxyClient
+from adyton.remote.results import AsyncResultStream, LoopMailbox, Results, ResultStream
 
 if TYPE_CHECKING:
     from adyton.attestation.identity import EnclaveIdentity
@@ -39,7 +44,8 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-SUBMIT_THREADS = 32  # that `submit` and `acall` use, each with an enclave thread of its own
+_UNSEEN: AbstractContextManager[None] = contextlib.nullcontext()
+SUBMIT_THREADS = 32  # that `submit` uses, each with an enclave thread of its own
 
 
 class _Core:
@@ -98,41 +104,107 @@ class EnclaveClient:
     @overload
     def call(self, entry: str, /, *args: Any, **kwargs: Any) -> Any: ...
     @overload
+    def call(self, entry: Callable[_P, Coroutine[Any, Any, _R]], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    @overload
+    def call(self, entry: Callable[_P, AsyncIterator[_R]], /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_R]: ...
+    @overload
     def call(self, entry: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
     def call(self, entry: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Run an entry in the enclave, and return its result.
+        """Run an entry in the enclave, and return its result; of an entry that gives a stream, an iterator over its items.
 
         The calling thread is paired with one enclave thread. While it waits, it executes registered functions that the entry
-        calls. If it stops waiting (KeyboardInterrupt, or DeadlineError after `options(timeout=)`), the entry goes on and its
-        outcome is unknown. Raises UnknownEntryError, EnclaveTypeError, EnclaveError (an instance of the built-in
+        calls. If it stops waiting (KeyboardInterrupt, or DeadlineError after `options(timeout=)`), the entry is cancelled: one that is
+        `async def` ends with CancelledError, a generator is closed; any other goes on, and its outcome is unknown. Iterators among the
+        arguments are read by threads of their own, as the entry takes their items.
+        Raises UnknownEntryError, EnclaveTypeError, EnclaveError (an instance of the built-in
         exception that the entry raised, too), HostCallDeniedError, ConnectionLostError, ClosedError.
         """
-        name, annotation = self._entry(entry)
-        body = encode(EnterRequest(name, encode_arguments(name, args, kwargs)))
-        return decode_result(name, self._call("enter", body, name), annotation)
+        return self._called(entry, args, kwargs, None)
 
     def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
         """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
-        return bytes(self._call("enter", encode(EnterRequest(entry, arguments, encoding)), entry))
+        return bytes(self._call("enter", EnterRequest(entry, arguments, encoding), entry))
+
+    def stream_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> ResultStream:
+        """The same of an entry that `gives_stream`: an iterator over its items."""
+        return self._stream(entry, EnterRequest(entry, arguments, encoding), Any, [])
+
+    def gives_stream(self, entry: str) -> bool:
+        """Whether an entry's result is a stream."""
+        return entry in self._core.proxy.streaming
 
     def submit(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """`call` from a thread of ours."""
+        """`call` from a thread of ours. Cancelling the future, which can be done until there is a result, cancels the call."""
+        future: Future[Any] = Future()
+        cancellation = Cancellation()
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                if not future.cancelled():
+                    result = self._called(entry, args, kwargs, cancellation)
+            except BaseException as raised:  # noqa: BLE001 - for who asks the future
+                error = raised
+            if not future.set_running_or_notify_cancel():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def done(_: object) -> None:
+            self._core.submitted.discard(future)
+            if future.cancelled():
+                cancellation.cancel()
+
         with self._core.lock:
             if self._core.closed:
                 raise _closed(self.name)
             if self._core.threads is None:
                 self._core.threads = ThreadPoolExecutor(SUBMIT_THREADS, "adyton-submit")
-            call: Callable[..., Any] = self.call
-            if self._core.proxy.telemetry is not None:
-                call = self._core.proxy.telemetry.bound(call)
-            future = self._core.threads.submit(call, entry, *args, **kwargs)
+            telemetry = self._core.proxy.telemetry
+            self._core.threads.submit(run if telemetry is None else telemetry.bound(run))
         self._core.submitted.add(future)
-        future.add_done_callback(self._core.submitted.discard)
+        future.add_done_callback(done)
         return future
 
-    async def acall(self, entry: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """`call` for asyncio. Cancelling it stops the waiting; the entry goes on."""
-        return await asyncio.wrap_future(self.submit(entry, *args, **kwargs))
+    @overload
+    async def acall(self, entry: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    @overload
+    async def acall(
+        self, entry: Callable[_P, Coroutine[Any, Any, _R]], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R: ...
+    @overload
+    async def acall(
+        self, entry: Callable[_P, AsyncIterator[_R] | Iterator[_R]], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> AsyncIterator[_R]: ...
+    @overload
+    async def acall(self, entry: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+    async def acall(self, entry: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """`call` for asyncio; of an entry that gives a stream, an asynchronous iterator. It takes no thread, and has no pair: any number of
+        calls may be under way. Cancelling the task cancels the call. Registered functions that it calls are executed by threads of ours.
+        """
+        name, signature = self._entry(entry)
+        self._check_open()
+        request, arguments = self._request(name, args, kwargs)
+        proxy = self._core.proxy
+        if name in proxy.streaming:
+            loop, item = asyncio.get_running_loop(), _item(name, signature)
+            mailbox = LoopMailbox(loop)
+            results, deadline = proxy.stream(request, self._timeout, mailbox)
+            proxy.unpaired.watch.add(results, None, lambda: None)
+            return AsyncResultStream(*self._opened(name, item, results, deadline, arguments, loop))
+        annotation = _annotation(name, signature)
+        with self._calling(name):
+            call = proxy.async_call(request, self._timeout, arguments)
+            try:
+                return decode_result(name, await call.future, annotation)
+            except CallFailed as failed:
+                error = _failure(failed, arguments)
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            raise error
 
     def options(self, *, timeout: float | None = None) -> EnclaveClient:
         """The same enclave, with other options: `timeout`, seconds for each call, and for the program's finalize."""
@@ -157,13 +229,13 @@ class EnclaveClient:
 
     def stats(self) -> dict[str, Any]:
         """Counts since the load, as `--stats` writes them."""
-        return self._core.proxy.stats()
+        return self._core.proxy.tally.stats()
 
     def summary(self) -> str:
         """What its entries have cost so far, in one line: how often and how long they waited for this client, of how long they took, and
         how many requests about this client's files were answered without asking it. By the enclave's own count, but for the seconds.
         """
-        counts, seconds = self._core.proxy.counts(), self._core.proxy.seconds
+        counts, seconds = self._core.proxy.tally.counts(), self._core.proxy.tally.seconds
         waited = min(counts.waiting / 1e9, seconds)
         trips = f"{counts.round_trips} round trip{'' if counts.round_trips == 1 else 's'}"
         cached = f"{counts.hits} of {counts.hits + counts.misses} requests from cache"
@@ -172,7 +244,7 @@ class EnclaveClient:
     @property
     def refused(self) -> dict[str, int]:
         """The system calls that the enclave's runtime refused to its program, or did not know, and how often: see `adyton syscalls`."""
-        return self._core.proxy.refused()
+        return self._core.proxy.tally.refused()
 
     def processes(self) -> dict[str, ProcessReport]:
         """What the server's kernel says of the enclave's processes now, by "proxy", "supervisor" and "guest": each has `stat` and `status`
@@ -206,8 +278,8 @@ class EnclaveClient:
         try:
             if core.threads is not None:
                 core.threads.shutdown(wait=False)  # what has not begun raises ClosedError when it does
-                if wait and not skip:
-                    self._wait_for_submitted()
+            if wait and not skip:
+                self._wait_for_submitted()
             if not skip:
                 self._call("finalize", final.SerializeToString(), closing=True)
             core.proxy.close()
@@ -241,37 +313,146 @@ class EnclaveClient:
     # -- within -------------------------------------------------------------------------------------------------------
 
     def _wait_for_submitted(self) -> None:
-        left = wait(list(self._core.submitted), self._timeout and min(self._timeout, threading.TIMEOUT_MAX)).not_done
+        patience = self._timeout and min(self._timeout, threading.TIMEOUT_MAX)
+        until = None if patience is None else time.monotonic() + patience
+        left = len(wait(list(self._core.submitted), patience).not_done)
+        left += self._core.proxy.unpaired.wait(None if until is None else max(0.0, until - time.monotonic()))
         if left:
             raise DeadlineError(
-                f"{len(left)} submitted calls had no outcome within {self._timeout:g} s of closing {self.name!r}: it was ended without "
+                f"{left} submitted calls had no outcome within {self._timeout:g} s of closing {self.name!r}: it was ended without "
                 "finalize. Wait for them before, or give a longer timeout"
             )
 
-    def _entry(self, entry: str | Callable[..., Any]) -> tuple[str, Any]:
+    def _entry(self, entry: str | Callable[..., Any]) -> tuple[str, Signature | None]:
         if isinstance(entry, str):
-            return entry, Any
+            return entry, None
         if not callable(entry):
             raise EnclaveTypeError(f"an entry is a name or a function, not {type(entry).__name__}")
         signature = self._core.signatures.get(entry)
         if signature is None:
-            signature = self._core.signatures[entry] = Signature(entry)
-        return signature.name, signature.returns
+            signature = self._core.signatures[entry] = Signature(entry, streams=True)
+        return signature.name, signature
 
-    def _call(self, method: str, body: bytes, name: str = "", *, closing: bool = False) -> Body:
-        if self._core.closed and not closing:
+    def _request(
+        self, name: str, positional: Sequence[Any], keywords: Mapping[str, Any]
+    ) -> tuple[EnterRequest, list[Argument]]:
+        iterators: list[Any] = []
+        encoded = encode_arguments(name, positional, keywords, iterators)
+        return EnterRequest(name, encoded), self._core.proxy.arguments.of(name, iterators)
+
+    def _called(
+        self,
+        entry: str | Callable[..., Any],
+        positional: Sequence[Any],
+        keywords: Mapping[str, Any],
+        cancellation: Cancellation | None,
+    ) -> Any:
+        name, signature = self._entry(entry)
+        request, arguments = self._request(name, positional, keywords)
+        if name in self._core.proxy.streaming:
+            return self._stream(name, request, _item(name, signature), arguments)
+        annotation = _annotation(name, signature)
+        body = self._call("enter", request, name, arguments=arguments, cancellation=cancellation)
+        return decode_result(name, body, annotation)
+
+    def _stream(self, name: str, request: EnterRequest, item: Any, arguments: list[Argument]) -> ResultStream:
+        self._check_open()
+        results, deadline = self._core.proxy.stream(request, self._timeout)
+        return ResultStream(*self._opened(name, item, results, deadline, arguments))
+
+    def _opened(
+        self,
+        name: str,
+        item: Any,
+        results: Results,
+        deadline: Deadline,
+        arguments: list[Argument],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> tuple[Any, ...]:
+        """What a stream that was called is made of. Its arguments are read until it ends."""
+        proxy = self._core.proxy
+        for each in arguments:
+            each.begin(results.call, loop)
+
+        def finished() -> None:
+            for each in arguments:
+                each.stop()
+            proxy.unpaired.watch.remove(results)
+            proxy.over(results.call, name)
+
+        def error(failed: CallFailed) -> BaseException:
+            return _failure(failed, arguments)
+
+        results.finished = finished
+        return proxy, results, ItemDecoder(item, f"{name}(): an item of the result"), error, deadline
+
+    def _check_open(self) -> None:
+        if self._core.closed:
             raise _closed(self.name)
-        telemetry = self._core.proxy.telemetry
-        if telemetry is None:
-            return self._called(method, body, name)
-        with telemetry.calling(name or method):
-            return self._called(method, body, name)
 
-    def _called(self, method: str, body: bytes, name: str) -> Body:
+    def _call(
+        self,
+        method: str,
+        body: bytes | EnterRequest,
+        name: str = "",
+        *,
+        closing: bool = False,
+        arguments: Sequence[Argument] = (),
+        cancellation: Cancellation | None = None,
+    ) -> Body:
+        if not closing:
+            self._check_open()
+        with self._calling(name or method):
+            return self._answer(method, body, name, arguments, cancellation)
+
+    def _calling(self, name: str) -> AbstractContextManager[None]:
+        telemetry = self._core.proxy.telemetry
+        return _UNSEEN if telemetry is None else telemetry.calling(name)
+
+    def _answer(
+        self,
+        method: str,
+        body: bytes | EnterRequest,
+        name: str,
+        arguments: Sequence[Argument],
+        cancellation: Cancellation | None,
+    ) -> Body:
         try:
-            return self._core.proxy.call(method, body, self._timeout, name)
+            return self._core.proxy.call(
+                method, body, self._timeout, name, arguments=arguments, cancellation=cancellation
+            )
         except CallFailed as failed:
-            raise error_of(failed) from None
+            error = _failure(failed, arguments)
+        raise error
+
+
+def _annotation(name: str, signature: Signature | None) -> Any:
+    """What a result is decoded as that is no stream."""
+    if signature is None:
+        return Any
+    if signature.stream is not None:
+        raise EnclaveTypeError(f"{name}(): the result is a stream here, and none in the enclave: load what you call")
+    return signature.returns
+
+
+def _item(name: str, signature: Signature | None) -> Any:
+    """What an item of a stream is decoded as."""
+    if signature is None or signature.returns is Any:
+        return Any
+    if signature.stream is None:
+        raise EnclaveTypeError(f"{name}(): the result is a stream in the enclave, and none here: load what you call")
+    return signature.stream.item
+
+
+def _failure(failed: CallFailed, arguments: Sequence[Argument]) -> BaseException:
+    """What a failed call raises: what one of its iterators raised, if that is what the entry ended with."""
+    error = error_of(failed)
+    number = failed.raised.argument
+    own = arguments[number - 1].error if 0 < number <= len(arguments) else None
+    if own is None:
+        return error
+    own.__cause__ = error
+    return own
 
 
 def checked_timeout(timeout: float | None) -> float | None:

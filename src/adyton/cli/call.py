@@ -39,7 +39,7 @@ def command(
     """adyton call pay.py mean_pay pay.csv --allow-read pay.csv
 
     Load IMAGE (a .py or .enclave file, or sha256:… of one that the server has), call ENTRY, and print its result as JSON (bytes
-    in base64). A parameter annotated str takes its ARG as it is, bytes takes base64, any other JSON. ARGS that begin with -
+    in base64), or each item of a stream, as it comes, on a line of its own. A parameter annotated str takes its ARG as it is, bytes takes base64, any other JSON. ARGS that begin with -
     stand after --. What the program prints goes to standard error.
     """
     from adyton.loader import load as load_image
@@ -67,11 +67,19 @@ def command(
     )
     try:
         with client:
+            if client.gives_stream(entry):
+                for item in client.stream_encoded(entry, arguments, "json"):
+                    _show(item, raw)
+                return
             result = client.call_encoded(entry, arguments, "json")
     finally:
         if verbose:
             click.echo(f"adyton: {client.summary()}", err=True)
-    value = msgspec.msgpack.decode(result)
+    _show(msgspec.msgpack.decode(result), raw)
+
+
+def _show(value: Any, raw: bool) -> None:
+    """A result, or an item of one, now."""
     if raw and isinstance(value, bytes | str):
         sys.stdout.buffer.write(value if isinstance(value, bytes) else value.encode())
         sys.stdout.flush()

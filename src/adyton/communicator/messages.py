@@ -3,6 +3,8 @@
     method     from client to enclave                     reply
     load       LoadRequest                                LoadReply
     enter      EnterRequest                               a MessagePack value (adyton.proto.values)
+    stream     EnterRequest, of an entry of LoadReply.streams   StreamEnd, after or before its last items
+    items      of an argument: adyton.communicator.streams     how eager its taker is
     run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
     finalize   EnclaveFinal, serialized protobuf          empty
     changed    (one way) a Changed of adyton.hostcall.abi
@@ -10,6 +12,8 @@
 
     method     from enclave to client                     reply
     host       a request of adyton.hostcall.abi           its result
+    function   the same, of a registered function, without a pair
+    items      of a result: adyton.communicator.streams   how eager its taker is
     output     (one way) an Output of adyton.hostcall.abi
     order      the same behind its number (ORDER): carried out one after the other, whatever overtakes what on the way
     counts     (one way) Counts: before the reply to an entry if anything changed, and about each second during one
@@ -90,14 +94,27 @@ class LoadRequest(Message, frozen=True):
 
 
 class LoadReply(Message, frozen=True):
+    """`streams`: those of the entries whose results are streams."""
+
     entries: list[str]
     warnings: list[str]
+    streams: list[str] = []
 
 
 class EnterRequest(Message, frozen=True):
+    """`left`: seconds that the caller will wait at most. No time of day, nor of a clock: theirs differ."""
+
     entry: str
     arguments: bytes
     encoding: Encoding = "msgpack"
+    left: float | None = None
+
+
+class StreamEnd(Message, frozen=True):
+    """How many batches of items a stream of results has had, and an encoded Raised, b"" if it came to its end."""
+
+    batches: Unsigned
+    raised: bytes = b""
 
 
 class Wait(Message, frozen=True):
@@ -133,7 +150,8 @@ class Raised(Message, frozen=True):
     """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran.
 
     `builtin`: the nearest built-in exception class of what was raised; `arguments` its plain arguments, where it has such
-    (errno and text of an OSError). `traceback` is empty unless the enclave is in debug.
+    (errno and text of an OSError). `traceback` is empty unless the enclave is in debug. `argument`: the stream among the call's arguments
+    that this came from, if it did.
     """
 
     kind: RaisedKind
@@ -142,6 +160,7 @@ class Raised(Message, frozen=True):
     builtin: str = "Exception"
     errno: int = 0
     traceback: str = ""
+    argument: Unsigned = 0
 
 
 _M = TypeVar("_M")

@@ -403,10 +403,11 @@ class ReadInput(_Struct, frozen=True):
 
 
 class Call(_Struct, frozen=True):
-    """A registered function; `arguments` as adyton.proto.values encodes them."""
+    """A registered function; `arguments` as adyton.proto.values encodes them. `left`: seconds that its caller will wait at most."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     arguments: bytes
+    left: float | None = None
 
 
 Request = (

@@ -3,6 +3,10 @@
 A call's arguments are one array `[positional, keywords]`, in MessagePack between programs or in JSON from a command line; each
 element is decoded strictly as the annotation of the parameter that it binds to (no annotation: plain values). A result is one
 MessagePack value. What can be carried is what msgspec carries.
+
+A parameter or a result of an entry that is annotated `Iterator[T]`, or another of STREAMS, is a stream: its items are carried by themselves,
+each as a T (adyton.communicator.streams). In the place of such an argument stands an extension of MessagePack with the stream's number; a
+list there is a stream as well.
 """
 
 from __future__ import annotations
@@ -10,31 +14,60 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from adyton.errors import EnclaveTypeError
 
 Encoding = Literal["msgpack", "json"]
+MAX_STREAMS = 64  # among the arguments of a call
 _Packed = tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]
 _DECODE: Mapping[Encoding, Callable[..., Any]] = {"msgpack": msgspec.msgpack.decode, "json": msgspec.json.decode}
-_STREAMS = (
-    collections.abc.Iterator,
-    collections.abc.Iterable,
-    collections.abc.Generator,
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncGenerator,
-)
+_STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
+_ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncIterable, collections.abc.AsyncGenerator)
+_EXTENSION = 1  # a stream among arguments; its data: the number of it, one byte
 
 
-def encode_arguments(name: str, positional: Sequence[Any], keywords: Mapping[str, Any]) -> bytes:
-    """The arguments of a call of `name`, in MessagePack; EnclaveTypeError if a value cannot be carried."""
+class Stream(NamedTuple):
+    """What an annotation says: the type of the items, and whether they are awaited."""
+
+    item: Any
+    asynchronous: bool
+
+
+def stream_of(annotation: Any) -> Stream | None:
+    """What is said of the items of a stream; None if it is none."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin not in _STREAMS and origin not in _ASYNC_STREAMS:
+        return None
+    return Stream((*typing.get_args(annotation), Any)[0], origin in _ASYNC_STREAMS)
+
+
+def encode_arguments(
+    name: str, positional: Sequence[Any], keywords: Mapping[str, Any], streams: list[Any] | None = None
+) -> bytes:
+    """The arguments of a call of `name`, in MessagePack; EnclaveTypeError if a value cannot be carried.
+
+    `streams` gets the iterators among them, of which the first is number 1.
+    """
+    if streams is not None:
+        positional = [_or_stream(each, streams) for each in positional]
+        keywords = {key: _or_stream(each, streams) for key, each in keywords.items()}
     try:
         return msgspec.msgpack.encode((list(positional), dict(keywords)))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise EnclaveTypeError(f"{name}(): an argument cannot be sent: {error}. {_CARRIED}") from error
+
+
+def _or_stream(value: Any, streams: list[Any]) -> Any:
+    if not isinstance(value, collections.abc.Iterator | collections.abc.AsyncIterator):
+        return value
+    streams.append(value)
+    if len(streams) > MAX_STREAMS:
+        raise EnclaveTypeError(f"more than {MAX_STREAMS} arguments of a call are streams")
+    return msgspec.msgpack.Ext(_EXTENSION, bytes([len(streams)]))
 
 
 _CARRIED = "Use None, bool, int, float, str, bytes, datetime, UUID, Decimal, Enum, list, tuple, set, dict, dataclass or Struct."
@@ -56,11 +89,58 @@ def decode_result(name: str, body: bytes | bytearray, annotation: Any = Any) -> 
         raise EnclaveTypeError(f"{name}(): the result does not fit its annotation: {error}") from error
 
 
+OpenStream = Callable[[int, Stream, str], Any]  # (number, what it is, for texts of errors)
+
+
+def _stream_number(raw: msgspec.Raw) -> int:
+    """Of the stream that stands there; 0 for another value."""
+    try:
+        extension = msgspec.msgpack.decode(raw, type=msgspec.msgpack.Ext)
+    except msgspec.MsgspecError:
+        return 0
+    data = bytes(extension.data)
+    if extension.code != _EXTENSION or len(data) != 1 or not 0 < data[0] <= MAX_STREAMS:
+        raise ValueError("malformed stream")
+    return data[0]
+
+
+async def _awaited(items: list[Any]) -> AsyncIterator[Any]:
+    for each in items:
+        yield each
+
+
+class ItemDecoder:
+    """Batches of a stream's items (a MessagePack array each) into items of one type."""
+
+    def __init__(self, annotation: Any, what: str) -> None:
+        """`what`: an item, for texts of errors."""
+        self._what = what
+        self._each: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(annotation)
+        self._all: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[annotation])
+
+    def decode(self, payload: memoryview) -> tuple[list[Any], EnclaveTypeError | None]:
+        """The items up to the first that does not fit, and what is wrong with that."""
+        try:
+            return self._all.decode(payload), None
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass  # what is before the wrong one is still to be had
+        items: list[Any] = []
+        try:
+            for raw in _RAWS.decode(payload):
+                items.append(self._each.decode(raw))  # noqa: PERF401 - those before an error are kept
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            return items, EnclaveTypeError(f"{self._what} does not fit: {error}")
+        return items, None
+
+
+_RAWS: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+
 class Signature:
     """A function's parameters and result as they are checked at a trust boundary."""
 
-    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False) -> None:
-        """`skip_first`: leave out `self`. EnclaveTypeError if an annotation cannot be resolved or carried."""
+    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False, streams: bool = False) -> None:
+        """`skip_first`: leave out `self`. `streams`: they are carried. EnclaveTypeError if an annotation cannot be resolved or carried."""
         self.name = getattr(function, "__name__", str(function))
         try:
             hints = typing.get_type_hints(function, include_extras=True)
@@ -71,40 +151,75 @@ class Signature:
         self._signature = signature.replace(parameters=parameters)
         self.returns: Any = hints.get("return", Any)
         self.annotations: dict[str, Any] = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
+        kinds = {parameter.kind for parameter in parameters}
+        by_place = kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        self._plain = [*self.annotations] if by_place else None  # as many arguments without names need no binding
+        self.stream = stream_of(self.returns)  # of results
+        if self.returns is Any and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
+            self.stream = Stream(Any, inspect.isasyncgenfunction(function))
         for where, annotation in (*self.annotations.items(), ("return", self.returns)):
-            if typing.get_origin(annotation) in _STREAMS or annotation in _STREAMS:
+            stream = stream_of(annotation)
+            if stream is not None and not streams:
                 raise EnclaveTypeError(
-                    f"{self.name}(): {where} is a stream ({annotation}), and streams are not carried yet; use a list"
+                    f"{self.name}(): {where} is a stream ({annotation}), and only entries have streams; use a list"
                 )
             try:
-                msgspec.json.Decoder(annotation)
+                msgspec.json.Decoder(annotation if stream is None else stream.item)
             except TypeError as error:
                 raise EnclaveTypeError(f"{self.name}(): the annotation of {where} cannot be sent: {error}") from error
 
     def __str__(self) -> str:
         return f"{self.name}{self._signature}"
 
-    def decode_arguments(self, body: bytes, encoding: Encoding = "msgpack") -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments, each decoded as its annotation; EnclaveTypeError names the first that does not fit."""
+    def decode_arguments(
+        self, body: bytes, encoding: Encoding = "msgpack", open_stream: OpenStream | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, each decoded as its annotation; EnclaveTypeError names the first that does not fit.
+
+        `open_stream`: what gives the code a stream that its caller has opened.
+        """
         decode = _DECODE[encoding]
+        opened: set[int] = set()
+
+        def decoded(name: str, raw: msgspec.Raw) -> Any:
+            annotation = self.annotations[name]
+            stream = stream_of(annotation)
+            if stream is None:
+                return decode(raw, type=annotation)
+            number = _stream_number(raw) if encoding == "msgpack" and open_stream is not None else 0
+            if not number or open_stream is None:
+                items = decode(raw, type=list[stream.item])  # type: ignore[name-defined]
+                return _awaited(items) if stream.asynchronous else iter(items)
+            if number in opened:
+                raise ValueError(f"stream {number} stands twice among the arguments")
+            opened.add(number)
+            return open_stream(number, stream, f"{self}: an item of '{name}'")
+
         try:
             positional, keywords = decode(body, type=_Packed)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise EnclaveTypeError(f"{self.name}(): malformed arguments: {error}") from error
+        if self._plain is not None and not keywords and len(positional) == len(self._plain):
+            name = ""
+            try:
+                return tuple(
+                    [decoded(name := each, raw) for each, raw in zip(self._plain, positional, strict=True)]
+                ), {}
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise EnclaveTypeError(f"{self}: argument '{name}': {error}") from error
         try:
             bound = self._signature.bind(*positional, **keywords)
         except TypeError as error:
             raise EnclaveTypeError(f"{self}: {error}") from error
         for name, raw in bound.arguments.items():
             kind = self._signature.parameters[name].kind
-            annotation = self.annotations[name]
             try:
                 if kind is inspect.Parameter.VAR_POSITIONAL:
-                    bound.arguments[name] = tuple(decode(item, type=annotation) for item in raw)
+                    bound.arguments[name] = tuple(decoded(name, item) for item in raw)
                 elif kind is inspect.Parameter.VAR_KEYWORD:
-                    bound.arguments[name] = {key: decode(item, type=annotation) for key, item in raw.items()}
+                    bound.arguments[name] = {key: decoded(name, item) for key, item in raw.items()}
                 else:
-                    bound.arguments[name] = decode(raw, type=annotation)
+                    bound.arguments[name] = decoded(name, raw)
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise EnclaveTypeError(f"{self}: argument '{name}': {error}") from error
         return bound.args, bound.kwargs

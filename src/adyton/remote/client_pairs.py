@@ -4,20 +4,57 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from adyton.communicator.messages import Raised
 
 
-class Pair:
-    """A client thread's pair, alive as long as the thread. `mailbox`: Called, Replied, or the error that ended all."""
+class Mailbox(Protocol):
+    """What queue.SimpleQueue has."""
 
-    def __init__(self, number: int) -> None:
+    def put(self, item: Any, /) -> None:
+        """From any thread."""
+
+    def get(self, block: bool = ..., timeout: float | None = ...) -> Any:
+        """The next item; queue.Empty: there is none in that time."""
+
+    def empty(self) -> bool:
+        """Whether there is none."""
+
+
+class Pair:
+    """A client thread's pair, alive as long as the thread; or that of a stream of results. `mailbox`: Called, Replied, batches, or the error
+    that ended all. `pooled`: nobody waits on it who could execute host calls.
+    """
+
+    def __init__(self, number: int, mailbox: Mailbox | None = None, *, pooled: bool = False) -> None:
         self.number = number
-        self.mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        own: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.mailbox: Mailbox = own if mailbox is None else mailbox
+        self.pooled = pooled
         self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
-        self.deadline: float | None = None  # of the innermost call under way, by the monotonic clock
         self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
+        self.cancelled: Cancellation | None = None  # of a call under way on it
+
+
+class Cancellation:
+    """Of one call, from any thread: `cancel` has its thread stop waiting, which raises CancelledError."""
+
+    def __init__(self) -> None:
+        self._pair: Pair | None = None
+        self.requested = False
+
+    def begin(self, pair: Pair) -> None:
+        """The call waits on that pair from now on."""
+        self._pair = pair
+        if self.requested:
+            pair.mailbox.put(self)
+
+    def cancel(self) -> None:
+        """Once."""
+        self.requested = True
+        if self._pair is not None:
+            self._pair.mailbox.put(self)
 
 
 class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public API turns it into its errors

@@ -62,7 +62,7 @@ class Owner(Protocol):
     def ended_because(self) -> str:
         """What the enclave said at its end; empty: nothing."""
 
-    def over(self, error: AdytonError) -> None:
+    def over_for_good(self, error: AdytonError) -> None:
         """There is no connection any more, and will be none."""
 
 
@@ -200,7 +200,7 @@ class Line:
         if because or isinstance(error, _BrokenError | ClosedError):
             error = ConnectionLostError(because or f"{error}; the outcome of calls under way is unknown. Load it again")
         self._handshake.put(error)
-        self._owner.over(error)
+        self._owner.over_for_good(error)
         self._transport.close()
 
     def _may_go_on(self, error: _BrokenError | AdytonError) -> bool:

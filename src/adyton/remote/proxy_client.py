@@ -18,8 +18,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,8 +29,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import ORDER, Counts, LoadReply, LoadRequest, Raised, decode, encode
-from adyton.communicator.sequence import Sequence
+from adyton.communicator.messages import Counts, EnterRequest, LoadReply, LoadRequest, Raised, decode, encode
 from adyton.errors import (
     AdytonError,
     AttestationError,
@@ -41,38 +40,35 @@ from adyton.errors import (
 )
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.hostcall.client.executor import Executor, FunctionRaised
-from adyton.hostcall.client.lock_calls import may_wait
+from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
-from adyton.hostcall.encoding import encode as encode_result
-from adyton.hostcall.encoding import restored, whole
+from adyton.hostcall.encoding import whole
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote.client_pairs import CallFailed, Pair, Token, note_end
+from adyton.remote.arguments import Argument, ArgumentStreams
+from adyton.remote.client_pairs import CallFailed, Cancellation, Mailbox, Pair, Token, note_end
+from adyton.remote.deadlines import Deadline, Deadlines
+from adyton.remote.host_calls import NOBODY_WAITS, HostCalls
 from adyton.remote.line import Line
 from adyton.remote.pulse import TICK
+from adyton.remote.results import Results, ResultStreams
 from adyton.remote.socket_way import SocketWay
+from adyton.remote.stream_way import StreamWay
+from adyton.remote.tally import Tally
 from adyton.remote.time_teller import TimeTeller
 from adyton.remote.trace import Trace
 from adyton.remote.transport import Transport
+from adyton.remote.unpaired import UnpairedCall, UnpairedCalls
 from adyton.telemetry.switch import step
 
 if TYPE_CHECKING:
     from adyton.telemetry.calls import Telemetry
 
-POOL_THREADS = 8
-MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
-_REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
 _REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
-
-
-_NOBODY_WAITS = encode(
-    Raised("raised", "TimeoutError", "the client's thread no longer waits for this call", "TimeoutError")
-)
 
 
 class ProxyClient:
@@ -90,6 +86,9 @@ class ProxyClient:
         self._executor = executor
         self._expectation = expectation
         self._lock = threading.Lock()
+        self._closing = False
+        self._error: AdytonError | None = None
+        self.ended_because = ""
         self._session = communicator.Session(communicator.Side.CLIENT)
         self._line = Line(transport, self._session, self._lock, self)
         self._time = TimeTeller()
@@ -97,25 +96,23 @@ class ProxyClient:
         self._pairs: dict[int, Pair] = {}
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._local = threading.local()
-        self._pool = ThreadPoolExecutor(POOL_THREADS, "adyton-host")
-        self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight, MAX_AHEAD)
-        self._lock_waits = threading.Semaphore(abi.MAX_LOCK_WAITS)
-        self._order = ThreadPoolExecutor(1, "adyton-order")  # what must happen one after the other
+        self._deadlines = Deadlines()
+        self._hosts = HostCalls(executor, self, self._deadlines, telemetry)
+        self._order = self._hosts.order
+        way = StreamWay(self._lock, self._session, self._line.wake, lambda: self._error is None and not self._closing)
+        self.results: ResultStreams = ResultStreams(way, self._pairs)
+        self.arguments = ArgumentStreams(way)
+        self.unpaired = UnpairedCalls(self)
         executor.changed = self._files_changed
         self._sockets = ClientSockets(executor.net, SocketWay(self, executor))
-        self._closing = False
-        self._error: AdytonError | None = None
-        self.ended_because = ""
         self._trace = trace
-        self._entry_calls = 0
+        self.tally = Tally(executor, self._line.traffic)
         self.telemetry = telemetry
         self._send_call = self._session.call
         if telemetry is not None:
             telemetry.count_traffic(self._line.traffic)
             self._send_call = functools.partial(telemetry.send, self._session)
-        self._loading = self._counts = Counts(0, 0, 0, 0)  # what the enclave counted until it was loaded, and until now
-        self._first_start: float | None = None
-        self._last_end = 0.0
+        self.streaming: frozenset[str] = frozenset()  # the entries whose results are streams
         self.identity: EnclaveIdentity | None = None
         self.evidence = b""
 
@@ -131,7 +128,7 @@ class ProxyClient:
         patience = EVIDENCE_TIMEOUT if timeout is None else min(timeout, EVIDENCE_TIMEOUT)
         try:
             with step(self.telemetry, "adyton.attest"):
-                evidence = self._wait(handshake, time.monotonic() + patience)
+                evidence = self.wait(handshake, time.monotonic() + patience)
                 if isinstance(evidence, AdytonError):
                     raise self._error or evidence
                 self.evidence = evidence
@@ -141,7 +138,8 @@ class ProxyClient:
             load = msgspec.structs.replace(load, time=self._time.told())
             with step(self.telemetry, "adyton.initialize"):
                 reply = decode(self.call("load", encode(load), left), LoadReply)
-            self._loading = self._counts
+            self.tally.loaded()
+            self.streaming = frozenset(reply.streams)
             return reply
         except queue.Empty:
             self.abort()
@@ -174,8 +172,7 @@ class ProxyClient:
 
     def _finish(self) -> None:
         self._lost(ClosedError("the enclave was destroyed: load it again"))
-        self._pool.shutdown(wait=False)
-        self._order.shutdown(wait=False)
+        self._hosts.shutdown()
         self._sockets.close()
         self._executor.close()
 
@@ -188,40 +185,43 @@ class ProxyClient:
                     "the enclave was destroyed; the outcome of calls under way is unknown. Load it again"
                 )
             self._error = error
-            pairs = list(self._pairs.values())
-        for pair in pairs:
-            pair.mailbox.put(error)
+            mailboxes = {each.mailbox for each in (*self._pairs.values(), *self.results.lost())}
+        for mailbox in mailboxes:
+            mailbox.put(error)
+        self.arguments.lost()
+        self.unpaired.lost(error)
         self._line.wake()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def call(self, method: str, body: bytes, timeout: float | None = None, name: str = "") -> communicator.Body:
+    def call(
+        self,
+        method: str,
+        body: bytes | EnterRequest,
+        timeout: float | None = None,
+        name: str = "",
+        *,
+        arguments: Sequence[Argument] = (),
+        cancellation: Cancellation | None = None,
+    ) -> communicator.Body:
         """One call on the calling thread's pair; its result, or CallFailed. `name`: for the trace, if it is not the method's.
 
         `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
-        runs is not interrupted: its caller's time is looked at when it returns.
+        runs is not interrupted: its caller's time is looked at when it returns. `arguments`: iterators of the request's.
         """
         pair = self._own_pair()
-        around, own = pair.deadline, None if timeout is None else time.monotonic() + timeout
-        deadline = min((each for each in (around, own) if each is not None), default=None)
-        denied = self._executor.denials
-        with self._lock:
-            self._check_open()
-            self._tell_changes()
-            self._tell_time()
-            call = self._send_call(pair.number, method, body)
-            if method in ("enter", "run"):
-                self._entry_calls += 1
-                self._first_start = self._first_start or time.monotonic()
-        self._line.wake()
-        if self._trace is not None:
-            self._trace.entered(call)
-        pair.deadline = deadline
+        deadline = self._deadlines.of(timeout)
+        denied = self.denials
+        call = self.made(pair.number, method, body, deadline)
+        for each in arguments:
+            each.begin(call)
+        if cancellation is not None:
+            cancellation.begin(pair)
         try:
             while True:
-                item = self._wait(pair.mailbox, deadline)
+                item = self.wait(pair.mailbox, deadline.until)
                 if isinstance(item, communicator.Called):
-                    self._serve(item)
+                    self.serve(item, deadline)
                     if pair.abandoned:
                         raise DeadlineError(
                             "a call from inside a host function took too long, so its caller's outcome is unknown"
@@ -231,33 +231,86 @@ class ProxyClient:
                 elif isinstance(item, AdytonError):
                     pair.mailbox.put(item)  # for the calls around this one
                     raise type(item)(*item.args)
+                elif isinstance(item, Cancellation):
+                    pair.cancelled = item  # perhaps of a call around this one
+                if cancellation is not None and pair.cancelled is cancellation:
+                    raise CancelledError
         except queue.Empty:
             self._abandon(pair, call)
-            within = (
-                "the time left to the call around it"
-                if deadline != own or own is None
-                else f"{round(timeout or 0, 2):g} s"
-            )
-            raise DeadlineError(
-                f"no answer from {WAITED_FOR.get(method, 'the entry')} within {within}; its outcome is unknown. "
-                "If it only needs longer, give a longer timeout"
-            ) from None
+            raise deadline.error(WAITED_FOR.get(method, "the entry")) from None
         except AdytonError:
             raise
         except BaseException:  # KeyboardInterrupt and the like, while waiting
             self._abandon(pair, call)
             raise
         finally:
-            pair.deadline = around
-            self._last_end = time.monotonic()
-            if self._trace is not None:
-                self._trace.returned(call, name or method)
+            for each in arguments:
+                each.stop()
+            self.over(call, name or method)
         if item.ok:
             result: communicator.Body = item.body
             return result
-        raise CallFailed(decode(item.body, Raised), denied=self._executor.denials > denied)
+        raise CallFailed(decode(item.body, Raised), denied=self.denials > denied)
 
-    def _wait(self, mailbox: queue.SimpleQueue[Any], deadline: float | None) -> Any:
+    def made(
+        self,
+        pair: int,
+        method: str,
+        body: bytes | EnterRequest,
+        deadline: Deadline,
+        began: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Make a call; its number, which `began` is told before anything can come of it. DeadlineError: no time is left for it."""
+        if deadline.until is not None and deadline.until <= time.monotonic():
+            raise deadline.error(WAITED_FOR.get(method, "the entry"))
+        if isinstance(body, EnterRequest):
+            body = encode(msgspec.structs.replace(body, left=deadline.left()))
+        with self._lock:
+            self._check_open()
+            self._tell_changes()
+            self._tell_time()
+            call = self._send_call(pair, method, body)
+            if method in ("enter", "stream", "run"):
+                self.tally.entered()
+            began(call)
+            if self._trace is not None:
+                self._trace.entered(call)
+        self._line.wake()
+        return call
+
+    def stream(
+        self, request: EnterRequest, timeout: float | None, mailbox: Mailbox | None = None
+    ) -> tuple[Results, Deadline]:
+        """Call an entry whose result is a stream, on a pair of its own. `mailbox`: of a task, in place of the calling thread."""
+        pair = Pair(next(self._numbers), mailbox, pooled=mailbox is not None)
+        deadline = self._deadlines.of(timeout)
+        results = Results(pair)
+        self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results))
+        return results, deadline
+
+    def async_call(self, request: EnterRequest, timeout: float | None, arguments: list[Argument]) -> UnpairedCall:
+        """Call an entry from a task, without a pair."""
+        return self.unpaired.begin(request, self._deadlines.of(timeout), arguments)
+
+    def cancel(self, call: int) -> None:
+        """Nobody waits for a call without a pair any more."""
+        with self._lock:
+            if self._error is None:
+                self._session.cancel(call)
+        self._line.wake()
+
+    @property
+    def denials(self) -> int:
+        """How many host calls the policy has refused."""
+        return self._executor.denials
+
+    def over(self, call: int, name: str) -> None:
+        """A call has come to its end, or is waited for no longer."""
+        self.tally.ended()
+        if self._trace is not None:
+            self._trace.returned(call, name)
+
+    def wait(self, mailbox: Mailbox | queue.SimpleQueue[Any], deadline: float | None) -> Any:
         """The next item; queue.Empty at the deadline. Meanwhile, look after the peer."""
         while True:
             left = TICK if deadline is None else min(TICK, deadline - time.monotonic())
@@ -266,15 +319,12 @@ class ProxyClient:
             except queue.Empty:
                 if left < TICK:
                     raise
-            self._tick()
+            self.tick()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Somebody waits, twice a second: look whether the peer lives."""
         if self._error is None and (error := self._line.tick(self._tell_time)) is not None:
-            self._break_off(error)
-
-    def _break_off(self, error: AdytonError) -> None:
-        self._lost(error)
-        self._line.break_off()
+            self.fail(error)
 
     def _tell_time(self) -> None:
         """Under the lock: say what time it is, if the enclave cannot know."""
@@ -306,7 +356,8 @@ class ProxyClient:
         self._line.wake()
 
     def _dispose_ended(self) -> None:
-        """Under the lock: pairs whose threads have ended and that nothing is under way on."""
+        """Under the lock: pairs whose threads have ended and that nothing is under way on; and streams that nobody has any more."""
+        self.results.drop_ended()
         while True:
             try:
                 number = self._ended_threads.get_nowait()
@@ -320,54 +371,21 @@ class ProxyClient:
 
     # -- host calls ---------------------------------------------------------------------------------------------------
 
-    def _serve(self, called: communicator.Called) -> None:
-        """Execute one host call and reply."""
-        if called.method not in ("host", "order"):
-            body = encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
-            self._answer(called, ok=False, body=body)
-            return
+    def serve(self, called: communicator.Called, deadline: Deadline) -> None:
+        """Execute a host call on the thread that waits on its pair, in a call that has so much time."""
+        around, self._deadlines.until = self._deadlines.until, deadline.until
         try:
-            start = ORDER.size if called.method == "order" else 0
-            request = restored(_REQUEST.decode(memoryview(called.body)[start:]), called.body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._break_off(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
-            return
-        if may_wait(request) and not self._lock_waits.acquire(blocking=False):
-            self._answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
-        elif may_wait(request):
-            # Not on a thread of the pool, nor on a caller's: it may wait for long.
-            threading.Thread(
-                target=self._wait_for_lock, args=(called, request), name="adyton-lock", daemon=True
-            ).start()
-        elif called.method == "order" and isinstance(request, abi.Sync | abi.SyncDirectory | abi.SyncAll):
-            self._pool.submit(
-                self._execute, called, request
-            )  # what was written before it is; what comes next need not wait
-        else:
-            self._execute(called, request)
-
-    def _wait_for_lock(self, called: communicator.Called, request: abi.Request) -> None:
-        try:
-            self._execute(called, request)
+            self._hosts.serve(called)
         finally:
-            self._lock_waits.release()
+            self._deadlines.until = around
 
-    def _execute(self, called: communicator.Called, request: abi.Request) -> None:
-        ok = True
-        body: communicator.Parts
-        try:
-            if self.telemetry is None:
-                body = encode_result(self._executor.execute(request))
-            else:
-                body = encode_result(self.telemetry.serving(called.pair, request, self._executor.execute))
-        except FunctionRaised as raised:
-            ok, body = False, encode(Raised(raised.kind, *raised.described()))
-        except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
-            self._reply(called.call, ok=False, body=_NOBODY_WAITS)
-            raise
-        self._answer(called, ok=ok, body=body)
+    def fail(self, error: AdytonError) -> None:
+        """End the connection: the enclave, or this client, does what it must not."""
+        self._lost(error)
+        self._line.break_off()
 
-    def _answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
+    def answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
+        """Answer a host call, once that is in order."""
         with self._lock:
             self._tell_changes()
             pair = self._pairs.get(called.pair)
@@ -419,7 +437,7 @@ class ProxyClient:
 
     def sockets_failed(self, error: Exception) -> None:
         """End the connection: programs of the enclave wait for answers that will not come."""
-        self._break_off(
+        self.fail(
             ConnectionLostError(
                 f"this client can serve no sockets any more, which is a defect of it: {error!r}. "
                 "The outcome of calls under way is unknown. Load it again"
@@ -432,7 +450,7 @@ class ProxyClient:
 
     def submit(self, step: Callable[[], None]) -> None:
         """Run a step on a thread of the pool for host calls. RuntimeError: the client is closed."""
-        self._pool.submit(step)
+        self._hosts.pool.submit(step)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -462,7 +480,7 @@ class ProxyClient:
         for event in events:
             self._dispatch(event)
 
-    def over(self, error: AdytonError) -> None:
+    def over_for_good(self, error: AdytonError) -> None:
         """See line.Owner."""
         # What the enclave had written is written before its files are closed.
         with contextlib.suppress(RuntimeError, TimeoutError):
@@ -472,22 +490,21 @@ class ProxyClient:
 
     def _dispatch(self, event: communicator.Event) -> None:
         match event:
-            case communicator.Called(_, 0, "order", body):
-                if len(body) < ORDER.size:
-                    raise RemoteProtocolError("an ordered host call without its number")
-                for each in self._sequence.arrived(ORDER.unpack_from(body)[0], event, len(body)):
-                    self._order.submit(self._serve, each)
             case communicator.Called(call, 0, "net", body):
                 self._sockets.request(call, net.request_of(body))
+            case communicator.Called(_, 0, "items", _):
+                self.results.arrived(event)
             case communicator.Called(_, 0, _, _):
-                self._pool.submit(self._serve, event)
+                self._hosts.unpaired(event)
             case communicator.Called(call, number, _, _):
-                pair = self._pairs.get(number)
-                if pair is None or pair.abandoned:
-                    with self._lock:
-                        self._session.reply(call, ok=False, body=_NOBODY_WAITS)
-                else:
-                    pair.mailbox.put(event)
+                with self._lock:
+                    pair = self._pairs.get(number)
+                    if pair is None or pair.abandoned:
+                        self._session.reply(call, ok=False, body=NOBODY_WAITS)
+                    elif not pair.pooled:
+                        pair.mailbox.put(event)
+                if pair is not None and pair.pooled and not pair.abandoned:
+                    self._hosts.functions.submit(self._hosts.serve, event)
             case communicator.Replied():
                 self._replied(event)
             case communicator.Notified("net", body):
@@ -503,9 +520,9 @@ class ProxyClient:
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed output from the enclave: {error}") from error
             case communicator.Notified("counts", body):
-                self._counts = decode(body, Counts)
+                self.tally.told = decode(body, Counts)
                 if self._trace is not None:
-                    self._trace.counted(self._counts)
+                    self._trace.counted(self.tally.told)
             case communicator.Notified("spans", body) if self.telemetry is not None:
                 self.telemetry.told(body)
             case communicator.Notified("ended", body):
@@ -514,15 +531,20 @@ class ProxyClient:
                 pass
 
     def _replied(self, event: communicator.Replied) -> None:
+        if not event.pair:
+            if not self.arguments.replied(event):
+                self.unpaired.answered(event)
+            return
+        ended = self.results.replied(event)
         pair = self._pairs.get(event.pair)
         if pair is None:
             return
-        if not pair.abandoned:
+        if not (pair.abandoned or ended):
             pair.mailbox.put(event)
             return
         with self._lock:
             if pair.owed:
-                self._session.reply(pair.owed.pop(0), ok=False, body=_NOBODY_WAITS)
+                self._session.reply(pair.owed.pop(0), ok=False, body=NOBODY_WAITS)
             elif self._session.idle(event.pair):
                 del self._pairs[event.pair]
                 self._session.dispose(event.pair)
@@ -530,34 +552,3 @@ class ProxyClient:
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """What the server says of the enclave's processes: see Transport."""
         return self._transport.processes(timeout)
-
-    @property
-    def seconds(self) -> float:
-        """From the first entry's start to the end of what came last."""
-        return 0.0 if self._first_start is None else max(0.0, self._last_end - self._first_start)
-
-    def counts(self) -> Counts:
-        """What the enclave says that it has counted since it was loaded."""
-        now, before = self._counts, self._loading
-        return Counts(
-            round_trips=max(0, now.round_trips - before.round_trips),
-            waiting=max(0, now.waiting - before.waiting),
-            hits=max(0, now.hits - before.hits),
-            misses=max(0, now.misses - before.misses),
-        )
-
-    def refused(self) -> dict[str, int]:
-        """How often the enclave's runtime has refused which system calls."""
-        return dict(self._executor.refused)
-
-    def stats(self) -> dict[str, Any]:
-        """Counts since the load, as `--stats` writes them."""
-        return {
-            "entry_calls": self._entry_calls,
-            "host_calls": dict(self._executor.counts),
-            "denied": dict(self._executor.denied),
-            "round_trips": self.counts().round_trips,
-            "bytes_sent": self._line.traffic["bytes_sent"],
-            "bytes_received": self._line.traffic["bytes_received"],
-            "seconds": self.seconds,
-        }

@@ -145,7 +145,9 @@ class Telemetry:
     def send(self, session: _Session, pair: int, method: str, body: bytes) -> int:
         """`session.call`, after what the enclave is to know of the trace. Under the lock of the session's owner."""
         call = _call.get()
-        if call is None or call.number:
+        if (
+            call is None or call.number or not pair
+        ):  # what has no pair is not told of: its context would be taken for another's
             return session.call(pair, method, body)
         found, tell = call.span.get_span_context(), call.span.is_recording()
         if found.is_valid:

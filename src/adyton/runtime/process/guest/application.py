@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import inspect
 import os
 import threading
@@ -17,8 +18,11 @@ from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ClosedError, EnclaveTypeError, UsageError
-from adyton.proto.values import Signature, encode_result
+from adyton.proto.values import Signature, Stream, encode_result
+from adyton.runtime.process.guest.calls import ArgumentStream, AsyncArgumentStream, Call
+from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
+from adyton.runtime.process.guest.results import send_all, send_all_async
 from adyton.trusted.application import TrustedApplication
 from adyton.trusted.tracing import carried
 
@@ -75,10 +79,51 @@ class Application:
         self._apply(Input.LOADED)
         return sorted(self._entries)
 
-    def enter(self, body: bytes) -> bytes:
+    def enter(self, body: bytes, call: Call | None = None) -> bytes:
         """Run one entry; `body` is an EnterRequest. The result, encoded."""
+        return self.enter_request(self.request(body), call or Call())
+
+    def request(self, body: bytes) -> EnterRequest:
+        """What the client wants to be entered."""
         self._apply(Input.ENTER)
-        request = decode(body, EnterRequest)
+        return decode(body, EnterRequest)
+
+    def enter_request(self, request: EnterRequest, call: Call) -> bytes:
+        """The same with what is decoded already."""
+        return encode_result(request.entry, self._awaited(self._begun(request, call)(), call))
+
+    async def enter_async(self, request: EnterRequest, call: Call) -> bytes:
+        """The same in a task."""
+        value = self._begun(request, call)()
+        return encode_result(request.entry, await value if inspect.isawaitable(value) else value)
+
+    def stream(self, body: bytes, call: Call) -> bytes:
+        """Run one entry whose result is a stream, and send its items; b""."""
+        request = self.request(body)
+        function = self._begun(request, call, stream=True)
+        try:
+            value = self._awaited(function(), call)
+            if hasattr(value, "__aiter__"):
+                self._awaited(send_all_async(call, request.entry, value), call)
+            else:
+                send_all(call, request.entry, value)
+        finally:
+            call.end_results()
+        return b""
+
+    def is_async(self, entry: str) -> bool:
+        """Whether it is run by a task."""
+        found = self._entries.get(entry)
+        return found is not None and inspect.iscoroutinefunction(found[0])
+
+    def streams(self) -> list[str]:
+        """The entries whose results are streams."""
+        found = self._entries.items()
+        return sorted(name for name, (_, each) in found if isinstance(each, Signature) and each.stream is not None)
+
+    def _begun(self, request: EnterRequest, call: Call, *, stream: bool = False) -> Callable[[], Any]:
+        """The entry with its arguments, which have been checked."""
+        call.begin(request.left)
         if request.entry not in self._entries:
             known = (
                 "; ".join(_known(name, signature) for name, (_, signature) in sorted(self._entries.items())) or "none"
@@ -87,14 +132,25 @@ class Application:
         function, signature = self._entries[request.entry]
         if isinstance(signature, EnclaveTypeError):
             raise _refuse("type", signature.message)
+        if (signature.stream is not None) != stream:
+            raise _refuse("type", f"{signature}: the result is {'no' if stream else 'a'} stream")
+        opened: list[int] = []
+
+        def open_stream(number: int, of: Stream, what: str) -> Any:
+            opened.append(number)
+            kind = AsyncArgumentStream if of.asynchronous else ArgumentStream
+            return kind(call, number, of, what, exception_of)
+
         try:
-            positional, keywords = signature.decode_arguments(request.arguments, request.encoding)
+            positional, keywords = signature.decode_arguments(request.arguments, request.encoding, open_stream)
         except EnclaveTypeError as error:
             raise _refuse("type", str(error)) from None
-        value = function(*positional, **keywords)
-        if inspect.iscoroutine(value):
-            value = self._runner().run(carried(value))
-        return encode_result(request.entry, value)
+        call.opened(opened)
+        return functools.partial(function, *positional, **keywords)
+
+    def _awaited(self, value: Any, call: Call) -> Any:
+        """What a coroutine comes to; all else as it is."""
+        return self._runner().run(call.cancellable(carried(value))) if inspect.iscoroutine(value) else value
 
     def run(self, body: bytes) -> bytes:
         """TrustedApplication.run; `body` is a serialized EnclaveInput, the result a serialized EnclaveOutput."""
@@ -150,6 +206,7 @@ class Application:
                 builtin=_builtin(error),
                 errno=error.errno or 0 if isinstance(error, OSError) and isinstance(error.errno, int) else 0,
                 traceback=_sendable(text)[-MAX_TEXT:],
+                argument=getattr(error, "adyton_argument", 0),
             )
         )
 
@@ -169,7 +226,7 @@ def _known(name: str, signature: Signature | EnclaveTypeError) -> str:
 def _signature(function: Callable[..., Any]) -> Signature | EnclaveTypeError:
     """An entry whose annotations cannot be carried is refused when it is called, and no hindrance to the others."""
     try:
-        return Signature(function)
+        return Signature(function, streams=True)
     except EnclaveTypeError as error:
         return error
 

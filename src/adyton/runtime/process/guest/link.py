@@ -1,10 +1,16 @@
-"""The link between supervisor and guest: one stream socketpair for each enclave thread that is entered.
+"""The links between supervisor and guest: one stream socketpair for each enclave thread that is entered, and one aside.
 
-A link strictly nests. The supervisor sends Enter; the guest answers with Return, or first makes HostCalls, during each of which the
-supervisor may Enter again before it sends HostReturn:
+A thread's link strictly nests. The supervisor sends Enter; the guest answers with Return, or first makes HostCalls, during each of which
+the supervisor may Enter again before it sends HostReturn. Items of a stream of results may come at any time before its call's Return.
 
-    supervisor → guest    Enter(method, body, trace)    HostReturn(ok, body)
-    guest → supervisor    Return(ok, body)              HostCall(name, arguments, span)
+    supervisor → guest    Enter(method, body, call, trace)    HostReturn(ok, body)
+    guest → supervisor    Return(ok, body)                    HostCall(name, arguments, left, span)    Items(call, payload)
+
+The link aside is for what belongs to no thread, and nothing on it nests: calls without a pair, each of which has its Return; items of
+arguments, which the guest says it Took one by one; that items of results were Taken; and which calls are cancelled. Forget: no more of that call comes.
+
+    supervisor → guest    Enter(method, body, call)    Batch(call, stream, kind, payload)    Taken(call, hungry)    Cancel(call)    Forget(call)
+    guest → supervisor    Return(ok, body, call)       Took(call, stream, hungry)
 
 Each message is a four-byte little-endian length and a MessagePack array. The guest trusts the supervisor; the supervisor
 treats what comes from the guest as hostile.
@@ -12,8 +18,11 @@ treats what comes from the guest as hostile.
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import struct
+import threading
 from typing import Annotated, Any
 
 import msgspec
@@ -26,6 +35,8 @@ MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
 # Trace and span that the program is in, in hex, one behind the other; "" for none.
 ProgramSpan = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{48})?\Z", max_length=48)]
+_DAY = 86400.0  # seconds: poll() takes no number of milliseconds
+_poll = select.poll  # a program may put its own in its place
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -35,6 +46,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 class Enter(_Message, frozen=True):
     method: str  # of adyton.communicator.messages, towards the enclave
     body: bytes
+    call: int = 0  # as the session numbers it
     trace: TraceContext | None = None
 
 
@@ -46,12 +58,51 @@ class HostReturn(_Message, frozen=True):
 class Return(_Message, frozen=True):
     ok: bool
     body: bytes
+    call: int = 0  # on the link aside
 
 
 class HostCall(_Message, frozen=True):
     name: str
     arguments: bytes
+    left: float | None = None  # seconds that it may take
     span: ProgramSpan = ""
+
+
+class Items(_Message, frozen=True):
+    call: int
+    payload: bytes  # a MessagePack array
+
+
+class Took(_Message, frozen=True):
+    """The oldest batch of an argument's. `hungry`: see adyton.communicator.streams."""
+
+    call: int
+    stream: int
+    hungry: bool
+
+
+class Batch(_Message, frozen=True):
+    """See adyton.communicator.streams."""
+
+    call: int
+    stream: int
+    kind: int
+    payload: bytes
+
+
+class Taken(_Message, frozen=True):
+    """The oldest batch of results."""
+
+    call: int
+    hungry: bool
+
+
+class Cancel(_Message, frozen=True):
+    call: int
+
+
+class Forget(_Message, frozen=True):
+    call: int
 
 
 class GuestLoad(_Message, frozen=True):
@@ -72,8 +123,10 @@ class GuestLoad(_Message, frozen=True):
     umask: int = 0o022
 
 
-ToGuest = Enter | HostReturn
-ToSupervisor = Return | HostCall
+ToThread = Enter | HostReturn
+Aside = Enter | Batch | Taken | Cancel | Forget
+ToGuest = ToThread | Aside
+ToSupervisor = Return | HostCall | Items | Took
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -123,11 +176,13 @@ class Reader:
 
 
 class GuestLink:
-    """The guest's end: blocking, used by one thread."""
+    """The guest's end of a thread's link: blocking, received from by that thread. `owed`: host calls that it gave up, and whose HostReturn is to come."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self.owed = 0
         self._socket = sock
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToGuest)
+        self._sending = threading.Lock()
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToThread)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -138,19 +193,35 @@ class GuestLink:
     def __del__(self) -> None:
         self._socket.close()  # its thread has ended
 
-    def send(self, message: ToSupervisor) -> None:
-        """Send one message; OSError when the supervisor is gone."""
-        self._socket.sendall(encode(message))
+    def send(self, *messages: ToSupervisor) -> None:
+        """Send them together, from any thread; OSError when the supervisor is gone."""
+        data = encode(messages[0]) if len(messages) == 1 else b"".join(map(encode, messages))
+        with self._sending:
+            self._socket.sendall(data)
 
-    def receive(self) -> ToGuest | None:
-        """The next message; None when the supervisor closed the link."""
+    def read(self, size: int) -> bytes:
+        """So many bytes at most, in place of `receive`; b"" when the supervisor closed the link."""
+        return self._socket.recv(size)
+
+    def interrupt(self) -> None:
+        """Have `receive` return None, now and from now on. From any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def receive(self, seconds: float | None = None) -> ToThread | None:
+        """The next message; None when the supervisor closed the link. TimeoutError: none began within that time."""
+        if seconds is not None:
+            poller = _poll()
+            poller.register(self._socket, select.POLLIN)
+            if not poller.poll(max(0.0, min(seconds, _DAY)) * 1000):
+                raise TimeoutError
         head = self._read(_LENGTH.size)
         if head is None:
             return None
         body = self._read(_LENGTH.unpack(head)[0])
         if body is None:
             return None
-        message: ToGuest = self._decoder.decode(body)
+        message: ToThread = self._decoder.decode(body)
         return message
 
     def _read(self, size: int) -> bytes | bytearray | None:

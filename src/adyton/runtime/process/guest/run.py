@@ -23,11 +23,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from adyton.communicator.messages import LoadReply, Raised, Streams, decode, encode
-from adyton.errors import EnclaveTypeError, RemoteProtocolError
+from adyton.errors import RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.image.layers import PACKAGES
 from adyton.runtime.process import root
 from adyton.runtime.process.guest.application import Application
+from adyton.runtime.process.guest.aside import Aside
+from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, current
+from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
 from adyton.runtime.process.guest.main_thread import MainThread
 from adyton.trusted import host_functions, tracing
@@ -35,6 +38,8 @@ from adyton.trusted import host_functions, tracing
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
 LINK = b"link"  # supervisor → guest: a new link, its descriptor attached
+STREAM = b"stream"  # the same, of a pair that is no client thread's
+ASIDE = b"aside"  # the link aside
 THREAD = b"thread"  # guest → supervisor: a link for a thread that no client thread is paired with
 
 _PACKAGES = f"{root.IMAGE}/{PACKAGES}"
@@ -53,6 +58,10 @@ _poll, _Socket = select.poll, socket.socket
 _RESULT: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Result)
 
 
+class _GoneError(ConnectionError):
+    """The supervisor has closed a link, or nobody waits for what it says."""
+
+
 class Guest:
     """All that runs in one guest. `control`: SEQPACKET socket to the supervisor; the first LINK on it is the main thread's."""
 
@@ -62,14 +71,17 @@ class Guest:
         self._find = find
         self._current = threading.local()
         self._links: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # each is its thread's, and ends with it
+        self._own: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # that no client thread is paired with
         self._application: Application | None = None
+        self._calls = Calls()
         self._forked = False
 
     def main(self) -> None:
         """Serve until the supervisor closes the control socket."""
-        main_link = self._take_link()
-        if main_link is None:
+        taken = self._take_link()
+        if taken is None:
             return
+        main_link = taken[1]
         self._become(main_link)
         try:
             message = main_link.receive()
@@ -103,11 +115,17 @@ class Guest:
             while True:
                 for descriptor, _ in poller.poll():
                     if descriptor == self._control.fileno():
-                        link = self._take_link()
-                        if link is None:
+                        taken = self._take_link()
+                        if taken is None:
                             main.close()
                             return
-                        if not main.take(link):
+                        kind, link = taken
+                        if kind == ASIDE:
+                            assert self._application is not None
+                            become = functools.partial(self._become, None)
+                            aside = Aside(link, self._application, self._calls, become, self._finished, mask)
+                            start_new_thread(aside.run, ())
+                        elif kind == STREAM or not main.take(link):
                             work = functools.partial(self._work, link, mask)
                             threading.Thread(target=work, name="adyton-entry", daemon=True).start()
                         continue
@@ -134,14 +152,14 @@ class Guest:
             if done is not None:
                 done()
 
-    def _take_link(self) -> GuestLink | None:
+    def _take_link(self) -> tuple[bytes, GuestLink] | None:
         message, descriptors, _, _ = socket.recv_fds(self._control, 64, 1)
-        if message != LINK or not descriptors:
+        if message not in (LINK, STREAM, ASIDE) or not descriptors:
             return None
         os.set_inheritable(descriptors[0], False)
         link = GuestLink(_Socket(fileno=descriptors[0]))
         self._links.add(link)
-        return link
+        return message, link
 
     def _work(self, link: GuestLink, mask: Iterable[int]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -164,25 +182,48 @@ class Guest:
     def _answer(self, link: GuestLink, message: Enter | HostReturn) -> None:
         if not isinstance(message, Enter):
             raise TypeError("the supervisor answered a host call that nobody made")
-        application = self._application
         error: BaseException | None = None
+        owed_around = link.owed  # by what this is nested in
+        call = self._calls.find(message.call, aside=False)
+        token = current.set(None if message.method in ("load", "finalize") else call)
         try:
-            if message.method == "load":
-                body = self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
-            elif application is None:
-                raise RuntimeError(f"{message.method} before load")
-            else:
-                step = {"enter": application.enter, "run": application.run, "finalize": application.finalize}[
-                    message.method
-                ]
-                body = (
-                    step(message.body) if message.trace is None else tracing.within(message.trace, step, message.body)
-                )
+            step = functools.partial(self._body, link, call)
+            body = step(message) if message.trace is None else tracing.within(message.trace, step, message)
             ok = True
         except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
             error = raised
             body = (self._application or Application(debug=False)).raised(raised)
             ok = False
+        finally:
+            current.reset(token)
+        self._finished(error)
+        while link.owed > owed_around:  # the client answers what was given up, too, and may call before
+            owed = link.receive()
+            if owed is None:
+                return
+            if isinstance(owed, Enter):
+                self._answer(link, owed)
+            else:
+                link.owed -= 1
+        self._calls.ended(call)
+        link.send(Return(ok, body))
+
+    def _body(self, link: GuestLink, call: Call, message: Enter) -> bytes:
+        """Of the answer. Raises what the program does."""
+        application = self._application
+        if message.method == "load":
+            return self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
+        if application is None:
+            raise RuntimeError(f"{message.method} before load")
+        if message.method == "stream":
+            call.results_to(link.send)
+            return application.stream(message.body, call)
+        if message.method == "enter":
+            return application.enter(message.body, call)
+        return {"run": application.run, "finalize": application.finalize}[message.method](message.body)
+
+    def _finished(self, error: BaseException | None) -> None:
+        """Of each entry: what it printed goes out before the answer to its caller."""
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -190,24 +231,53 @@ class Guest:
                 pass  # the program closed it
         if self._forked:
             _end_forked(error)
-        link.send(Return(ok, body))
 
     def _load(self, load: GuestLoad) -> bytes:
         warnings = self._prepare(load)
         self._application = Application(debug=load.debug)
         entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
-        return encode(LoadReply(entries=entries, warnings=warnings))
+        return encode(LoadReply(entries=entries, warnings=warnings, streams=self._application.streams()))
 
     def call_host(self, name: str, arguments: bytes) -> bytes:
-        """Call a function of the client from any thread; nested entries run on this thread meanwhile."""
+        """Call a function of the client from any thread; nested entries run on this thread meanwhile. TimeoutError: no time is left to the
+        call that this runs in, or nobody waits for it any more.
+        """
+        call = current.get()
         link = getattr(self._current, "link", None)
+        own = link is None or link in self._own
         if link is None:
             link = self._current.link = self._own_link()
-        link.send(HostCall(name, arguments, tracing.current_span()))
+        if call is None:
+            return self._called_host(link, name, HostCall(name, arguments, span=tracing.current_span()))
+        call.check()
+        # Of who waits on a client thread's link, that thread says when it waits no longer.
+        with call.cancelling(link.interrupt) if own else contextlib.nullcontext():
+            try:
+                return self._called_host(link, name, HostCall(name, arguments, call.left(), tracing.current_span()))
+            except TimeoutError:
+                if call.until is None or call.until > time.monotonic():
+                    raise  # the function did
+            except _GoneError:
+                if not (own and call.cancelled):
+                    raise
+        if own:
+            self._own.discard(link)
+            self._links.discard(link)
+            link.close()
+            self._current.link = None
+        raise TimeoutError(f"{name}(): {NOBODY_WAITS}")
+
+    def _called_host(self, link: GuestLink, name: str, called: HostCall) -> bytes:
+        until = None if called.left is None else time.monotonic() + called.left
+        link.send(called)
         while True:
-            message = link.receive()
+            try:
+                message = link.receive(None if until is None else until - time.monotonic())
+            except TimeoutError:
+                link.owed += 1
+                raise
             if message is None:
-                raise ConnectionError(f"{name}(): the client is gone")
+                raise _GoneError(f"{name}(): the client is gone")
             if isinstance(message, Enter):
                 self._answer(link, message)
                 continue
@@ -229,6 +299,7 @@ class Guest:
             socket.send_fds(self._control, [THREAD], [other.fileno()])
         link = GuestLink(mine)
         self._links.add(link)
+        self._own.add(link)
         return link
 
     def forked(self) -> None:
@@ -253,23 +324,6 @@ def _end_forked(error: BaseException | None) -> NoReturn:
             traceback.print_exception(error)
             sys.stderr.flush()
     os._exit(status & 0xFF)
-
-
-def exception_of(raised: Raised) -> Exception:
-    """What a registered function raised on the client, as the nearest built-in exception here."""
-    import builtins
-
-    kind = getattr(builtins, raised.builtin, None)
-    if raised.kind == "type":
-        return EnclaveTypeError(raised.message)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return RuntimeError(f"{raised.type}: {raised.message}")
-    if issubclass(kind, OSError) and raised.errno:
-        return kind(raised.errno, raised.message)
-    for each in kind.__mro__:  # UnicodeDecodeError, which takes five arguments, is a UnicodeError besides
-        with contextlib.suppress(TypeError):
-            return each(raised.message if each is kind else f"{raised.type}: {raised.message}")  # type: ignore[no-any-return]
-    raise AssertionError("Exception takes any text")
 
 
 def find(entry: str) -> Any:

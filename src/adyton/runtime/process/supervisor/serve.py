@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Literal, cast
 
 import msgspec
@@ -27,15 +27,14 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator import session as communicator
 from adyton.communicator.joining import GRACE_SECONDS
 from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
-from adyton.errors import AdytonError, ResourceLimitError, UsageError
+from adyton.errors import AdytonError, ResourceLimitError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
 from adyton.hostcall.encoding import encode as encode_call
 from adyton.hostcall.encoding import restored
-from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
-from adyton.runtime.process.guest.run import LINK, THREAD
+from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Ask, Pending
@@ -46,12 +45,14 @@ from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_device import FuseDevice
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
 from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.loading import check_load, guest_load
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
+from adyton.runtime.process.supervisor.streams import Streams
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
 
@@ -115,6 +116,7 @@ class Supervisor:
         self._spans = Spans(self._session.notify)
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
+        self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
@@ -210,8 +212,9 @@ class Supervisor:
             link.sock.close()
         for sock in self._thread_links:
             sock.close()
-        if self._main is not None:
-            self._main.sock.close()
+        for each in (self._main, self._streams.link):
+            if each is not None:
+                each.sock.close()
         self._emulation.close()
         self._connections.close()
         self._loop.close()
@@ -265,8 +268,10 @@ class Supervisor:
             case communicator.Called(call, pair, method, body):
                 self._called(call, pair, method, body)
             case communicator.Replied(call, ok, body, _):
-                if not self._emulation.replied(call, ok=ok, body=body):
+                if not self._emulation.replied(call, ok=ok, body=body) and not self._streams.replied(call, body):
                     self._replied(call, ok, body)
+            case communicator.Cancelled(call):
+                self._streams.cancel(call)
             case communicator.Notified("net", body):
                 self._emulation.take(body)
             case communicator.Notified("trace", body):
@@ -292,7 +297,7 @@ class Supervisor:
                 pass
 
     def _called(self, call: int, pair: int, method: str, body: communicator.Body) -> None:
-        if pair == 0 or method not in ("load", "enter", "run", "finalize"):
+        if method not in (("enter", "items") if pair == 0 else ("load", "enter", "stream", "run", "finalize")):
             self._refuse(call, f"no method {method!r} on pair {pair}")
         elif method == "load":
             if self._loaded or self._main is None:
@@ -308,11 +313,16 @@ class Supervisor:
                 self._refuse(call, "the enclave is being loaded or finalized")
                 return
             self._enter(self._main, call, pair, method, body)
+        elif method == "items":
+            self._streams.items(call, body)
+        elif pair == 0:
+            self._waits.entered(call)
+            self._streams.enter(call, body)
         else:
             link = self._links.get(pair)
             if link is None:
                 try:
-                    link = self._links[pair] = self._new_link(pair)
+                    link = self._links[pair] = self._new_link(pair, STREAM if method == "stream" else LINK)
                 except BlockingIOError:  # the guest's first thread is busy, and has many to begin with already
                     self._refuse(call, "the enclave begins with no more threads at the moment: try again later")
                     return
@@ -327,11 +337,7 @@ class Supervisor:
             return
         request = decode(body, LoadRequest)
         try:
-            check_environment(request.environment)
-            if not is_time_zone(request.time_zone):
-                raise UsageError(f"{request.time_zone[:80]!r} is no time zone")
-            if not is_host_name(request.host_name):
-                raise UsageError(f"{request.host_name[:80]!r} is no host name")
+            check_load(request)
             self._clock.load(request.time)
             layout = Layout(request.grants, request.working_directory)
         except AdytonError as error:
@@ -343,21 +349,7 @@ class Supervisor:
             if request.streams.stdin:
                 self._files.open_standard_input()
         self._host_name = request.host_name
-        load = protocol.GuestLoad(
-            entry=self._program.entry,
-            entries=self._program.entries,
-            debug=self._program.debug,
-            mount_tmp=not layout.needs_private_tmp,
-            config=request.config,
-            working_directory=request.working_directory,
-            time_zone=request.time_zone,
-            environment=request.environment,
-            name=request.name,
-            host_name=request.host_name,
-            streams=request.streams,
-            logging=request.logging,
-            umask=request.umask,
-        )
+        load = guest_load(self._program, request, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
@@ -369,8 +361,10 @@ class Supervisor:
             assert kind == "host", kind
             assert expected == call, (expected, call)
             self._spans.answered(waiting.entry)
-            if waiting.sock.fileno() >= 0:  # its thread has not ended meanwhile
-                waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
+            # A thread of the guest's own may have ended meanwhile, or waits no longer.
+            with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():
+                if waiting.sock.fileno() >= 0:
+                    waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
             return
         ticket, request = waiting
         assert self._files is not None
@@ -379,11 +373,21 @@ class Supervisor:
 
     # -- the guest's side ---------------------------------------------------------------------------------------------
 
-    def _new_link(self, pair: int) -> Link:
+    def _new_link(self, pair: int, kind: bytes = LINK) -> Link:
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with other:
-            socket.send_fds(self._guest.control, [LINK], [other.fileno()])
+        self._hand_over(kind, other)
         return self._watch_link(mine, pair)
+
+    def _hand_over(self, kind: bytes, link: socket.socket) -> None:
+        try:
+            socket.send_fds(self._guest.control, [kind], [link.fileno()])
+        except BlockingIOError:
+            if kind == ASIDE:  # the only one: what is sent over it meanwhile waits in it
+                self._loop.later(HOLD_SECONDS, self._guarded(lambda: self._hand_over(kind, link)))
+                return
+            link.close()
+            raise
+        link.close()
 
     def _watch_link(self, sock: socket.socket, pair: int) -> Link:
         link = Link(sock, Outbox(self._loop, sock), pair)
@@ -398,7 +402,9 @@ class Supervisor:
         self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
         link.stack.append(("enter", call))
-        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body), self._spans.entered(call, pair))))
+        self._streams.began(call, link, method)
+        trace = self._spans.entered(call, pair)
+        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body), call, trace)))
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
@@ -448,7 +454,7 @@ class Supervisor:
                 self._thread_links.discard(link.sock)
                 self._arriving -= len(link.reader)
                 link.sock.close()
-            elif link.stack and not self._guest_ends():
+            elif (link.stack or link is self._streams.link) and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
             return
         before = len(link.reader)
@@ -458,7 +464,12 @@ class Supervisor:
             self.end(f"the enclave was ended: its guest began messages of more than {MAX_ARRIVING} bytes together")
             return
         for message in messages:
-            if isinstance(message, protocol.Return):
+            unpaired = self._streams.from_guest(link, message)
+            if unpaired is not None:
+                if unpaired:
+                    self._emulation.tell_counts()
+                    self._returned(unpaired, message)
+            elif isinstance(message, protocol.Return):
                 if not link.stack or link.stack[-1][0] != "enter":
                     self.end("the enclave was ended: its guest returned from a call that nobody made")
                     return
@@ -474,7 +485,7 @@ class Supervisor:
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
                 self._spans.asked(link.entry, message.span)
-                self._host_call(link, abi.Call(message.name, message.arguments))
+                self._host_call(link, abi.Call(message.name, message.arguments, message.left))
 
     def _tell(self, counts: Counts | None) -> None:
         if counts is not None and self._connections.joined:
@@ -482,6 +493,7 @@ class Supervisor:
 
     def _returned(self, call: int, message: protocol.Return) -> None:
         """What an entry did to files has reached the client when its caller hears that it is done."""
+        message = self._streams.ended(call, message)
         if self._files is not None:
             effects, pending = self._files.settle()
             self._do(effects)
@@ -510,7 +522,7 @@ class Supervisor:
     def _host_call(self, link: Link, request: abi.Call) -> None:
         self._push()
         try:
-            call = self._session.call(link.pair, "host", msgspec.msgpack.encode(request))
+            call = self._session.call(link.pair, "host" if link.pair else "function", msgspec.msgpack.encode(request))
         except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble
             raised = Raised("raised", "RecursionError", error.message, "RecursionError")
             link.outbox.put(protocol.encode(protocol.HostReturn(ok=False, body=encode(raised))))

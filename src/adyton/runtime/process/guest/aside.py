@@ -1,0 +1,211 @@
+"""The link aside: calls that no client thread waits in, and what is said of the streams and the cancelling of all calls.
+
+    link ──► reader ──► the loop's thread: `async def` entries, any number at once
+                   ├──► a few threads: all other entries, the rest of which wait in order
+                   └──► Call: batches, cancelling
+
+The reader runs nothing of the program's, so that what a program waits for always comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from adyton.communicator.messages import EnterRequest
+from adyton.runtime.process.guest.application import Application
+from adyton.runtime.process.guest.calls import Call, Calls, current
+from adyton.runtime.process.guest.link import Aside as Message
+from adyton.runtime.process.guest.link import (
+    Batch,
+    Cancel,
+    Enter,
+    Forget,
+    GuestLink,
+    Reader,
+    Return,
+    Taken,
+)
+
+THREADS = 32  # for entries that are no coroutines
+_READ_SIZE = 1 << 18
+
+_Work = tuple[EnterRequest, Call]
+
+
+class Aside:
+    """See the module. `become`: what a thread does to have the client's functions; `finished`: before each answer; `mask`: the program's blocked signals."""
+
+    def __init__(
+        self,
+        link: GuestLink,
+        application: Application,
+        calls: Calls,
+        become: Callable[[], None],
+        finished: Callable[[BaseException | None], None],
+        mask: Iterable[int],
+    ) -> None:
+        self._link = link
+        self._application = application
+        self._calls = calls
+        self._become = become
+        self._finished = finished
+        self._mask = mask
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Event | None = None
+        self._begun: deque[_Work] = deque()  # for the loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._returned: list[Return] = []  # of the loop's, to be sent together
+
+    def run(self) -> None:
+        """The reader, until the supervisor closes the link."""
+        reader = Reader(Message)
+        with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
+            while data := self._link.read(_READ_SIZE):
+                for message in reader.receive(data):
+                    self._take(message)
+        for _ in range(self._threads):
+            self._work.put(None)
+        if self._loop is not None and self._over is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._over.set)
+        self._link.close()
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Forget):
+            self._calls.forget(message.call)
+            return
+        call = self._calls.find(message.call, aside=True)
+        match message:
+            case Enter():
+                self._enter(message, call)
+            case Batch():
+                call.arrived(message, self._link.send)
+            case Taken():
+                call.taken(hungry=message.hungry)
+            case Cancel():
+                call.cancel()
+
+    def _enter(self, message: Enter, call: Call) -> None:
+        try:
+            request = self._application.request(message.body)
+        except Exception as error:  # noqa: BLE001 - of whatever a client sends, only its call fails
+            self._answer(call, error, b"")
+            return
+        try:
+            if self._application.is_async(request.entry):
+                self._begun.append((request, call))
+                if len(self._begun) == 1:
+                    self._wake_loop()
+                return
+            if not self._idle.acquire(blocking=False) and self._threads < THREADS:
+                self._start_thread()
+            self._work.put((request, call))
+        except RuntimeError as error:  # no more threads can begin
+            self._begun.clear()
+            self._answer(call, error, b"")
+
+    def _start_thread(self) -> None:
+        """RuntimeError: it cannot begin, and there is no other."""
+        try:
+            threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
+            self._threads += 1
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+    def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
+        self._link.send(self._answer_of(call, error, body))
+
+    def _answer_of(self, call: Call, error: BaseException | None, body: bytes) -> Return:
+        self._finished(error)
+        self._calls.ended(call)
+        return Return(error is None, body if error is None else self._application.raised(error), call.number)
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+
+    def _run_threads(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        self._become()
+        with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
+            while True:
+                try:
+                    work = self._work.get_nowait()
+                except queue.Empty:
+                    self._idle.release()
+                    work = self._work.get()
+                if work is None:
+                    break
+                self._run_entry(*work)
+        self._application.end_of_thread()
+
+    def _run_entry(self, request: EnterRequest, call: Call) -> None:
+        token = current.set(call)
+        error, body = None, b""
+        try:
+            body = self._application.enter_request(request, call)
+        except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
+            error = raised
+        finally:
+            current.reset(token)
+        self._answer(call, error, body)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _wake_loop(self) -> None:
+        """Or begin another, in place of one that a program has stopped."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._begin_tasks)
+                return
+        self._start_loop().call_soon_threadsafe(self._begin_tasks)
+
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
+        started = threading.Event()
+
+        async def serve() -> None:
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+            started.set()
+            await self._over.wait()
+
+        def run() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._become()
+            with contextlib.suppress(RuntimeError), asyncio.Runner() as runner:  # a program has stopped it
+                runner.run(serve())
+
+        threading.Thread(target=run, name="adyton-asyncio", daemon=True).start()
+        started.wait()
+        assert self._loop is not None
+        return self._loop
+
+    def _begin_tasks(self) -> None:
+        assert self._loop is not None
+        while self._begun:
+            task = self._loop.create_task(self._run_task(*self._begun.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run_task(self, request: EnterRequest, call: Call) -> None:
+        current.set(call)  # in this task's own context
+        error, body = None, b""
+        try:
+            body = await call.cancellable(self._application.enter_async(request, call))
+        except BaseException as raised:  # noqa: BLE001 - as above
+            error = raised
+        self._returned.append(self._answer_of(call, error, body))
+        if len(self._returned) == 1:
+            asyncio.get_running_loop().call_soon(self._send_returned)
+
+    def _send_returned(self) -> None:
+        returned, self._returned = self._returned, []
+        with contextlib.suppress(OSError):  # as above
+            self._link.send(*returned)

@@ -1,0 +1,182 @@
+"""What goes over the guest's link aside, and the batches of streams: between session and links, each checked, none kept longer than it has to.
+
+    session ──► "enter" without a pair, "items" of arguments, cancels ──► link aside ──► guest
+    session ◄── "items" of results ◄── a thread's link ◄── guest         what was taken goes the other way
+
+What breaks a rule is a RemoteProtocolError, which ends the enclave, whoever did.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from adyton.communicator.messages import StreamEnd, encode
+from adyton.communicator.session import Body, Session
+from adyton.communicator.streams import (
+    FED,
+    HUNGRY,
+    ITEMS,
+    MOST_BATCHES,
+    MOST_BYTES,
+    RESULT,
+    Incoming,
+    ItemCalls,
+    batch_of,
+)
+from adyton.errors import RemoteProtocolError
+from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.guest_process import Link
+
+
+class _Argument:
+    def __init__(self) -> None:
+        self.incoming = Incoming()
+        self.unanswered: set[int] = set()  # calls of "items"
+        self.given: deque[tuple[int, int]] = deque()  # to the guest: calls of "items", and their bytes
+
+
+class _Results:
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.batches = 0
+        self.untaken: deque[int] = deque()  # bytes of each
+        self.bytes = 0
+
+
+class Streams:
+    """See the module. `new_link` makes the link aside; `then` has something done when what was printed before is on its way."""
+
+    def __init__(
+        self, session: Session, new_link: Callable[[], Link], then: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._session = session
+        self._new_link = new_link
+        self._then = then
+        self.link: Link | None = None
+        self._under_way: dict[int, Link] = {}  # calls of entries, and the links that they are on
+        self._told: set[int] = set()  # those of them that the link aside has told of
+        self._arguments: dict[int, dict[int, _Argument]] = {}
+        self._results: dict[int, _Results] = {}
+        self._out: ItemCalls[int] = ItemCalls(session)  # each of a call
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def began(self, call: int, link: Link, method: str) -> None:
+        """The client's call was given to the guest on that link. Of a load, or a finalize, nothing is told aside: a guest that is not loaded
+        has no thread for it.
+        """
+        if method not in ("enter", "stream"):
+            return
+        self._under_way[call] = link
+        if method == "stream":
+            self._results[call] = _Results(link)
+
+    def enter(self, call: int, body: Body) -> None:
+        """One without a pair."""
+        link = self._aside(call)
+        self._under_way[call] = link
+        link.outbox.put(protocol.encode(protocol.Enter("enter", bytes(body), call)))
+
+    def cancel(self, call: int) -> None:
+        """The client does not wait for it any more."""
+        if call in self._under_way:
+            self._aside(call).outbox.put(protocol.encode(protocol.Cancel(call)))
+
+    def ended(self, call: int, message: protocol.Return) -> protocol.Return:
+        """The guest has returned; what the client is to be told."""
+        self._under_way.pop(call, None)
+        for argument in self._arguments.pop(call, {}).values():
+            for each in argument.unanswered:
+                self._session.reply(each, True, FED)
+        if call in self._told:
+            self._told.discard(call)
+            assert self.link is not None
+            self.link.outbox.put(protocol.encode(protocol.Forget(call)))
+        results = self._results.pop(call, None)
+        if results is None:
+            return message
+        end = StreamEnd(results.batches, b"" if message.ok else message.body)
+        return protocol.Return(ok=True, body=encode(end))
+
+    def from_guest(self, link: Link, message: protocol.ToSupervisor) -> int | None:
+        """A message of the guest's that is none of the calls on a thread's link. None: it is one; else 0, or a call without a pair that
+        it returned from.
+        """
+        match message:
+            case protocol.Items():
+                self._items_out(link, message)
+            case protocol.Took():
+                self._took(link, message)
+            case protocol.Return() if link is self.link:
+                if self._under_way.get(message.call) is not link:
+                    raise RemoteProtocolError("its guest returned from a call that nobody made")
+                return message.call
+            case _ if link is self.link:
+                raise RemoteProtocolError("its guest made a host call on the link aside")
+            case _:
+                return None
+        return 0
+
+    def _aside(self, call: int) -> Link:
+        if self.link is None:
+            self.link = self._new_link()
+        self._told.add(call)
+        return self.link
+
+    # -- arguments ----------------------------------------------------------------------------------------------------
+
+    def items(self, number: int, body: Body) -> None:
+        """The client's call of "items" of that number."""
+        batch = batch_of(body)
+        if batch.call >= number or batch.stream == RESULT:
+            raise RemoteProtocolError(f"the client sent items of stream {batch.stream} of call {batch.call}")
+        if batch.call not in self._under_way:  # it has returned meanwhile
+            self._session.reply(number, True, FED)
+            return
+        arguments = self._arguments.setdefault(batch.call, {})
+        argument = arguments.get(batch.stream)
+        if argument is None:
+            argument = arguments[batch.stream] = _Argument()
+        argument.unanswered.add(number)
+        for due, each in argument.incoming.arrived(number, batch):
+            argument.given.append((due, len(each.payload)))
+            message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
+            self._aside(each.call).outbox.put(protocol.encode(message))
+
+    def _took(self, link: Link, took: protocol.Took) -> None:
+        if took.call not in self._under_way:
+            return  # a thread that goes on after its entry's return
+        argument = self._arguments.get(took.call, {}).get(took.stream)
+        if link is not self.link or argument is None or not argument.given:
+            raise RemoteProtocolError("its guest took items that it was not given")
+        number, size = argument.given.popleft()
+        argument.incoming.taken(size)
+        argument.unanswered.discard(number)
+        self._session.reply(number, True, HUNGRY if took.hungry else FED)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def _items_out(self, link: Link, items: protocol.Items) -> None:
+        results = self._results.get(items.call)
+        if results is None or results.link is not link:
+            raise RemoteProtocolError("its guest sent items of a call that has none")
+        if len(results.untaken) >= MOST_BATCHES or (results.untaken and results.bytes >= MOST_BYTES):
+            raise RemoteProtocolError("its guest sent more items than there was room for")
+        results.untaken.append(len(items.payload))
+        results.bytes += len(items.payload)
+        number = results.batches
+        results.batches += 1
+        self._then(lambda: self._out.send(items.call, items.call, RESULT, number, ITEMS, (items.payload,)))
+
+    def replied(self, number: int, body: Body) -> bool:
+        """The client's answer to a call of ours; False: it is none of "items"."""
+        call = self._out.replied(number)
+        if call is None:
+            return False
+        results = self._results.get(call)
+        if results is not None:
+            results.bytes -= results.untaken.popleft()
+            taken = protocol.Taken(call, hungry=body == HUNGRY)
+            self._aside(call).outbox.put(protocol.encode(taken))
+        return True

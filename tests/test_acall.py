@@ -1,0 +1,476 @@
+"""Calls from asyncio: any number at once, cancelled with their tasks, streams both ways, and errors as of `call`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+import adyton
+from adyton.communicator.streams import FIRST_BATCHES, MOST_ITEMS
+from adyton.config import Policy
+from adyton.errors import (
+    ClosedError,
+    ConnectionLostError,
+    DeadlineError,
+    EnclaveError,
+    EnclaveTypeError,
+    UnknownEntryError,
+)
+from adyton.loader import LoadArguments, load_in_process
+from adyton.remote import unpaired
+from adyton.runtime.process.guest.aside import THREADS
+from adyton.trusted import Enclave, host_function
+
+LIMIT = 40.0  # seconds until a test gives up on something that takes milliseconds
+
+app = Enclave("acall")
+
+
+class Place:
+    """What the entries below tell a test that runs in the same process."""
+
+    def __init__(self) -> None:
+        self.produced = 0
+        self.closed = threading.Event()
+        self.started = threading.Event()
+        self.go_on = threading.Event()
+        self.cancelled = threading.Event()
+        self.order: list[Any] = []
+        self.waiting = 0
+        self.all_wait: asyncio.Event | None = None
+
+
+place = Place()
+
+
+@host_function
+def tripled(number: int) -> int: ...
+
+
+@app.entry
+def plus_one(number: int) -> int:
+    return number + 1
+
+
+@app.entry
+async def plus_two(number: int) -> int:
+    await asyncio.sleep(0)
+    return number + 2
+
+
+@app.entry
+async def together(wanted: int) -> int:
+    """Returns when so many wait here."""
+    if place.all_wait is None:
+        place.all_wait = asyncio.Event()
+    place.waiting += 1
+    if place.waiting == wanted:
+        place.all_wait.set()
+    await place.all_wait.wait()
+    return threading.get_ident()
+
+
+@app.entry
+async def for_ever() -> None:
+    place.started.set()
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        place.cancelled.set()
+        raise
+
+
+@app.entry
+def waits(number: int) -> int:
+    place.order.append(number)
+    place.started.set()
+    place.go_on.wait(LIMIT)
+    place.order.append(-number)
+    return number
+
+
+@app.entry
+def asks(number: int) -> int:
+    return tripled(number)
+
+
+@app.entry
+async def asks_async(number: int) -> int:
+    return tripled(number)
+
+
+@app.entry
+def fails(text: str) -> None:
+    raise LookupError(text)
+
+
+@app.entry
+async def exits() -> None:
+    raise SystemExit(3)
+
+
+@app.entry
+def count(numbers: int) -> Iterator[int]:
+    try:
+        for number in range(numbers):
+            place.produced += 1
+            yield number
+    finally:
+        place.closed.set()
+
+
+@app.entry
+async def total(numbers: AsyncIterator[int]) -> int:
+    return sum([each async for each in numbers])
+
+
+@app.entry
+def total_of_a_thread(numbers: Iterator[int]) -> int:
+    return sum(numbers)
+
+
+@app.entry
+def asks_each(numbers: Iterator[int]) -> Iterator[int]:
+    for number in numbers:
+        yield tripled(number)
+
+
+@pytest.fixture
+def client() -> Iterator[adyton.EnclaveClient]:
+    place.__init__()  # type: ignore[misc]
+    threads = []
+
+    def tripled(number: int) -> int:
+        threads.append(threading.current_thread().name)
+        found: int = client.call("plus_one", 3 * number - 1)
+        return found
+
+    arguments = LoadArguments(functions=[tripled], policy=Policy().extended(call=["tripled"]))
+    with load_in_process(app, arguments) as client:
+        client.function_threads = threads  # type: ignore[attr-defined]
+        yield client
+        place.go_on.set()
+
+
+def until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not done():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.002)
+
+
+async def eventually(done: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not done():  # noqa: ASYNC110 - what another thread does
+            await asyncio.sleep(0.002)
+
+
+def test_results_and_errors_are_as_of_call(client):
+    async def main() -> None:
+        assert await client.acall("plus_one", 1) == 2
+        assert await client.acall(plus_two, 1) == 3
+        with pytest.raises(LookupError, match="it") as raised:
+            await client.acall("fails", "it")
+        assert isinstance(raised.value, EnclaveError)
+        with pytest.raises(UnknownEntryError):
+            await client.acall("nothing")
+        with pytest.raises(EnclaveTypeError, match="number"):
+            await client.acall("plus_one", "one")
+        with pytest.raises(EnclaveTypeError, match="number"):
+            await client.acall("plus_two", "one")
+        with pytest.raises(EnclaveError, match="3"):
+            await client.acall("exits")
+        assert await client.acall("plus_two", 1) == 3
+
+    asyncio.run(main())
+
+
+def test_a_thousand_entries_that_wait_for_each_other_are_in_flight_on_one_thread_each_side(client):
+    async def main() -> None:
+        await client.acall("plus_two", 1)
+        before = threading.active_count()  # of both sides
+        calls = [asyncio.ensure_future(client.acall("together", 1000)) for _ in range(1000)]
+        await eventually(lambda: place.waiting > 900)
+        assert threading.active_count() <= before + 1
+        assert len(set(await asyncio.gather(*calls))) == 1
+
+    asyncio.run(main())
+
+
+def test_more_calls_than_a_session_has_room_for_wait_for_others(client, monkeypatch):
+    monkeypatch.setattr(unpaired, "MOST_CALLS", 50)
+
+    async def main() -> None:
+        calls = [asyncio.ensure_future(client.acall("plus_two", number)) for number in range(3000)]
+        dropped = calls[1500]
+        await asyncio.sleep(0)
+        assert len(client._core.proxy.unpaired._under_way) == 50
+        dropped.cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [each for each in found if not isinstance(each, BaseException)] == [
+            number + 2 for number in range(3000) if number != 1500
+        ]
+
+    asyncio.run(main())
+
+
+def test_plain_entries_run_on_a_bounded_number_of_threads_and_the_rest_waits_in_order(client):
+    async def main() -> None:
+        calls = [asyncio.ensure_future(client.acall("waits", number)) for number in range(1, 101)]
+        await eventually(lambda: len(place.order) == THREADS)
+        assert await client.acall("plus_two", 1) == 3  # which needs none of them
+        assert sorted(place.order) == list(range(1, THREADS + 1))
+        place.go_on.set()
+        assert await asyncio.gather(*calls) == list(range(1, 101))
+
+    asyncio.run(main())
+
+
+def test_functions_run_on_threads_of_the_client_and_may_call_the_enclave(client):
+    async def main() -> None:
+        entries = [client.acall(entry, number) for number in range(60) for entry in ("asks", "asks_async")]
+        assert await asyncio.gather(*entries) == [3 * number for number in range(60) for _ in range(2)]
+
+    asyncio.run(main())
+    assert all(name.startswith("adyton-function") for name in client.function_threads)
+
+
+def test_a_cancelled_task_cancels_its_coroutine_in_the_enclave(client):
+    async def main() -> None:
+        call = asyncio.ensure_future(client.acall("for_ever"))
+        await eventually(place.started.is_set)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await eventually(place.cancelled.is_set)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.acall("for_ever")
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_plain_entry_goes_on_and_its_result_is_dropped(client):
+    async def main() -> None:
+        call = asyncio.ensure_future(client.acall("waits", 1))
+        await eventually(place.started.is_set)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        place.go_on.set()
+        await eventually(lambda: place.order == [1, -1])
+        assert await client.acall("plus_one", 1) == 2
+
+    asyncio.run(main())
+
+
+def test_one_that_has_not_begun_never_does(client):
+    async def main() -> None:
+        busy = [asyncio.ensure_future(client.acall("waits", number + 1)) for number in range(THREADS)]
+        await eventually(lambda: len(place.order) == THREADS)
+        late = asyncio.ensure_future(client.acall("waits", 1000))
+        await client.acall("plus_two", 1)
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        await client.acall("plus_two", 1)
+        place.go_on.set()
+        await asyncio.gather(*busy)
+
+    asyncio.run(main())
+    client._core.proxy.unpaired.wait(LIMIT)
+    assert client.call("plus_one", 1) == 2
+    assert 1000 not in place.order
+
+
+def test_deadlines(client):
+    async def main() -> None:
+        with pytest.raises(DeadlineError, match=r"no answer from the entry within 0.2 s"):
+            await client.options(timeout=0.2).acall("for_ever")
+        await eventually(place.cancelled.is_set)
+        assert await client.options(timeout=LIMIT).acall("plus_one", 1) == 2
+
+    asyncio.run(main())
+
+
+def test_streams_of_results_hold_back_their_producer_and_end_with_their_iterator(client):
+    async def main() -> None:
+        found = [each async for each in await client.acall("count", 10_000)]
+        assert found == list(range(10_000))
+        place.closed.clear()
+        place.produced = 0
+        async with await client.acall("count", 10**9) as items:
+            assert await anext(items) == 0
+            ahead = -1
+            while ahead != (ahead := place.produced):  # noqa: ASYNC110 - until it grows no more
+                await asyncio.sleep(0.1)
+            assert ahead < 3 * FIRST_BATCHES * MOST_ITEMS
+        await eventually(place.closed.is_set)
+        place.closed.clear()
+        items = await client.acall("count", 10**9)
+        assert await anext(items) == 0
+        del items
+        await eventually(place.closed.is_set)
+        slow = await client.options(timeout=0.2).acall("asks_each", never())
+        with pytest.raises(DeadlineError):
+            await anext(slow)
+
+    asyncio.run(main())
+
+
+def test_what_a_task_has_let_go_of_is_looked_after_no_more(client):
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        items = await client.acall("asks_each", numbers())
+        assert await anext(items) == 3
+        watched = client._core.proxy.unpaired.watch._watched
+        assert watched
+        del items
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+        await eventually(lambda: not watched)
+        call = asyncio.ensure_future(client.acall("total", numbers()))
+        ended.clear()
+        await asyncio.sleep(0.01)
+        call.cancel()
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+
+    asyncio.run(main())
+
+
+async def never() -> AsyncIterator[int]:
+    await asyncio.Event().wait()
+    yield 1
+
+
+@pytest.mark.parametrize("entry", ["total", "total_of_a_thread"])
+def test_asynchronous_arguments_are_read_by_the_callers_loop(client, entry):
+    async def main() -> None:
+        loops = set()
+
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(5000):
+                loops.add(asyncio.get_running_loop())
+                yield number
+
+        assert await client.acall(entry, numbers()) == sum(range(5000))
+        assert loops == {asyncio.get_running_loop()}
+        assert await client.acall(entry, iter(range(5000))) == sum(range(5000))
+
+    asyncio.run(main())
+
+
+def test_a_stream_both_ways_whose_items_are_asked_of_the_client(client):
+    async def main() -> None:
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(20):
+                yield number
+
+        assert [each async for each in await client.acall("asks_each", numbers())] == [3 * n for n in range(20)]
+
+    asyncio.run(main())
+
+
+def test_what_an_asynchronous_iterator_raises_is_raised_again(client):
+    class OddError(LookupError): ...
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        raise OddError("of the client's")
+
+    async def main() -> None:
+        with pytest.raises(OddError):
+            await client.acall("total", numbers())
+
+    asyncio.run(main())
+
+
+def test_a_lost_connection_ends_every_call_with_one_clear_error(client):
+    async def main() -> None:
+        calls = [asyncio.ensure_future(client.acall("for_ever")) for _ in range(100)]
+        items = await client.acall("asks_each", never())
+        await eventually(place.started.is_set)
+        client._core.proxy._transport.close()
+        for each in calls:
+            with pytest.raises(ConnectionLostError):
+                await each
+        with pytest.raises(ConnectionLostError):
+            await anext(items)
+
+    asyncio.run(main())
+    client._core.closed = True  # there is nothing to finalize
+
+
+def test_a_close_waits_for_calls_and_a_closed_enclave_takes_none(client):
+    async def main() -> None:
+        call = asyncio.ensure_future(client.acall("waits", 1))
+        await eventually(lambda: place.order == [1])
+        closing = asyncio.get_running_loop().run_in_executor(None, client.close)
+        place.go_on.set()
+        assert await call == 1
+        await closing
+        with pytest.raises(ClosedError):
+            await client.acall("plus_one", 1)
+
+    asyncio.run(main())
+
+
+def test_calls_of_a_loop_that_is_closed_disturb_no_others(client):
+    async def leave() -> None:
+        asyncio.get_running_loop().call_soon(lambda: None)
+        items = await client.acall("count", 10**9)
+        await anext(items)
+        task = asyncio.ensure_future(client.acall("waits", 1))
+        await eventually(place.started.is_set)
+        task.cancel()
+
+    asyncio.run(leave())
+    place.go_on.set()
+    assert place.closed.wait(LIMIT)
+    assert client.call("plus_one", 1) == 2
+
+
+@app.entry
+async def stops_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+
+
+def test_a_program_that_stops_its_loop_gets_another(client):
+    async def main() -> None:
+        held = asyncio.ensure_future(client.acall("for_ever"))
+        await eventually(place.started.is_set)
+        found = await asyncio.gather(held, client.acall("stops_the_loop"), return_exceptions=True)
+        assert all(isinstance(each, EnclaveError) for each in found)
+        assert await client.acall("plus_two", 1) == 3
+
+    asyncio.run(main())
+
+
+def test_tasks_are_in_traces_and_counted(tmp_path):
+    path = tmp_path / "trace.json"
+
+    async def main(client: adyton.EnclaveClient) -> None:
+        await asyncio.gather(*(client.acall("plus_two", number) for number in range(10)))
+        assert [each async for each in await client.acall("count", 3)] == [0, 1, 2]
+
+    with load_in_process(app, LoadArguments(trace=str(path))) as client:
+        asyncio.run(main(client))
+        assert list(client.call("count", 2)) == [0, 1]
+        assert client.stats()["entry_calls"] == 12
+    names = [event["name"] for event in json.loads(path.read_text()) if event.get("cat") == "entry"]
+    assert (names.count("plus_two"), names.count("count")) == (10, 2)
