@@ -52,10 +52,10 @@ def threads(pid: int) -> int:
 def descendants(pid: int) -> list[int]:
     """The processes that it started, theirs, and so on; and itself."""
     children: dict[int, list[int]] = {}
-    for each in filter(str.isdigit, os.listdir("/proc")):
+    for text in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError):
-            parent = int(Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(each))
+            parent = int(Path(f"/proc/{text}/stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(text))
     found = [pid]
     for each in found:
         found += children.get(each, [])

@@ -136,7 +136,7 @@ class Watch:
                 both = [[look[name][what] for look in looks if name in look] for looks in (early, late)]
                 if not all(both):  # it ended, and that is told otherwise
                     continue
-                before, after = map(statistics.median, both)
+                before, after = (statistics.median(each) for each in both)
                 if after > max(times * before, before + GROWN[what]):
                     yield f"{name}: {what} went from {before:,.0f} to {after:,.0f}"
 
