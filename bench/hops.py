@@ -19,6 +19,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ import bare_stream
 import grpc
 
 import adyton
+from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader, trusted
 from adyton.runtime.process.table import ROWS
 
 HERE = Path(__file__).parent
@@ -130,6 +132,52 @@ def _timed(call: Callable[[], object], calls: int) -> list[tuple[int, int]]:
         call()
         spans.append((start, time.monotonic_ns()))
     return spans
+
+
+# -- what Python does -----------------------------------------------------------------------------------------------------
+
+
+def steps(calls: int) -> dict[str, Any]:
+    """Functions that each thread calls for one call, of Python and of C, and those of Python that it calls most: a machine's load does not
+    change them. Of an enclave in this process, on threads, whose transport is a socket: there is no gRPC and no relay in it."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    counting = False
+
+    def look(frame: Any, event: str, called: Any) -> None:
+        if counting and event == "call":
+            counts[threading.current_thread().name][
+                f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}"
+            ] += 1
+        elif counting and event == "c_call":
+            counts[threading.current_thread().name][f"C {getattr(called, '__qualname__', called)}"] += 1
+
+    program = trusted.Enclave("hops")
+
+    @program.entry
+    def empty(data: bytes) -> bytes:
+        return data
+
+    threading.setprofile(look)
+    try:
+        EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(program)))
+        with EnclaveManager.instance().load_enclave(EnclaveLoadConfig(name="hops")) as client:
+            client.call(empty, BODY)
+            sys.setprofile(look)
+            counting = True
+            for _ in range(calls):
+                client.call(empty, BODY)
+            counting = False
+            sys.setprofile(None)
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type] # what typeshed does not know
+        EnclaveManager.configure(EnclaveManagerOptions())
+    found = {}
+    for name, counted_ in counts.items():
+        python = {function: count / calls for function, count in counted_.items() if not function.startswith("C ")}
+        most = sorted(python, key=lambda function: -python[function])[:6]
+        of_c = (counted_.total() - sum(python.values()) * calls) / calls
+        found[name] = {"python": sum(python.values()), "c": of_c, "most": {each: python[each] for each in most}}
+    return found
 
 
 # -- what perf sees -------------------------------------------------------------------------------------------------------
@@ -327,7 +375,13 @@ def _described(hop: Hop, calls: int) -> dict[str, Any]:
     }
 
 
-def show(found: Sequence[Mapping[str, Any]]) -> None:
+def show(found: Sequence[Mapping[str, Any]], functions: Mapping[str, Any]) -> None:
+    print(
+        "\nfunctions called for one call, on each thread of an enclave in this process: Python's, C's, those called most"
+    )
+    for name, each in functions.items():
+        most = ", ".join(f"{count:.0f} {function}" for function, count in each["most"].items() if count >= 1.5)
+        print(f"  {name:34} {each['python']:>6.0f} {each['c']:>6.0f}  {most}")
     for each in found:
         rounds = ", ".join(f"{one:.0f}" for one in each["microseconds"])
         print(f"\n{each['name']}: {statistics.median(each['microseconds']):.0f} µs a call (rounds: {rounds})")
@@ -363,9 +417,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ["PYTHONWARNINGS"] = "ignore"
     found = measure(options.calls, options.rounds, options.traced)
-    show(found)
+    functions = steps(options.traced)
+    show(found, functions)
     options.results.parent.mkdir(exist_ok=True)
-    options.results.write_text(json.dumps(found, indent=2) + "\n")
+    options.results.write_text(json.dumps({"parties": found, "functions": functions}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ gets, and the same way back; with or without TLS and sessions in client and supe
     relay   grpcio   as today: two threads on grpcio's server
             aio      one asyncio loop
             queue    a completion queue of gRPC's core of its own: who takes a message from it writes the socket
+            call     grpcio's server, whose own thread writes the socket when it takes a message: the RPC's call of the core is used directly
     iomgr            gRPC without its EventEngine threads: GRPC_EXPERIMENTS, read once when gRPC starts, in client, relay or both
     pinned           parties kept to one processor
     spin             supervisor and guest look for so many microseconds before they sleep
+    poll             relay and guest wait in poll(2), not in recv(2): who waits in that is woken, too, when the peer has read what was sent before
 
 gRPC's core is used here as `grpc._cython.cygrpc` has it, which is no public interface: grpcio's own client for one thread
 (`grpc.experimental.ChannelOptions.SingleThreadedUnaryStream`) is made of the same calls. Prints a table, and writes bench/results/paths.json.
@@ -63,6 +65,7 @@ class Variant(NamedTuple):
     protocol: bool = False
     pins: tuple[int, int, int, int] | None = None
     spin: int = 0  # microseconds
+    poll: bool = False
 
 
 PATHS = (
@@ -75,19 +78,25 @@ PATHS = (
     Variant("relay: aio, iomgr", "grpcio", "aio", "relay"),
     Variant("relay: queue", "grpcio", "queue"),
     Variant("relay: queue, iomgr", "grpcio", "queue", "relay"),
+    Variant("relay: call", "grpcio", "call"),
+    Variant("relay: call, iomgr", "grpcio", "call", "relay"),
     Variant("client: reader; relay: queue, iomgr", "reader", "queue", "relay"),
     Variant("client: caller; relay: queue, iomgr", "caller", "queue", "relay"),
     Variant("client: reader; relay: queue; iomgr in both", "reader", "queue", "client relay"),
     Variant("client: caller; relay: queue; iomgr in both", "caller", "queue", "client relay"),
+    Variant("client: caller; relay: call; iomgr in both", "caller", "call", "client relay"),
     Variant("… server's parties on one processor", "caller", "queue", "client relay", pins=(0, 1, 1, 1)),
     Variant(
         "… supervisor and guest on one, relay on the client's", "caller", "queue", "client relay", pins=(0, 0, 1, 1)
     ),
     Variant("… all on one processor", "caller", "queue", "client relay", pins=(0, 0, 0, 0)),
+    Variant("… poll", "caller", "queue", "client relay", poll=True),
     Variant("… spin 20 µs", "caller", "queue", "client relay", spin=20),
     Variant("… spin 50 µs", "caller", "queue", "client relay", spin=50),
     Variant("with TLS and sessions: as today", "grpcio", "grpcio", protocol=True),
     Variant("with TLS and sessions: relay queue, iomgr", "grpcio", "queue", "relay", protocol=True),
+    Variant("with TLS and sessions: caller, call", "caller", "call", protocol=True),
+    Variant("with TLS and sessions: caller, call, iomgr in both", "caller", "call", "client relay", protocol=True),
     Variant("with TLS and sessions: caller, queue, iomgr in relay", "caller", "queue", "relay", protocol=True),
     Variant("with TLS and sessions: caller, queue, iomgr in both", "caller", "queue", "client relay", protocol=True),
     Variant("… server's parties on one processor", "caller", "queue", "client relay", True, (0, 1, 1, 1)),
@@ -117,11 +126,11 @@ class _Patient:
         return [descriptor for descriptor, _ in self._poller.poll()]
 
 
-def _guest(sock: socket.socket, spin: int) -> None:
-    patient = _Patient(spin)
+def _guest(sock: socket.socket, path: Variant) -> None:
+    patient = _Patient(path.spin)
     patient.watch(sock)
     while True:
-        if spin:
+        if path.spin or path.poll:
             patient.ready()
         if not (data := sock.recv(PIECE)):
             return
@@ -188,27 +197,60 @@ def serve(path: Variant) -> None:
     if not path.relay.startswith("echo"):
         pins: Sequence[int | None] = path.pins or (None,) * 4
         (ours, far), (near, guest) = socket.socketpair(), socket.socketpair()
-        _fork(_guest, pins[3], guest, path.spin)
+        _fork(_guest, pins[3], guest, path)
         _fork(_supervisor, pins[2], far, near, path)
         for sock in (far, near, guest):
             sock.close()
         if path.pins is not None:
             os.sched_setaffinity(0, {path.pins[1]})
     kind = path.relay.split()[-1]
-    {"grpcio": _serve_grpcio, "aio": lambda sock: asyncio.run(_serve_aio(sock)), "queue": _serve_queue}[kind](ours)
+    if kind == "aio":
+        asyncio.run(_serve_aio(ours))
+    elif kind == "queue":
+        _serve_queue(ours, poll=path.poll)
+    else:
+        _serve_grpcio(ours, directly=kind == "call")
     sys.stdin.read()
     os._exit(0)
 
 
-def _serve_grpcio(sock: socket.socket | None) -> None:
+def _directly(context: Any, sock: socket.socket) -> Iterator[bytes]:
+    """What grpcio's handler does for a stream, without its threads' waiting for one another; its serving thread calls what is the tag of an event."""
+    call = context._rpc_event.call  # noqa: SLF001
+    context._state.initial_metadata_allowed = False  # noqa: SLF001
+    room = threading.Semaphore()
+
+    def received(event: Any) -> tuple[None, tuple[()]]:
+        if (data := event.batch_operations[0].message()) is not None:
+            sock.sendall(data)
+            call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), received)
+        return None, ()
+
+    def sent(_event: Any) -> tuple[None, tuple[()]]:
+        room.release()
+        return None, ()
+
+    room.acquire()
+    call.start_server_batch((cygrpc.SendInitialMetadataOperation((), 0),), sent)
+    call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), received)
+    while data := sock.recv(PIECE):
+        room.acquire()
+        call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), sent)
+    yield from ()
+
+
+def _serve_grpcio(sock: socket.socket | None, *, directly: bool) -> None:
     def pump(requests: Iterator[bytes], sock: socket.socket) -> None:
         with contextlib.suppress(Exception):  # the client is gone
             for each in requests:
                 sock.sendall(each)
 
-    def relay(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
+    def relay(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         if sock is None:
             yield from requests
+            return
+        if directly:
+            yield from _directly(context, sock)
             return
         threading.Thread(target=pump, args=(requests, sock), daemon=True).start()
         while data := sock.recv(PIECE):
@@ -246,7 +288,7 @@ async def _serve_aio(sock: socket.socket | None) -> None:
     await loop.run_in_executor(None, sys.stdin.read)
 
 
-def _serve_queue(sock: socket.socket | None) -> None:
+def _serve_queue(sock: socket.socket | None, *, poll: bool) -> None:
     events = cygrpc.CompletionQueue()
     server = cygrpc.Server((), False)
     server.register_completion_queue(events)
@@ -259,7 +301,13 @@ def _serve_queue(sock: socket.socket | None) -> None:
         call.start_server_batch((cygrpc.SendMessageOperation(data, 0),), "sent")
 
     def back(call: Any, sock: socket.socket) -> None:
-        while data := sock.recv(PIECE):
+        patient = _Patient(0)
+        patient.watch(sock)
+        while True:
+            if poll:
+                patient.ready()
+            if not (data := sock.recv(PIECE)):
+                return
             send(call, data)
 
     def run() -> None:

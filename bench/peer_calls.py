@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import bare_calls
@@ -66,8 +67,10 @@ def _serve_rpyc() -> None:
 
     served = ThreadedServer(Echo, hostname="127.0.0.1", port=0)
     served.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
-    print(served.port, flush=True)
     threading.Thread(target=served.start, daemon=True).start()
+    while not served.active:  # it listens when it starts
+        time.sleep(0.01)
+    print(served.port, flush=True)
     sys.stdin.read()
     served.close()
 

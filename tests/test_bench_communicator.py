@@ -171,6 +171,13 @@ def test_what_the_kernel_counts_of_a_process_is_told_for_one_call():
     assert microseconds > 0
 
 
+def test_functions_that_are_called_for_a_call_are_counted_for_each_thread():
+    found = hops.steps(5)
+    assert found["MainThread"]["most"]["client.EnclaveClient.call"] == 1
+    assert found["adyton-in-process-supervisor"]["python"] > 10
+    assert found["adyton-in-process-guest"]["c"] > 10
+
+
 # -- paths ----------------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +192,7 @@ def test_what_the_kernel_counts_of_a_process_is_told_for_one_call():
         "with TLS and sessions: caller, queue, iomgr in both",
         "client: reader; relay: queue, iomgr",
         "… spin 20 µs",
+        "… poll",
     ],
 )
 def test_each_kind_of_path_carries_calls(name):
