@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import itertools
 import json
@@ -42,6 +43,7 @@ BODY = b"x" * 64
 LIMIT = 600.0  # seconds that one call may take
 PIECE = MIB  # of a stream
 PEAK = 64 * MIB  # over idle, that a process may have for a stream
+SESSIONS = 1000  # that shares are told for
 ROOM = 3 << 30  # bytes of this machine that no idle session may take
 
 
@@ -57,7 +59,7 @@ class Sizes:
     stream: int = 1 << 30
     warm: int = 16 * MIB  # moved before, on the same connection, so that its windows are open
     beside: int = 500  # small calls
-    sessions: int = 1000
+    sessions: int = SESSIONS
     idle: float = 10.0  # seconds
     rounds: int = 3
 
@@ -377,7 +379,7 @@ def _p99(samples: Sequence[float]) -> float:
 def idle(bench: Bench, delay: float) -> list[Row]:
     """All of a server's processes, while its clients do nothing."""
     wanted = bench.sizes.sessions
-    row = Row(f"{wanted} idle sessions on one server", delay, "% of a core", "≤ 1")
+    row = Row(f"{SESSIONS} idle sessions on one server, from {wanted}", delay, "% of a core", "≤ 1")
     command = [sys.executable, "-m", "adyton.cli", "serve", "--port", "0"]
     with contextlib.ExitStack() as ends:
         server = ends.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -396,25 +398,26 @@ def idle(bench: Bench, delay: float) -> list[Row]:
             row.said = f"{len(clients)} of them: {row.said or 'the memory of this machine is no more'}"
         if not clients:
             return [row]
-        ours = processes.descendants(server.pid)
+        kinds: dict[int, str] = {}
+        for client in clients:
+            kinds |= {report.stat.pid: name for name, report in client.processes().items()}
+        everyone = processes.descendants(server.pid)
         time.sleep(min(5.0, bench.sizes.idle))  # what follows a load is over
-        before = [sum(map(_seconds, ours)), processes.processor_seconds(os.getpid())]
+        before = {pid: _seconds(pid) for pid in (*everyone, os.getpid())}
         start = time.perf_counter()
         time.sleep(bench.sizes.idle)
         took = time.perf_counter() - start
-        after = [sum(map(_seconds, ours)), processes.processor_seconds(os.getpid())]
-        row.figure = 100 * (after[0] - before[0]) / took
-        parties = [client.processes() for client in clients[:: max(1, len(clients) // 10)]]
-        memory = {
-            name: statistics.median(processes.proportional(each[name].stat.pid) for each in parties)
-            for name in ("proxy", "supervisor", "guest")
-        }
-        everything = sum(map(_proportional, ours)) / len(clients)
-        row.more = {"sessions": len(clients), "bytes": {**memory, "all": everything}}
-        row.references["its clients"] = 100 * (after[1] - before[1]) / took
-        scaled = row.figure * wanted / len(clients)
-        sizes = ", ".join(f"{name} {size / MIB:.1f}" for name, size in row.more["bytes"].items())
-        row.judged(scaled, met=scaled <= 1, said=f"{row.said + '; ' if row.said else ''}MiB for each: {sizes}")
+        percent = {pid: 100 * (_seconds(pid) - seconds) / took for pid, seconds in before.items()}
+        shares, memory = collections.Counter[str](), collections.Counter[str]()
+        for pid in everyone:
+            kind = kinds.get(pid, "others")
+            shares[kind] += percent[pid] / len(clients) * SESSIONS  # type: ignore[assignment] # a Counter of floats
+            memory[kind] += _proportional(pid) / len(clients)  # type: ignore[assignment]
+        row.figure = sum(shares.values())
+        row.references["its clients"] = percent[os.getpid()] / len(clients) * SESSIONS
+        row.more = {"sessions": len(clients), "percent": shares, "bytes": memory}
+        parts = "; ".join(f"{kind} {shares[kind]:.1f} %, {memory[kind] / MIB:.1f} MiB each" for kind in shares)
+        row.judged(row.figure, met=row.figure <= 1, said=f"{row.said + '; ' if row.said else ''}{parts}")
     return [row]
 
 

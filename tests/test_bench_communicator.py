@@ -93,9 +93,9 @@ def test_rows_have_their_figures_their_references_and_go_into_a_file(tmp_path, c
     assert calls["met"] == (calls["share"] >= 5)
     assert argument["references"]["bare stream"] > 0
     assert set(argument["more"]["peak_over_idle"]) == {"client", "proxy", "supervisor", "guest"}
-    idle = rows["2 idle sessions on one server"]["more"]
+    idle = rows["1000 idle sessions on one server, from 2"]["more"]
     assert idle["sessions"] == 2
-    assert idle["bytes"]["all"] > idle["bytes"]["guest"] > 0
+    assert set(idle["bytes"]) == set(idle["percent"]) == {"proxy", "supervisor", "guest", "others"}
     assert "argument, 1 MiB" in capfd.readouterr().out
 
 
