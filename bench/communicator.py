@@ -196,7 +196,7 @@ def threads(bench: Bench, delay: float) -> list[Row]:
         with bench.enclave(delay) as client:
             return bare_calls.rate(lambda: client.call("empty", BODY), count, seconds)
 
-    _beside_unary(bench, row, once, 5)
+    _beside_unary(bench, row, once, count, 5)
     return [row]
 
 
@@ -225,11 +225,11 @@ def tasks(bench: Bench, delay: float) -> list[Row]:
         with bench.enclave(delay) as client:
             return asyncio.run(run(client))
 
-    _beside_unary(bench, row, once, 8)
+    _beside_unary(bench, row, once, count, 8)
     return [row]
 
 
-def _beside_unary(bench: Bench, row: Row, once: Callable[[], float], times: float) -> None:
+def _beside_unary(bench: Bench, row: Row, once: Callable[[], float], callers: int, times: float) -> None:
     found = []
     for _ in bench.rounds(row, once):
         with bare_calls.server("sync") as port, away(port, row.delay) as far:
@@ -238,6 +238,11 @@ def _beside_unary(bench: Bench, row: Row, once: Callable[[], float], times: floa
     if row.figure is not None:
         share = row.figure / row.references["unary"]
         row.judged(share, met=share >= times)
+        if row.delay and callers * 1000 / row.delay < times * row.references["unary"]:
+            row.met, row.said = (
+                None,
+                f"{callers} callers that wait make {callers * 1000 / row.delay:,.0f} a second at most there",
+            )
 
 
 # -- large ones -----------------------------------------------------------------------------------------------------------
