@@ -181,9 +181,12 @@ def _supervisor(relay: socket.socket, guest: socket.socket, path: Variant) -> No
             step(data)
 
 
-def _fork(role: Callable[..., None], pin: int | None, *arguments: Any) -> None:
+def _fork(role: Callable[..., None], pin: int | None, others: Sequence[socket.socket], *arguments: Any) -> None:
+    """`others`: sockets that are not the role's; while it had them, it would see no end of their peers."""
     if os.fork() == 0:
         try:
+            for sock in others:
+                sock.close()
             if pin is not None:
                 os.sched_setaffinity(0, {pin})
             role(*arguments)
@@ -197,8 +200,8 @@ def serve(path: Variant) -> None:
     if not path.relay.startswith("echo"):
         pins: Sequence[int | None] = path.pins or (None,) * 4
         (ours, far), (near, guest) = socket.socketpair(), socket.socketpair()
-        _fork(_guest, pins[3], guest, path)
-        _fork(_supervisor, pins[2], far, near, path)
+        _fork(_guest, pins[3], (ours, far, near), guest, path)
+        _fork(_supervisor, pins[2], (ours, guest), far, near, path)
         for sock in (far, near, guest):
             sock.close()
         if path.pins is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import time
+from pathlib import Path
 
 import bare_calls
 import bare_stream
@@ -181,6 +184,17 @@ def test_functions_that_are_called_for_a_call_are_counted_for_each_thread():
 # -- paths ----------------------------------------------------------------------------------------------------------------
 
 
+def serving(number: int) -> list[str]:
+    """The processes of a variant's server."""
+    command = f"{paths.__file__}\0--variant\0{number}\0--serve".encode()
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            if command in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -199,6 +213,10 @@ def test_each_kind_of_path_carries_calls(name):
     (number,) = (number for number, path in enumerate(paths.PATHS) if path.name == name)
     median, late = paths.measured(number, 10)
     assert 0 < median <= late
+    deadline = time.monotonic() + 10
+    while left := serving(number):  # its parties end when they see the relay's end
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
 
 
 # -- soak -----------------------------------------------------------------------------------------------------------------
