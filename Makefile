@@ -73,6 +73,27 @@ bench-hostcalls: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
 	@$(BIN)/python bench/hostcalls.py --only "$(ONLY)" --delays "$(DELAYS)" --rounds $(ROUNDS)
 
+# make bench-communicator ONLY=empty,threads DELAYS=0,20 ROUNDS=1: calls beside bare gRPC, RPyC, Pyro5 and Ray.
+.PHONY: bench-communicator
+bench-communicator: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements-calls.txt
+	@$(BIN)/python bench/communicator.py --only "$(ONLY)" --delays "$(DELAYS)" --rounds $(ROUNDS)
+
+# Where the microseconds of an empty call go; as root, which perf needs.
+.PHONY: bench-hops
+bench-hops: setup
+	@$(BIN)/python bench/hops.py --rounds $(ROUNDS)
+
+# Other ways to build the path of a call, beside a bare gRPC echo.
+.PHONY: bench-paths
+bench-paths: setup
+	@$(BIN)/python bench/paths.py --rounds $(ROUNDS)
+
+# make soak SECONDS=3600: calls from many threads and tasks, the connection cut all the time; each must run exactly once.
+.PHONY: soak
+soak: setup
+	@$(BIN)/python bench/soak.py --seconds $(SECONDS)
+
 # make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only.
 fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt

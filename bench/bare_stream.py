@@ -28,10 +28,7 @@ def _up(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
 
 def _down(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
     for each in requests:
-        left = int(each)
-        while left:
-            yield bytes(min(left, PIECE))
-            left -= min(left, PIECE)
+        yield from pieces(*map(int, each.split()))
 
 
 def _echo(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
@@ -41,34 +38,41 @@ def _echo(requests: Iterator[bytes], _context: Any) -> Iterator[bytes]:
 @contextlib.contextmanager
 def server(program: str = __file__) -> Iterator[int]:
     """Its port."""
+    with server_process(program) as (_, port):
+        yield port
+
+
+@contextlib.contextmanager
+def server_process(program: str = __file__) -> Iterator[tuple[int, int]]:
+    """Its process, and its port."""
     with subprocess.Popen(
         [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            yield int(process.stdout.readline())
+            yield process.pid, int(process.stdout.readline())
         finally:
             process.stdin.close()
             process.wait(10)
 
 
-def seconds(port: int, way: str, warm: int, size: int) -> float:
-    """For `size` bytes, after `warm` bytes on the same connection."""
+def seconds(port: int, way: str, warm: int, size: int, piece: int = PIECE) -> float:
+    """For `size` bytes, after `warm` bytes on the same connection. `piece`: bytes of a message; an echo's are of PIECE."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        _transfer(channel, way, warm)
+        _transfer(channel, way, warm, piece)
         start = time.perf_counter()
-        _transfer(channel, way, size)
+        _transfer(channel, way, size, piece)
         return time.perf_counter() - start
 
 
-def _transfer(channel: grpc.Channel, way: str, size: int) -> None:
+def _transfer(channel: grpc.Channel, way: str, size: int, piece: int) -> None:
     call = channel.stream_stream(f"/Bare/{way}")
     if way == "down":
-        got = sum(len(each) for each in call(iter([str(size).encode()])))
+        got = sum(len(each) for each in call(iter([b"%d %d" % (size, piece)])))
         assert got == size
     elif way == "up":
-        (answer,) = call(pieces(size))
+        (answer,) = call(pieces(size, piece))
         assert int(answer) == size
     else:
         room = Room()
@@ -97,11 +101,11 @@ class Room:
             self._free.release()
 
 
-def pieces(size: int) -> Iterator[bytes]:
+def pieces(size: int, piece: int = PIECE) -> Iterator[bytes]:
     """So many bytes."""
-    piece = bytes(PIECE)
-    for start in range(0, size, PIECE):
-        yield piece[: min(PIECE, size - start)]
+    whole = bytes(piece)
+    for start in range(0, size, piece):
+        yield whole[: size - start]
 
 
 def main() -> None:

@@ -1,6 +1,9 @@
-"""A TCP proxy that delays, in user space: what a distance does to a connection, without privileges. A process of its own.
+"""A TCP proxy that delays, and cuts, in user space: what a distance does to a connection, without privileges. A process of its own.
 
-    python bench/delay_proxy.py --to HOST:PORT --delay MILLISECONDS       prints the port that it listens on; ends when its standard input does
+    python bench/delay_proxy.py --to HOST:PORT --delay MILLISECONDS [--cut SECONDS]
+
+It prints the port that it listens on, and ends when its standard input does. With `--cut`, all connections are reset at once, again and again,
+so many seconds after one another on the average, half as many at least; what was under way is lost, wherever it was.
 
 Each direction delays by half of that, so a round trip costs all of it. The bandwidth is not limited, and what was written arrives in order;
 at most BUFFER bytes are under way in one direction, enough for a window of 1 GiB/s at 100 ms, then who sends must wait. No loss, no jitter:
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
+import random
 import socket
 import subprocess
 import sys
@@ -21,6 +26,7 @@ from collections.abc import Iterator
 
 PIECE = 1 << 20
 BUFFER = 1 << 27
+_LIBC = ctypes.CDLL(None)
 
 
 class _Pipe:
@@ -92,9 +98,49 @@ class _Pipe:
             self._target.shutdown(socket.SHUT_WR)
 
 
+class Carried:
+    """Sockets of all connections, to be cut."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+
+    @contextlib.contextmanager
+    def holding(self, *sockets: socket.socket) -> Iterator[None]:
+        """Until the end of this block they may be cut."""
+        with self._lock:
+            self._sockets.update(sockets)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sockets.difference_update(sockets)
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        with self._lock:
+            for sock in self._sockets:
+                # connect(2): an address of AF_UNSPEC dissolves a connection; a TCP peer is sent a reset.
+                _LIBC.connect(sock.fileno(), bytes(16), 16)
+
+    def cut_often(self, seconds: float) -> None:
+        """For ever, so many seconds after one another on the average."""
+        while True:
+            time.sleep(random.uniform(0.5, 1.5) * seconds)
+            self.cut()
+
+
+CARRIED = Carried()
+
+
 def carry(near: socket.socket, target: tuple[str, int], delay: float) -> None:
     """One connection, until both of its directions have ended."""
-    with near, contextlib.suppress(OSError), socket.create_connection(target) as far:
+    with (
+        near,
+        contextlib.suppress(OSError),
+        socket.create_connection(target) as far,
+        CARRIED.holding(near, far),
+    ):
         for sock in (near, far):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         pipes = [_Pipe(near, far, delay / 2), _Pipe(far, near, delay / 2)]
@@ -112,9 +158,9 @@ def serve(listener: socket.socket, target: tuple[str, int], delay: float) -> Non
 
 
 @contextlib.contextmanager
-def delayed(port: int, milliseconds: float) -> Iterator[int]:
-    """A proxy process before a port of this machine; its own port."""
-    command = [sys.executable, __file__, "--to", f"127.0.0.1:{port}", "--delay", str(milliseconds)]
+def delayed(port: int, milliseconds: float, cut: float = 0.0) -> Iterator[int]:
+    """A proxy process before a port of this machine; its own port. `cut`: seconds, on the average, after which connections are reset."""
+    command = [sys.executable, __file__, "--to", f"127.0.0.1:{port}", "--delay", str(milliseconds), "--cut", str(cut)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -129,11 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--to", required=True, metavar="HOST:PORT")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="of a round trip")
+    parser.add_argument("--cut", type=float, default=0.0, metavar="SECONDS", help="between cuts; 0: never")
     options = parser.parse_args()
     host, _, port = options.to.rpartition(":")
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     threading.Thread(target=serve, args=(listener, (host, int(port)), options.delay / 1000), daemon=True).start()
+    if options.cut:
+        threading.Thread(target=CARRIED.cut_often, args=(options.cut,), daemon=True).start()
     sys.stdin.read()
 
 

@@ -1,0 +1,222 @@
+"""`make soak SECONDS=3600`: calls from many threads and asyncio tasks through connections that are cut all the time.
+
+Each caller numbers its calls; a ledger in the enclave against the client's shows that each ran exactly once. Memory, descriptors and
+threads of all processes are watched. Exit status 1: a call was lost, ran twice or failed, or something grows. Prints a line now and then,
+and writes bench/results/soak.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import processes
+from delay_proxy import delayed
+from processes import MIB
+
+import adyton
+from adyton.errors import AdytonError
+
+HERE = Path(__file__).parent
+PROGRAM = str(HERE / "soak_program.py")
+# Bytes of an argument or a result, and how often: most calls are small.
+SIZES, WEIGHTS = (0, 64, 1000, 20_000, 300_000), (40, 40, 15, 4, 1)
+LIMIT = 120.0  # seconds that one call may take: longer than a session outlives its connection
+GROWTH = {"resident": 1.2, "descriptors": 1.1, "threads": 1.1}  # from the second quarter of all looks to the last
+GROWN = {"resident": 16 * MIB, "descriptors": 16, "threads": 16}  # that is within what comes and goes
+
+
+@dataclass
+class Ledger:
+    """The client's. `done`: calls that were answered, by caller; `errors`: what others raised, and how often."""
+
+    done: collections.Counter[int] = field(default_factory=collections.Counter)
+    unknown: collections.Counter[int] = field(default_factory=collections.Counter)  # calls that may have run
+    errors: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def answered(self, caller: int, data: bytes, size: int, answer: bytes) -> None:
+        self.done[caller] += 1
+        if answer != bytes(reversed(data[:8])) + bytes(size):
+            self.wrong.append(f"call {self.done[caller] - 1} of caller {caller} was answered with another's result")
+
+    def failed(self, caller: int, error: Exception) -> None:
+        self.unknown[caller] += 1
+        self.errors[f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"] += 1
+
+    def against(self, theirs: dict[int, int]) -> Iterator[str]:
+        """What of the enclave's ledger does not fit."""
+        for caller in sorted({*self.done, *theirs, *self.unknown}):
+            least, ran = self.done[caller], theirs.get(caller, 0)
+            if not least <= ran <= least + self.unknown[caller]:
+                yield f"caller {caller}: {least} calls were answered, {self.unknown[caller]} may have run, {ran} ran"
+
+
+def _call(source: random.Random) -> tuple[bytes, int]:
+    """A call's data, and the size of its result."""
+    size, answer = source.choices(SIZES, WEIGHTS, k=2)
+    return source.randbytes(min(size, 8)) + bytes(max(0, size - 8)), answer
+
+
+def run_threads(client: adyton.EnclaveClient, ledger: Ledger, callers: Sequence[int], ends: threading.Event) -> None:
+    def work(caller: int) -> None:
+        source = random.Random(caller)
+        while not ends.is_set():
+            data, size = _call(source)
+            try:
+                ledger.answered(caller, data, size, client.call("work", caller, ledger.done[caller], data, size))
+            except AdytonError as error:
+                ledger.failed(caller, error)
+                ends.set()
+
+    threads = [threading.Thread(target=work, args=(caller,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def run_tasks(
+    client: adyton.EnclaveClient, ledger: Ledger, callers: Sequence[int], ends: threading.Event
+) -> None:
+    async def work(caller: int) -> None:
+        source = random.Random(caller)
+        while not ends.is_set():
+            data, size = _call(source)
+            try:
+                ledger.answered(caller, data, size, await client.acall("work", caller, ledger.done[caller], data, size))
+            except AdytonError as error:
+                ledger.failed(caller, error)
+                ends.set()
+
+    await asyncio.gather(*map(work, callers))
+
+
+class Watch:
+    """Looks at processes, again and again."""
+
+    def __init__(self, parties: dict[str, int]) -> None:
+        self._parties = parties
+        self.looks: list[dict[str, dict[str, int]]] = []
+
+    def look(self) -> dict[str, dict[str, int]]:
+        found = {}
+        for name, pid in self._parties.items():
+            with contextlib.suppress(OSError):  # it has ended
+                found[name] = {
+                    "resident": processes.resident(pid),
+                    "descriptors": processes.descriptors(pid),
+                    "threads": processes.threads(pid),
+                }
+        self.looks.append(found)
+        return found
+
+    def grown(self) -> Iterator[str]:
+        """What has become more since the first quarter of the time, in which all that is kept is made."""
+        quarter = len(self.looks) // 4
+        if not quarter:
+            return
+        early, late = self.looks[quarter : 2 * quarter], self.looks[-quarter:]
+        for name in self.looks[0]:
+            for what, times in GROWTH.items():
+                both = [[look[name][what] for look in looks if name in look] for looks in (early, late)]
+                if not all(both):  # it ended, and that is told otherwise
+                    continue
+                before, after = (statistics.median(each) for each in both)
+                if after > max(times * before, before + GROWN[what]):
+                    yield f"{name}: {what} went from {before:,.0f} to {after:,.0f}"
+
+
+def soak(seconds: float, threads: int, tasks: int, cut: float, every: float) -> dict[str, Any]:
+    """JSON's types only; "failures" is empty if all is well."""
+    command = [sys.executable, "-m", "adyton.cli", "proxy", "--listen", "127.0.0.1:0"]
+    ledger, ends, failures = Ledger(), threading.Event(), []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout is not None
+        try:
+            port = int(proxy.stdout.readline().rpartition(":")[2])
+            with delayed(port, 0, cut) as far:
+                client = adyton.load(PROGRAM, on=f"grpc://127.0.0.1:{far}", allow_sim=True).options(timeout=LIMIT)
+                parties = {name: report.stat.pid for name, report in client.processes().items()}
+                watch = Watch({"client": os.getpid(), **parties})
+                callers = range(threads + tasks)
+                start = time.monotonic()
+                works = [
+                    threading.Thread(target=run_threads, args=(client, ledger, callers[:threads], ends)),
+                    threading.Thread(target=lambda: asyncio.run(run_tasks(client, ledger, callers[threads:], ends))),
+                ]
+                for work in works:
+                    work.start()
+                while not ends.wait(min(every, max(0.01, start + seconds - time.monotonic()))):
+                    _show(start, ledger, watch.look())
+                    if time.monotonic() > start + seconds:
+                        break
+                ends.set()
+                for work in works:
+                    work.join()
+                took = time.monotonic() - start
+                try:
+                    theirs, wrong = client.call("ledger")
+                    failures += [*wrong, *ledger.against(theirs)]
+                    client.close()
+                except AdytonError as error:
+                    failures.append(f"the session was lost: {str(error).splitlines()[0]}")
+                    with contextlib.suppress(AdytonError):
+                        client.close()
+        finally:
+            proxy.terminate()
+    failures += ledger.wrong + [f"{count} calls: {error}" for error, count in ledger.errors.items()]
+    failures += watch.grown()
+    calls = ledger.done.total()
+    return {
+        "seconds": took,
+        "calls": calls,
+        "calls_per_second": calls / took,
+        "failures": failures,
+        "looks": watch.looks,
+    }
+
+
+def _show(start: float, ledger: Ledger, look: dict[str, dict[str, int]]) -> None:
+    parties = "; ".join(
+        f"{name} {each['resident'] // MIB} MiB {each['descriptors']} fds {each['threads']} threads"
+        for name, each in look.items()
+    )
+    print(f"{time.monotonic() - start:7.0f} s  {ledger.done.total():>12,} calls  {parties}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--threads", type=int, default=64)
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--cut", type=float, default=5, help="seconds between cuts, on the average; 0: none")
+    parser.add_argument("--every", type=float, default=10, help="seconds between looks")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "soak.json")
+    options = parser.parse_args(arguments)
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    found = soak(options.seconds, options.threads, options.tasks, options.cut, options.every)
+    options.results.parent.mkdir(exist_ok=True)
+    options.results.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"{found['calls']:,} calls in {found['seconds']:.0f} s, {found['calls_per_second']:,.0f} a second")
+    for failure in found["failures"][:20]:
+        print(f"FAILED: {failure}")
+    sys.exit(1 if found["failures"] else 0)
+
+
+if __name__ == "__main__":
+    main()
