@@ -20,6 +20,7 @@ from adyton.channel.messages import encode as encode_channel_message
 from adyton.channel.server import EvidenceRequested, ServerChannel
 from adyton.channel.tls import Tls
 from adyton.communicator import frames, messages, streams
+from adyton.communicator.joining import AnswerReader, HelloReader
 from adyton.communicator.session import Called, Limits, Session, Side
 from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
 from adyton.proto.values import ItemDecoder
@@ -84,6 +85,22 @@ def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
         ours.data_to_send(draw.below(256) << 6)
     elif action == 4:
         ours.notify("output", draw.blob())
+    elif action == 5:  # on another connection, whose peer says how much it has read
+        ours.resume(draw.below(256) << draw.below(8))
+
+
+def joining(data: bytes) -> None:
+    """The first bytes of a connection, in pieces: whatever they are cut into, what follows the head is not touched."""
+    draw = Draw(data)
+    reader = HelloReader() if draw.often() else AnswerReader()
+    given = b""
+    while draw:
+        piece = draw.blob()
+        given += piece
+        if (found := reader.receive(piece)) is not None:
+            head, rest = found
+            assert head.pack() + rest == given
+            return
 
 
 def stream(data: bytes) -> None:

@@ -17,7 +17,7 @@ from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
-from target_sessions import client_channel, evidence, guest_link, message, server_channel, session, stream
+from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tracing import told_spans, trace_contexts
 from target_values import value
@@ -48,6 +48,7 @@ class Target(NamedTuple):
 TARGETS: Mapping[str, Target] = {
     "client-session": Target(functools.partial(session, Side.CLIENT), (RemoteProtocolError, ResourceLimitError)),
     "enclave-session": Target(functools.partial(session, Side.ENCLAVE), (RemoteProtocolError, ResourceLimitError)),
+    "joining": Target(joining, (RemoteProtocolError,)),
     "stream": Target(stream, (RemoteProtocolError,)),
     "message": Target(message, (RemoteProtocolError, UsageError)),
     "client-channel": Target(client_channel, (RemoteProtocolError,)),

@@ -7,7 +7,7 @@
            └─ unpacker, one for each layer that several enclaves may share (layer_store)
 
 On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two
-descriptors: the enclave's stream socket, and a SEQPACKET socket that is this launch's alone, on which it gets
+descriptors: the socket on which the enclave's supervisor is handed connections, and a SEQPACKET socket that is this launch's alone, on which it gets
 
     STARTED pid     from the zygote, with a descriptor of the supervisor's process; or
     FAILED error    from the zygote or the supervisor
