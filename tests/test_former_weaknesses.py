@@ -337,7 +337,7 @@ def test_an_enclave_is_destroyed_while_a_thread_of_it_is_outside(manager):
 
 def test_an_output_that_cannot_be_read_is_an_error(manager, monkeypatch):
     client = manager.load_enclave(EnclaveLoadConfig(name="garbled"))
-    monkeypatch.setattr(client._core.proxy, "call", lambda *_: b"\xff\xff")
+    monkeypatch.setattr(client._core.proxy, "call", lambda *_, **__: b"\xff\xff")
     with pytest.raises(RemoteProtocolError):
         client.enter_and_run(EnclaveInput())
     monkeypatch.undo()

@@ -251,7 +251,8 @@ class ResultStream(_Stream, Iterator[Any]):
         try:
             return self._items.popleft()
         except IndexError:
-            return self._awaited()
+            pass  # and no context of what is raised then
+        return self._awaited()
 
     def _awaited(self) -> Any:
         if not self._busy.acquire(blocking=False):
