@@ -1,6 +1,6 @@
 """`make chaos`: kill -9 and SIGSTOP of each party at random moments of a session's life, and what became of everybody else.
 
-    python chaos/run.py [--count 100] [--seed 1] [--lanes 4] [--victim relay] [--signal KILL] [--limit 5]
+    python chaos/run.py [--count 100] [--seed 1] [--lanes 4] [--victim relay] [--signal KILL] [--limit 6.5]
 
 Each lane has a provision server with a second, bystanding enclave, and one case at a time: a client that loads, calls, calls back,
 sends much, rests and destroys, and a victim that is hit at a seeded moment. A moment at which the session is over already is drawn
@@ -38,7 +38,8 @@ from typing import Any
 
 VICTIMS = ("relay", "supervisor", "guest", "client", "server")
 SIGNALS = ("KILL", "STOP")
-ERROR_SECONDS = 5.0
+GRACE = 0.5  # seconds that enclaves here wait for another connection: a stopped party is to be given up
+ERROR_SECONDS = 5.0 + GRACE + 1.0  # an attempt to have another connection takes a second at least
 END_SECONDS = 25.0  # for all that a case started; a proxy server that nobody joins waits 10 s
 LIFE = 3.0  # seconds of a session among whose moments is drawn
 LOADED = 0.5  # of the moments are drawn …
@@ -460,6 +461,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=ERROR_SECONDS, help="seconds until an error must have come")
     options = parser.parse_args()
     _limit[0] = options.limit
+    os.environ["ADYTON_GRACE"] = str(GRACE)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become our children, see `orphans`
     numbers = range(options.count) if options.only is None else [options.only]
     pairs = [(victim, name) for victim in options.victim or VICTIMS for name in options.signal or SIGNALS]
