@@ -106,9 +106,9 @@ class Aside:
                 if len(self._begun) == 1:
                     self._wake_loop()
                 return
+            self._work.put((request, call))  # first: a new thread that finds nothing would count as idle
             if not self._idle.acquire(blocking=False) and self._threads < THREADS:
                 self._start_thread()
-            self._work.put((request, call))
         except RuntimeError as error:  # no more threads can begin
             self._begun.clear()
             self._answer(call, error, b"")
@@ -120,6 +120,7 @@ class Aside:
             self._threads += 1
         except RuntimeError:
             if not self._threads:
+                self._work.get_nowait()
                 raise
 
     def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
