@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import signal
 import threading
 from collections import deque
@@ -56,9 +55,11 @@ class Aside:
         self._become = become
         self._finished = finished
         self._mask = mask
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._due = threading.Condition()
+        self._work: deque[_Work] = deque()  # for threads
         self._threads = 0
-        self._idle = threading.Semaphore(0)
+        self._idle = 0  # of them
+        self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Event | None = None
         self._begun: deque[_Work] = deque()  # for the loop
@@ -72,8 +73,9 @@ class Aside:
             while data := self._link.read(_READ_SIZE):
                 for message in reader.receive(data):
                     self._take(message)
-        for _ in range(self._threads):
-            self._work.put(None)
+        with self._due:
+            self._ended = True
+            self._due.notify_all()
         if self._loop is not None and self._over is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._over.set)
@@ -106,9 +108,12 @@ class Aside:
                 if len(self._begun) == 1:
                     self._wake_loop()
                 return
-            if not self._idle.acquire(blocking=False) and self._threads < THREADS:
-                self._start_thread()
-            self._work.put((request, call))
+            with self._due:
+                self._work.append((request, call))
+                if len(self._work) <= self._idle:
+                    self._due.notify()
+                elif self._threads < THREADS:
+                    self._start_thread()
         except RuntimeError as error:  # no more threads can begin
             self._begun.clear()
             self._answer(call, error, b"")
@@ -120,6 +125,7 @@ class Aside:
             self._threads += 1
         except RuntimeError:
             if not self._threads:
+                self._work.clear()
                 raise
 
     def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
@@ -136,16 +142,18 @@ class Aside:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         self._become()
         with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
-            while True:
-                try:
-                    work = self._work.get_nowait()
-                except queue.Empty:
-                    self._idle.release()
-                    work = self._work.get()
-                if work is None:
-                    break
+            while (work := self._next()) is not None:
                 self._run_entry(*work)
         self._application.end_of_thread()
+
+    def _next(self) -> _Work | None:
+        """For a thread; None: it is to end."""
+        with self._due:
+            self._idle += 1  # also while it has been told, and what it is to do stands there still
+            while not (self._work or self._ended):
+                self._due.wait()
+            self._idle -= 1
+            return self._work.popleft() if self._work else None
 
     def _run_entry(self, request: EnterRequest, call: Call) -> None:
         token = current.set(call)
