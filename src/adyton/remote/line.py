@@ -37,6 +37,7 @@ from adyton.remote.transport import Bytes, Transport
 PIECE = 1 << 19  # bytes sent at a time, about
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between two attempts
 ATTEMPT_SECONDS = 8.0  # that one of them may take
+PARTING_SECONDS = 0.5  # for the last to go out to who may not take it
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 
 
@@ -73,6 +74,7 @@ class _Connection:
         self.answered = False
         self.carries = False  # the session's bytes go out
         self.over = False
+        self.said_all = threading.Event()  # what goes out has ended
         self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 
@@ -121,16 +123,27 @@ class Line:
     def end(self, *, at_once: bool) -> None:
         """Have no other connection, and this one end when all is sent, or `at_once`. Idempotent; from any thread but the reader."""
         self._ending.set()
-        self.wake()
         if at_once:
-            self._transport.close()
-        self._reader.join(timeout=CLOSE_TIMEOUT)
+            self._part(self._connection)
+        self.wake()
+        self._reader.join(timeout=PARTING_SECONDS if at_once else CLOSE_TIMEOUT)
         self._transport.close()
 
     def break_off(self) -> None:
         """End it for good, from any thread, without waiting."""
         self._ending.set()
-        self._transport.close()
+        self._part(self._connection)
+        closing = threading.Timer(PARTING_SECONDS, self._transport.close)
+        closing.daemon = True
+        closing.start()
+
+    def _part(self, connection: _Connection) -> None:
+        """Tell the enclave that its client is gone for good: it need not wait for another connection."""
+        with self._lock:
+            if not connection.over:
+                connection.channel.close()
+                connection.over = True
+        connection.wake.put(None)
 
     def wake(self) -> None:
         """There is something to send."""
@@ -219,15 +232,14 @@ class Line:
             attempt.start()
         try:
             with contextlib.closing(self._transport.run(self._outgoing(connection))) as incoming:
-                for data in incoming:
-                    self.traffic["bytes_received"] += len(data)
-                    with self._lock:
-                        self._dispatching = True
-                        events = self._feed(connection, data)
-                        self._pulse.heard()
-                    self._owner.arrived(events)
-                    self._dispatching = False
-                    self.wake_if_due()
+                try:
+                    for data in incoming:
+                        self._take(connection, data)
+                except AdytonError as error:
+                    if not self._may_go_on(error):
+                        self._part(connection)
+                        connection.said_all.wait(PARTING_SECONDS)
+                    raise
             return _BrokenError("the connection to the enclave ended")
         except (_BrokenError, AdytonError) as error:
             return error
@@ -239,6 +251,16 @@ class Line:
             with self._lock:
                 connection.over, connection.carries = True, False
             connection.wake.put(None)
+
+    def _take(self, connection: _Connection, data: Bytes) -> None:
+        self.traffic["bytes_received"] += len(data)
+        with self._lock:
+            self._dispatching = True
+            events = self._feed(connection, data)
+            self._pulse.heard()
+        self._owner.arrived(events)
+        self._dispatching = False
+        self.wake_if_due()
 
     def _feed(self, connection: _Connection, data: Bytes) -> list[Event]:
         """Under the lock: what the bytes complete."""
@@ -324,6 +346,7 @@ class Line:
                 self.traffic["bytes_sent"] += len(data)
                 yield data
             elif over:
+                connection.said_all.set()
                 return
             else:
                 connection.wake.get()

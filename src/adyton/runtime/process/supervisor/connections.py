@@ -4,7 +4,7 @@
                                         └─► of another one: told so, and closed
 
 What comes on a connection before it has shown the session's secret moves nothing but this. When the current one is lost, the enclave goes
-on for as long as the grace lasts; then its client is taken to be gone.
+on for as long as the grace lasts; then its client is taken to be gone, and so it is when it ends the channel in good order.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ class Connections:
                     connection.channel.provide(self._attest(self._identity, report_data))
                 case channel_server.Data(plaintext):
                     self._said(connection, plaintext)
+                case channel_server.Closed() if connection is self._current:
+                    self._gone()
                 case channel_server.Closed():
                     self._drop(connection)
                 case _:
@@ -223,6 +225,8 @@ class Connections:
         """It is of no use any more."""
         if connection in self._joining:
             self._joining.remove(connection)
+            if not self.joined and not self._joining:  # a client that has not joined does not come again
+                self._gone()
         elif connection is self._current:
             self._current = None
             self._lost += 1
