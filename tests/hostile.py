@@ -50,6 +50,7 @@ class Client:
     def __init__(self, control, answer=lambda _request: abi.Failed("EACCES"), secret=None, read=0):
         """`secret`, `read`: of its Hello; None: of a new session."""
         self.secret = secret or new_secret()
+        self.control = control  # whose end is the enclave's
         self.socket = connect(control)
         self.socket.settimeout(PATIENCE)
         self.joining = AnswerReader()
@@ -184,6 +185,7 @@ class Client:
 
     def close(self):
         self.socket.close()
+        self.control.close()
 
 
 class Ward:

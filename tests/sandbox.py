@@ -6,6 +6,7 @@ import select
 import textwrap
 from contextlib import contextmanager
 
+from adyton.handing_over import connect
 from adyton.runtime.launch import LaunchRequest, Zygote
 from adyton.runtime.process.namespaces import UID_BASE
 
@@ -27,7 +28,8 @@ class Probe:
     def __init__(self, zygote, options):
         self.enclave = zygote.launch(LaunchRequest("sha256:00", [], json.dumps(options)))
         self.pid = self.enclave.pid
-        self._lines = self.enclave.socket.makefile("rwb")
+        self.socket = connect(self.enclave.socket)
+        self._lines = self.socket.makefile("rwb")
 
     def guest(self, code):
         return self._run("guest", code)
@@ -54,6 +56,7 @@ class Probe:
     def close(self):
         try:
             self._lines.close()
+            self.socket.close()
         except OSError:
             pass
         self.enclave.close()

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 
+from adyton.handing_over import accept
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest_start import LISTENER, Limits, start_guest
 from adyton.runtime.process.supervisor.fetching import Fetcher
@@ -116,13 +117,13 @@ def run(sock, request, report):
     _serve(sock, started, report)
 
 
-def _serve(sock, started, report):
+def _serve(control, started, report):
     poller = select.poll()
-    for each in (sock, started.control, started.fuse, started.pidfd, started.stdout, started.stderr):
+    for each in (control, started.control, started.fuse, started.pidfd, started.stdout, started.stderr):
         poller.register(each, select.POLLIN)
-    names = {"started": started, "output": b"", "os": os, "sock": sock, "refused": []}
+    names = {"started": started, "output": b"", "os": os, "refused": []}
     calls = listener = None
-    lines = sock.makefile("rwb")
+    sock = lines = None
     ready = False
     while True:
         for descriptor, _ in poller.poll():
@@ -151,13 +152,20 @@ def _serve(sock, started, report):
                 else:
                     lines.write(message + b"\n")
                     lines.flush()
+            elif descriptor == control.fileno():
+                sock = accept(control)
+                if sock is None:
+                    sys.exit(0)
+                lines = sock.makefile("rwb")
+                names["sock"] = sock
+                poller.register(sock, select.POLLIN)
             elif descriptor == started.pidfd:
-                lines.write(
-                    json.dumps({"ended": os.waitid(os.P_PIDFD, descriptor, os.WEXITED).si_status}).encode() + b"\n"
-                )
-                lines.flush()
+                if lines is not None:
+                    status = os.waitid(os.P_PIDFD, descriptor, os.WEXITED).si_status
+                    lines.write(json.dumps({"ended": status}).encode() + b"\n")
+                    lines.flush()
                 sys.exit(0)
-            elif descriptor == sock.fileno():
+            elif sock is not None and descriptor == sock.fileno():
                 line = lines.readline()
                 if not line:
                     sys.exit(0)

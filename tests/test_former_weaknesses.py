@@ -263,6 +263,7 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
         over.set()
         near.close()
         server.stop(None).wait(60)
+        far.close()
 
 
 def test_a_proxy_server_that_nobody_joins_ends_and_its_enclave_with_it():

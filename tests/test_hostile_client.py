@@ -182,7 +182,7 @@ def test_who_does_not_know_the_session_or_lies_about_it_does_not_get_it(ward, se
         assert client.load().ok
         other = Client(client.enclave.socket, secret=secret or client.secret, read=read)
         other.receive()
-        other.close()
+        other.socket.close()
         assert other.joined == Answer(joined=False, read=0, grace=0)
         assert client.enter("attempt", "1 + 1") == "2"
 

@@ -143,6 +143,7 @@ def connect(tmp_path, lines):
             enclave.control.shutdown(socket.SHUT_RDWR)
         enclave.thread.join(60)
         assert not enclave.thread.is_alive()
+        enclave.control.close()
 
 
 def other_connection():
@@ -452,8 +453,10 @@ def test_control_characters_in_what_failed_do_not_reach_the_terminal(capsys, mon
 
 def test_a_peer_that_sends_much_and_takes_nothing_fills_no_queue(connect):
     client, _ = connect()
-    close = client._transport._socket.close
-    client._transport = SimpleNamespace(run=lambda _: (b"" for _ in range(10_000)), close=close)
-    client._reader.start()
-    client._reader.join(30)
-    assert client._wake.qsize() < 10
+    line = client._line
+    line._transport = SimpleNamespace(
+        run=lambda _: (b"" for _ in range(10_000)), close=client._transport.close, redials=False
+    )
+    line.begin()
+    line._reader.join(30)
+    assert line._connection.wake.qsize() < 10

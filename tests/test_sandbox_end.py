@@ -65,7 +65,7 @@ def test_a_supervisor_killed_while_its_guest_waits_for_a_file_takes_it_along(zyg
         processes = processes_of(probe)
         stop(probe.pid)  # so that nobody answers
         code = b'{"where": "guest", "code": "import os; os.listdir(\'/client\')"}\n'
-        probe.enclave.socket.sendall(code)
+        probe.socket.sendall(code)
         os.kill(probe.pid, signal.SIGKILL)
         assert wait_until_ended(processes) == set()
 

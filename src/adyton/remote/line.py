@@ -196,7 +196,9 @@ class Line:
             patience = self._transport.nobody_listens
             nobody = None if patience is None else nobody or now
             if nobody is not None and patience is not None and now - nobody >= patience:
-                error = _BrokenError("nobody listens any more where the enclave's proxy server did, so it has ended")
+                error = _BrokenError(
+                    "the connection to the enclave was lost, and nobody listens any more where its proxy server did, so it has ended"
+                )
                 break
             if now - lost >= self._grace:
                 error = _BrokenError(
