@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import queue
 import re
 import socket
@@ -242,15 +243,22 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
             with pytest.raises(UnauthenticatedError):
                 list(join(wrong).run(iter(())))
         joined = join(secret)
-        arriving = joined.run(iter(lambda: b"" if over.wait(30) else None, b""))
         got: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=lambda: [got.put(bytes(each)) for each in arriving], daemon=True).start()
+
+        def take(transport: GrpcTransport) -> None:
+            with contextlib.suppress(package.AdytonError):  # it is ended below
+                for each in transport.run(iter(lambda: b"" if over.wait(30) else None, b"")):
+                    got.put(bytes(each))
+
+        threads = [threading.Thread(target=take, args=(joined,))]
+        threads[0].start()
         handed = accept(near)
         assert handed is not None
         handed.sendall(b"welcome")
         assert got.get(timeout=60) == b"welcome"
         again = join(secret)
-        threading.Thread(target=lambda: list(again.run(iter(()))), daemon=True).start()
+        threads.append(threading.Thread(target=take, args=(again,)))
+        threads[1].start()
         other = accept(near)
         assert other is not None
         assert handed.recv(1) == b""  # the newer one takes its place
@@ -259,6 +267,8 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
             each.close()
         for sock in (handed, other):
             sock.close()
+        for thread in threads:
+            thread.join(60)
     finally:
         over.set()
         near.close()
