@@ -153,6 +153,14 @@ def client() -> Iterator[adyton.EnclaveClient]:
         place.go_on.set()
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Though a shell that runs this in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_when(event: threading.Event) -> threading.Thread:
     def wait() -> None:
         event.wait(LIMIT)

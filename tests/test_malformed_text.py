@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,13 +68,13 @@ class _Silent(Transport):
     """A connection on which nothing arrives."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed = threading.Event()
 
     def run(self, outgoing: Any) -> Any:
         raise AssertionError(outgoing)
 
     def close(self) -> None:
-        self.closed = True
+        self.closed.set()
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def client(tmp_path: Any) -> Iterator[ProxyClient]:
 
 def test_a_host_call_ends_the_connection(client: ProxyClient) -> None:
     client._hosts.serve(session.Called(1, 0, "host", spoilt("Stat", MARK)))
-    assert client._transport.closed
+    assert client._transport.closed.wait(60)
     with pytest.raises(RemoteProtocolError, match="malformed host call"):
         client.call("enter", b"")
 
