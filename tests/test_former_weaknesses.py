@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from command import ROOT, adyton, start
+from sources import Said
 
 import adyton as package
 from adyton import (
@@ -241,13 +242,13 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
     try:
         for wrong in (b"", b"g" * 32, secret[:-1], secret + b"s"):
             with pytest.raises(UnauthenticatedError):
-                list(join(wrong).run(iter(())))
+                list(join(wrong).run(Said(over=True)))
         joined = join(secret)
         got: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
         def take(transport: GrpcTransport) -> None:
             with contextlib.suppress(package.AdytonError):  # it is ended below
-                for each in transport.run(iter(lambda: b"" if over.wait(30) else None, b"")):
+                for each in transport.run(Said()):
                     got.put(bytes(each))
 
         threads = [threading.Thread(target=take, args=(joined,))]

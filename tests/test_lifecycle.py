@@ -399,11 +399,15 @@ def test_a_real_load_that_fails_at_any_point_leaves_nothing_and_works_again(mana
         assert manager.get_client("half") is None
         assert nothing_is_left(half, before), kind
     # and a proxy server that dies in the middle of a load
-    with monkeypatch.context() as patch:
-        patch.setattr("adyton.remote.proxy_client.verify", lambda evidence: kill(before) or verify(evidence))
-        with pytest.raises(ConnectionLostError):
-            manager.load_enclave(half_config())
-    assert nothing_is_left(half, before)
+    for wait in (lambda: None, wait_until_nobody_reads):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "adyton.remote.proxy_client.verify",
+                lambda evidence, wait=wait: kill(before) or wait() or verify(evidence),
+            )
+            with pytest.raises(ConnectionLostError):
+                manager.load_enclave(half_config())
+        assert nothing_is_left(half, before)
     client = manager.load_enclave(half_config())
     assert client.call("add", 1, 2) == 3
     with pytest.raises(LookupError, match="finalize failed"):
@@ -416,6 +420,12 @@ def kill(before: set[int]) -> None:
     for pid in children(os.getpid()) - before:
         with contextlib.suppress(ProcessLookupError):  # it ended with one that was killed before
             os.kill(pid, signal.SIGKILL)
+
+
+def wait_until_nobody_reads() -> None:
+    for each in threading.enumerate():
+        if each.name == "adyton-reader":
+            each.join(60)
 
 
 def proxy_config(command: str | None = None) -> RemoteProxyClientConfig:

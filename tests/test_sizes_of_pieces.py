@@ -1,12 +1,12 @@
 """What carries a session brings little of it in pieces that a slow line takes within seconds: the peer counts each of them as a sign of life."""
 
-import queue
 import socket
 import tempfile
 import threading
 
 import grpc
 import pytest
+from sources import Said
 
 from adyton.handing_over import accept, control_pair
 from adyton.remote.connection import open_server
@@ -54,11 +54,7 @@ def test_of_a_proxy_server_that_is_dialled(address, supervisor):
     server, _ = open_server([relay.handler()], address, None, 2)
     server.start()
     try:
-        check(
-            GrpcTransport(lambda: grpc.insecure_channel(address), "the server", SESSION).run(
-                iter(queue.SimpleQueue().get, None)
-            )
-        )
+        check(GrpcTransport(lambda: grpc.insecure_channel(address), "the server", SESSION).run(Said()))
     finally:
         server.stop(None).wait()
 
@@ -68,14 +64,16 @@ def test_of_a_proxy_server_that_has_dialled(address, supervisor):
     dialler = Dialler(grpc.insecure_channel(address), "the client")
     thread = threading.Thread(target=dialler.communicate, args=(listener.offer().session, supervisor, 30, lambda: None))
     thread.start()
-    said_all: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    source = Said()
     pieces, size = [], 0
     try:
-        for piece in listener.transport(30).run(iter(said_all.get, None)):
+        transport = listener.transport(30)
+        for piece in transport.run(source):
             pieces.append(piece)
             size += len(piece)
             if size == WAITING:
-                said_all.put(None)
+                source.over = True
+                transport.wake()
         check(pieces)
     finally:
         listener.close()

@@ -19,6 +19,11 @@ class Deadline(NamedTuple):
         """Seconds, perhaps less than 0."""
         return None if self.until is None else self.until - time.monotonic()
 
+    @property
+    def over(self) -> bool:
+        """No time is left."""
+        return self.until is not None and self.until <= time.monotonic()
+
     def error(self, waited_for: str) -> DeadlineError:
         """It is over."""
         return DeadlineError(

@@ -45,7 +45,7 @@ from adyton.remote.address import TLS
 from adyton.remote.connection import SESSION_METADATA, abort, open_server, server_credentials
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.process_query import reports_of
-from adyton.remote.transport import Bytes
+from adyton.remote.transport import Bytes, Pulled, Source
 from adyton.remote.unix_socket import check_free, remove_socket
 
 SERVICE = "adyton.DialBack"
@@ -241,14 +241,21 @@ class DialBackTransport:
         self._listener = listener
         self._stream = stream
         self._ran = False
+        self._outgoing: Pulled | None = None
         self._questions = _Questions(listener)
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
+    def run(self, source: Source) -> Generator[Bytes, None, None]:
         """See Transport. Again: on the stream of a proxy server that dials again."""
         if self._ran:
             self._stream = self._listener.stream_again(AGAIN_SECONDS)
         self._ran = True
-        yield from self._stream.run(outgoing)
+        self._outgoing = Pulled(source)
+        yield from self._stream.run(iter(self._outgoing))
+
+    def wake(self) -> None:
+        """See Transport."""
+        if self._outgoing is not None:
+            self._outgoing.wake()
 
     def hang_up(self) -> None:
         """See Transport."""

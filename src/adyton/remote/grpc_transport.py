@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import grpc
 
 from adyton.errors import AdytonError, ClosedError, ConnectionLostError, UnreachableError
 from adyton.processes_pb2 import ProcessReport
-from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, Peer, error_from
+from adyton.remote.core_stream import CoreStream, CoreStreamError
 from adyton.remote.process_query import ask
-from adyton.remote.transport import Bytes
+from adyton.remote.transport import Bytes, Source
 
 METHOD = "/adyton.Communicator/Communicate"
 NOBODY_SECONDS = 3.0  # that nobody listens where a proxy server did, until it is taken to have ended
@@ -37,27 +38,25 @@ class GrpcTransport:
         self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, (SESSION_METADATA, session))
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = dial()
-        self._call: Any = None
+        self._call: CoreStream | None = None
         self._was_connected = False
         self._closed = False
         self.nobody_listens: float | None = None
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
+    def run(self, source: Source) -> Generator[Bytes, None, None]:
         """See Transport."""
         with self._lock:
             if self._closed:
                 return
             channel = self._channel = self._channel or self._dial()
-            stub = channel.stream_stream(
-                METHOD, request_serializer=envelopes.pack, response_deserializer=envelopes.unpack
-            )
-            self._call = call = rpc_threads.begin(stub, outgoing, self._metadata)
+            self._call = call = CoreStream(channel, METHOD, self._metadata, source)
         connected, self.nobody_listens = False, None
         try:
-            for data in call:
-                connected = self._was_connected = True
-                yield data
-        except grpc.RpcError as error:
+            with contextlib.closing(call.messages()) as messages:
+                for data in messages:
+                    connected = self._was_connected = True
+                    yield data
+        except CoreStreamError as error:
             if not self._was_connected or connected:
                 raise error_from(error, self._target, connected=connected) from error
             raise self._redial_error(error) from error
@@ -73,6 +72,12 @@ class GrpcTransport:
         if error.code() is grpc.StatusCode.UNAVAILABLE:  # nobody looks closer, for it is tried again
             return UnreachableError(f"cannot reach {self._target} again: {details}")
         return error_from(error, self._target, connected=True)
+
+    def wake(self) -> None:
+        """See Transport."""
+        call = self._call
+        if call is not None:
+            call.wake()
 
     def hang_up(self) -> None:
         """See Transport."""

@@ -7,7 +7,8 @@ enclave waits for that (its grace). Each has a channel and evidence of its own. 
 twice (`communicator.replay`). It is over at once when the enclave has said why it ended, when whoever answers knows of no such session, when
 the evidence is another's, and, after a moment, when nobody listens there any more.
 
-One reader thread, and one of the transport's that sends. What the session is asked to do is serialized by its owner's lock.
+One reader thread; what is to be sent is sent by who asks for it, if the transport can do that (`Transport.wake`). What the session is asked to
+do is serialized by its owner's lock.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from adyton.channel import client as channel_client
@@ -42,7 +43,7 @@ CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 
 
 class Owner(Protocol):
-    """Of a line; called by its reader, `sending` and `sent` by the transport's thread under the lock."""
+    """Of a line; called by its reader, `sending` and `sent` by who sends, under the lock."""
 
     def judge(self, evidence: bytes, channel: channel_client.ClientChannel) -> None:
         """Of another connection than the first: raise AdytonError unless it is the same enclave's."""
@@ -75,7 +76,6 @@ class _Connection:
         self.carries = False  # the session's bytes go out
         self.over = False
         self.said_all = threading.Event()  # what goes out has ended
-        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 
 class _BrokenError(Exception):
@@ -100,6 +100,7 @@ class Line:
         self._final = False  # what ended this connection would end every other one
         self._grace = 0.0  # seconds; none until the enclave has said so
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
+        self._later: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class Line:
     def begin(self) -> queue.SimpleQueue[bytes | AdytonError]:
         """Dial. What comes: the evidence, or why there is none."""
         self._reader.start()
+        threading.Thread(target=self._wake_later, name="adyton-waker", daemon=True).start()
         return self._handshake
 
     @property
@@ -117,8 +119,10 @@ class Line:
     def accept(self) -> None:
         """The first evidence was judged, and is good: the session begins."""
         with self._lock:
-            self._accepted(self._connection)
+            if not self._connection.over:  # meanwhile; its owner is told why
+                self._accepted(self._connection)
             self.begun = True
+        self.wake()
 
     def end(self, *, at_once: bool) -> None:
         """Have no other connection, and this one end when all is sent, or `at_once`. Idempotent; from any thread but the reader."""
@@ -143,17 +147,24 @@ class Line:
             if not connection.over:
                 connection.channel.close()
                 connection.over = True
-        connection.wake.put(None)
+        self.wake()
 
     def wake(self) -> None:
-        """There is something to send."""
-        self._connection.wake.put(None)
+        """There is something to send. Not under the lock."""
+        self._transport.wake()
 
     def wake_if_due(self) -> None:
-        """Once: a peer that sends much and takes nothing must not fill what it wakes by."""
-        connection = self._connection
-        if (self._session.due or connection.channel.due) and connection.wake.empty():
-            connection.wake.put(None)
+        """The same, if it is so."""
+        if self._session.due or self._connection.channel.due:
+            self._transport.wake()
+
+    def wake_later(self) -> None:
+        """The same at any moment, under the lock and where storage dies: another thread does it."""
+        self._later.put(True)
+
+    def _wake_later(self) -> None:
+        while self._later.get():
+            self.wake()
 
     def tick(self, before_ping: Callable[[], None]) -> ConnectionLostError | None:
         """Somebody has waited for a while: ask the peer for a sign of life; give the connection, or the first one all, up when there is none.
@@ -214,6 +225,7 @@ class Line:
         because = self._owner.ended_because
         if because or isinstance(error, _BrokenError | ClosedError):
             error = ConnectionLostError(because or f"{error}; the outcome of calls under way is unknown. Load it again")
+        self._later.put(False)
         self._handshake.put(error)
         self._owner.over_for_good(error)
         self._transport.close()
@@ -233,7 +245,7 @@ class Line:
         if self.begun:
             attempt.start()
         try:
-            with contextlib.closing(self._transport.run(self._outgoing(connection))) as incoming:
+            with contextlib.closing(self._transport.run(_Outgoing(self, connection))) as incoming:
                 try:
                     for data in incoming:
                         self._take(connection, data)
@@ -252,7 +264,7 @@ class Line:
             self._dispatching = False
             with self._lock:
                 connection.over, connection.carries = True, False
-            connection.wake.put(None)
+            self.wake()
 
     def _take(self, connection: _Connection, data: Bytes) -> None:
         self.traffic["bytes_received"] += len(data)
@@ -294,7 +306,6 @@ class Line:
         if connection.channel.established:
             connection.channel.send(Hello(self._secret, self._session.read).pack())
             connection.carries = not self.begun
-        connection.wake.put(None)
 
     def _answered(self, connection: _Connection, plaintext: bytes) -> bytes:
         """What follows the answer, if all of that is there."""
@@ -313,7 +324,6 @@ class Line:
             self._resume(answer)
             connection.carries = True
             self._owner.made_again()
-            connection.wake.put(None)
         connection.answered = True
         return rest
 
@@ -334,21 +344,39 @@ class Line:
             self._final = True
         return events
 
-    def _outgoing(self, connection: _Connection) -> Iterator[bytes]:
-        while True:
-            with self._lock:
-                if connection.carries and connection.channel.established:
-                    self._owner.sending()
-                    for part in self._session.parts_to_send(PIECE):
-                        connection.channel.send(part)
-                    self._owner.sent()
-                data = connection.channel.data_to_send()
-                over = connection.over or self._ending.is_set()
-            if data:
-                self.traffic["bytes_sent"] += len(data)
-                yield data
-            elif over:
-                connection.said_all.set()
-                return
-            else:
-                connection.wake.get()
+    def due(self, connection: _Connection) -> bool:
+        """Whether there is something to send on it."""
+        return connection.over or connection.channel.due or (connection.carries and self._session.due)
+
+    def pull(self, connection: _Connection) -> bytes | None:
+        """What is to be sent on it: see Source."""
+        with self._lock:
+            if connection.carries and connection.channel.established:
+                self._owner.sending()
+                for part in self._session.parts_to_send(PIECE):
+                    connection.channel.send(part)
+                self._owner.sent()
+            data = connection.channel.data_to_send()
+            over = connection.over or self._ending.is_set()
+        self.traffic["bytes_sent"] += len(data)
+        if data or not over:
+            return data
+        connection.said_all.set()
+        return None
+
+
+class _Outgoing:
+    """Of one connection."""
+
+    def __init__(self, line: Line, connection: _Connection) -> None:
+        self._line = line
+        self._connection = connection
+
+    @property
+    def due(self) -> bool:
+        """See Source."""
+        return self._line.due(self._connection)
+
+    def pull(self) -> bytes | None:
+        """See Source."""
+        return self._line.pull(self._connection)

@@ -99,7 +99,13 @@ class ProxyClient:
         self._deadlines = Deadlines()
         self._hosts = HostCalls(executor, self, self._deadlines, telemetry)
         self._order = self._hosts.order
-        way = StreamWay(self._lock, self._session, self._line.wake, lambda: self._error is None and not self._closing)
+        way = StreamWay(
+            self._lock,
+            self._session,
+            self._line.wake,
+            self._line.wake_later,
+            lambda: self._error is None and not self._closing,
+        )
         self.results: ResultStreams = ResultStreams(way, self._pairs)
         self.arguments = ArgumentStreams(way)
         self.unpaired = UnpairedCalls(self)
@@ -250,6 +256,8 @@ class ProxyClient:
         if item.ok:
             result: communicator.Body = item.body
             return result
+        if deadline.over:  # the enclave may have been the first to notice
+            raise deadline.error(WAITED_FOR.get(method, "the entry"))
         raise CallFailed(decode(item.body, Raised), denied=self.denials > denied)
 
     def made(
@@ -261,7 +269,7 @@ class ProxyClient:
         began: Callable[[int], None] = lambda _: None,
     ) -> int:
         """Make a call; its number, which `began` is told before anything can come of it. DeadlineError: no time is left for it."""
-        if deadline.until is not None and deadline.until <= time.monotonic():
+        if deadline.over:
             raise deadline.error(WAITED_FOR.get(method, "the entry"))
         if isinstance(body, EnterRequest):
             body = encode(msgspec.structs.replace(body, left=deadline.left()))
@@ -343,7 +351,7 @@ class ProxyClient:
             pair = Pair(next(self._numbers))
             token = self._local.token = Token(pair)
             # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
-            weakref.finalize(token, note_end, self._ended_threads, self._line.wake, pair.number).atexit = False
+            weakref.finalize(token, note_end, self._ended_threads, self._line.wake_later, pair.number).atexit = False
             with self._lock:
                 self._pairs[pair.number] = pair
         return token.pair

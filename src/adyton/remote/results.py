@@ -76,7 +76,7 @@ class ResultStreams:
 
     def drops(self, stream: object, results: Results) -> weakref.finalize[..., Any]:
         """What cancels it when nobody has `stream` any more."""
-        finalizer = weakref.finalize(stream, note_end, self._dropped, self._way.wake, results.call)
+        finalizer = weakref.finalize(stream, note_end, self._dropped, self._way.wake_later, results.call)
         finalizer.atexit = False
         return finalizer
 
@@ -208,7 +208,7 @@ class _Stream:
         elif isinstance(item, Ended):
             if item.raised is not None:
                 failed = CallFailed(item.raised, denied=self._client.denials > self._denials)
-                self._error = self._error_of(failed)
+                self._error = self._deadline.error("the entry") if self._deadline.over else self._error_of(failed)
             self._end()
         elif isinstance(item, AdytonError):
             self._error = type(item)(*item.args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
 from collections.abc import Generator, Iterator
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 Bytes = bytes | memoryview
 
 
+class Source(Protocol):
+    """What a transport sends."""
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something now."""
+        ...
+
+    def pull(self) -> bytes | None:
+        """It; b"": nothing now, but perhaps later, of which the transport is woken; None: nothing more will come. By one thread at a time."""
+        ...
+
+
 class Transport(Protocol):
     """Carries bytes until either side ends. `redials`: whether it can be `run` again afterwards, on another connection."""
 
@@ -28,12 +42,16 @@ class Transport(Protocol):
         """Where the last attempt to `run` found nobody: seconds for which that may be so until it is for good. None: it did not."""
         ...
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
-        """Pull from `outgoing` (from a thread of the transport's) and send it; yield what arrives, until the peer ends.
+    def run(self, source: Source) -> Generator[Bytes, None, None]:
+        """Send what the source has, now and whenever woken; yield what arrives, until the peer ends.
 
-        The end of `outgoing` tells the peer that nothing more comes. Raises ConnectionLostError, UnreachableError or
+        The end of the source tells the peer that nothing more comes. Raises ConnectionLostError, UnreachableError or
         UnauthenticatedError.
         """
+        ...
+
+    def wake(self) -> None:
+        """The source that is run, if there is one, may have something. It may be pulled, and sent, by the thread that says so."""
         ...
 
     def hang_up(self) -> None:
@@ -52,6 +70,26 @@ class Transport(Protocol):
         ...
 
 
+class Pulled:
+    """What a source gives, for a thread that sends it and does nothing else."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (data := self._source.pull()) is not None:
+            if data:
+                yield data
+            else:
+                self._wakes.get()
+
+    def wake(self) -> None:
+        """There may be something."""
+        if self._wakes.empty():  # a peer that sends much and takes nothing must not fill what this waits by
+            self._wakes.put(None)
+
+
 class SocketTransport:
     """To a supervisor that is handed its connection by this process: in-process enclaves, and tests."""
 
@@ -61,13 +99,15 @@ class SocketTransport:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._socket: socket.socket | None = None
+        self._outgoing: Pulled | None = None
 
-    def run(self, outgoing: Iterator[bytes]) -> Generator[Bytes, None, None]:
+    def run(self, source: Source) -> Generator[Bytes, None, None]:
         """See Transport."""
         try:
             sock = self._socket = connect(self._control)
         except OSError:
             return
+        outgoing = self._outgoing = Pulled(source)
         threading.Thread(target=self._send, args=(sock, outgoing), name="adyton-send", daemon=True).start()
         try:
             while data := sock.recv(1 << 18):
@@ -77,7 +117,12 @@ class SocketTransport:
         finally:
             sock.close()
 
-    def _send(self, sock: socket.socket, outgoing: Iterator[bytes]) -> None:
+    def wake(self) -> None:
+        """See Transport."""
+        if self._outgoing is not None:
+            self._outgoing.wake()
+
+    def _send(self, sock: socket.socket, outgoing: Pulled) -> None:
         try:
             for data in outgoing:
                 sock.sendall(data)

@@ -168,6 +168,8 @@ class UnpairedCall:
             return
         if event.ok:
             self._delivery.put(self.future, event.body, None)
+        elif self.deadline.over:  # the enclave was the first to notice
+            self._delivery.put(self.future, None, self.deadline.error("the entry"))
         else:
             try:
                 denied = self._calls.client.denials > self._denials
