@@ -164,6 +164,7 @@ def interruptible():
 def interrupt_when(event: threading.Event) -> threading.Thread:
     def wait() -> None:
         event.wait(LIMIT)
+        threading.Event().wait(0.05)  # a signal that comes just before its thread waits does not wake it
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=wait)
