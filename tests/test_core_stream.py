@@ -20,10 +20,10 @@ PATIENCE = 60.0
 
 
 @contextlib.contextmanager
-def server(handle):
+def server(handle, at_once=2):
     """`handle(requests, context)`; gives a channel to it."""
     method = grpc.stream_stream_rpc_method_handler(handle, envelopes.unpack, envelopes.pack)
-    made = grpc.server(ThreadPoolExecutor(4))
+    made = grpc.server(ThreadPoolExecutor(at_once))
     made.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("adyton.Communicator", {"Communicate": method}),)
     )
@@ -103,6 +103,16 @@ def test_what_many_threads_say_arrives_once_and_in_order():
     finally:
         sys.setswitchinterval(interval)
     assert got == list(range(1, 4 * count + 1))
+
+
+def test_many_streams_at_once_have_their_own_messages():
+    def many(mark):
+        source = Said(*[bytes([mark]) * 5000] * 300, over=True)
+        return [bytes(each) for each in CoreStream(channel, METHOD, (), source).messages()]
+
+    with server(echo, 8) as channel, ThreadPoolExecutor(8) as threads:
+        for mark, got in enumerate(threads.map(many, range(8))):
+            assert got == [bytes([mark]) * 5000] * 300
 
 
 def test_what_is_said_while_a_message_is_sent_goes_together():

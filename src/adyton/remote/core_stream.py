@@ -21,7 +21,11 @@ from adyton.remote import envelopes
 from adyton.remote.transport import Bytes, Source
 
 _BEGUN, _RECEIVED, _SENT, _STATUS = "begun", "received", "sent", "status"  # tags of events
-_RECEIVE = (cygrpc.ReceiveMessageOperation(0),)
+
+
+def _receive() -> tuple[Any]:
+    """Anew for each message: it holds the message."""
+    return (cygrpc.ReceiveMessageOperation(0),)
 
 
 class CoreStreamError(Exception):
@@ -61,7 +65,7 @@ class CoreStream:
         operations = (
             (begin, _STATUS),
             ((cygrpc.ReceiveInitialMetadataOperation(0),), _BEGUN),
-            (_RECEIVE, _RECEIVED),
+            (_receive(), _RECEIVED),
         )
         self._call: Any = stub._channel.segregated_call(  # noqa: SLF001
             *(cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS, method.encode(), None, None, metadata, None),
@@ -115,7 +119,7 @@ class CoreStream:
                     status = event.batch_operations[-1]
                 elif event.tag == _RECEIVED and (message := event.batch_operations[0].message()) is not None:
                     yield envelopes.unpack(message)
-                    if status is None and self._call.operate(_RECEIVE, _RECEIVED):
+                    if status is None and self._call.operate(_receive(), _RECEIVED):
                         due.add(_RECEIVED)
         finally:
             if due:
