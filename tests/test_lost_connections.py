@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -323,3 +324,37 @@ def name(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
+
+
+class Interrupt(Exception):
+    pass
+
+
+def test_calls_that_are_interrupted_at_any_moment_leave_calls_possible_or_an_ended_enclave_that_says_so(program):
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def call(number: int) -> int:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.002))
+            return client.call("note", number, b"x" * random.choice([10, 10, 300_000]))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    random.seed(1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with server() as there:
+            client = there.load(program)
+            for number in range(300):
+                with contextlib.suppress(Interrupt):
+                    call(number)
+            seen = client.call("ledger")
+            assert set(seen.values()) <= {1}
+            assert set(seen) <= set(range(300))
+            assert client.call("note", 300, b"x") == 1
+            client.close()
+    except ConnectionLostError as error:  # it came in the middle of what the session noted
+        assert "ended" in str(error)
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -73,7 +73,7 @@ class CoreStream:
         )
 
     def wake(self) -> None:
-        """The source may have something: send it, unless somebody else does already. From any thread."""
+        """The source may have something: send it, unless somebody else does already. From any thread but the main one, which has signals."""
         try:
             with self._lock:
                 self._more = True
@@ -81,7 +81,7 @@ class CoreStream:
                     return
                 self._taken = True
             self._send()
-        except BaseException:  # KeyboardInterrupt and the like: what was pulled may not have been sent
+        except BaseException:  # what was pulled may not have been sent
             self.cancel()
             raise
 

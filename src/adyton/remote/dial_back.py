@@ -257,6 +257,8 @@ class DialBackTransport:
         if self._outgoing is not None:
             self._outgoing.wake()
 
+    wake_later = wake
+
     def hang_up(self) -> None:
         """See Transport."""
         self._stream.cancel()

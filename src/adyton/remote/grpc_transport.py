@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -41,7 +42,9 @@ class GrpcTransport:
         self._call: CoreStream | None = None
         self._was_connected = False
         self._closed = False
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.nobody_listens: float | None = None
+        threading.Thread(target=self._wake_for_others, name="adyton-sender", daemon=True).start()
 
     def run(self, source: Source) -> Generator[Bytes, None, None]:
         """See Transport."""
@@ -74,10 +77,24 @@ class GrpcTransport:
         return error_from(error, self._target, connected=True)
 
     def wake(self) -> None:
+        """See Transport. The main thread does not send: a signal's handler that raises there would leave grpcio's locks as they are."""
+        if threading.current_thread() is threading.main_thread():
+            self._wakes.put(True)
+        else:
+            self._wake()
+
+    def wake_later(self) -> None:
         """See Transport."""
+        self._wakes.put(True)
+
+    def _wake(self) -> None:
         call = self._call
         if call is not None:
             call.wake()
+
+    def _wake_for_others(self) -> None:
+        while self._wakes.get():
+            self._wake()
 
     def hang_up(self) -> None:
         """See Transport."""
@@ -87,6 +104,7 @@ class GrpcTransport:
 
     def close(self) -> None:
         """See Transport."""
+        self._wakes.put(False)
         with self._lock:
             call, channel, self._closed = self._call, self._channel, True
         if call is not None:

@@ -100,7 +100,6 @@ class Line:
         self._final = False  # what ended this connection would end every other one
         self._grace = 0.0  # seconds; none until the enclave has said so
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
-        self._later: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -108,7 +107,6 @@ class Line:
     def begin(self) -> queue.SimpleQueue[bytes | AdytonError]:
         """Dial. What comes: the evidence, or why there is none."""
         self._reader.start()
-        threading.Thread(target=self._wake_later, name="adyton-waker", daemon=True).start()
         return self._handshake
 
     @property
@@ -159,12 +157,8 @@ class Line:
             self._transport.wake()
 
     def wake_later(self) -> None:
-        """The same at any moment, under the lock and where storage dies: another thread does it."""
-        self._later.put(True)
-
-    def _wake_later(self) -> None:
-        while self._later.get():
-            self.wake()
+        """The same at any moment: under the lock, and where storage dies."""
+        self._transport.wake_later()
 
     def tick(self, before_ping: Callable[[], None]) -> ConnectionLostError | None:
         """Somebody has waited for a while: ask the peer for a sign of life; give the connection, or the first one all, up when there is none.
@@ -225,7 +219,6 @@ class Line:
         because = self._owner.ended_because
         if because or isinstance(error, _BrokenError | ClosedError):
             error = ConnectionLostError(because or f"{error}; the outcome of calls under way is unknown. Load it again")
-        self._later.put(False)
         self._handshake.put(error)
         self._owner.over_for_good(error)
         self._transport.close()

@@ -218,12 +218,13 @@ class ProxyClient:
         pair = self._own_pair()
         deadline = self._deadlines.of(timeout)
         denied = self.denials
-        call = self.made(pair.number, method, body, deadline)
-        for each in arguments:
-            each.begin(call)
-        if cancellation is not None:
-            cancellation.begin(pair)
+        began: list[int] = []
         try:
+            call = self.made(pair.number, method, body, deadline, began.append)
+            for each in arguments:
+                each.begin(call)
+            if cancellation is not None:
+                cancellation.begin(pair)
             while True:
                 item = self.wait(pair.mailbox, deadline.until)
                 if isinstance(item, communicator.Called):
@@ -242,17 +243,18 @@ class ProxyClient:
                 if cancellation is not None and pair.cancelled is cancellation:
                     raise CancelledError
         except queue.Empty:
-            self._abandon(pair, call)
+            self._abandon(pair, began)
             raise deadline.error(WAITED_FOR.get(method, "the entry")) from None
         except AdytonError:
             raise
-        except BaseException:  # KeyboardInterrupt and the like, while waiting
-            self._abandon(pair, call)
+        except BaseException:  # KeyboardInterrupt and the like, at any moment
+            self._abandon(pair, began)
             raise
         finally:
             for each in arguments:
                 each.stop()
-            self.over(call, name or method)
+            for number in began:
+                self.over(number, name or method)
         if item.ok:
             result: communicator.Body = item.body
             return result
@@ -356,12 +358,21 @@ class ProxyClient:
                 self._pairs[pair.number] = pair
         return token.pair
 
-    def _abandon(self, pair: Pair, call: int) -> None:
+    def _abandon(self, pair: Pair, began: list[int]) -> None:
+        """Nobody waits on it any more; `began`: the call that was made, if one was."""
         pair.abandoned = True
         with self._lock:
             if self._error is None:
-                self._session.cancel(call)
+                for call in began:
+                    self._session.cancel(call)
+                self._drop_if_idle(pair.number)
         self._line.wake()
+
+    def _drop_if_idle(self, number: int) -> None:
+        """Under the lock: of a pair that was abandoned."""
+        if number in self._pairs and self._session.idle(number):
+            del self._pairs[number]
+            self._session.dispose(number)
 
     def _dispose_ended(self) -> None:
         """Under the lock: pairs whose threads have ended and that nothing is under way on; and streams that nobody has any more."""
@@ -553,9 +564,8 @@ class ProxyClient:
         with self._lock:
             if pair.owed:
                 self._session.reply(pair.owed.pop(0), ok=False, body=NOBODY_WAITS)
-            elif self._session.idle(event.pair):
-                del self._pairs[event.pair]
-                self._session.dispose(event.pair)
+            else:
+                self._drop_if_idle(event.pair)
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """What the server says of the enclave's processes: see Transport."""

@@ -54,6 +54,10 @@ class Transport(Protocol):
         """The source that is run, if there is one, may have something. It may be pulled, and sent, by the thread that says so."""
         ...
 
+    def wake_later(self) -> None:
+        """The same at any moment: it is done by another thread."""
+        ...
+
     def hang_up(self) -> None:
         """End the connection at once, from any thread."""
         ...
@@ -121,6 +125,8 @@ class SocketTransport:
         """See Transport."""
         if self._outgoing is not None:
             self._outgoing.wake()
+
+    wake_later = wake
 
     def _send(self, sock: socket.socket, outgoing: Pulled) -> None:
         try:
