@@ -66,7 +66,10 @@ class Channel(abc.ABC):
         if self._failure is not None:
             raise self._failure
         try:
-            return self._received(self._tls.receive(data))
+            plaintext = self._tls.receive(data)
+            if self._state == "open" and not self._tls.ended:
+                return [Data(plaintext)] if plaintext else []
+            return self._received(plaintext)
         except RemoteProtocolError as error:
             self._failure = error
             self._state = "failed"
@@ -85,7 +88,7 @@ class Channel(abc.ABC):
 
     def data_to_send(self) -> bytes:
         """All bytes that are due for the peer; b"" when none are."""
-        return self._tls.data_to_send()
+        return self._tls.data_to_send() if self._tls.due else b""
 
     def close(self) -> None:
         """Tell the peer that nothing more comes; what still comes from it is dropped."""

@@ -17,6 +17,7 @@ APART = 1 << 20  # bytes between two marks, at most
 QUEUE = 0.005  # seconds that what is sent may lie in queues, beside what the way itself takes
 LIGHT = LEAST // 4  # bytes on their way: so few that a mark behind them tells what the way itself takes
 AGAIN = 10.0  # seconds after which that is found out again, for it may have become longer
+_CLOSEST = LIGHT // 4  # bytes between two marks, at least
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Flow:
         self._rate = 0.0  # bytes in a second
         self._way = float("inf")  # seconds there and back when nothing else is under way
         self._known = clock()  # when that was found out
+        self._apart = self.window // 4  # bytes between two marks, as long as that is known
 
     @property
     def room(self) -> int:
@@ -58,15 +60,14 @@ class Flow:
     def apart(self) -> int:
         """How many bytes lie between two marks. Few after a pause, so that the first of them is light; more where many go by in no time,
         for a mark and its answer take both ends longer than some bytes do."""
-        if self._clock() - self._known > AGAIN:
-            return LIGHT // 2
-        return min(max(self.window // 4, min(self.window // 2, int(self._rate * QUEUE))), APART)
+        return LIGHT // 2 if self._clock() - self._known > AGAIN else self._apart
 
     def sent(self, size: int) -> bool:
         """So many bytes were sent, perhaps none. Whether a mark is due."""
         self._sent += size
         marked = self._marks[-1].end if self._marks else self.arrived
-        return self._sent - marked >= self.apart
+        unmarked = self._sent - marked
+        return unmarked >= _CLOSEST and unmarked >= self.apart
 
     def mark(self) -> int:
         """The number of a mark behind what was sent."""
@@ -95,4 +96,5 @@ class Flow:
             self.window = LIGHT  # until a mark has shown it
         else:
             self.window = max(LEAST, min(MOST, int(self._rate * (2 * self._way + QUEUE))))
+        self._apart = min(max(self.window // 4, min(self.window // 2, int(self._rate * QUEUE))), APART)
         return True

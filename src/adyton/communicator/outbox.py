@@ -61,11 +61,12 @@ class Outbox:
         self._unsent: dict[tuple[str, int], _Body] = {}
         self._last = b""
 
-    def put(self, *frame: Part) -> None:
-        """A frame that goes out before every chunk of a body; its parts, together. They are not copied."""
+    def put(self, *frame: Part) -> int:
+        """A frame that goes out before every chunk of a body; its parts, together. They are not copied. A number for it, see `has_sent`."""
         self._urgent.append(frame)
         self._frames += 1
         self.pending += sum(map(len, frame))
+        return self._frames
 
     def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
         """A head, in order with `put`, and the parts of its body, which follow when there is nothing urgent. They are not copied."""
@@ -89,10 +90,6 @@ class Outbox:
         """The frame that goes out when nothing else is due."""
         self._last = frame
         self.pending += len(frame)
-
-    def last_put(self) -> int:
-        """A number for the frame that was `put` last, see `has_sent`."""
-        return self._frames
 
     def has_sent(self, frame: int) -> bool:
         """Whether that frame, and so all before it, is out."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -142,10 +141,6 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
 Event = Called | Replied | Notified | Cancelled | Disposed | Closed
 
 
-def _parts(body: Parts) -> tuple[bytes, ...]:
-    return body if isinstance(body, tuple) else (body,)
-
-
 _LARGE = 1 << 22  # bytes of a body that must not be held twice, not even for a moment
 
 
@@ -171,6 +166,10 @@ class _Arriving:
     def body(self) -> Body:
         """When all is there."""
         return self._held if isinstance(self._held, bytearray) else b"".join(self._held)
+
+
+def _not_allowed(violation: PairViolation) -> LocalProtocolError:
+    return LocalProtocolError(f"not allowed: {violation}")
 
 
 class Session:
@@ -222,7 +221,7 @@ class Session:
             raise LocalProtocolError(f"{method} was called after the session was closed")
         if self._peer_reason is not None:
             raise ConnectionLostError(f"the other side has ended the session: {self._peer_reason}")
-        parts = _parts(body)
+        parts = body if isinstance(body, tuple) else (body,)
         size = sum(map(len, parts))
         self._check_message(method, size, self._limits.message)
         if len(self._sent_calls) >= self._limits.in_flight:
@@ -233,7 +232,10 @@ class Session:
         if pair:
             if not 0 < pair <= MAX_NUMBER:
                 raise LocalProtocolError(f"{pair} is no number of a pair")
-            self._apply(pair, "send call", number)
+            try:
+                self._pairs.apply(pair, "send call", number)
+            except PairViolation as violation:
+                raise _not_allowed(violation) from None
         self._last_sent = number
         self._sent_calls[number] = pair
         if size <= CHUNK:
@@ -244,21 +246,23 @@ class Session:
 
     def reply(self, call: int, ok: bool, body: Parts) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
-        if not self._open:
+        if self._closed or self._peer_reason is not None:
             return
         pair = self._received_calls.get(call)
         if pair is None or (self._arriving and ("call", call) in self._arriving):
             raise LocalProtocolError(f"call {call} was replied to, but waits for no reply")
-        parts = _parts(body)
+        parts = body if isinstance(body, tuple) else (body,)
         size = sum(map(len, parts))
         if size > self._limits.message:
             raise ResourceLimitError(f"the result has {size} bytes; at most {self._limits.message} are carried")
         if pair:
-            self._apply(pair, "send reply", call)
+            try:
+                self._pairs.apply(pair, "send reply", call)
+            except PairViolation as violation:
+                raise _not_allowed(violation) from None
         del self._received_calls[call]
         if size <= CHUNK:
-            self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts))))
-            self._replies.append(self._outbox.last_put())
+            self._replies.append(self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
         else:
             self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
 
@@ -266,7 +270,7 @@ class Session:
         """Tell the peer something. ResourceLimitError: too large."""
         if not self._open:
             return
-        parts = _parts(body)
+        parts = body if isinstance(body, tuple) else (body,)
         size = sum(map(len, parts))
         self._check_message(method, size, self._limits.notification)
         number = self._last_notification_sent = self._last_notification_sent + 1
@@ -300,7 +304,10 @@ class Session:
             return
         if self.side is Side.CLIENT and pair not in self._pairs:
             return
-        self._apply(pair, "send dispose")
+        try:
+            self._pairs.apply(pair, "send dispose")
+        except PairViolation as violation:
+            raise _not_allowed(violation) from None
         self._outbox.put(encode(DisposeFrame(pair)))
 
     def close(self, reason: str) -> None:
@@ -325,20 +332,22 @@ class Session:
         flow = self._flow
         if self._peer_reason is not None:  # it tells of no marks any more
             return together(self._outbox.take(limit, limit))
-        if self._outbox.ended:
+        if self._outbox.ended or not (self._outbox.pending or self._read_mark or self._asks):
             return []
-        parts: list[Part] = [encode(ReadFrame(self._read_mark))] if self._read_mark else []
-        self._read_mark = 0
-        limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
-        urgent = min(limit, flow.room + (LEAST if flow.window > LIGHT else 0))
-        parts += self._outbox.take(urgent, min(limit, flow.room))
+        limit, room = min(limit, flow.apart), flow.room  # a peer may see it only when all of it is there
+        urgent = min(limit, room + (LEAST if flow.window > LIGHT else 0))
+        parts = self._outbox.take(urgent, min(limit, room))
+        if self._read_mark:
+            parts.insert(0, encode(ReadFrame(self._read_mark)))
+            self._read_mark = 0
         due = flow.sent(sum(map(len, parts)))
         if (due or self._asks) and not self._outbox.ended:
             mark = encode(MarkFrame(flow.mark()))
             parts.append(mark)
             flow.sent(len(mark))
             self._asks = False
-        parts = together(parts)
+        if len(parts) > 1:
+            parts = together(parts)
         self._replay.add(parts)
         return parts
 
@@ -386,12 +395,6 @@ class Session:
             raise LocalProtocolError(f"a method's name has 1 to {MAX_METHOD} characters, not {len(method)}")
         if size > limit:
             raise ResourceLimitError(f"{method}: the message has {size} bytes; at most {limit} are carried")
-
-    def _apply(self, pair: int, action: Any, call: int = 0) -> None:
-        try:
-            self._pairs.apply(pair, action, call)
-        except PairViolation as violation:
-            raise LocalProtocolError(f"not allowed: {violation}") from None
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -451,7 +454,9 @@ class Session:
         call, pair = frame.call, frame.pair
         if call != self._last_received + 1:
             raise RemoteProtocolError(f"the peer's call {call} came after its call {self._last_received}")
-        if self._unanswered() >= self._limits.in_flight:
+        # Most of them are sent by now: to look which is for when it matters.
+        at_most = len(self._received_calls) + len(self._replies) + self._outbox.replies
+        if at_most >= self._limits.in_flight and self._unanswered() >= self._limits.in_flight:
             raise ResourceLimitError(f"the peer has more than {self._limits.in_flight} calls under way")
         if pair:
             if self._arriving and self._reply_arrives_on(pair):
