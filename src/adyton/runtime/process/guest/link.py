@@ -141,37 +141,39 @@ def encode(message: ToGuest | ToSupervisor) -> bytearray:
 
 
 class Reader:
-    """Bytes in, messages out; sans-IO. Only RemoteProtocolError leaves it. Its length: bytes of a message that is not complete."""
+    """Bytes in, messages out; sans-IO. Only RemoteProtocolError leaves it. `held`: bytes of a message that is not complete."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
-
-    def __len__(self) -> int:
-        return len(self._buffer)
+        self.held = 0
 
     def receive(self, data: bytes) -> list[Any]:
         """The messages that `data` completes."""
-        buffer = self._buffer
-        buffer += data
-        messages = []
-        start = 0
-        while len(buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > MAX_MESSAGE:
-                raise RemoteProtocolError(
-                    f"a message of {length} bytes on a guest's link; at most {MAX_MESSAGE} are allowed"
-                )
-            if len(buffer) - start - _LENGTH.size < length:
-                break
-            start += _LENGTH.size
-            with memoryview(buffer) as view, view[start : start + length] as body:
+        if self.held:
+            self._buffer += data
+        messages, start = [], 0
+        with memoryview(self._buffer if self.held else data) as whole:
+            size = len(whole)
+            while size - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(whole, start)
+                if length > MAX_MESSAGE:
+                    raise RemoteProtocolError(
+                        f"a message of {length} bytes on a guest's link; at most {MAX_MESSAGE} are allowed"
+                    )
+                stop = start + _LENGTH.size + length
+                if stop > size:
+                    break
                 try:
-                    messages.append(self._decoder.decode(body))
+                    messages.append(self._decoder.decode(whole[start + _LENGTH.size : stop]))
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed message on a guest's link: {error}") from error
-            start += length
-        del buffer[:start]
+                start = stop
+            if not self.held:
+                self._buffer += whole[start:]
+        if self.held:
+            del self._buffer[:start]
+        self.held = size - start
         return messages
 
 

@@ -13,6 +13,7 @@ import hmac
 import mmap
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
@@ -91,21 +92,27 @@ class Connections:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Send what is due, as far as the connection takes it."""
-        connection = self._current
-        while connection is not None and len(connection.outbox) < HIGH_WATER and not connection.refused:
+    def flush(self) -> bool:
+        """Send what is due, as far as the connection takes it. Whether something was."""
+        connection, sent = self._current, False
+        if connection is None or connection.refused or not (self._session.due or connection.channel.due):
+            return False
+        while len(connection.outbox) < HIGH_WATER:
             if connection.channel.established:
                 for part in self._session.parts_to_send(READ_SIZE):
                     connection.channel.send(part)
             data = connection.channel.data_to_send()
             if not data:
                 break
+            sent = True
             try:
                 connection.outbox.put(data)
             except OSError:
                 self._drop(connection)
                 break
+            if not self._session.due:
+                break
+        return sent
 
     @property
     def unsent(self) -> int:
@@ -146,7 +153,7 @@ class Connections:
 
     def _watch(self, connection: _Connection) -> None:
         reads = self._listens or connection is not self._current
-        self._loop.read(connection.socket, self._guarded(lambda: self._readable(connection)) if reads else None)
+        self._loop.read(connection.socket, self._guarded(partial(self._readable, connection)) if reads else None)
 
     def _readable(self, connection: _Connection) -> None:
         try:

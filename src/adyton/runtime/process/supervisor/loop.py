@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import heapq
-import selectors
+import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 Callback = Callable[[], None]
+_MOST_READY = 64  # of one turn
 
 
 class Loop:
     """Calls back when descriptors can be read, or written where asked for."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, int] = {}  # descriptors, and for what
         self._writers: dict[int, Callback] = {}
         self._readers: dict[int, Callback] = {}
         self._alarm: tuple[float, Callback] | None = None
@@ -38,21 +41,22 @@ class Loop:
             side.pop(descriptor, None)
         else:
             side[descriptor] = callback
-        wanted = (selectors.EVENT_READ if descriptor in self._readers else 0) | (
-            selectors.EVENT_WRITE if descriptor in self._writers else 0
+        wanted = (select.EPOLLIN if descriptor in self._readers else 0) | (
+            select.EPOLLOUT if descriptor in self._writers else 0
         )
-        try:
-            current = self._selector.get_key(descriptor).events
-        except KeyError:
-            current = 0
+        current = self._watched.get(descriptor, 0)
         if wanted == current:
             return
         if not wanted:
-            self._selector.unregister(descriptor)
-        elif not current:
-            self._selector.register(descriptor, wanted)
+            del self._watched[descriptor]
+            with suppress(OSError):  # it is closed
+                self._epoll.unregister(descriptor)
+            return
+        if not current:
+            self._epoll.register(descriptor, wanted)
         else:
-            self._selector.modify(descriptor, wanted)
+            self._epoll.modify(descriptor, wanted)
+        self._watched[descriptor] = wanted
 
     def forget(self, source: Any) -> None:
         """Stop watching `source`; do so before closing it."""
@@ -77,10 +81,11 @@ class Loop:
         due = [self._alarm[0]] if self._alarm is not None else []
         due += [self._later[0][0]] if self._later else []
         left = max(0.0, min(due) - time.monotonic()) if due else None
-        for key, events in self._selector.select(left):
-            if events & selectors.EVENT_READ and (reader := self._readers.get(key.fd)):
+        for descriptor, events in self._epoll.poll(left, _MOST_READY):
+            # An end or an error is told to whoever watches.
+            if events != select.EPOLLOUT and (reader := self._readers.get(descriptor)):
                 reader()
-            if events & selectors.EVENT_WRITE and (writer := self._writers.get(key.fd)):
+            if events != select.EPOLLIN and (writer := self._writers.get(descriptor)):
                 writer()
         if self._alarm is not None and time.monotonic() >= self._alarm[0]:
             callback, self._alarm = self._alarm[1], None
@@ -91,7 +96,7 @@ class Loop:
 
     def close(self) -> None:
         """Forget everything; the descriptors stay their owners'."""
-        self._selector.close()
+        self._epoll.close()
 
 
 class Outbox:

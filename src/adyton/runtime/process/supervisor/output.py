@@ -87,9 +87,11 @@ class Output:
 
     def then(self, step: Callback) -> None:
         """Do this when what was printed until now is on its way."""
-        self._pass_on()
-        if not self._awaiting and self._is_clear():
+        if self._taken:
             self._pass_on()
+        if not self._awaiting and self._is_clear():
+            if self._taken:
+                self._pass_on()
             step()
         else:
             self._awaiting.append(step)

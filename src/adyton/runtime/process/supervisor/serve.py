@@ -19,7 +19,8 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -145,10 +146,12 @@ class Supervisor:
             Stops(self._loop, guest.pidfd, self.end, self._patience).begin(self._guarded)
         if self._watch is not None:
             self._watch.attach(self._loop, self.end)
+        flush = self._guarded(self._flush)
         try:
             while self._loop.turn():
-                self._tell(self._waits.report())
-                self._guarded(self._flush)()
+                if self._waits.changed:
+                    self._tell(self._waits.report())
+                flush()
         finally:
             self._close()
         return self._reason
@@ -254,9 +257,9 @@ class Supervisor:
     # -- the client's side --------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        self._connections.flush()
-        self._emulation.caught_up()
-        self.output.caught_up()
+        if self._connections.flush():
+            self._emulation.caught_up()
+            self.output.caught_up()
         if self._paused and self._session.pending_bytes <= MAX_UNSENT:
             paused, self._paused = self._paused, []
             for link in paused:
@@ -364,7 +367,7 @@ class Supervisor:
             # A thread of the guest's own may have ended meanwhile, or waits no longer.
             with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():
                 if waiting.sock.fileno() >= 0:
-                    waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, cast("bytes", body))))
+                    waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))  # type: ignore[arg-type]
             return
         ticket, request = waiting
         assert self._files is not None
@@ -395,16 +398,18 @@ class Supervisor:
         return link
 
     def _read_link(self, link: Link) -> None:
-        self._loop.read(link.sock, self._guarded(lambda: self._from_link(link)))
+        self._loop.read(link.sock, self._guarded(partial(self._from_link, link)))
 
     def _enter(self, link: Link, call: int, pair: int, method: str, body: communicator.Body) -> None:
         self._waits.entered(call)
-        self._waits.ended(link.sock)  # a nested entry is what its host call got
+        if link.stack:
+            self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
         link.stack.append(("enter", call))
         self._streams.began(call, link, method)
         trace = self._spans.entered(call, pair)
-        link.outbox.put(protocol.encode(protocol.Enter(method, cast("bytes", body), call, trace)))
+        # A bytearray is encoded alike.
+        link.outbox.put(protocol.encode(protocol.Enter(method, body, call, trace)))  # type: ignore[arg-type]
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
@@ -452,14 +457,14 @@ class Supervisor:
             self._loop.forget(link.sock)
             if link.sock in self._thread_links:
                 self._thread_links.discard(link.sock)
-                self._arriving -= len(link.reader)
+                self._arriving -= link.reader.held
                 link.sock.close()
             elif (link.stack or link is self._streams.link) and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
             return
-        before = len(link.reader)
+        held = link.reader.held
         messages = link.reader.receive(data)
-        self._arriving += len(link.reader) - before
+        self._arriving += link.reader.held - held
         if self._arriving > MAX_ARRIVING:
             self.end(f"the enclave was ended: its guest began messages of more than {MAX_ARRIVING} bytes together")
             return
@@ -508,10 +513,11 @@ class Supervisor:
         self._reply(call, message)
 
     def _reply(self, call: int, result: protocol.Return) -> None:
-        self.output.then(lambda: self._reply_now(call, result))
+        self.output.then(partial(self._reply_now, call, result))
 
     def _reply_now(self, call: int, result: protocol.Return) -> None:
-        self._tell(self._waits.report(call))
+        if self._waits.changed or self._waits.keep:
+            self._tell(self._waits.report(call))
         self._spans.returned(call)
         try:
             self._session.reply(call, result.ok, result.body)

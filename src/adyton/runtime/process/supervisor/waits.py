@@ -42,6 +42,7 @@ class Waits:
         self._reported = (0, 0, 0, 0)
         self._reported_at = 0
         self.keep = False  # waits, for a trace
+        self.changed = False  # something, perhaps, since the last report
         self.round_trips = 0
         self.hits = 0
         self.misses = 0
@@ -57,7 +58,7 @@ class Waits:
             self._since, self._what = self._now(), what
         self._waiters.add(waiter)
         if not self._under_way:
-            self._under_way = True
+            self._under_way = self.changed = True
             self.round_trips += 1
 
     def ended(self, waiter: Hashable) -> None:
@@ -70,6 +71,7 @@ class Waits:
             return
         duration = self._now() - self._since
         self._waited += duration
+        self.changed = True
         if self.keep:
             if len(self._kept) < MAX_WAITS:
                 self._kept.append(Wait(self._since, duration, self._what))
@@ -79,10 +81,12 @@ class Waits:
     def hit(self) -> None:
         """A request of the guest about the client's things was answered from here."""
         self.hits += 1
+        self.changed = True
 
     def miss(self) -> None:
         """One had to be asked of the client."""
         self.misses += 1
+        self.changed = True
 
     def entered(self, call: int) -> None:
         """The client's entry `call` has arrived."""
@@ -90,7 +94,7 @@ class Waits:
             self._entered[call] = self._now()
 
     def report(self, call: int = 0) -> Counts | None:
-        """What the client is to be told before the reply to its entry `call`; None: nothing has changed.
+        """What the client is to be told before the reply to its entry `call`; None: nothing has changed. Not needed unless `changed` or `keep`.
 
         Without a call: None unless a second has passed since the last report, or much is kept.
         """
@@ -99,8 +103,9 @@ class Waits:
         current = (self.round_trips, self.hits, self.misses, self._waited)
         due = call or now - self._reported_at >= REPORT_AFTER or len(self._kept) >= MAX_WAITS // 2
         if current == self._reported or not due:
+            self.changed = current != self._reported
             return None
-        self._reported, self._reported_at = current, now
+        self._reported, self._reported_at, self.changed = current, now, False
         kept, self._kept = self._kept, []
         waiting = self._waited + (now - self._since if self._waiters else 0)
         return Counts(self.round_trips, waiting, self.hits, self.misses, call, received, now, self._lost, kept)
