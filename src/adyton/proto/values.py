@@ -157,8 +157,10 @@ class Signature:
         self.stream = stream_of(self.returns)  # of results
         if self.returns is Any and (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
             self.stream = Stream(Any, inspect.isasyncgenfunction(function))
+        streaming = False
         for where, annotation in (*self.annotations.items(), ("return", self.returns)):
             stream = stream_of(annotation)
+            streaming = streaming or (stream is not None and where != "return")
             if stream is not None and not streams:
                 raise EnclaveTypeError(
                     f"{self.name}(): {where} is a stream ({annotation}), and only entries have streams; use a list"
@@ -167,6 +169,11 @@ class Signature:
                 msgspec.json.Decoder(annotation if stream is None else stream.item)
             except TypeError as error:
                 raise EnclaveTypeError(f"{self.name}(): the annotation of {where} cannot be sent: {error}") from error
+        # All of them at once, where none has a name.
+        self._whole: msgspec.msgpack.Decoder[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        if by_place and not streaming:
+            each = tuple(self.annotations.values())
+            self._whole = msgspec.msgpack.Decoder(tuple[tuple[each or ()], dict[str, msgspec.Raw]])  # type: ignore[misc]
 
     def __str__(self) -> str:
         return f"{self.name}{self._signature}"
@@ -178,6 +185,13 @@ class Signature:
 
         `open_stream`: what gives the code a stream that its caller has opened.
         """
+        if self._whole is not None and encoding == "msgpack":
+            try:
+                arguments, names = self._whole.decode(body)
+                if not names:
+                    return arguments, {}
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                pass  # below it is seen which does not fit, or that it is left out
         decode = _DECODE[encoding]
         opened: set[int] = set()
 

@@ -12,8 +12,8 @@ import inspect
 import os
 import threading
 import traceback
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Coroutine
+from types import CoroutineType, TracebackType
 from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
@@ -90,7 +90,8 @@ class Application:
 
     def enter_request(self, request: EnterRequest, call: Call) -> bytes:
         """The same with what is decoded already."""
-        return encode_result(request.entry, self._awaited(self._begun(request, call)(), call))
+        value = self._begun(request, call)()
+        return encode_result(request.entry, self._awaited(value, call) if isinstance(value, CoroutineType) else value)
 
     async def enter_async(self, request: EnterRequest, call: Call) -> bytes:
         """The same in a task."""
@@ -102,7 +103,9 @@ class Application:
         request = self.request(body)
         function = self._begun(request, call, stream=True)
         try:
-            value = self._awaited(function(), call)
+            value = function()
+            if isinstance(value, CoroutineType):
+                value = self._awaited(value, call)
             if hasattr(value, "__aiter__"):
                 self._awaited(send_all_async(call, request.entry, value), call)
             else:
@@ -148,9 +151,9 @@ class Application:
         call.opened(opened)
         return functools.partial(function, *positional, **keywords)
 
-    def _awaited(self, value: Any, call: Call) -> Any:
-        """What a coroutine comes to; all else as it is."""
-        return self._runner().run(call.cancellable(carried(value))) if inspect.iscoroutine(value) else value
+    def _awaited(self, coroutine: Coroutine[Any, Any, Any], call: Call) -> Any:
+        """What it comes to."""
+        return self._runner().run(call.cancellable(carried(coroutine)))
 
     def run(self, body: bytes) -> bytes:
         """TrustedApplication.run; `body` is a serialized EnclaveInput, the result a serialized EnclaveOutput."""

@@ -23,6 +23,7 @@ from adyton.runtime.process.guest.link import Batch, Items, Took
 NOBODY_WAITS = "the client no longer waits for this call"
 
 _NONE: frozenset[int] = frozenset()
+_making = threading.Lock()  # of what most calls never need
 
 current: ContextVar[Call | None] = ContextVar("call", default=None)  # which this code runs in
 
@@ -36,7 +37,7 @@ class Call:
         self.cancelled = False
         self.known_aside = False  # a Forget will come
         self.returned = False
-        self._changed = threading.Condition()
+        self._condition: threading.Condition | None = None
         self._batches: dict[int, deque[Batch]] = {}
         self._opened: frozenset[int] | None = None  # streams; None: the arguments are not decoded
         self._took: Callable[[Took], None] = lambda _: None
@@ -45,14 +46,22 @@ class Call:
         self._results: Outgoing | None = None
         self._send: Callable[[Items], None] | None = None
 
+    @property
+    def _changed(self) -> threading.Condition:
+        if self._condition is None:
+            with _making:
+                self._condition = self._condition or threading.Condition()
+        return self._condition
+
     def begin(self, left: float | None) -> None:
         """Its caller waits for so many seconds, and no longer than for a call that it is nested in. TimeoutError: for none."""
         around = current.get()
-        ends = [] if around is None or around is self or around.until is None else [around.until]
+        self.until = None if around is None or around is self else around.until
         if left is not None:
-            ends.append(time.monotonic() + left)
-        self.until = min(ends, default=None)
-        self.check()
+            until = time.monotonic() + left
+            self.until = until if self.until is None else min(until, self.until)
+        if self.cancelled or self.until is not None:
+            self.check()
 
     def left(self) -> float | None:
         """Seconds until its caller waits no longer, perhaps less than 0; None: it waits for ever."""

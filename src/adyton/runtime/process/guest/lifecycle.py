@@ -21,6 +21,7 @@ from adyton.errors import ClosedError
 
 
 class State(enum.Enum):
+    __hash__ = object.__hash__  # as good as Enum's, which is Python's code
     UNINITIALIZED = enum.auto()
     INITIALIZING = enum.auto()
     RUNNING = enum.auto()
@@ -31,6 +32,7 @@ class State(enum.Enum):
 class Input(enum.Enum):
     """The client's: LOAD, ENTER (an entry or run), FINALIZE. The others say how a load or a finalize ended."""
 
+    __hash__ = object.__hash__
     LOAD = enum.auto()
     LOADED = enum.auto()
     LOAD_FAILED = enum.auto()

@@ -36,6 +36,7 @@ _LENGTH = struct.Struct("<I")
 # Trace and span that the program is in, in hex, one behind the other; "" for none.
 ProgramSpan = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{48})?\Z", max_length=48)]
 _DAY = 86400.0  # seconds: poll() takes no number of milliseconds
+_READ_SIZE = 1 << 14  # bytes: most messages come by one system call
 _poll = select.poll  # a program may put its own in its place
 
 
@@ -178,7 +179,10 @@ class Reader:
 
 
 class GuestLink:
-    """The guest's end of a thread's link: blocking, received from by that thread. `owed`: host calls that it gave up, and whose HostReturn is to come."""
+    """The guest's end of a thread's link: blocking, received from by that thread. `owed`: host calls that it gave up, and whose HostReturn is to come.
+
+    What comes is one message, and the next one when that was answered: see the module.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.owed = 0
@@ -217,24 +221,27 @@ class GuestLink:
             poller.register(self._socket, select.POLLIN)
             if not poller.poll(max(0.0, min(seconds, _DAY)) * 1000):
                 raise TimeoutError
-        head = self._read(_LENGTH.size)
-        if head is None:
+        data: bytes | bytearray | None = self._socket.recv(_READ_SIZE)
+        if not data:
             return None
-        body = self._read(_LENGTH.unpack(head)[0])
-        if body is None:
-            return None
-        message: ToThread = self._decoder.decode(body)
+        if len(data) < _LENGTH.size or len(data) != _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+            data = self._completed(data)
+            if data is None:
+                return None
+        message: ToThread = self._decoder.decode(memoryview(data)[_LENGTH.size :])
         return message
 
-    def _read(self, size: int) -> bytes | bytearray | None:
-        data = self._socket.recv(size)
-        if len(data) == size:
-            return data
-        if not data and size:
-            return None
-        whole = bytearray(size)
-        whole[: len(data)] = data
-        view = memoryview(whole)[len(data) :]
+    def _completed(self, begun: bytes | bytearray) -> bytearray | None:
+        """The message of which that is the beginning; None when the supervisor closed the link."""
+        while len(begun) < _LENGTH.size:
+            more = self._socket.recv(_LENGTH.size - len(begun))
+            if not more:
+                return None
+            begun += more
+        whole = bytearray(_LENGTH.size + _LENGTH.unpack_from(begun)[0])
+        assert len(begun) <= len(whole), "two messages at once"
+        whole[: len(begun)] = begun
+        view = memoryview(whole)[len(begun) :]
         while view:
             count = self._socket.recv_into(view)
             if not count:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 from adyton.runtime.process.guest.link import Enter, GuestLink, HostReturn
 
+_MOMENT = 10  # milliseconds that it waits for a call before it has other threads' signals wake it: in a row of calls, there is one by then
+
 
 class MainThread:
     """Made by the thread that will `serve`; all else may be called by any thread."""
@@ -28,17 +30,24 @@ class MainThread:
         self._step: Callable[[], None] | None = None
         self._busy = False
         self._closed = False
+        self._poller = select.poll()
+        self._poller.register(self._woken, select.POLLIN)
+        self._polled: GuestLink | None = None  # beside that
         self._is_main = threading.current_thread() is threading.main_thread()
         self._programs_own = -1
-        self._watch_signals()
+        self._watches = False  # signals
 
     def _watch_signals(self) -> None:
         """Whichever thread the kernel gives a signal to, this one is woken."""
+        self._watches = True
         if self._is_main:
             self._programs_own = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
 
     def _let_program_watch(self) -> None:
         """As before its last call, that is not at all, or as a library of the program's has it."""
+        if not self._watches:
+            return
+        self._watches = False
         if self._is_main:
             with contextlib.suppress(OSError, ValueError):  # it was closed
                 signal.set_wakeup_fd(-1)
@@ -91,17 +100,21 @@ class MainThread:
     def _turn(
         self, answer: Callable[[GuestLink, Enter | HostReturn], None], ended: Callable[[GuestLink], None]
     ) -> None:
-        poller = select.poll()
-        poller.register(self._woken, select.POLLIN)
         link = self._link
-        if link is not None:
-            poller.register(link, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poller.poll()}
+        if link is not self._polled:
+            assert link is not None
+            self._poller.register(link, select.POLLIN)
+            self._polled = link
+        ready = dict(self._poller.poll(None if self._watches else _MOMENT))
+        if not ready:
+            self._watch_signals()
+            return
         if self._woken in ready:
             os.read(self._woken, 4096)  # the program's signal handlers run now
         with self._lock:
             step, self._step = self._step, None
-            called = step is None and link is not None and link.fileno() in ready
+            # What else has become ready is the link.
+            called = step is None and link is not None and len(ready) > (self._woken in ready)
             self._busy = called
         if step is not None:
             step()
@@ -114,5 +127,6 @@ class MainThread:
                 self._busy = False
                 self._link = None if message is None else link
             if message is None:
+                self._poller.unregister(link)
+                self._polled = None
                 ended(link)
-            self._watch_signals()

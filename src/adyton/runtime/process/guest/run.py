@@ -144,11 +144,11 @@ class Guest:
         self, link: GuestLink, message: Enter | HostReturn, done: Callable[[], None] | None = None
     ) -> None:
         """In the main thread, or in its place."""
-        self._become(link)
+        self._current.link = link
         try:
             self._answer(link, message)
         finally:
-            self._become(None)
+            self._current.link = None
             if done is not None:
                 done()
 
@@ -187,8 +187,10 @@ class Guest:
         call = self._calls.find(message.call, aside=False)
         token = current.set(None if message.method in ("load", "finalize") else call)
         try:
-            step = functools.partial(self._body, link, call)
-            body = step(message) if message.trace is None else tracing.within(message.trace, step, message)
+            if message.trace is None:
+                body = self._body(link, call, message)
+            else:
+                body = tracing.within(message.trace, functools.partial(self._body, link, call), message)
             ok = True
         except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
             error = raised
