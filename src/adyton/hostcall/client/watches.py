@@ -165,6 +165,9 @@ class Watches:
         self._enter = enter
         self._lock = threading.RLock()
         self._inotify = -1
+        self._arrived = (
+            select.poll()
+        )  # whether something has, without trying to read it, which takes many times as long
         self._closed = False
         self._stop: tuple[int, int] | None = None
         self._watches: dict[int, _Watch] = {}
@@ -359,6 +362,8 @@ class Watches:
 
     def _read_on(self) -> bool:
         """Whether there was more."""
+        if not self._arrived.poll(0):
+            return False
         try:
             self._read_ahead.append(os.read(self._inotify, _BUFFER))
         except BlockingIOError:
@@ -551,6 +556,7 @@ class Watches:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
         self._inotify = descriptor
+        self._arrived.register(descriptor, select.POLLIN)
         self._stop = os.pipe2(os.O_CLOEXEC)
         threading.Thread(target=self._wait, args=(descriptor, self._stop[0]), name="adyton-watch", daemon=True).start()
 
