@@ -17,7 +17,7 @@ APART = 1 << 20  # bytes between two marks, at most
 QUEUE = 0.005  # seconds that what is sent may lie in queues, beside what the way itself takes
 LIGHT = LEAST // 4  # bytes on their way: so few that a mark behind them tells what the way itself takes
 AGAIN = 10.0  # seconds after which that is found out again, for it may have become longer
-_CLOSEST = LIGHT // 4  # bytes between two marks, at least
+CLOSEST = LIGHT // 4  # bytes between two marks, at least
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Flow:
         self._sent += size
         marked = self._marks[-1].end if self._marks else self.arrived
         unmarked = self._sent - marked
-        return unmarked >= _CLOSEST and unmarked >= self.apart
+        return unmarked >= CLOSEST and unmarked >= self.apart
 
     def mark(self) -> int:
         """The number of a mark behind what was sent."""

@@ -132,8 +132,7 @@ class FrameReader:
 
     def receive(self, data: bytes | bytearray) -> Iterator[Frame]:
         """The frames that `data` completes, one by one, so that each is acted on before the next is looked at."""
-        start = 0
-        view = memoryview(data)
+        start, view = 0, memoryview(data)
         if self._rest:
             start = self._fill(view, 0, _LENGTH.size)
             if len(self._rest) < _LENGTH.size:
@@ -144,10 +143,12 @@ class FrameReader:
                 return
             whole, self._rest = self._rest, bytearray()
             yield _frame(memoryview(whole)[_LENGTH.size :])
-        while len(view) - start >= _LENGTH.size and (stop := _end(view, start)) <= len(view):
+        size = len(view)
+        while size - start >= _LENGTH.size and (stop := _end(view, start)) <= size:
             yield _frame(view[start + _LENGTH.size : stop])
             start = stop
-        self._rest += view[start:]
+        if start < size:
+            self._rest += view[start:]
 
     def _fill(self, view: memoryview, start: int, size: int) -> int:
         """Have `size` bytes in the rest, if there are so many from `start` on; where what is left begins."""

@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from adyton.communicator.flow import LEAST, LIGHT, Flow
+from adyton.communicator.flow import CLOSEST, LEAST, LIGHT, Flow
 from adyton.communicator.frames import (
     CHUNK,
     MAX_CHUNK,
@@ -334,7 +334,9 @@ class Session:
             return together(self._outbox.take(limit, limit))
         if self._outbox.ended or not (self._outbox.pending or self._read_mark or self._asks):
             return []
-        limit, room = min(limit, flow.apart), flow.room  # a peer may see it only when all of it is there
+        room = flow.room
+        if self._outbox.pending > CLOSEST:
+            limit = min(limit, flow.apart)  # a peer may see it only when all of it is there
         urgent = min(limit, room + (LEAST if flow.window > LIGHT else 0))
         parts = self._outbox.take(urgent, min(limit, room))
         if self._read_mark:

@@ -78,9 +78,10 @@ class Loop:
 
     def turn(self) -> bool:
         """Wait once, and call back for all that is ready. False: stopped."""
-        due = [self._alarm[0]] if self._alarm is not None else []
-        due += [self._later[0][0]] if self._later else []
-        left = max(0.0, min(due) - time.monotonic()) if due else None
+        due = self._later[0][0] if self._later else None
+        if self._alarm is not None and (due is None or self._alarm[0] < due):
+            due = self._alarm[0]
+        left = None if due is None else max(0.0, due - time.monotonic())
         for descriptor, events in self._epoll.poll(left, _MOST_READY):
             # An end or an error is told to whoever watches.
             if events != select.EPOLLOUT and (reader := self._readers.get(descriptor)):

@@ -149,11 +149,12 @@ class Output:
 
     def _is_clear(self) -> bool:
         """Whether nothing is in the pipes, nor in the thread's hands. Looking whether a pipe can be read takes no lock of it."""
-        return (
-            not any(events & select.POLLIN for _, events in self._poller.poll(0)) and not self._taking
-            if self._pipes
-            else True
-        )
+        if not self._pipes:
+            return True
+        for _, events in self._poller.poll(0):
+            if events & select.POLLIN:
+                return False
+        return not self._taking
 
     def _are_over(self) -> bool:
         """Whether nobody can write to the pipes, as far as anybody has them open, and all has been read."""

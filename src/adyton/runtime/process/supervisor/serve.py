@@ -401,7 +401,8 @@ class Supervisor:
         self._loop.read(link.sock, self._guarded(partial(self._from_link, link)))
 
     def _enter(self, link: Link, call: int, pair: int, method: str, body: communicator.Body) -> None:
-        self._waits.entered(call)
+        if self._waits.keep:
+            self._waits.entered(call)
         if link.stack:
             self._waits.ended(link.sock)  # a nested entry is what its host call got
         link.pair = pair
@@ -501,21 +502,19 @@ class Supervisor:
         message = self._streams.ended(call, message)
         if self._files is not None:
             effects, pending = self._files.settle()
-            self._do(effects)
+            if effects:
+                self._do(effects)
             if pending is not None:
                 self._waits.began(pending, "Settle")
                 pending.after.append(lambda _: self._settled(pending, call, message))
                 return
-        self._reply(call, message)
+        self.output.then(partial(self._reply, call, message))
 
     def _settled(self, pending: Pending, call: int, message: protocol.Return) -> None:
         self._waits.ended(pending)
-        self._reply(call, message)
+        self.output.then(partial(self._reply, call, message))
 
     def _reply(self, call: int, result: protocol.Return) -> None:
-        self.output.then(partial(self._reply_now, call, result))
-
-    def _reply_now(self, call: int, result: protocol.Return) -> None:
         if self._waits.changed or self._waits.keep:
             self._tell(self._waits.report(call))
         self._spans.returned(call)

@@ -86,14 +86,15 @@ class Streams:
     def ended(self, call: int, message: protocol.Return) -> protocol.Return:
         """The guest has returned; what the client is to be told."""
         self._under_way.pop(call, None)
-        for argument in self._arguments.pop(call, {}).values():
-            for each in argument.unanswered:
-                self._session.reply(each, True, FED)
+        if self._arguments:
+            for argument in self._arguments.pop(call, {}).values():
+                for each in argument.unanswered:
+                    self._session.reply(each, True, FED)
         if call in self._told:
             self._told.discard(call)
             assert self.link is not None
             self.link.outbox.put(protocol.encode(protocol.Forget(call)))
-        results = self._results.pop(call, None)
+        results = self._results.pop(call, None) if self._results else None
         if results is None:
             return message
         end = StreamEnd(results.batches, b"" if message.ok else message.body)
