@@ -6,34 +6,25 @@ The server is a process of its own: `python bench/bare_calls.py sync|aio` prints
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
+import servers
 
 STREAM, UNARY = "/Calls/stream", "/Calls/unary"
 THREADS = 32  # of the sync server
 
 
-@contextlib.contextmanager
-def server(kind: str, program: str = __file__) -> Iterator[int]:
+def server(kind: str, program: str = __file__) -> AbstractContextManager[int]:
     """The port of a server process of that kind."""
-    command = [sys.executable, program, kind]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.wait(10)
+    return servers.running([sys.executable, program, kind])
 
 
 def sampled(call: Callable[[], object], count: int) -> list[float]:

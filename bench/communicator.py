@@ -14,9 +14,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,7 @@ import bare_calls
 import bare_stream
 import peer_calls
 import processes
+import report
 from delay_proxy import delayed
 from processes import MIB
 
@@ -460,7 +459,7 @@ def measure(sizes: Sizes, delays: Sequence[float], only: Sequence[str]) -> list[
     """All rows, each printed as soon as it is there."""
     bench = Bench(sizes)
     rows: list[Row] = []
-    _line(("", "ms", "adyton", "÷", "references", "goal", ""))
+    report.line(("", "ms", "adyton", "÷", "references", "goal", ""), WIDTHS, LEFT)
     for name in only:
         for delay in [0.0] if name in NEAR else delays:
             for row in ROWS[name](bench, delay):
@@ -470,34 +469,18 @@ def measure(sizes: Sizes, delays: Sequence[float], only: Sequence[str]) -> list[
 
 
 WIDTHS = (50, 4, 16, 6, 66, 42, 60)
+LEFT = (0, 4, 5, 6)
 
 
 def show(row: Row) -> None:
-    met = {None: "", True: "met", False: "MISSED"}[row.met]
     references = ", ".join(f"{name} {each:,.5g}" for name, each in row.references.items())
     figure = "" if row.figure is None else f"{row.figure:,.5g} {row.unit}"
     share = "" if row.share is None else f"{row.share:.2f}"
-    _line((row.name, f"{row.delay:g}", figure, share, references, row.goal, f"{met} {row.said}".strip()))
-
-
-def _line(texts: Sequence[str]) -> None:
-    cells = [
-        f"{text:>{width}}" if number in (1, 2, 3) else f"{text:<{width}}"
-        for number, (text, width) in enumerate(zip(texts, WIDTHS, strict=True))
-    ]
-    print("  ".join(cells).rstrip(), flush=True)
-
-
-def write_results(rows: Sequence[Row], sizes: Sizes, path: Path) -> None:
-    machine = {
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "adyton": adyton.__version__,
-    }
-    path.parent.mkdir(exist_ok=True)
-    document = {"machine": machine, "sizes": vars(sizes), "rows": [vars(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    texts = (
+        *(row.name, f"{row.delay:g}", figure, share, references, row.goal),
+        f"{report.VERDICT[row.met]} {row.said}".strip(),
+    )
+    report.line(texts, WIDTHS, LEFT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -510,9 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="of everything a little, to see that it works")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "communicator.json")
     options = parser.parse_args(arguments)
-    only = [each for each in options.only.replace(" ", ",").split(",") if each] or list(ROWS)
-    if unknown := set(only) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}: there are {', '.join(ROWS)}")
+    only = report.chosen(parser, options.only, ROWS)
     delays = [float(each) for each in (options.delays or "0,20,50").split(",")]
     large = min(options.large * MIB, Sizes.large)
     sizes = (
@@ -522,7 +503,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     os.environ["PYTHONWARNINGS"] = "ignore"
     rows = measure(sizes, delays, only)
-    write_results(rows, sizes, options.results)
+    report.write(rows, sizes, options.results)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ import contextlib
 import ctypes
 import random
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import servers
 
 PIECE = 1 << 20
 BUFFER = 1 << 27
@@ -157,18 +159,10 @@ def serve(listener: socket.socket, target: tuple[str, int], delay: float) -> Non
         threading.Thread(target=carry, args=(near, target, delay), daemon=True).start()
 
 
-@contextlib.contextmanager
-def delayed(port: int, milliseconds: float, cut: float = 0.0) -> Iterator[int]:
+def delayed(port: int, milliseconds: float, cut: float = 0.0) -> AbstractContextManager[int]:
     """A proxy process before a port of this machine; its own port. `cut`: seconds, on the average, after which connections are reset."""
     command = [sys.executable, __file__, "--to", f"127.0.0.1:{port}", "--delay", str(milliseconds), "--cut", str(cut)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.wait(10)
+    return servers.running(command)
 
 
 def main() -> None:

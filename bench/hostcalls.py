@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,6 +30,7 @@ import bare_stream
 import echo_server
 import hostcall_program as program
 import relayed_stream
+import report
 import rpyc_reference
 from delay_proxy import delayed
 
@@ -418,26 +417,19 @@ def measure(sizes: Sizes, delays: Sequence[float], only: Sequence[str], traces: 
 
 HEAD = ("workload", "ms", "trips", "time", "plain", "RPyC", "its trips", "bare", "relayed", "goal", "")
 WIDTHS = (45, 4, 7, 9, 9, 9, 9, 9, 9, 22, 60)
+LEFT = (0, 9, 10)
 
 
 def show_head() -> None:
-    _line(HEAD)
+    report.line(HEAD, WIDTHS, LEFT)
 
 
 def show(row: Row) -> None:
-    met = {None: "", True: "met", False: "MISSED"}[row.met]
+    met = report.VERDICT[row.met]
     trips = ["" if each is None else f"{each:,}" for each in (row.round_trips, row.rpyc_trips)]
     times = [_time(each) for each in (row.seconds, row.plain, row.rpyc, row.bare, row.relayed)]
     texts = (row.workload, f"{row.delay:g}", trips[0], *times[:3], trips[1], *times[3:], row.goal, f"{met} {row.said}")
-    _line(texts)
-
-
-def _line(texts: Sequence[str]) -> None:
-    cells = [
-        f"{text:<{width}}" if number in (0, 9, 10) else f"{text:>{width}}"
-        for number, (text, width) in enumerate(zip(texts, WIDTHS, strict=True))
-    ]
-    print("  ".join(cells).rstrip(), flush=True)
+    report.line(texts, WIDTHS, LEFT)
 
 
 def _time(seconds: float | None) -> str:
@@ -452,18 +444,6 @@ def _time(seconds: float | None) -> str:
     )
 
 
-def write_results(rows: Sequence[Row], sizes: Sizes, path: Path) -> None:
-    machine = {
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "adyton": adyton.__version__,
-    }
-    path.parent.mkdir(exist_ok=True)
-    document = {"machine": machine, "sizes": vars(sizes), "rows": [vars(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=2) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help=f"some of {','.join(WORKLOADS)}")
@@ -475,14 +455,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--traces", metavar="DIRECTORY", help="where to write what each enclave did in time, for Perfetto"
     )
     options = parser.parse_args(arguments)
-    only = [each for each in options.only.replace(" ", ",").split(",") if each] or list(WORKLOADS)
-    if unknown := set(only) - set(WORKLOADS):
-        parser.error(f"no workload {', '.join(sorted(unknown))}: there are {', '.join(WORKLOADS)}")
+    only = report.chosen(parser, options.only, WORKLOADS)
     delays = [float(each) for each in (options.delays or "0,20,50").split(",")]
     sizes = TINY if options.tiny else Sizes(rounds=options.rounds)
     os.environ["PYTHONWARNINGS"] = "ignore"
     rows = measure(sizes, delays, only, options.traces)
-    write_results(rows, sizes, options.results)
+    report.write(rows, sizes, options.results)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+
+import servers
 
 BUDGET = 3.0  # seconds
 BLOCK = 4096
@@ -125,19 +127,9 @@ def connected(port: int) -> Iterator[Any]:
         connection.close()
 
 
-@contextlib.contextmanager
-def server() -> Iterator[int]:
+def server() -> AbstractContextManager[int]:
     """Its port."""
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.wait(10)
+    return servers.running([sys.executable, __file__])
 
 
 def main() -> None:

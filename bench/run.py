@@ -15,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+from bare_calls import sampled
 
 import adyton
 
@@ -50,6 +50,7 @@ ECHO = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 import grpc
+from bare_calls import sampled
 handler = grpc.stream_stream_rpc_method_handler(lambda requests, context: (each for each in requests))
 server = grpc.server(ThreadPoolExecutor(4))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", {"Echo": handler}),))
@@ -61,17 +62,6 @@ sys.stdin.read()
 
 def on_client(data: bytes) -> bytes:
     return data
-
-
-def sample(call: Callable[[], object], count: int) -> list[float]:
-    for _ in range(max(1, count // 10)):
-        call()
-    samples = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return samples
 
 
 def bare_echo() -> list[float]:
@@ -89,7 +79,7 @@ def bare_echo() -> list[float]:
                 requests.put(BODY)
                 next(responses)
 
-            samples = sample(call, CALLS)
+            samples = sampled(call, CALLS)
             requests.put(None)
         server.stdin.close()
     return samples
@@ -97,12 +87,12 @@ def bare_echo() -> list[float]:
 
 def adyton_calls(program: str, data: str, rows: dict[str, list[float]]) -> None:
     with adyton.load(program, allow_read=[data], allow_call=["on_client"], functions=[on_client]) as client:
-        rows["empty call, 64 bytes"] += sample(lambda: client.call("empty", BODY), CALLS)
+        rows["empty call, 64 bytes"] += sampled(lambda: client.call("empty", BODY), CALLS)
         times = 20
         rows["host call of a function, 64 bytes"] += [
-            each / times for each in sample(lambda: client.call("host_call", BODY, times), CALLS // times)
+            each / times for each in sampled(lambda: client.call("host_call", BODY, times), CALLS // times)
         ]
-        rows["open, read and close a client's file"] += sample(lambda: client.call("read", data), CALLS // 4)
+        rows["open, read and close a client's file"] += sampled(lambda: client.call("read", data), CALLS // 4)
 
 
 def loads(program: str, on: str, rows: dict[str, list[float]]) -> None:

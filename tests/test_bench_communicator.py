@@ -125,7 +125,7 @@ def test_a_row_that_cannot_be_had_says_why_and_its_references_are_measured_all_t
 def test_a_row_that_nobody_knows_is_refused(capfd):
     with pytest.raises(SystemExit):
         communicator.main(["--only", "emtpy"])
-    assert "no row emtpy: there are empty, threads" in capfd.readouterr().err
+    assert "nothing is named emtpy: there are empty, threads" in capfd.readouterr().err
 
 
 def test_what_a_process_has_and_whose_it_is():

@@ -84,4 +84,4 @@ def test_rows_have_their_figures_their_goals_and_go_into_a_file(tmp_path, capfd,
 def test_a_workload_that_nobody_knows_is_refused(capfd):
     with pytest.raises(SystemExit):
         hostcalls.main(["--only", "raed"])
-    assert "no workload raed: there are read, write" in capfd.readouterr().err
+    assert "nothing is named raed: there are read, write" in capfd.readouterr().err
