@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import threading
@@ -44,6 +45,17 @@ class Place:
         self.threads: list[int] = []
         self.nested: Callable[[], Any] = lambda: None
 
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """What an entry ends with, and that it has."""
+        try:
+            yield
+        except BaseException as error:
+            self.raised.append(error)
+            raise
+        finally:
+            self.ended.set()
+
 
 place = Place()
 
@@ -76,13 +88,8 @@ def plain() -> int:
 @app.entry
 def asks() -> int:
     place.threads.append(threading.get_ident())
-    try:
+    with place.noted():
         return slow()
-    except BaseException as error:
-        place.raised.append(error)
-        raise
-    finally:
-        place.ended.set()
 
 
 @app.entry
@@ -103,13 +110,8 @@ async def asks_async() -> int:
 
 @app.entry
 def reads(numbers: Iterator[int]) -> int:
-    try:
+    with place.noted():
         return sum(numbers)
-    except BaseException as error:
-        place.raised.append(error)
-        raise
-    finally:
-        place.ended.set()
 
 
 @app.entry
@@ -124,14 +126,9 @@ def quick(number: int) -> int:
 
 @app.entry
 def gives_what_is_asked() -> Iterator[int]:
-    try:
+    with place.noted():
         yield 1
         yield slow()
-    except BaseException as error:
-        place.raised.append(error)
-        raise
-    finally:
-        place.ended.set()
 
 
 @pytest.fixture

@@ -277,14 +277,7 @@ def test_items_of_all_sizes(client):
 
 def test_an_entry_that_wants_fewer_items_than_there_are_ends_the_iterator(client):
     closed = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from iter(int, 1)
-        finally:
-            closed.set()
-
-    assert client.call("first_of", numbers(), 3) == [0, 0, 0]
+    assert client.call("first_of", endless(closed), 3) == [0, 0, 0]
     assert closed.wait(LIMIT)
 
 
@@ -417,19 +410,19 @@ def test_what_an_iterator_raises_is_raised_in_the_enclave_and_again_here(client)
     assert place.seen == [1]
 
 
+def endless(closed: threading.Event) -> Iterator[int]:
+    try:
+        yield from iter(int, 1)
+    finally:
+        closed.set()
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
 def test_an_iterator_that_nobody_has_any_more_ends_its_arguments_too(client):
     closed = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from iter(int, 1)
-        finally:
-            closed.set()
-
-    items = client.call("sizes", (bytes(n) for n in numbers()))
+    items = client.call("sizes", (bytes(n) for n in endless(closed)))
     assert next(items) == 0
     del items
     gc.collect()
@@ -504,15 +497,8 @@ def test_a_closed_enclave_ends_its_streams_with_one_clear_error(client):
 
 def test_a_lost_connection_ends_both_kinds_of_streams(client):
     closed = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from iter(int, 1)
-        finally:
-            closed.set()
-
-    items = client.call("sizes", (bytes(n) for n in numbers()))
-    call = client.submit("keeps_waiting", numbers())
+    items = client.call("sizes", (bytes(n) for n in endless(closed)))
+    call = client.submit("keeps_waiting", endless(closed))
     assert next(items) == 0
     client._core.proxy._transport.close()
     with pytest.raises(ConnectionLostError):
