@@ -6,10 +6,10 @@ gets, and the same way back; with or without TLS and sessions in client and supe
     client  grpcio   as today: a thread hands requests to gRPC, another reads, and wakes the caller by a queue
             reader   the caller hands requests to gRPC's core itself; a thread reads, and wakes the caller
             caller   the caller does both: no other thread takes part (the leader, of leader and followers, when there is one call)
-    relay   grpcio   as today: two threads on grpcio's server
+    relay   grpcio   two threads on grpcio's server
             aio      one asyncio loop
             queue    a completion queue of gRPC's core of its own: who takes a message from it writes the socket
-            call     grpcio's server, whose own thread writes the socket when it takes a message: the RPC's call of the core is used directly
+            call     as today, with iomgr and poll: grpcio's server, whose own thread writes the socket when it takes a message: the RPC's call of the core is used directly
     iomgr            gRPC without its EventEngine threads: GRPC_EXPERIMENTS, read once when gRPC starts, in client, relay or both
     pinned           parties kept to one processor
     spin             supervisor and guest look for so many microseconds before they sleep
@@ -73,7 +73,7 @@ PATHS = (
     Variant("bare echo: aio", "aio", "echo aio"),
     Variant("bare echo: caller and queue", "caller", "echo queue"),
     Variant("bare echo: caller and queue, iomgr", "caller", "echo queue", "client relay"),
-    Variant("as today", "grpcio", "grpcio"),
+    Variant("grpcio's threads in both", "grpcio", "grpcio"),
     Variant("relay: iomgr", "grpcio", "grpcio", "relay"),
     Variant("relay: aio, iomgr", "grpcio", "aio", "relay"),
     Variant("relay: queue", "grpcio", "queue"),
@@ -93,7 +93,7 @@ PATHS = (
     Variant("… poll", "caller", "queue", "client relay", poll=True),
     Variant("… spin 20 µs", "caller", "queue", "client relay", spin=20),
     Variant("… spin 50 µs", "caller", "queue", "client relay", spin=50),
-    Variant("with TLS and sessions: as today", "grpcio", "grpcio", protocol=True),
+    Variant("with TLS and sessions: grpcio's threads in both", "grpcio", "grpcio", protocol=True),
     Variant("with TLS and sessions: relay queue, iomgr", "grpcio", "queue", "relay", protocol=True),
     Variant("with TLS and sessions: caller, call", "caller", "call", protocol=True),
     Variant("with TLS and sessions: caller, call, iomgr in both", "caller", "call", "client relay", protocol=True),

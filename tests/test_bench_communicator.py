@@ -202,7 +202,7 @@ def serving(number: int) -> list[str]:
         "bare echo: aio",
         "bare echo: caller and queue, iomgr",
         "relay: aio, iomgr",
-        "with TLS and sessions: as today",
+        "with TLS and sessions: grpcio's threads in both",
         "with TLS and sessions: caller, queue, iomgr in both",
         "client: reader; relay: queue, iomgr",
         "… spin 20 µs",

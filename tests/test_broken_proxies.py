@@ -59,19 +59,19 @@ elif stage == "start":
 elif stage == "join":
     relay.Relay._join = die
 elif stage in ("handshake", "initialize"):
-    plain = relay.Relay._communicate
-    def communicate(self, requests, context):
+    plain = relay.pieces
+    def pieces(sock):
         if stage == "initialize":
             def wait():
                 while not os.path.exists("initializing"):
                     time.sleep(0.02)
                 die()
             threading.Thread(target=wait, daemon=True).start()
-        for answer in plain(self, requests, context):
-            yield answer
+        for piece in plain(sock):
+            yield piece
             if stage == "handshake":
                 die()
-    relay.Relay._communicate = communicate
+    relay.pieces = pieces
 from adyton.cli import main
 sys.argv = ["adyton", "proxy", *arguments]
 main()

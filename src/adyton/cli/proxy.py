@@ -62,6 +62,7 @@ def command(
     )
     from adyton.provision.proxy import Client, Launched, dial_alone, serve_alone
     from adyton.provision.spawner import RELAY_VARIABLE
+    from adyton.remote import event_engine
     from adyton.remote.bearer import read_token
     from adyton.remote.certificates import of_server
     from adyton.remote.dial_address import host_address as parsed
@@ -78,6 +79,7 @@ def command(
         if typed[0] == typed[1]:
             raise UsageError("--listen waits for the client, --host_address dials it: give one of the two")
         listen, host_address = (listen, None) if typed[0] else (None, host_address)
+    event_engine.keep_off()
     secret = os.environ.pop(SECRET_VARIABLE, "")
     parent = os.environ.pop(PARENT_VARIABLE, "")
     directory = os.environ.pop(DIRECTORY_VARIABLE, "")

@@ -14,11 +14,13 @@ import sys
 from adyton.errors import AdytonError
 from adyton.provision.first_line import CONNECTED, FAILED, LISTENING
 from adyton.provision.proxy import dial_for_enclave, serve_enclave
+from adyton.remote import event_engine
 from adyton.remote.address import TLS
 
 
 def main(arguments: list[str]) -> None:
     """Relay until the session is over."""
+    event_engine.keep_off()
     descriptor, pid, grace, way, address, *files = arguments
     session = bytes.fromhex(sys.stdin.readline().strip())
 

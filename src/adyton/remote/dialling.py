@@ -17,10 +17,11 @@ from adyton.errors import AdytonError, UnreachableError
 from adyton.handing_over import connect
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
-from adyton.remote import envelopes, rpc_threads
+from adyton.remote import rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
+from adyton.remote.core_events import ClientStream
 from adyton.remote.dial_back import ACCEPTED, SERVICE
-from adyton.remote.relay import pieces
+from adyton.remote.relay import Splice
 from adyton.stopped import STOPPED_SECONDS
 
 PAUSE = 0.2  # seconds between two attempts
@@ -81,30 +82,30 @@ class Dialler:
 
     def _communicate(self, session: bytes, control: socket.socket, seconds: float, joined: Callable[[], None]) -> None:
         """On one connection. OSError: the enclave has ended."""
-        stub = self._channel.stream_stream(f"/{SERVICE}/Communicate", envelopes.pack, envelopes.unpack)
+        stub = self._channel.stream_stream(f"/{SERVICE}/Communicate")
         timers: list[threading.Timer] = []
         supervisor = connect(control)
+        splice = Splice(supervisor)
 
-        def answers(call: Any) -> Iterator[memoryview]:
-            try:
-                yield from pieces(supervisor)
-            except OSError:
-                pass  # the client is gone, and the socket closed
+        def answers(call: Any) -> Iterator[bytes]:
+            splice.run(ClientStream(splice, call))
+            if splice.was_garbled:
+                call.cancel()
             timer = threading.Timer(END_SECONDS, call.cancel)
             timer.daemon = True
             timers.append(timer)
             timer.start()
+            yield from ()
 
         try:
-            call = self._open(stub, ((SESSION_METADATA, session),), answers, seconds)
-            joined()
-            _deliver(call, supervisor)
-        finally:
-            with contextlib.suppress(OSError):
-                supervisor.shutdown(socket.SHUT_RDWR)  # wakes `answers`, and tells the supervisor
+            self._open(stub, ((SESSION_METADATA, session),), answers, seconds)
+        except BaseException:
             supervisor.close()
-            for timer in timers:
-                timer.cancel()
+            raise
+        joined()
+        splice.over.wait()
+        for timer in timers:
+            timer.cancel()
 
     def report(self, session: bytes, report: Callable[[], ProcessesReply]) -> None:
         """Answer the client's questions about its enclave's processes, from threads of their own, as long as the connection lasts."""
@@ -177,17 +178,3 @@ def _after(accepted: queue.SimpleQueue[Any], answers: Callable[[Any], Iterator[A
     call = accepted.get()
     if call is not None:
         yield from answers(call)
-
-
-def _deliver(call: Any, supervisor: socket.socket) -> None:
-    """Write what the client sends, until it ends. When the supervisor takes no more, only the client's end is waited for."""
-    alive = True
-    try:
-        for data in call:
-            if alive:
-                try:
-                    supervisor.sendall(data)
-                except OSError:
-                    alive = False
-    except grpc.RpcError:
-        return  # the client is gone

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from adyton.communicator_pb2 import Envelope
 
-_TAG = b"\x0a"  # field 1, bytes: https://protobuf.dev/programming-guides/encoding/
+_TAG = 0x0A  # field 1, bytes: https://protobuf.dev/programming-guides/encoding/
+_DIGITS = 4  # of the length: up to 256 MiB, where gRPC's messages have 8
 
 
 def _length(size: int) -> bytes:
@@ -21,15 +22,24 @@ def _length(size: int) -> bytes:
     return bytes(parts)
 
 
+_SHORT = [bytes([_TAG, size]) for size in range(128)]  # what is before so many bytes
+
+
 def pack(data: bytes | memoryview) -> bytes:
     """The message that holds a copy of `data`."""
-    return b"".join((_TAG, _length(len(data)), data)) if data else b""
+    size = len(data)
+    before = _SHORT[size] if size < 128 else b"\n" + _length(size)
+    return before + data if size else b""
 
 
 def unpack(message: bytes) -> memoryview:
     """What a message holds. google.protobuf.message.DecodeError if it is none."""
-    for digits in range(1, 5):  # of the length: up to 256 MiB, where gRPC's messages have 8
-        size = len(message) - 1 - digits
-        if size > 0 and len(length := _length(size)) == digits and message.startswith(_TAG + length):
-            return memoryview(message)[1 + digits :]
+    if message[:1] == b"\n":
+        size = 0
+        for place, digit in enumerate(message[1 : 1 + _DIGITS]):
+            size |= (digit & 0x7F) << 7 * place
+            if digit < 0x80:
+                if size == len(message) - 2 - place:
+                    return memoryview(message)[2 + place :]
+                break
     return memoryview(Envelope.FromString(message).data)

@@ -1,14 +1,18 @@
 """The proxy server's data path: splice a client's gRPC stream and the supervisor's socket. It sees ciphertext only.
 
-Two threads and no queue: one takes requests and writes the socket, the RPC's handler yields what the socket gives; so what is
-held is what the kernel's socket buffers and HTTP/2's window hold.
+What comes is written to the socket by the thread that serves gRPC's events, and only what finds no room there by another, which may wait; then
+the next is asked for. The RPC's own thread sends what the socket gives. So what is held is one message each way, and what the kernel's
+socket buffers and HTTP/2's window hold.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import itertools
 import mmap
+import os
+import queue
 import select
 import socket
 import threading
@@ -16,16 +20,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from adyton.allocator import keep_freed_memory
 from adyton.communicator.joining import GRACE_SECONDS
-from adyton.errors import ClosedError, UnauthenticatedError
+from adyton.errors import ClosedError, RemoteProtocolError, UnauthenticatedError
 from adyton.handing_over import connect
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, abort
+from adyton.remote.core_events import EventStream, ServerStream
 from adyton.stopped import STOPPED_SECONDS
 
-LOOK_SECONDS = 1.0  # between two looks at whether there is a connection
+LOOK_SECONDS = 1.0  # between two looks at whether there is a connection again
 END_MOMENT = 0.1  # seconds
 END_SECONDS = 5.0  # for a client to take the last that its ended enclave said
 FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
@@ -44,11 +50,13 @@ class Relay:
         self._session = b""
         self._current: socket.socket | None = None
         self._streams = 0
+        self._alone = -1  # an eventfd: there is no connection any more
 
     def attach(self, control: socket.socket, session: bytes) -> None:
         """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket, see `handing_over`."""
         with self._changed:
             self._control, self._session = control, session
+            self._alone = os.eventfd(0)
         threading.Thread(target=self._wait_for_end, args=(control,), name="adyton-enclave", daemon=True).start()
 
     def on_finished(self, callback: Callable[[], None]) -> None:
@@ -58,12 +66,22 @@ class Relay:
     def _wait_for_end(self, control: socket.socket) -> None:
         poller, alone = select.poll(), 0.0
         poller.register(control, select.POLLIN)
-        while alone <= self._grace + STOPPED_SECONDS and not poller.poll(LOOK_SECONDS * 1000):
-            alone = alone + LOOK_SECONDS if self.joined and not self._streams else 0.0
+        poller.register(self._alone, select.POLLIN)
+        while alone <= self._grace + STOPPED_SECONDS:
+            ready = dict(poller.poll(LOOK_SECONDS * 1000 if self.joined and not self._streams else None))
+            if ready.pop(self._alone, 0):
+                os.eventfd_read(self._alone)
+                alone = 0.0
+            elif ready:
+                break
+            else:
+                alone = 0.0 if self._streams else alone + LOOK_SECONDS
         with self._changed:
             self._control = None
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._streams, END_SECONDS)
+            os.close(self._alone)
+            self._alone = -1
         self._finished()
 
     def _has_ended(self) -> bool:
@@ -73,9 +91,7 @@ class Relay:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
-        method = grpc.stream_stream_rpc_method_handler(
-            self._communicate, request_deserializer=envelopes.unpack, response_serializer=envelopes.pack
-        )
+        method = grpc.stream_stream_rpc_method_handler(self._communicate)
         handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
             "adyton.Communicator", {"Communicate": method}
         )
@@ -106,30 +122,106 @@ class Relay:
             if self._current is sock:
                 self._current = None
             self._streams -= 1
+            if not self._streams and self._alone >= 0:
+                os.eventfd_write(self._alone, 1)
             self._changed.notify_all()
 
-    def _communicate(self, requests: Iterator[memoryview], context: Any) -> Iterator[memoryview]:
+    def _communicate(self, _: Iterator[bytes], context: Any) -> Iterator[bytes]:
         sock = self._join(context)
-        if not context.add_callback(lambda: _end(sock)):  # wakes both threads, whatever the supervisor does
-            _end(sock)
-        ends = itertools.count(1)
-
-        def leave() -> None:
-            if next(ends) == 2:  # of both threads: what one closes, the other must not be using
-                sock.close()
-
-        pump = threading.Thread(target=_pump, args=(requests, sock, leave), name="adyton-relay", daemon=True)
-        pump.start()
+        splice = Splice(sock)
         try:
-            yield from pieces(sock)
+            splice.run(ServerStream(splice, context))
+        finally:
+            self._left(sock)
+        if splice.was_garbled:
+            abort(context, RemoteProtocolError("this is no message of a session"))
+        if self._has_ended():
+            abort(context, ClosedError("the enclave has ended"))
+        return iter(())
+
+
+class Splice:
+    """A core_events.Side: one RPC and its socket to the supervisor, which this owns."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.was_garbled = False
+        self.over = threading.Event()  # the RPC
+        self._sock = sock
+        self._takes = True  # the supervisor
+        self._room = threading.Lock()  # held while a message is on its way into gRPC
+        self._late: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()  # what the socket had no room for
+        self._left = itertools.count(1)
+        self.sent = self._room.release
+
+    def run(self, stream: EventStream) -> None:
+        """Until the supervisor has said its last, or either is gone."""
+        self._stream = stream
+        try:
+            threading.Thread(target=self._write, name="adyton-relay", daemon=True).start()
+            self._ask()
+            for piece in pieces(self._sock):
+                self._room.acquire()
+                if not stream.send(envelopes.pack(piece)):
+                    return
+            self._room.acquire()
         except OSError:
             pass  # the supervisor is gone, or this connection not the latest
         finally:
-            self._left(sock)
-            _end(sock)
-            leave()
-        if self._has_ended():
-            abort(context, ClosedError("the enclave has ended"))
+            _end(self._sock)
+            self._leave()
+
+    def ended(self) -> None:
+        """See Side."""
+        _end(self._sock)  # wakes whoever waits, whatever the supervisor does
+        self._leave()
+        self.over.set()
+
+    def _leave(self) -> None:
+        if next(self._left) == 3:  # of sender, receiver, and the RPC's end: what one closes, no other must be using
+            self._sock.close()
+
+    # -- what comes, one message at a time --------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        if not self._stream.receive():
+            self.received(None)
+
+    def received(self, message: bytes | None) -> None:
+        """See Side."""
+        if message is None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+            self._late.put(None)
+            self._leave()
+            return
+        taken = size = 0
+        try:
+            if self._takes:
+                data = envelopes.unpack(message)
+                size = len(data)
+                taken = self._sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except (OSError, DecodeError) as error:
+            self.was_garbled = isinstance(error, DecodeError)
+            self._fail()
+            taken = size
+        if taken == size:
+            self._ask()
+        else:
+            self._late.put(data[taken:])
+
+    def _write(self) -> None:
+        while (data := self._late.get()) is not None:
+            try:
+                self._sock.sendall(data)
+            except OSError:
+                self._fail()
+            self._ask()
+
+    def _fail(self) -> None:
+        self._takes = False  # what comes is read all the same: behind it comes the end
+        _end(self._sock)  # wakes the sender, and tells the supervisor
 
 
 def pieces(sock: socket.socket) -> Iterator[memoryview]:
@@ -141,23 +233,14 @@ def pieces(sock: socket.socket) -> Iterator[memoryview]:
     keep_freed_memory()
     buffer = memoryview(mmap.mmap(-1, LARGEST_SIZE))  # no memory until much comes
     most = FIRST_SIZE
-    while size := sock.recv_into(buffer[:most]):
+    poller = select.poll()  # a thread that waits in recv is woken, too, when its peer has read
+    poller.register(sock, select.POLLIN)
+    while poller.poll() and (size := sock.recv_into(buffer, most)):
         yield buffer[:size]
         if size == most:
             most = min(2 * most, LARGEST_SIZE)
         elif size <= most // 2:
             most = max(most // 2, FIRST_SIZE)
-
-
-def _pump(requests: Iterator[memoryview], sock: socket.socket, leave: Callable[[], None]) -> None:
-    try:
-        for request in requests:
-            sock.sendall(request)
-        sock.shutdown(socket.SHUT_WR)
-    except Exception:  # noqa: BLE001 - gRPC raises plain Exception when the client is gone
-        _end(sock)  # wakes the handler, and tells the supervisor
-    finally:
-        leave()
 
 
 def _end(sock: socket.socket) -> None:
