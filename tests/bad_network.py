@@ -17,6 +17,7 @@ class BadNetwork:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0  # connections
+        self.limits: dict[int, int] = {}  # of those numbered so, from 1: bytes of both directions after which they end
         self._connections: set[_Connection] = set()
         self._swallowing: set[_Connection] = set()
         self._lock = threading.Lock()
@@ -89,14 +90,16 @@ class BadNetwork:
                 except OSError:
                     near.close()
                     continue
-                connection = _Connection(self, near, far)
+                connection = _Connection(self, near, far, self.limits.get(self.accepted))
                 connection.begin()
                 with self._lock:
                     self._connections.add(connection)
 
 
 class _Connection:
-    def __init__(self, network: BadNetwork, near: socket.socket, far: socket.socket) -> None:
+    def __init__(self, network: BadNetwork, near: socket.socket, far: socket.socket, left: int | None) -> None:
+        self._left = left
+        self._counting = threading.Lock()
         self.passes = threading.Event()
         self.passes.set()
         self._network = network
@@ -125,12 +128,23 @@ class _Connection:
         for each in self._threads:
             each.join()
 
+    def _allowed(self, data: bytes) -> bytes:
+        """As much of it as still passes."""
+        if self._left is None:
+            return data
+        with self._counting:
+            data = data[: self._left]
+            self._left -= len(data)
+        return data
+
     def _pump(self, source: socket.socket, target: socket.socket, upwards: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 self.passes.wait()
                 change = self._network.change if upwards else None
-                target.sendall(data if change is None else change(data))
+                target.sendall(self._allowed(data if change is None else change(data)))
+                if self._left == 0:
+                    break
         self.end()
         if next(self._ends) == 2:
             self._near.close()

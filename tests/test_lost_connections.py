@@ -20,7 +20,7 @@ from command import start
 from sandbox import children, wait_until_ended
 
 import adyton
-from adyton.errors import ConnectionLostError
+from adyton.errors import ConnectionLostError, UnreachableError
 
 pytestmark = pytest.mark.sandbox
 
@@ -135,6 +135,61 @@ def test_each_call_takes_effect_once_however_often_the_connection_is_lost(progra
         assert client.call("ledger") == {number: 1 for number in done if number % 3}
         client.close()
         assert there.process.wait(30) == 0
+
+
+INITIALIZES = """
+import adyton.trusted as trusted
+
+enclave = trusted.Enclave("initializes")
+times = 0
+
+@trusted.host_function
+def beginning() -> int: ...
+
+@enclave.on_initialize
+def initialize(config: trusted.EnclaveConfig) -> None:
+    global times
+    times += beginning()
+
+@enclave.entry
+def initialized() -> int:
+    return times
+"""
+
+
+def test_a_load_goes_on_over_a_lost_connection(tmp_path):
+    (tmp_path / "initializes.py").write_text(INITIALIZES)
+    cuts = []
+
+    def beginning() -> int:
+        cuts.append(there.network.cut())
+        return 1
+
+    with server() as there:
+        client = there.load(str(tmp_path / "initializes.py"), functions=[beginning], allow_call=["beginning"])
+        with client:
+            assert client.call("initialized") == 1
+        assert len(cuts) == 1
+        assert there.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("size", [1, 700, 2_000, 3_500, 4_200, 4_600, 4_800, 5_000, 5_500])
+def test_a_connection_that_is_lost_anywhere_while_it_is_made_is_an_error_at_once_or_no_loss(program, size):
+    """About 4700 bytes of both directions are the handshakes and the evidence: whose connection is lost before, has lost nothing yet."""
+    with server("--grace", "1") as there:
+        before = children(there.process.pid)
+        there.network.limits[2] = size  # the first one is for provisioning
+        began = time.monotonic()
+        try:
+            with there.load(program) as client:
+                assert client.call("note", 1, b"") == 0
+                assert client.call("ledger") == {1: 1}
+        except (ConnectionLostError, UnreachableError):
+            assert size < 5_000
+        assert time.monotonic() - began < 30  # not until gRPC, or the grace, has an end
+        started = children(there.process.pid) - before
+        assert there.process.wait(60) == 0
+        assert wait_until_ended(started) == set()
 
 
 def test_files_are_read_and_written_over_lost_connections(program, tmp_path):

@@ -18,6 +18,9 @@ from adyton.errors import RemoteProtocolError
 SECRET = 32  # bytes
 GRACE_SECONDS = 60.0  # that an enclave waits for another connection, unless its server says otherwise
 MAX_GRACE = 86_400.0
+FIRST_GRACE_SECONDS = (
+    5.0  # … at most for the first one that joins; and that its client goes on for until it is told a grace
+)
 VERSION = 1
 _HELLO = struct.Struct(f">B{SECRET}sQ")
 _ANSWER = struct.Struct(">B?QI")

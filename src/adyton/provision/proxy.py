@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from adyton.remote.relay import Relay
     from adyton.runtime.launch import Zygote
 
-THREADS = 4  # of RPCs: one stream, and callers that are turned away
+THREADS = 16  # of RPCs: one stream, those that come after it and have not joined, and callers that are turned away
 JOIN_SECONDS = 10.0  # until the client of a started enclave must have joined
 LAUNCHED_SECONDS = 10.0  # until the client that launched us, and waits, must have been reached
 SPAWNED_SECONDS = 10.0  # … until the client that a provision server was told of; less than the spawner waits
@@ -153,6 +153,7 @@ def serve_alone(
                 enclave = place.start(order)
                 relay.attach(enclave.socket, session)
                 reporter.attach(enclave.pid, session)
+                _end_unless_joined(relay, enclave.socket, stop)
                 return Ready(enclave_id="0", port=0, session=session)
 
             service = ProvisionService(BlobStore(place.store), start, token)
@@ -327,6 +328,11 @@ def serve_enclave(
     relay.attach(supervisor, session)
     reporter.attach(pid, session)
     server, port = open_server([relay.handler(), reporter.handler()], listen, tls, THREADS)
+    _end_unless_joined(relay, supervisor, stop)
+    _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
+
+
+def _end_unless_joined(relay: Relay, supervisor: socket.socket, stop: Stop) -> None:
     hung_up = select.poll()
     hung_up.register(supervisor, 0)
 
@@ -336,7 +342,6 @@ def serve_enclave(
             stop.set()
 
     threading.Thread(target=wait_for_client, name="adyton-joining", daemon=True).start()
-    _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
 
 
 def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import os
+import resource
 import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ _SERVER_OPTIONS = [
     ("grpc.max_connection_idle_ms", 60_000),  # who calls nothing
     ("grpc.so_reuseport", 0),
 ]
-# With 256 uploads, a file for each, below the 1024 descriptors that a process usually may have.
-CONNECTIONS = 512
+# Of whoever, at once: more than somebody easily holds who says nothing, so that others are served meanwhile. 13 to 17 KiB each, 200 MiB in all.
+CONNECTIONS = 12_288
+_OTHER_DESCRIPTORS = 512  # for 256 uploads, a file for each
 RPCS = 4  # for each thread of a server, those that wait for one included: what they have sent, as much as the window, is held meanwhile
 
 
@@ -123,17 +125,17 @@ def open_server(
     tls: TLS | grpc.ServerCredentials | None,
     threads: int | Executor,
     window: int = SESSION_WINDOW,
-    connections: int = CONNECTIONS,
+    connections: int | None = None,
 ) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
 
     `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
-    `connections`: at once, of whoever; those beyond are closed.
+    `connections`: at once, of whoever; those beyond are closed. None: as many as a server takes, whose process may have descriptors for them.
     """
     options = [
         *_SERVER_OPTIONS,
         ("grpc.http2.lookahead_bytes", window),
-        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_allowed_incoming_connections", _room() if connections is None else connections),
     ]
     executor = threads if isinstance(threads, Executor) else ThreadPoolExecutor(threads, "adyton-rpc")
     rpcs = threads * RPCS if isinstance(threads, int) else None  # of an executor, its owner's business
@@ -154,6 +156,18 @@ def open_server(
         if umask is not None:
             os.umask(umask)
     return server, port
+
+
+def _room() -> int:
+    """Connections for which this process may have descriptors; it is allowed as many as they want, if that can be."""
+    wanted = CONNECTIONS + _OTHER_DESCRIPTORS
+    soft, hard = (
+        wanted if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if soft < min(wanted, hard):
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return min(CONNECTIONS, max(soft - _OTHER_DESCRIPTORS, soft // 2))
 
 
 def _is_for_root(listen: str) -> bool:

@@ -122,7 +122,9 @@ def _closed_plaintext(case: Case) -> AdytonError:
         return _wants_tls(case)
     if not case.seen.connected:
         return _gone(case)
-    return case.unreachable("something ended the connection at once. Is it an adyton server?")
+    return case.unreachable(
+        "something ended the connection at once. Is it an adyton server? One that has as many connections as it takes does so, too"
+    )
 
 
 def _gone(case: Case) -> AdytonError:
@@ -179,7 +181,9 @@ def _client_certificate(case: Case) -> AdytonError:
     if not seen.connected:
         return _gone(case)
     if not seen.tls:
-        return case.unreachable("something ended the TLS handshake. Is it an adyton server?")
+        return case.unreachable(
+            "something ended the TLS handshake. Is it an adyton server? One that has as many connections as it takes does so, too"
+        )
     if not seen.http2:
         return _no_http2(case)
     if not seen.hung_up:

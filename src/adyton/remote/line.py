@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from adyton.channel import client as channel_client
-from adyton.communicator.joining import Answer, AnswerReader, Hello, new_secret
+from adyton.communicator.joining import FIRST_GRACE_SECONDS, Answer, AnswerReader, Hello, new_secret
 from adyton.communicator.session import Closed, Event, Session
 from adyton.errors import (
     AdytonError,
@@ -119,6 +119,7 @@ class Line:
         with self._lock:
             if not self._connection.over:  # meanwhile; its owner is told why
                 self._accepted(self._connection)
+                self._grace = FIRST_GRACE_SECONDS
             self.begun = True
         self.wake()
 
@@ -309,11 +310,12 @@ class Line:
         if not answer.joined:
             self._final = True
             raise _BrokenError(
-                "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
+                "somebody else has joined the enclave before its client did, over its server or the network"
+                if connection.carries
+                else "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
             )
-        if connection.carries:
-            self._grace = answer.grace / 1000
-        else:
+        self._grace = answer.grace / 1000
+        if not connection.carries:
             self._resume(answer)
             connection.carries = True
             self._owner.made_again()

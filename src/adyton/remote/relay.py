@@ -38,7 +38,7 @@ FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 
 
 class Relay:
-    """Joins one client to one supervisor, on one connection after the other: a new one ends the one before."""
+    """Joins one client to one supervisor, on one connection after the other. Which of them carries the session the supervisor decides, and ends the others."""
 
     def __init__(self, grace: float = GRACE_SECONDS) -> None:
         """`grace`: seconds that the enclave waits for another connection of its client's; one that waits longer was stopped."""
@@ -48,7 +48,6 @@ class Relay:
         self._changed = threading.Condition()
         self._control: socket.socket | None = None
         self._session = b""
-        self._current: socket.socket | None = None
         self._streams = 0
         self._alone = -1  # an eventfd: there is no connection any more
 
@@ -107,9 +106,6 @@ class Relay:
             except OSError:
                 sock = None
             if sock is not None:
-                if self._current is not None:
-                    _end(self._current)
-                self._current = sock
                 self._streams += 1
         if sock is None:
             abort(context, ClosedError("the enclave has ended: load it again"))
@@ -117,10 +113,8 @@ class Relay:
         self.joined = True
         return sock
 
-    def _left(self, sock: socket.socket) -> None:
+    def _left(self) -> None:
         with self._changed:
-            if self._current is sock:
-                self._current = None
             self._streams -= 1
             if not self._streams and self._alone >= 0:
                 os.eventfd_write(self._alone, 1)
@@ -132,7 +126,7 @@ class Relay:
         try:
             splice.run(ServerStream(splice, context))
         finally:
-            self._left(sock)
+            self._left()
         if splice.was_garbled:
             abort(context, RemoteProtocolError("this is no message of a session"))
         if self._has_ended():
@@ -165,7 +159,7 @@ class Splice:
                     return
             self._room.acquire()
         except OSError:
-            pass  # the supervisor is gone, or this connection not the latest
+            pass  # the supervisor is gone, or the client
         finally:
             _end(self._sock)
             self._leave()

@@ -17,7 +17,7 @@ from functools import partial
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel import server as channel_server
-from adyton.communicator.joining import Answer, Hello, HelloReader
+from adyton.communicator.joining import FIRST_GRACE_SECONDS, Answer, Hello, HelloReader
 from adyton.communicator.session import Event, Session
 from adyton.errors import RemoteProtocolError
 from adyton.handing_over import accept
@@ -78,7 +78,7 @@ class Connections:
         self._current: _Connection | None = None
         self._joining: list[_Connection] = []
         self._listens = True
-        self._lost = 0  # connections that were current
+        self._lost = 0  # times that there was no connection any more
         self._received = memoryview(mmap.mmap(-1, READ_SIZE))  # no memory until much comes
 
     def begin(self) -> None:
@@ -176,7 +176,7 @@ class Connections:
                     connection.channel.provide(self._attest(self._identity, report_data))
                 case channel_server.Data(plaintext):
                     self._said(connection, plaintext)
-                case channel_server.Closed() if connection is self._current:
+                case channel_server.Closed() if connection is self._current or self._alone(connection):
                     self._gone()
                 case channel_server.Closed():
                     self._drop(connection)
@@ -232,19 +232,26 @@ class Connections:
         """It is of no use any more."""
         if connection in self._joining:
             self._joining.remove(connection)
-            if not self.joined and not self._joining:  # a client that has not joined does not come again
-                self._gone()
+            if not self.joined and not self._joining:
+                self._wait(min(self._grace, FIRST_GRACE_SECONDS))
         elif connection is self._current:
             self._current = None
-            self._lost += 1
-            lost = self._lost
-            self._loop.later(self._grace, lambda: self._grace_over(lost))
+            self._wait(self._grace)
         else:
             return
         self._close(connection)
 
+    def _alone(self, connection: _Connection) -> bool:
+        """Nobody has joined, and nobody else is about to."""
+        return not self.joined and self._joining == [connection]
+
+    def _wait(self, seconds: float) -> None:
+        self._lost += 1
+        lost = self._lost
+        self._loop.later(seconds, lambda: self._grace_over(lost))
+
     def _grace_over(self, lost: int) -> None:
-        if self._current is None and self._lost == lost:
+        if self._lost == lost and self._current is None and (self.joined or not self._joining):
             self._gone()
 
     def _close(self, connection: _Connection) -> None:
