@@ -28,7 +28,7 @@ from adyton.provision_pb2 import DialBackTo, Offer, ProvisionRequest, ProvisionR
 from adyton.remote import rpc_threads
 from adyton.remote.address import TLS, Address, is_loopback, security_type_of
 from adyton.remote.bearer import check_token, read_token
-from adyton.remote.connection import Peer, error_from, open_channel, unpacked
+from adyton.remote.connection import Peer, channel_opener, error_from, open_channel, unpacked
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack, tls_by_hand
 from adyton.remote.grpc_transport import GrpcTransport
@@ -249,7 +249,7 @@ class _ServerProvision(RemoteProvision):
         if ready.port > 65535 or (ready.port and not self._address.host):
             raise RemoteProtocolError(f"{target} named no usable port of its proxy server: {ready.port}")
         proxy = self._address.with_port(ready.port) if ready.port else self._address
-        return GrpcTransport(lambda: open_channel(proxy, tls), Peer(proxy, tls), ready.session)
+        return GrpcTransport(channel_opener(proxy, tls), Peer(proxy, tls), ready.session)
 
     def another(self) -> RemoteProvision:
         return self  # it keeps nothing of a load
@@ -338,7 +338,7 @@ class _LocalProvision(RemoteProvision):
         except BaseException:
             self.finalize()
             raise
-        return GrpcTransport(lambda: open_channel(address, None), target, ready.session)
+        return GrpcTransport(channel_opener(address, None), target, ready.session)
 
     def another(self) -> RemoteProvision:
         return _LocalProvision(*self._given, self._dial_back)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 import os
 import resource
 import socket
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +83,12 @@ class Peer:
 
 def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) -> grpc.Channel:
     """A channel; nothing is sent yet. `impatient`: RPCs end within 5 s when the server stands still."""
+    return channel_opener(address, tls, impatient=impatient)()
+
+
+def channel_opener(address: Address, tls: TLS | None, *, impatient: bool = False) -> Callable[[], grpc.Channel]:
+    """What opens a channel, as often as it is called. It reads the files again, and keeps to what it had if they are of no use by then:
+    their dates are judged once, whatever the clock says later."""
     options: list[tuple[str, int]] = _IMPATIENT if impatient else _PATIENT
     if not address.host or is_loopback(address.host):
         # What stays within this machine may be in clear, so no http_proxy of the environment may carry it elsewhere.
@@ -93,10 +101,18 @@ def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) 
                 else "leave them out, a unix socket is this machine's own"
             )
             raise UsageError(f"{address.target} is reached without TLS, but TLS files were given: {instead}")
-        return grpc.insecure_channel(address.target, options=options)
-    files = certificates.of_client(tls or TLS())
-    credentials = grpc.ssl_channel_credentials(files.authorities, files.key, files.chain)
-    return grpc.secure_channel(address.target, credentials, options=options)
+        return functools.partial(grpc.insecure_channel, address.target, options=options)
+    read = functools.partial(certificates.of_client, tls or TLS())
+    had = [read()]
+
+    def open_secure() -> grpc.Channel:
+        with contextlib.suppress(UsageError):
+            had[0] = read()
+        files = had[0]
+        credentials = grpc.ssl_channel_credentials(files.authorities, files.key, files.chain)
+        return grpc.secure_channel(address.target, credentials, options=options)
+
+    return open_secure
 
 
 def open_pinned_channel(target: str, certificate: bytes) -> grpc.Channel:
