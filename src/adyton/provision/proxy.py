@@ -93,7 +93,7 @@ class _Place:
 
         assert self._zygote is not None
         if not self._vacant.acquire(blocking=False):
-            raise ResourceLimitError("this proxy server has its enclave already: start another one")
+            raise _full()
         try:
             enclave = self._zygote.launch(
                 LaunchRequest(order.measurement, order.signatures, order.platform, self._grace)
@@ -108,6 +108,11 @@ class _Place:
             shutil.rmtree(self.store, ignore_errors=True)
         return enclave
 
+    def check(self) -> None:
+        """Before anybody is listened to. ResourceLimitError."""
+        if self._enclaves:
+            raise _full()
+
     def close(self) -> None:
         for enclave in self._enclaves:
             enclave.close()
@@ -117,6 +122,10 @@ class _Place:
             self._folder.close()
         else:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _full() -> ResourceLimitError:
+    return ResourceLimitError("this proxy server has its enclave already: start another one")
 
 
 def serve_alone(
@@ -156,7 +165,7 @@ def serve_alone(
                 _end_unless_joined(relay, enclave.socket, stop)
                 return Ready(enclave_id="0", port=0, session=session)
 
-            service = ProvisionService(BlobStore(place.store), start, token)
+            service = ProvisionService(BlobStore(place.store), start, token, place.check)
             server, port = open_server([service.handler(), relay.handler(), reporter.handler()], listen, tls, THREADS)
             listening = True
             _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))

@@ -53,9 +53,15 @@ Start = Callable[[Order], Ready]
 
 
 class ProvisionService:
-    """Receives images, verifies them, and has `start` start a proxy server. `token`: what callers must show; "" for none."""
+    """Receives images, verifies them, and has `start` start a proxy server. `token`: what callers must show; "" for none.
 
-    def __init__(self, store: BlobStore, start: Start, token: str = "") -> None:
+    `check` raises AdytonError when nothing can be started: so nobody holds a thread by an offer that does not come.
+    """
+
+    def __init__(
+        self, store: BlobStore, start: Start, token: str = "", check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._check = check
         self._store = store
         self._start = start
         self._token = token
@@ -76,6 +82,7 @@ class ProvisionService:
     def _provision(self, requests: Iterator[ProvisionRequest], context: Any) -> Iterator[ProvisionResponse]:
         try:
             self._authenticate(context)
+            self._check()
             yield from self.serve(requests, context, context.peer())
         except AdytonError as error:
             abort(context, error)
