@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from bad_network import BadNetwork
 from command import start
-from sandbox import children, wait_until_ended
+from parties import stop
+from sandbox import children, guest_of, wait_until_ended
 
 import adyton
 from adyton.errors import ConnectionLostError, UnreachableError
@@ -323,14 +324,17 @@ def test_a_server_that_was_restarted_is_not_taken_for_the_old_one(program):
             client.close()
 
 
-def test_a_stopped_proxy_server_is_waited_for(program):
+@pytest.mark.parametrize("party", ["relay", "supervisor", "guest"])
+def test_a_stopped_party_is_waited_for(program, party):
     with server() as there, there.load(program) as client:
-        there.process.send_signal(signal.SIGSTOP)
+        (supervisor,) = (pid for pid in children(there.process.pid) if name(pid) == "adyton-super")
+        victim = {"relay": there.process.pid, "supervisor": supervisor, "guest": guest_of(supervisor)}[party]
+        stop(victim)
         with ThreadPoolExecutor(1) as thread:
             noted = thread.submit(client.call, "note", 1, b"")
             with pytest.raises(TimeoutError):
-                noted.result(5)  # longer than it takes to give a connection up
-            there.process.send_signal(signal.SIGCONT)
+                noted.result(5)  # longer than it takes to give a connection up, or who is stopped without a grace
+            os.kill(victim, signal.SIGCONT)
             assert noted.result(60) == 0
         assert client.call("ledger") == {1: 1}
 
