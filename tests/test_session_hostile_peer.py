@@ -1,5 +1,6 @@
 """Whatever a peer sends, a session raises only what it documents, keeps only so much, and stays refused."""
 
+import contextlib
 import struct
 import sys
 
@@ -16,12 +17,14 @@ from adyton.communicator.frames import (
     DisposeFrame,
     FrameReader,
     GoodbyeFrame,
+    MarkFrame,
     MoreFrame,
     NotifyFrame,
+    ReadFrame,
     ReplyFrame,
 )
 from adyton.communicator.session import Closed, Limits, Session, Side
-from adyton.errors import RemoteProtocolError, ResourceLimitError
+from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
 
 LIMITS = Limits(message=4 * CHUNK, notification=2 * CHUNK, buffered=6 * CHUNK, pairs=2, nesting=4, in_flight=4)
 FULL = bytes(CHUNK)
@@ -225,6 +228,8 @@ plausible = st.one_of(
     st.builds(CancelFrame, small),
     st.builds(DisposeFrame, small),
     st.builds(GoodbyeFrame, st.just("x")),
+    st.builds(MarkFrame, small),
+    st.builds(ReadFrame, small),
 ).filter(lambda frame: getattr(frame, "size", 0) < 1 << 63)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 9) | st.binary(max_size=4) | st.text(max_size=4),
@@ -241,6 +246,36 @@ def test_frames_in_any_order_raise_only_what_is_documented(sent, side):
             for event in session.receive(raw(frame)):
                 if hasattr(event, "method") and hasattr(event, "call") and event.call % 2:
                     session.reply(event.call, True, b"answer")
+    except DOCUMENTED:
+        with pytest.raises(DOCUMENTED):
+            session.receive(b"")
+
+
+OURS = {
+    "call": lambda session: session.call(0, "host", b"x"),
+    "call on a pair": lambda session: session.call(1, "host", FULL * 2),
+    "reply": lambda session: session.reply(1, True, FULL * 2),
+    "notify": lambda session: session.notify("output", FULL * 2),
+    "cancel": lambda session: session.cancel(1),
+    "dispose": lambda session: session.dispose(1),
+    "close": lambda session: session.close("over"),
+    "ask": lambda session: session.ask(),
+    "send": lambda session: session.data_to_send(),
+    "lose the connection": lambda session: session.resume(0),
+}
+
+
+@given(st.lists(plausible | st.sampled_from(sorted(OURS)), max_size=16), st.sampled_from(list(Side)))
+def test_frames_in_any_state_raise_only_what_is_documented(steps, side):
+    """Whatever has been said at this end; of which AdytonError may refuse what is out of turn, and changes nothing."""
+    session = ready(side)
+    try:
+        for step in steps:
+            if isinstance(step, str):
+                with contextlib.suppress(AdytonError):
+                    OURS[step](session)
+            else:
+                session.receive(raw(step))
     except DOCUMENTED:
         with pytest.raises(DOCUMENTED):
             session.receive(b"")
