@@ -262,7 +262,13 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
         threads[1].start()
         other = accept(near)
         assert other is not None
-        assert handed.recv(1) == b""  # the newer one takes its place
+        handed.sendall(b"still here")  # who has the token alone takes nobody's place
+        assert got.get(timeout=60) == b"still here"
+        handed.close()  # as the enclave does when the other one has shown its session's secret
+        threads[0].join(60)
+        assert not threads[0].is_alive()
+        other.sendall(b"welcome again")
+        assert got.get(timeout=60) == b"welcome again"
         over.set()
         for each in (joined, again):
             each.close()

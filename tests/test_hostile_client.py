@@ -187,6 +187,14 @@ def test_who_does_not_know_the_session_or_lies_about_it_does_not_get_it(ward, se
         assert client.enter("attempt", "1 + 1") == "2"
 
 
+def test_a_session_that_has_begun_elsewhere_does_not_begin_again_in_another_enclave_of_the_image(ward):
+    with ward.zygote.launch(ward.request) as enclave:
+        client = Client(enclave.socket, read=1)
+        client.receive()
+        client.socket.close()
+        assert client.joined == Answer(joined=False, read=0, grace=0)
+
+
 WATCH = """
 import ctypes, os
 libc = ctypes.CDLL(None)
