@@ -18,7 +18,7 @@ from network import Host
 from sandbox import children, wait_until_ended
 
 pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long]
-SERVED = 30  # seconds; it takes five or so. gRPC's pings of an idle line take a minute, and TCP a quarter of an hour
+SERVED = 30  # seconds; it takes five or so. TCP alone takes a quarter of an hour
 SERVER, CLIENT, OTHER = "10.78.0.1", "10.78.0.2/24", "10.78.0.3/24"
 
 PROGRAM = """
@@ -175,6 +175,31 @@ def test_who_waits_is_answered_though_the_address_changes_meanwhile(hosts, progr
         assert call("go_on") == "told"
         another_address(client, 1)
         assert call("waited") == "over"
+
+
+def connected_from(server: Host, address: str) -> bool:
+    found = subprocess.run(
+        server.command("ss", "-Htn", "state", "established", "dst", address.partition("/")[0]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return bool(found.stdout.strip())
+
+
+def test_a_session_on_which_nothing_is_said_moves_with_its_client_before_its_grace_is_over(hosts, program):
+    """Nobody calls or waits, so nobody looks: the enclave would be given up long before its client found that out."""
+    server, client = hosts
+    with serving(server, "20") as (_, url), application(client, program, url) as call:
+        assert call("go_on") == "told"
+        assert call("waited") == "over"
+        assert connected_from(server, CLIENT)
+        another_address(client, 1)
+        until = time.monotonic() + SERVED
+        while not connected_from(server, OTHER) and time.monotonic() < until:
+            threading.Event().wait(0.1)
+        assert connected_from(server, OTHER)
+        assert call("note 1") == "1"
 
 
 def test_a_line_that_carries_nothing_for_a_while_is_no_loss(hosts, program):
