@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from bad_network import BadNetwork
 from command import start
+from conftest import dialling
 from parties import stop
 from sandbox import children, guest_of, wait_until_ended
 
@@ -298,6 +299,22 @@ def test_an_enclave_that_was_killed_is_told_at_once(program):
         assert time.monotonic() - began < 10
         with pytest.raises(ConnectionLostError):
             client.close()
+
+
+def test_an_enclave_that_was_killed_is_told_at_once_by_a_server_that_dials(program):
+    before = children(os.getpid())
+    with dialling("ipv4", ""):
+        client = adyton.load(program)
+    started = children(os.getpid()) - before
+    (supervisor,) = (pid for pid in started if name(pid) == "adyton-super")
+    os.kill(supervisor, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ConnectionLostError, match="the enclave has ended"):
+        client.call("note", 1, b"")
+    assert time.monotonic() - began < 20  # the grace is a minute
+    with pytest.raises(ConnectionLostError):
+        client.close()
+    assert wait_until_ended(started) == set()
 
 
 def test_a_server_that_is_gone_is_noticed_long_before_the_grace_is_over(program):

@@ -52,6 +52,7 @@ SERVICE = "adyton.DialBack"
 CONNECTIONS = 64  # at once: the application, whose descriptors they take, needs one
 AGAIN_SECONDS = 5.0  # that a proxy server which has lost its stream is waited for at a time
 ACCEPTED = "adyton-accepted"  # initial metadata of a stream whose secret was right
+ENDED = memoryview(b"")  # the last envelope of the last stream: the enclave has ended
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -250,7 +251,10 @@ class DialBackTransport:
             self._stream = self._listener.stream_again(AGAIN_SECONDS)
         self._ran = True
         self._outgoing = Pulled(source)
-        yield from self._stream.run(iter(self._outgoing))
+        for data in self._stream.run(iter(self._outgoing)):
+            if not data:
+                raise ClosedError("the enclave has ended")
+            yield data
 
     def wake(self) -> None:
         """See Transport."""

@@ -17,11 +17,11 @@ from adyton.errors import AdytonError, UnreachableError
 from adyton.handing_over import connect
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.provision_pb2 import ProvisionRequest, ProvisionResponse
-from adyton.remote import rpc_threads
+from adyton.remote import envelopes, rpc_threads
 from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.core_events import ClientStream
-from adyton.remote.dial_back import ACCEPTED, SERVICE
-from adyton.remote.relay import Splice
+from adyton.remote.dial_back import ACCEPTED, ENDED, SERVICE
+from adyton.remote.relay import END_MOMENT, Splice
 from adyton.stopped import STOPPED_SECONDS
 
 PAUSE = 0.2  # seconds between two attempts
@@ -69,18 +69,25 @@ class Dialler:
         ended = threading.Event()
         threading.Thread(target=_wait_for_end, args=(control, ended), name="adyton-enclave", daemon=True).start()
         try:
-            self._communicate(session, control, seconds, joined)
+            self._communicate(session, control, seconds, joined, ended)
             until = time.monotonic() + grace + STOPPED_SECONDS
             while not ended.wait(PAUSE) and time.monotonic() < until:
                 with contextlib.suppress(AdytonError, OSError):
-                    self._communicate(session, control, AGAIN_SECONDS, lambda: None)
+                    self._communicate(session, control, AGAIN_SECONDS, lambda: None, ended)
                     until = time.monotonic() + grace + STOPPED_SECONDS
         finally:
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_RDWR)
             control.close()
 
-    def _communicate(self, session: bytes, control: socket.socket, seconds: float, joined: Callable[[], None]) -> None:
+    def _communicate(
+        self,
+        session: bytes,
+        control: socket.socket,
+        seconds: float,
+        joined: Callable[[], None],
+        ended: threading.Event,
+    ) -> None:
         """On one connection. OSError: the enclave has ended."""
         stub = self._channel.stream_stream(f"/{SERVICE}/Communicate")
         timers: list[threading.Timer] = []
@@ -91,11 +98,12 @@ class Dialler:
             splice.run(ClientStream(splice, call))
             if splice.was_garbled:
                 call.cancel()
+            elif ended.wait(END_MOMENT):  # a supervisor's sockets close one after the other
+                yield envelopes.pack(ENDED)
             timer = threading.Timer(END_SECONDS, call.cancel)
             timer.daemon = True
             timers.append(timer)
             timer.start()
-            yield from ()
 
         try:
             self._open(stub, ((SESSION_METADATA, session),), answers, seconds)
