@@ -24,7 +24,8 @@ from adyton.channel.client import ClientChannel, Data, EvidenceReceived
 from adyton.communicator.frames import CallFrame, encode
 from adyton.communicator.joining import SECRET, Answer, AnswerReader, Hello
 from adyton.errors import AdytonError, ConnectionLostError, UnauthenticatedError
-from adyton.remote.connection import SESSION_METADATA
+from adyton.remote import envelopes
+from adyton.remote.connection import SESSION_METADATA, error_from
 from adyton.remote.grpc_transport import METHOD, GrpcTransport
 
 pytestmark = pytest.mark.sandbox
@@ -89,8 +90,8 @@ class Stranger:
     def __init__(self, port: int, token: bytes) -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        transport = GrpcTransport(lambda: self._channel, "the server", token)
-        self._incoming = transport.run(iter(self._outgoing.get, None))
+        method = self._channel.stream_stream(METHOD, envelopes.pack, envelopes.unpack)
+        self._incoming = method(iter(self._outgoing.get, None), metadata=((SESSION_METADATA, token),))
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +105,10 @@ class Stranger:
 
     def hear(self) -> bytes:
         """One piece; AdytonError: the relay turned us away. Empty: it has ended."""
-        return bytes(next(self._incoming, b""))
+        try:
+            return bytes(next(self._incoming, b""))
+        except grpc.RpcError as error:
+            raise error_from(error, "the server", connected=True) from None
 
     def join(self, secret: bytes, read: int = 0) -> Answer:
         """All as a client does it, with that secret."""
@@ -257,12 +261,12 @@ def test_who_is_there_before_the_client_and_does_not_join_disturbs_nobody(progra
     with server() as there, contextlib.ExitStack() as stack:
         plain = GrpcTransport.run
 
-        def run(self, outgoing):
+        def run(self, source):
             monkeypatch.setattr(GrpcTransport, "run", plain)
             token = dict(self._metadata)[SESSION_METADATA]
             for _ in range(3):
                 trick(stack.enter_context(Stranger(there.port, token)))
-            return plain(self, outgoing)
+            return plain(self, source)
 
         monkeypatch.setattr(GrpcTransport, "run", run)
         with there.load(program) as client:
@@ -273,11 +277,11 @@ def test_a_client_is_told_that_somebody_else_has_joined_its_enclave_and_has_told
     with server() as there, contextlib.ExitStack() as stack:
         plain = GrpcTransport.run
 
-        def run(self, outgoing):
+        def run(self, source):
             monkeypatch.setattr(GrpcTransport, "run", plain)
             stranger = stack.enter_context(Stranger(there.port, dict(self._metadata)[SESSION_METADATA]))
             assert stranger.join(bytes(SECRET)).joined
-            return plain(self, outgoing)
+            return plain(self, source)
 
         monkeypatch.setattr(GrpcTransport, "run", run)
         with pytest.raises(ConnectionLostError, match="somebody else has joined the enclave before its client did"):
