@@ -174,26 +174,35 @@ def test_a_client_that_takes_nothing(parties):
         source.end()
 
 
-@pytest.mark.parametrize("way", ["cancel", "another connection"])
-def test_the_end_of_a_connection_whose_supervisor_takes_nothing(parties, way):
+def test_the_end_of_a_connection_whose_supervisor_takes_nothing(parties):
     source = Source()
     call = parties.communicate(iter(source))
     with parties.supervisor() as supervisor:
         until_nothing_moves(parties, lambda: (waiting(supervisor), source.taken))
-        if way == "cancel":
-            call.cancel()
-        else:
-            requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-            requests.put(envelopes.pack(b"again"))
-            other = parties.communicate(iter(requests.get, None))
-            with parties.supervisor() as second:
-                assert received(second, 5) == b"again"
-                other.cancel()
+        call.cancel()
         size = 0
         while part := supervisor.recv(1 << 20):
             assert EVERYTHING.startswith(part, size)
             size += len(part)
         assert size < HELD
+    source.end()
+
+
+def test_another_connection_is_served_beside_one_whose_supervisor_takes_nothing(parties):
+    """Which of them carries the session, the supervisor says."""
+    source = Source()
+    call = parties.communicate(iter(source))
+    with parties.supervisor() as supervisor:
+        until_nothing_moves(parties, lambda: (waiting(supervisor), source.taken))
+        requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        requests.put(envelopes.pack(b"again"))
+        other = parties.communicate(iter(requests.get, None))
+        with parties.supervisor() as second:
+            assert received(second, 5) == b"again"
+            second.sendall(b"here")
+            assert envelopes.unpack(next(other)) == b"here"
+            other.cancel()
+    call.cancel()
     source.end()
 
 
