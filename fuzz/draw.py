@@ -126,6 +126,8 @@ class Draw:
                 return tuple(self._value(each) for each in info.item_types)
             case inspect.ListType():
                 return [self._value(info.item_type) for _ in range(self.below(MAX_ITEMS))]
+            case inspect.VarTupleType():
+                return tuple(self._value(info.item_type) for _ in range(self.below(MAX_ITEMS)))
             case inspect.DictType():
                 pairs = range(self.below(MAX_ITEMS))
                 return {self._value(info.key_type): self._value(info.value_type) for _ in pairs}

@@ -21,7 +21,7 @@ from adyton.channel.server import EvidenceRequested, ServerChannel
 from adyton.channel.tls import Tls
 from adyton.communicator import frames, messages, streams
 from adyton.communicator.joining import AnswerReader, HelloReader
-from adyton.communicator.session import Called, Limits, Session, Side
+from adyton.communicator.session import Begun, Called, Limits, Session, Side
 from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
 from adyton.proto.values import ItemDecoder
 from adyton.runtime.process.guest import link
@@ -38,7 +38,7 @@ RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, fra
 
 def session(side: Side, data: bytes) -> None:
     """The peer's bytes, between calls and replies of this end's own."""
-    draw, ours = Draw(data, METHODS), Session(side, SMALL)
+    draw, ours = Draw(data, METHODS), Session(side, SMALL, passes=lambda pair, _: pair == 3)
     raw, waiting, next_call, next_notification = draw.below(8) == 0, [], 1, 1
     while draw:
         piece = draw.blob() if raw else b""
@@ -46,6 +46,7 @@ def session(side: Side, data: bytes) -> None:
             frame = draw.struct(draw.pick((*FRAMES, *RARE_FRAMES)))
             if isinstance(frame, frames.CallFrame) and draw.often():
                 frame = msgspec.structs.replace(frame, call=next_call, size=_size_of(draw, frame.chunk))
+                frame = _with_bulk(draw, frame)
                 next_call += 1
             elif isinstance(frame, frames.NotifyFrame) and draw.often():
                 frame = msgspec.structs.replace(frame, notification=next_notification, size=_size_of(draw, frame.chunk))
@@ -53,7 +54,7 @@ def session(side: Side, data: bytes) -> None:
             elif isinstance(frame, frames.MoreFrame) and draw.often():
                 frame = msgspec.structs.replace(frame, chunk=memoryview(bytes(frames.CHUNK * (1 + draw.below(3)))))
             elif isinstance(frame, frames.ReplyFrame) and draw.often():
-                frame = msgspec.structs.replace(frame, size=_size_of(draw, frame.chunk))
+                frame = _with_bulk(draw, msgspec.structs.replace(frame, size=_size_of(draw, frame.chunk)))
             piece = draw.spoilt(frames.encode(frame))
         try:
             events = ours.receive(piece)
@@ -63,10 +64,18 @@ def session(side: Side, data: bytes) -> None:
                 ours.receive(b"more")
                 raise AssertionError("a session that has failed takes more bytes") from error
             raise
-        waiting += [event.call for event in events if isinstance(event, Called)]
+        waiting += [event.call for event in events if isinstance(event, Called | Begun)]
         with contextlib.suppress(AdytonError):  # of this end's own doing
             _act(draw, ours, waiting)
         assert ours._arrived <= SMALL.buffered  # noqa: SLF001
+
+
+def _with_bulk(draw: Draw, frame: Any) -> Any:
+    """Sometimes: a head that says how it is cut."""
+    if draw.below(4):
+        return frame
+    sizes = [draw.below(256) << 10 for _ in range(draw.below(4))]
+    return msgspec.structs.replace(frame, size=sum(sizes), chunk=msgspec.msgpack.encode(sizes))
 
 
 def _size_of(draw: Draw, chunk: bytes) -> int:
@@ -247,4 +256,5 @@ def guest_link(data: bytes) -> None:
         cut = draw.below(256)
         for part in (piece[:cut], piece[cut:]):
             for received in reader.receive(part):
-                assert isinstance(received, link.ToSupervisor)
+                assert isinstance(received, link.ToSupervisor | memoryview)
+            assert not reader.bulk or not reader.held  # bulk is not kept

@@ -63,7 +63,7 @@ class _Sessions:
         assert method == "trace"
         decode(body, Traced)
 
-    def call(self, pair: int, method: str, body: Any) -> int:  # noqa: ARG002
+    def call(self, pair: int, method: str, body: Any, bulk: Any) -> int:  # noqa: ARG002
         self.calls += 1
         return self.calls
 
@@ -82,7 +82,7 @@ def told_spans(data: bytes) -> None:
 
     def call(depth: int) -> None:
         with telemetry.calling("entry"):
-            telemetry.send(session, 1, "enter", b"")
+            telemetry.send(session, 1, "enter", b"", ())
             while draw and (action := draw.below(8)):
                 if action == 1 and depth < 4:
                     name = draw.pick(("lookup", "other"))

@@ -30,6 +30,6 @@ def value(data: bytes) -> None:
     body = draw.rest()
     if kind < 4:
         function = (_annotated, _plain)[kind % 2]
-        Signature(function).decode_arguments(body, "msgpack" if kind < 2 else "json")
+        Signature(function).decode_arguments(body, "msgpack" if kind < 2 else "json", bulk=(b"bulk",) * (kind % 2))
     else:
         decode_result("entry", body, *([dict[str, tuple[int, ...]]] if kind == 4 else []))

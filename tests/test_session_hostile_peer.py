@@ -84,7 +84,6 @@ BREACHES = {
     "a notification inside another": [BEGUN_NOTIFICATION, NotifyFrame(2, "output", 0, b"")],
     "something after goodbye": [GoodbyeFrame("bye"), CALL],
     "goodbye after goodbye": [GoodbyeFrame("bye"), GoodbyeFrame("bye")],
-    "goodbye inside a message": [BEGUN_REPLY, GoodbyeFrame("bye")],
 }
 
 TOO_MUCH = {

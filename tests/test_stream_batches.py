@@ -13,6 +13,7 @@ from adyton.communicator.streams import (
     END,
     FIRST_BATCHES,
     ITEMS,
+    LARGE,
     MOST_BATCHES,
     MOST_BYTES,
     MOST_ITEMS,
@@ -57,7 +58,11 @@ def test_items_come_once_and_in_order_whatever_overtakes_what(data, items):
         steps += ["take"] if due else []
         step = data.draw(st.sampled_from(steps))
         if step == "add":
-            out.add(msgspec.msgpack.encode(waiting.pop(0)))
+            item = waiting.pop(0)
+            if isinstance(item, bytes) and item:
+                out.add_large(item)
+            else:
+                out.add(msgspec.msgpack.encode(item))
         elif step == "end":
             out.end(END)
             ended = True
@@ -69,6 +74,8 @@ def test_items_come_once_and_in_order_whatever_overtakes_what(data, items):
             into.taken(len(batch.payload))
             if batch.kind == ITEMS:
                 got += msgspec.msgpack.decode(batch.payload)
+            elif batch.kind == LARGE:
+                got.append(bytes(batch.payload))
             out.taken(hungry=data.draw(st.booleans()))
         on_their_way += sent(out)
         assert len(on_their_way) + len(due) <= MOST_BATCHES
@@ -160,6 +167,15 @@ def test_a_stream_that_was_said_to_be_shorter_than_it_is():
 def test_what_was_not_sent_cannot_be_taken():
     with pytest.raises(RemoteProtocolError, match="had not been sent"):
         Outgoing().taken(hungry=True)
+
+
+@pytest.mark.parametrize(("kind", "bulk"), [(ITEMS, (b"x",)), (LARGE, ()), (LARGE, (b"x", b"y")), (LARGE + 1, ())])
+def test_a_large_item_is_beside_its_head_and_nothing_else_is(kind, bulk):
+    assert batch_of(BATCH_HEAD.pack(1, 2, 3, LARGE), (b"x",)) == Batch(1, 2, 3, LARGE, b"x")
+    with pytest.raises(RemoteProtocolError):
+        batch_of(BATCH_HEAD.pack(1, 2, 3, kind), bulk)
+    with pytest.raises(RemoteProtocolError):
+        batch_of(BATCH_HEAD.pack(1, 2, 3, LARGE) + b"x", (b"x",))
 
 
 @given(st.binary(max_size=60))

@@ -293,6 +293,7 @@ def test_a_stream_stands_for_one_argument_only(client):
 class _Link:
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.item = None
         reader = protocol.Reader(protocol.ToGuest)
         self.outbox = SimpleNamespace(put=lambda data: self.told.extend(reader.receive(data)))
 
@@ -304,7 +305,7 @@ def streams():
     streams.thread, streams.other = _Link(), _Link()
     streams.began(1, streams.thread, "stream")
     streams.began(2, streams.other, "enter")
-    streams.enter(3, b"")
+    streams.enter(3, b"", ())
     return streams
 
 
@@ -325,6 +326,17 @@ def streams():
         ("thread", [protocol.Took(1, 1, hungry=True)], "took items that it was not given"),
         ("link", [protocol.Return(ok=True, body=b"", call=1)], "returned from a call that nobody made"),
         ("link", [protocol.Return(ok=True, body=b"")], "returned from a call that nobody made"),
+        (
+            "link",
+            [protocol.Return(ok=True, body=b"", call=3, sizes=(1 << 20,))],
+            "returned from a call that nobody made",
+        ),
+        ("other", [protocol.Items(2, b"", (1 << 20,))], "items of a call that has none"),
+        (
+            "thread",
+            [protocol.Items(1, b"", (MOST_BYTES,)), protocol.Items(1, b"", (1 << 16,))],
+            "more items than there was room for",
+        ),
         ("link", [protocol.HostCall("f", b"")], "on the link aside"),
     ],
 )
@@ -333,6 +345,19 @@ def test_a_guest_that_breaks_the_rules(streams, link, messages, text):
         streams.from_guest(getattr(streams, link), each)
     with pytest.raises(RemoteProtocolError, match=text):
         streams.from_guest(getattr(streams, link), messages[-1])
+
+
+def test_a_stream_returns_no_bulk(streams):
+    with pytest.raises(RemoteProtocolError, match="bulk"):
+        streams.ended(1, protocol.Return(ok=True, body=b"", sizes=(1 << 20,)))
+
+
+def test_what_a_guest_has_begun_of_a_large_item_is_counted(streams):
+    streams.from_guest(streams.thread, protocol.Items(1, b"", (1 << 16,)))
+    streams.piece(streams.thread, memoryview(bytes(40000)))
+    assert streams.held == 40000
+    streams.piece(streams.thread, memoryview(bytes(25536)))
+    assert (streams.held, streams.thread.item) == (0, None)
 
 
 def test_after_its_return_nothing_more_of_a_call_is_taken_or_told(streams):

@@ -28,7 +28,7 @@ from adyton.errors import (
     enclave_error,
 )
 from adyton.proto.enclave import EnclaveFinal, EnclaveInput, EnclaveOutput, StatusProto
-from adyton.proto.values import Encoding, ItemDecoder, Signature, decode_result, encode_arguments
+from adyton.proto.values import Bulk, Encoding, ItemDecoder, Signature, decode_result, encode_arguments
 from adyton.remote.arguments import Argument
 from adyton.remote.client_pairs import CallFailed, Cancellation
 from adyton.remote.deadlines import Deadline
@@ -123,11 +123,12 @@ class EnclaveClient:
 
     def call_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> bytes:
         """Run an entry whose arguments are encoded already (adyton.proto.values); its result in MessagePack."""
-        return bytes(self._call("enter", EnterRequest(entry, arguments, encoding), entry))
+        body = self._call("enter", EnterRequest(entry, arguments, encoding), entry)
+        return _encoded(body)
 
     def stream_encoded(self, entry: str, arguments: bytes, encoding: Encoding) -> ResultStream:
         """The same of an entry that `gives_stream`: an iterator over its items."""
-        return self._stream(entry, EnterRequest(entry, arguments, encoding), Any, [])
+        return self._stream(entry, EnterRequest(entry, arguments, encoding), Any, [], [])
 
     def gives_stream(self, entry: str) -> bool:
         """Whether an entry's result is a stream."""
@@ -186,17 +187,17 @@ class EnclaveClient:
         """
         name, signature = self._entry(entry)
         self._check_open()
-        request, arguments = self._request(name, args, kwargs)
+        request, arguments, bulk = self._request(name, args, kwargs)
         proxy = self._core.proxy
         if name in proxy.streaming:
             loop, item = asyncio.get_running_loop(), _item(name, signature)
             mailbox = LoopMailbox(loop)
-            results, deadline = proxy.stream(request, self._timeout, mailbox)
+            results, deadline = proxy.stream(request, self._timeout, mailbox, bulk)
             proxy.unpaired.watch.add(results, None, lambda: None)
             return AsyncResultStream(*self._opened(name, item, results, deadline, arguments, loop))
         annotation = _annotation(name, signature)
         with self._calling(name):
-            call = proxy.async_call(request, self._timeout, arguments)
+            call = proxy.async_call(request, self._timeout, arguments, bulk)
             try:
                 return decode_result(name, await call.future, annotation)
             except CallFailed as failed:
@@ -216,7 +217,7 @@ class EnclaveClient:
             raise EnclaveTypeError(f"enter_and_run takes an EnclaveInput, not {type(enclave_input).__name__}")
         body = self._call("run", enclave_input.SerializeToString())
         try:
-            output = EnclaveOutput.FromString(bytes(body))
+            output = EnclaveOutput.FromString(_encoded(body))
         except Exception as error:  # noqa: BLE001 - DecodeError, whose module depends on protobuf's implementation
             raise RemoteProtocolError(f"the enclave's run() returned no serialized EnclaveOutput: {error}") from None
         if output.status.code:
@@ -335,10 +336,11 @@ class EnclaveClient:
 
     def _request(
         self, name: str, positional: Sequence[Any], keywords: Mapping[str, Any]
-    ) -> tuple[EnterRequest, list[Argument]]:
+    ) -> tuple[EnterRequest, list[Argument], list[bytes]]:
         iterators: list[Any] = []
-        encoded = encode_arguments(name, positional, keywords, iterators)
-        return EnterRequest(name, encoded), self._core.proxy.arguments.of(name, iterators)
+        bulk: list[bytes] = []
+        encoded = encode_arguments(name, positional, keywords, iterators, bulk)
+        return EnterRequest(name, encoded), self._core.proxy.arguments.of(name, iterators), bulk
 
     def _called(
         self,
@@ -348,16 +350,18 @@ class EnclaveClient:
         cancellation: Cancellation | None,
     ) -> Any:
         name, signature = self._entry(entry)
-        request, arguments = self._request(name, positional, keywords)
+        request, arguments, bulk = self._request(name, positional, keywords)
         if name in self._core.proxy.streaming:
-            return self._stream(name, request, _item(name, signature), arguments)
+            return self._stream(name, request, _item(name, signature), arguments, bulk)
         annotation = _annotation(name, signature)
-        body = self._call("enter", request, name, arguments=arguments, cancellation=cancellation)
+        body = self._call("enter", request, name, arguments=arguments, bulk=bulk, cancellation=cancellation)
         return decode_result(name, body, annotation)
 
-    def _stream(self, name: str, request: EnterRequest, item: Any, arguments: list[Argument]) -> ResultStream:
+    def _stream(
+        self, name: str, request: EnterRequest, item: Any, arguments: list[Argument], bulk: list[bytes]
+    ) -> ResultStream:
         self._check_open()
-        results, deadline = self._core.proxy.stream(request, self._timeout)
+        results, deadline = self._core.proxy.stream(request, self._timeout, bulk=bulk)
         return ResultStream(*self._opened(name, item, results, deadline, arguments))
 
     def _opened(
@@ -398,12 +402,13 @@ class EnclaveClient:
         *,
         closing: bool = False,
         arguments: Sequence[Argument] = (),
+        bulk: Sequence[bytes] = (),
         cancellation: Cancellation | None = None,
-    ) -> Body:
+    ) -> Body | Bulk:
         if not closing:
             self._check_open()
         with self._calling(name or method):
-            return self._answer(method, body, name, arguments, cancellation)
+            return self._answer(method, body, name, arguments, bulk, cancellation)
 
     def _calling(self, name: str) -> AbstractContextManager[None]:
         telemetry = self._core.proxy.telemetry
@@ -415,15 +420,20 @@ class EnclaveClient:
         body: bytes | EnterRequest,
         name: str,
         arguments: Sequence[Argument],
+        bulk: Sequence[bytes],
         cancellation: Cancellation | None,
-    ) -> Body:
+    ) -> Body | Bulk:
         try:
             return self._core.proxy.call(
-                method, body, self._timeout, name, arguments=arguments, cancellation=cancellation
+                method, body, self._timeout, name, arguments=arguments, bulk=bulk, cancellation=cancellation
             )
         except CallFailed as failed:
             error = _failure(failed, arguments)
         raise error
+
+
+def _encoded(body: Body | Bulk) -> bytes:
+    return body.encoded() if isinstance(body, Bulk) else bytes(body)
 
 
 def _annotation(name: str, signature: Signature | None) -> Any:

@@ -2,7 +2,8 @@
 
 A frame is its length in four bytes, little-endian, and a MessagePack array that begins with its tag. A message (call, reply or
 notification) whose body has at most `CHUNK` bytes is one frame. The head of a larger one has no body, only its size; the body
-follows in More frames of `CHUNK` to `MAX_CHUNK` bytes, as the sender likes, the last one being the rest.
+follows in More frames of `CHUNK` to `MAX_CHUNK` bytes, as the sender likes, the last one being the rest. A large call or reply may have bulk:
+bytes beside its body, which follow it. Its size is that of all; in place of its chunk, the head says how they are cut, an array of sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from adyton.errors import RemoteProtocolError
 
 CHUNK = 1 << 14  # bytes of body in one frame
 MAX_CHUNK = 1 << 18  # bytes of it in a More frame
+MAX_BULK = 64  # of a message
 MAX_METHOD = 128  # characters
 MAX_REASON = 1024  # characters
 MAX_FRAME = MAX_CHUNK + 4 * MAX_REASON + 64  # bytes after the length

@@ -2,7 +2,7 @@
 
     method     from client to enclave                     reply
     load       LoadRequest                                LoadReply
-    enter      EnterRequest                               a MessagePack value (adyton.proto.values)
+    enter      EnterRequest, and bulk                     a MessagePack value (adyton.proto.values), or nothing but bulk
     stream     EnterRequest, of an entry of LoadReply.streams   StreamEnd, after or before its last items
     items      of an argument: adyton.communicator.streams     how eager its taker is
     run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
@@ -102,7 +102,7 @@ class LoadReply(Message, frozen=True):
 
 
 class EnterRequest(Message, frozen=True):
-    """`left`: seconds that the caller will wait at most. No time of day, nor of a clock: theirs differ."""
+    """`arguments`: b"" if they are large, and the first of the bulk. `left`: seconds that the caller will wait at most. No time of day, nor of a clock: theirs differ."""
 
     entry: str
     arguments: bytes

@@ -18,21 +18,37 @@ _SMALL = 1 << 12  # bytes: parts up to that go out together, since each costs mo
 
 
 class _Body:
-    __slots__ = ("_parts", "behind", "head", "kind", "number", "offset", "size")
+    """`held`: bytes of it that are here, and not taken."""
 
-    def __init__(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
+    __slots__ = ("_parts", "behind", "head", "held", "kind", "number", "offset", "size")
+
+    def __init__(
+        self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[Part], more: int
+    ) -> None:
         self.head = head
         self.kind: Literal["call", "reply"] = kind
         self.number = number
-        self.size = sum(map(len, body))
+        self.held = sum(map(len, body))
+        self.size = self.held + more
         self.offset = 0
         self.behind = b""  # a frame that must not overtake the body
         self._parts = deque(memoryview(each) for each in body)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has come here."""
+        return self.offset + self.held == self.size
+
+    def add(self, part: Part) -> None:
+        """What comes next of it."""
+        self._parts.append(memoryview(part))
+        self.held += len(part)
 
     def frame(self, size: int) -> Iterator[Part]:
         """One with the next `size` bytes."""
         yield more_head(self.kind, self.number, size)
         self.offset += size
+        self.held -= size
         while size:
             part = self._parts.popleft()
             if len(part) > size:
@@ -68,14 +84,39 @@ class Outbox:
         self.pending += sum(map(len, frame))
         return self._frames
 
-    def put_body(self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[bytes]) -> None:
-        """A head, in order with `put`, and the parts of its body, which follow when there is nothing urgent. They are not copied."""
-        item = _Body(head, kind, number, body)
+    def put_body(
+        self, head: bytes, kind: Literal["call", "reply"], number: int, body: Sequence[Part], more: int = 0
+    ) -> None:
+        """A head, in order with `put`, and the parts of its body, which follow when there is nothing urgent. They are not copied.
+
+        `more`: bytes of the body that are yet to come, by `add`.
+        """
+        item = _Body(head, kind, number, body, more)
         self._urgent.append(item)
         self._frames += 1
         self._unsent[kind, number] = item
         self.replies += kind == "reply"
-        self.pending += len(head) + item.size
+        self.pending += len(head) + item.held
+
+    def add(self, kind: Literal["call", "reply"], number: int, part: Part) -> None:
+        """What comes next of a body. ValueError: it has no more, or not so much."""
+        item = self._unsent.get((kind, number))
+        if item is None or item.offset + item.held + len(part) > item.size:
+            raise ValueError(f"{len(part)} bytes more than {kind} {number} was to have")
+        item.add(part)
+        self.pending += len(part)
+
+    def drop_incomplete(self) -> None:
+        """Of bodies that have not come completely, nothing more goes out."""
+        for item in [each for each in self._unsent.values() if not each.complete]:
+            begun = item in self._ring
+            for queue in (self._urgent, self._waiting, self._ring):
+                if item in queue:
+                    queue.remove(item)
+                    self.pending -= item.held + (len(item.head) if queue is self._urgent else 0)
+            self._begun -= item.size if begun else 0
+            del self._unsent[item.kind, item.number]
+            self.replies -= item.kind == "reply"
 
     def put_behind(self, call: int, frame: bytes) -> None:
         """A frame that must not overtake the call's body, if that is not sent yet."""
@@ -140,10 +181,16 @@ class Outbox:
             ring.append(item)
         taken = 0
         share = max(CHUNK, limit // max(1, len(ring)) // CHUNK * CHUNK)  # of each that has something to send
-        while ring and (taken < limit or not taken):
+        idle = 0  # of which too little has come here
+        while idle < len(ring) and (taken < limit or not taken):
             item = ring.popleft()
             left = max(CHUNK, (limit - taken) // CHUNK * CHUNK)
-            size = min(share, left, MAX_CHUNK, item.size - item.offset)
+            size = min(share, left, MAX_CHUNK, item.held)
+            if size < min(CHUNK, item.size - item.offset):
+                ring.append(item)
+                idle += 1
+                continue
+            idle = 0
             parts += item.frame(size)
             taken += size
             if item.offset < item.size:

@@ -23,13 +23,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import msgspec
 
+from adyton.communicator.arriving import Arriving, Head, Passing, sizes_of
 from adyton.communicator.flow import CLOSEST, LEAST, LIGHT, Flow
 from adyton.communicator.frames import (
     CHUNK,
+    MAX_BULK,
     MAX_CHUNK,
     MAX_METHOD,
     MAX_NUMBER,
@@ -60,6 +63,7 @@ from adyton.errors import (
 )
 
 __all__ = [
+    "Begun",
     "Body",
     "Called",
     "Cancelled",
@@ -69,6 +73,7 @@ __all__ = [
     "Limits",
     "Notified",
     "Parts",
+    "Piece",
     "Replied",
     "Session",
     "Side",
@@ -79,7 +84,7 @@ class Limits(msgspec.Struct, frozen=True):
     """What one end may make the other hold. Both ends of a session have the same.
 
     `message`, `notification`: bytes of a body. `buffered`: bytes of bodies that have not arrived completely; at least both. What holds them
-    may take twice as much, see `_Arriving.add`.
+    may take twice as much, see `arriving`.
     `pairs`: at once; `nesting`: calls under way on one pair. `in_flight`: calls of one end that are not answered, as that end sees it.
     """
 
@@ -91,7 +96,7 @@ class Limits(msgspec.Struct, frozen=True):
     in_flight: int = 4096
 
 
-Parts = bytes | tuple[bytes, ...]  # a body to be sent, perhaps in parts, which are not copied if they are large
+Parts = bytes | tuple[Part, ...]  # a body to be sent, perhaps in parts, which are not copied if they are large
 Body = bytes | bytearray  # of a message: the latter, nobody else's, if it is large
 
 
@@ -102,6 +107,24 @@ class Called(msgspec.Struct, frozen=True, gc=False):
     pair: int
     method: str
     body: Body
+    bulk: tuple[bytes, ...] = ()
+
+
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """The peer calls, and its message comes in pieces: as many bytes as `sizes` together. It must be replied to when all are there."""
+
+    call: int
+    pair: int
+    method: str
+    sizes: tuple[int, ...]  # of the body and its bulk
+
+
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """The next bytes of a call that was begun; `last`: there are no more."""
+
+    call: int
+    data: memoryview
+    last: bool
 
 
 class Replied(msgspec.Struct, frozen=True, gc=False):
@@ -111,6 +134,7 @@ class Replied(msgspec.Struct, frozen=True, gc=False):
     ok: bool
     body: Body
     pair: int
+    bulk: tuple[bytes, ...] = ()
 
 
 class Notified(msgspec.Struct, frozen=True, gc=False):
@@ -138,34 +162,18 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Event = Called | Replied | Notified | Cancelled | Disposed | Closed
+Event = Called | Begun | Piece | Replied | Notified | Cancelled | Disposed | Closed
 
 
-_LARGE = 1 << 22  # bytes of a body that must not be held twice, not even for a moment
+def _parts(body: Parts) -> tuple[Part, ...]:
+    return body if isinstance(body, tuple) else (body,)
 
 
-class _Arriving:
-    """A message of which the head has come, and `size` bytes of the body so far."""
-
-    __slots__ = ("_held", "head", "size")
-
-    def __init__(self, head: CallFrame | ReplyFrame | NotifyFrame) -> None:
-        self.head = head
-        self.size = 0
-        self._held: bytearray | list[bytes | memoryview] = bytearray() if head.size > _LARGE else []
-
-    def add(self, chunk: memoryview) -> None:
-        """The next bytes. They are copied where that frees what came with them, if it is more."""
-        self.size += len(chunk)
-        if isinstance(self._held, bytearray):
-            self._held += chunk
-        else:
-            whole = memoryview(chunk.obj).nbytes
-            self._held.append(chunk if 2 * len(chunk) >= whole else bytes(chunk))
-
-    def body(self) -> Body:
-        """When all is there."""
-        return self._held if isinstance(self._held, bytearray) else b"".join(self._held)
+def _cut(body: int, *bulk: int) -> bytes:
+    """What the head of a large message says of its bulk: sizes in bytes."""
+    if len(bulk) > MAX_BULK or body + sum(bulk) <= CHUNK:
+        raise LocalProtocolError(f"a message of {body + sum(bulk)} bytes with {len(bulk)} of bulk")
+    return msgspec.msgpack.encode((body, *bulk))
 
 
 def _not_allowed(violation: PairViolation) -> LocalProtocolError:
@@ -180,8 +188,11 @@ class Session:
         side: Side,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         clock: Callable[[], float] = time.monotonic,
+        passes: Callable[[int, str], bool] = lambda _pair, _method: False,
     ) -> None:
-        """`clock`: seconds that never go back, by which it is seen what the way carries."""
+        """`clock`: seconds that never go back, by which it is seen what the way carries. `passes`: whether large calls of that pair and method
+        are told of as they come, by Begun and Piece, in place of Called.
+        """
         if limits.buffered < limits.message + limits.notification:
             raise LocalProtocolError("Limits.buffered must be enough for one message and one notification")
         self.side = side
@@ -196,7 +207,8 @@ class Session:
         self._last_received = 0
         self._last_notification_sent = 0
         self._last_notification_received = 0
-        self._arriving: dict[tuple[str, int], _Arriving] = {}
+        self._passes = passes
+        self._arriving: dict[tuple[str, int], Arriving[Head] | Passing] = {}
         self._arrived = 0  # bytes that _arriving holds
         self._flow = Flow(clock)
         self._replay = Replay()
@@ -211,8 +223,8 @@ class Session:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def call(self, pair: int, method: str, body: Parts) -> int:
-        """Call the peer on a pair (0: unpaired, any number at once); the call's number.
+    def call(self, pair: int, method: str, body: Parts, bulk: Sequence[Parts] = ()) -> int:
+        """Call the peer on a pair (0: unpaired, any number at once); the call's number. `bulk`: large bytes, which come there as they are.
 
         LocalProtocolError: not our turn on the pair, or after `close`. ResourceLimitError: one call, pair, nesting or byte too many.
         ConnectionLostError: the peer has said goodbye.
@@ -221,7 +233,12 @@ class Session:
             raise LocalProtocolError(f"{method} was called after the session was closed")
         if self._peer_reason is not None:
             raise ConnectionLostError(f"the other side has ended the session: {self._peer_reason}")
-        parts = body if isinstance(body, tuple) else (body,)
+        parts = _parts(body)
+        cut = b""
+        if bulk:
+            all_parts = [parts, *map(_parts, bulk)]
+            cut = _cut(*[sum(map(len, each)) for each in all_parts])
+            parts = tuple(chain.from_iterable(all_parts))
         size = sum(map(len, parts))
         self._check_message(method, size, self._limits.message)
         if len(self._sent_calls) >= self._limits.in_flight:
@@ -241,18 +258,41 @@ class Session:
         if size <= CHUNK:
             self._outbox.put(encode(CallFrame(number, pair, method, size, b"".join(parts))))
         else:
-            self._outbox.put_body(encode(CallFrame(number, pair, method, size, b"")), "call", number, parts)
+            self._outbox.put_body(encode(CallFrame(number, pair, method, size, cut)), "call", number, parts)
         return number
 
     def reply(self, call: int, ok: bool, body: Parts) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
         if self._closed or self._peer_reason is not None:
             return
+        parts = _parts(body)
+        size = sum(map(len, parts))
+        self._replies_to(call, size)
+        if size <= CHUNK:
+            self._replies.append(self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
+        else:
+            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
+
+    def begin_reply(self, call: int, size: int, *, bulk: bool) -> None:
+        """Answer with a body, or nothing but bulk, of so many bytes, which `go_on` gives. Errors as of `reply`."""
+        if self._open:
+            cut = _cut(*(0, size) if bulk else (size,))
+            self._replies_to(call, size)
+            self._outbox.put_body(encode(ReplyFrame(call, True, size, cut if bulk else b"")), "reply", call, (), size)
+
+    def go_on(self, call: int, data: Part) -> None:
+        """The next bytes of a reply that was begun, which are not copied. LocalProtocolError: it has no more."""
+        if self._open:
+            try:
+                self._outbox.add("reply", call, data)
+            except ValueError as error:
+                raise LocalProtocolError(str(error)) from None
+
+    def _replies_to(self, call: int, size: int) -> None:
+        """With a message of so many bytes."""
         pair = self._received_calls.get(call)
         if pair is None or (self._arriving and ("call", call) in self._arriving):
             raise LocalProtocolError(f"call {call} was replied to, but waits for no reply")
-        parts = body if isinstance(body, tuple) else (body,)
-        size = sum(map(len, parts))
         if size > self._limits.message:
             raise ResourceLimitError(f"the result has {size} bytes; at most {self._limits.message} are carried")
         if pair:
@@ -261,16 +301,12 @@ class Session:
             except PairViolation as violation:
                 raise _not_allowed(violation) from None
         del self._received_calls[call]
-        if size <= CHUNK:
-            self._replies.append(self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
-        else:
-            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
 
     def notify(self, method: str, body: Parts) -> None:
         """Tell the peer something. ResourceLimitError: too large."""
         if not self._open:
             return
-        parts = body if isinstance(body, tuple) else (body,)
+        parts = _parts(body)
         size = sum(map(len, parts))
         self._check_message(method, size, self._limits.notification)
         number = self._last_notification_sent = self._last_notification_sent + 1
@@ -311,9 +347,10 @@ class Session:
         self._outbox.put(encode(DisposeFrame(pair)))
 
     def close(self, reason: str) -> None:
-        """Say goodbye, after all that is due. Later only `call` raises; replies and the like have no taker."""
+        """Say goodbye, after all that is due and there. Later only `call` raises; replies and the like have no taker."""
         if not self._closed:
             self._closed = True
+            self._outbox.drop_incomplete()
             text = reason.encode("utf-8", "replace").decode()[:MAX_REASON]
             self._outbox.put_last(encode(GoodbyeFrame(text)))
 
@@ -437,8 +474,7 @@ class Session:
                 self._pairs.apply(pair, "receive dispose")
                 return Disposed(pair)
             case GoodbyeFrame(reason):
-                if self._arriving:
-                    raise RemoteProtocolError("the peer said goodbye in the middle of a message")
+                self._arriving.clear()  # what the peer itself had only begun to get
                 self._peer_reason = reason
                 return Closed(reason)
             case MarkFrame(mark):
@@ -452,7 +488,7 @@ class Session:
                 self._replay.arrived(self._flow.arrived)
                 return None
 
-    def _call_received(self, frame: CallFrame) -> Called | None:
+    def _call_received(self, frame: CallFrame) -> Event | None:
         call, pair = frame.call, frame.pair
         if call != self._last_received + 1:
             raise RemoteProtocolError(f"the peer's call {call} came after its call {self._last_received}")
@@ -467,8 +503,7 @@ class Session:
         self._last_received = call
         self._received_calls[call] = pair
         if frame.size != len(frame.chunk):
-            self._head_received("call", call, frame, self._limits.message)
-            return None
+            return self._head_received("call", call, frame, self._limits.message)
         return Called(call, pair, frame.method, frame.chunk)
 
     def _unanswered(self) -> int:
@@ -489,12 +524,12 @@ class Session:
             return None
         return self._reply_complete(call, frame.ok, frame.chunk)
 
-    def _reply_complete(self, call: int, ok: bool, body: Body) -> Replied:
+    def _reply_complete(self, call: int, ok: bool, body: Body, bulk: tuple[bytes, ...] = ()) -> Replied:
         pair = self._sent_calls[call]
         if pair:
             self._pairs.apply(pair, "receive reply", call)
         del self._sent_calls[call]
-        return Replied(call, ok, body, pair)
+        return Replied(call, ok, body, pair, bulk)
 
     def _notification_received(self, frame: NotifyFrame) -> Notified | None:
         number = frame.notification
@@ -510,24 +545,33 @@ class Session:
             return None
         return Notified(frame.method, frame.chunk)
 
-    def _head_received(self, kind: str, number: int, frame: CallFrame | ReplyFrame | NotifyFrame, limit: int) -> None:
-        if frame.chunk or frame.size <= CHUNK:
+    def _head_received(self, kind: str, number: int, frame: Head, limit: int) -> Event | None:
+        if frame.size <= CHUNK or (frame.chunk and kind == "notification"):
             raise RemoteProtocolError(
                 f"the head of a {kind} of {frame.size} bytes came with {len(frame.chunk)} of them"
             )
+        sizes = sizes_of(frame)
         if frame.size > limit:
             raise ResourceLimitError(f"the peer announced a {kind} of {frame.size} bytes; at most {limit} are carried")
-        self._arriving[kind, number] = _Arriving(frame)
+        if isinstance(frame, CallFrame) and self._passes(frame.pair, frame.method):
+            self._arriving[kind, number] = Passing(frame)
+            return Begun(number, frame.pair, frame.method, sizes)
+        self._arriving[kind, number] = Arriving(frame, sizes)
+        return None
 
     def _more_received(self, frame: MoreFrame) -> Event | None:
         key = frame.kind, frame.number
         arriving = self._arriving.get(key)
         if arriving is None:
             raise RemoteProtocolError(f"the peer continued {frame.kind} {frame.number}, which it had not begun")
-        size, head = len(frame.chunk), arriving.head
-        remaining = head.size - arriving.size
+        size, head, remaining = len(frame.chunk), arriving.head, arriving.left
         if not min(CHUNK, remaining) <= size <= min(MAX_CHUNK, remaining):
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
+        if isinstance(arriving, Passing):
+            arriving.left -= size
+            if size == remaining:
+                del self._arriving[key]
+            return Piece(frame.number, frame.chunk, size == remaining)
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
         if self._arrived > self._limits.buffered:
@@ -537,12 +581,12 @@ class Session:
             return None
         del self._arriving[key]
         self._arrived -= head.size
-        body = arriving.body()
+        body, bulk = arriving.whole()
         match head:
             case CallFrame():
-                return Called(head.call, head.pair, head.method, body)
+                return Called(head.call, head.pair, head.method, body, bulk)
             case ReplyFrame():
-                return self._reply_complete(head.call, head.ok, body)
+                return self._reply_complete(head.call, head.ok, body, bulk)
             case NotifyFrame():
                 return Notified(head.method, body)
 

@@ -13,6 +13,8 @@ gets them in order.
     stream     whose items                                    its end
     RESULT     the entry's, to the client                     the reply to the call says how many batches there were
     1, 2, …    an argument's, to the enclave                  a batch of the kind END, or of the kind RAISED with a Raised
+
+An item that is nothing but large bytes is a batch of its own (LARGE): bulk beside the head, not encoded.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import struct
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
 
+from adyton.communicator.outbox import Part
 from adyton.communicator.sequence import Sequence
-from adyton.communicator.session import Session
+from adyton.communicator.session import Parts, Session
 from adyton.errors import RemoteProtocolError
 from adyton.proto.values import MAX_STREAMS
 
@@ -35,7 +38,7 @@ LARGEST = (1 << 30) - 64  # bytes of an item: what a message carries
 MOST_CALLS = 1024  # of "items", unanswered; the rest of what a session allows is for other calls
 BATCH_HEAD = struct.Struct("<QIQB")  # call, stream, number of the batch (from 0), kind
 RESULT = 0  # the stream
-ITEMS, END, RAISED = range(3)  # kinds
+ITEMS, END, RAISED, LARGE = range(4)  # kinds
 FED, HUNGRY = b"", b"\1"
 _ARRAY = struct.Struct(">BI")
 
@@ -44,22 +47,26 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """`payload`: a MessagePack array of items; of the kind END nothing, of RAISED an encoded Raised."""
+    """`payload`: a MessagePack array of items; of the kind END nothing, of RAISED an encoded Raised, of LARGE the item as it is."""
 
     call: int
     stream: int
     number: int
     kind: int
-    payload: memoryview
+    payload: memoryview | bytes
 
 
-def batch_of(body: bytes | bytearray) -> Batch:
-    """What the body of a call of "items" says; RemoteProtocolError if it is none."""
+def batch_of(body: bytes | bytearray, bulk: tuple[bytes, ...] = ()) -> Batch:
+    """What the body of a call of "items" says, and its bulk; RemoteProtocolError if it is none."""
     if len(body) < BATCH_HEAD.size:
         raise RemoteProtocolError("a batch of items without its head")
     call, stream, number, kind = BATCH_HEAD.unpack_from(body)
-    if kind > RAISED or stream > MAX_STREAMS:
+    if kind > LARGE or stream > MAX_STREAMS or len(bulk) != (kind == LARGE):
         raise RemoteProtocolError(f"a batch of kind {kind} of stream {stream}")
+    if bulk:
+        if len(body) != BATCH_HEAD.size:
+            raise RemoteProtocolError("a large item with others beside it")
+        return Batch(call, stream, number, kind, bulk[0])
     return Batch(call, stream, number, kind, memoryview(body)[BATCH_HEAD.size :])
 
 
@@ -73,18 +80,19 @@ class Outgoing:
         self._bytes = 0
         self._items: list[bytes] = []
         self._size = 0
+        self._large: bytes | None = None  # behind them
         self._end: tuple[int, bytes] | None = None
         self._held = False  # something was due, and there was no room
 
     @property
     def full(self) -> bool:
         """Whether no item may be added before a batch was taken."""
-        return self._size >= BATCH or len(self._items) >= MOST_ITEMS
+        return self._large is not None or self._size >= BATCH or len(self._items) >= MOST_ITEMS
 
     @property
     def pending(self) -> bool:
         """Whether something that was added was not taken to be sent."""
-        return bool(self._items) or self._end is not None
+        return bool(self._items) or self._large is not None or self._end is not None
 
     @property
     def room(self) -> bool:
@@ -99,6 +107,12 @@ class Outgoing:
         self._items.append(item)
         self._size += len(item)
 
+    def add_large(self, item: bytes) -> None:
+        """One that is nothing but large bytes, not encoded. ValueError: as above."""
+        if len(item) > LARGEST:
+            raise ValueError(f"an item of {len(item)} bytes; at most {LARGEST} are carried")
+        self._large = item
+
     def end(self, kind: int, payload: bytes = b"") -> None:
         """What was added was the last: a batch of that kind is due behind it."""
         self._end = kind, payload
@@ -112,6 +126,9 @@ class Outgoing:
             return None
         if self._items:
             kind, parts = ITEMS, self._payload()
+        elif self._large is not None:
+            kind, parts = LARGE, (self._large,)
+            self._large = None
         else:
             assert self._end is not None
             kind, parts = self._end[0], (self._end[1],)
@@ -159,7 +176,7 @@ class Incoming:
             if self._total is not None and self._next >= self._total:
                 raise RemoteProtocolError("the peer sent items after the end of their stream")
             self._next += 1
-            if each.kind != ITEMS:
+            if each.kind in (END, RAISED):
                 self._total = self._next
         return due
 
@@ -185,18 +202,19 @@ class ItemCalls(Generic[T]):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._due: deque[tuple[T, tuple[bytes, ...]]] = deque()
+        self._due: deque[tuple[T, Parts, tuple[Parts, ...]]] = deque()
         self._sent: dict[int, T] = {}
 
-    def send(self, owner: T, call: int, stream: int, number: int, kind: int, parts: tuple[bytes, ...]) -> None:
+    def send(self, owner: T, call: int, stream: int, number: int, kind: int, parts: tuple[Part, ...]) -> None:
         """A batch: see Batch."""
-        self._due.append((owner, (BATCH_HEAD.pack(call, stream, number, kind), *parts)))
+        head = BATCH_HEAD.pack(call, stream, number, kind)
+        self._due.append((owner, head, (parts,)) if kind == LARGE else (owner, (head, *parts), ()))
         self._send_due()
 
     def _send_due(self) -> None:
         while self._due and len(self._sent) < MOST_CALLS:
-            owner, body = self._due.popleft()
-            self._sent[self._session.call(0, "items", body)] = owner
+            owner, body, bulk = self._due.popleft()
+            self._sent[self._session.call(0, "items", body, bulk)] = owner
 
     def replied(self, number: int) -> T | None:
         """Whose batch that call was; None: it is none of these."""

@@ -7,6 +7,9 @@ MessagePack value. What can be carried is what msgspec carries.
 A parameter or a result of an entry that is annotated `Iterator[T]`, or another of STREAMS, is a stream: its items are carried by themselves,
 each as a T (adyton.communicator.streams). In the place of such an argument stands an extension of MessagePack with the stream's number; a
 list there is a stream as well.
+
+An argument that is nothing but large bytes, and a result that is, are bulk: carried beside what is encoded, as they are, so that nobody copies
+them to encode or decode them. In the place of such an argument stands another extension.
 """
 
 from __future__ import annotations
@@ -23,11 +26,15 @@ from adyton.errors import EnclaveTypeError
 
 Encoding = Literal["msgpack", "json"]
 MAX_STREAMS = 64  # among the arguments of a call
+MAX_BULK = 32  # the same
+BULK = 1 << 16  # bytes that are worth it
 _Packed = tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]
 _DECODE: Mapping[Encoding, Callable[..., Any]] = {"msgpack": msgspec.msgpack.decode, "json": msgspec.json.decode}
 _STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
 _ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncIterable, collections.abc.AsyncGenerator)
 _EXTENSION = 1  # a stream among arguments; its data: the number of it, one byte
+_BULK_EXTENSION = 2  # the same of bulk
+_BYTES = frozenset({bytes, bytearray, memoryview})
 
 
 class Stream(NamedTuple):
@@ -46,18 +53,25 @@ def stream_of(annotation: Any) -> Stream | None:
 
 
 def encode_arguments(
-    name: str, positional: Sequence[Any], keywords: Mapping[str, Any], streams: list[Any] | None = None
+    name: str,
+    positional: Sequence[Any],
+    keywords: Mapping[str, Any],
+    streams: list[Any] | None = None,
+    bulk: list[bytes] | None = None,
 ) -> bytes:
     """The arguments of a call of `name`, in MessagePack; EnclaveTypeError if a value cannot be carried.
 
-    `streams` gets the iterators among them, of which the first is number 1.
+    `streams` gets the iterators among them, `bulk` what is large; of both, the first is number 1.
     """
+    if bulk is not None:
+        positional = [_or_bulk(each, bulk) for each in positional]
+        keywords = {key: _or_bulk(each, bulk) for key, each in keywords.items()}
     if streams is not None:
         positional = [_or_stream(each, streams) for each in positional]
         keywords = {key: _or_stream(each, streams) for key, each in keywords.items()}
     try:
         return msgspec.msgpack.encode((list(positional), dict(keywords)))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError, BufferError) as error:
         raise EnclaveTypeError(f"{name}(): an argument cannot be sent: {error}. {_CARRIED}") from error
 
 
@@ -70,6 +84,20 @@ def _or_stream(value: Any, streams: list[Any]) -> Any:
     return msgspec.msgpack.Ext(_EXTENSION, bytes([len(streams)]))
 
 
+def _or_bulk(value: Any, bulk: list[bytes]) -> Any:
+    if type(value) not in _BYTES or not _is_bulk(value) or len(bulk) >= MAX_BULK:
+        return value
+    bulk.append(bytes(value))
+    return msgspec.msgpack.Ext(_BULK_EXTENSION, bytes([len(bulk)]))
+
+
+def _is_bulk(value: bytes | bytearray | memoryview) -> bool:
+    """`bytes` of it are not a copy unless it may change while it is on its way."""
+    if isinstance(value, memoryview):
+        return value.nbytes >= BULK and value.c_contiguous
+    return len(value) >= BULK
+
+
 _CARRIED = "Use None, bool, int, float, str, bytes, datetime, UUID, Decimal, Enum, list, tuple, set, dict, dataclass or Struct."
 
 
@@ -77,13 +105,32 @@ def encode_result(name: str, value: Any) -> bytes:
     """The result of a call of `name`, in MessagePack; EnclaveTypeError if it cannot be carried."""
     try:
         return msgspec.msgpack.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError, BufferError) as error:
         raise EnclaveTypeError(f"{name}(): the result cannot be sent: {error}. {_CARRIED}") from error
 
 
-def decode_result(name: str, body: bytes | bytearray, annotation: Any = Any) -> Any:
+class Bulk(NamedTuple):
+    """A result that is nothing but large bytes, which are not encoded."""
+
+    value: bytes
+
+    def encoded(self) -> bytes:
+        """In MessagePack after all."""
+        return msgspec.msgpack.encode(self.value)
+
+
+def encode_or_bulk(name: str, value: Any) -> bytes | Bulk:
+    """As `encode_result`, unless it is bulk."""
+    if type(value) in _BYTES and _is_bulk(value):
+        return Bulk(bytes(value))
+    return encode_result(name, value)
+
+
+def decode_result(name: str, body: bytes | bytearray | Bulk, annotation: Any = Any) -> Any:
     """The result of a call of `name`, as `annotation`; EnclaveTypeError if it does not fit."""
     try:
+        if isinstance(body, Bulk):
+            return msgspec.convert(body.value, type=annotation)
         return msgspec.msgpack.decode(body, type=annotation)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise EnclaveTypeError(f"{name}(): the result does not fit its annotation: {error}") from error
@@ -104,6 +151,20 @@ def _stream_number(raw: msgspec.Raw) -> int:
     return data[0]
 
 
+def _bulk_of(raw: msgspec.Raw, bulk: Sequence[bytes]) -> bytes | None:
+    """The bulk that stands there; None for another value."""
+    try:
+        extension = msgspec.msgpack.decode(raw, type=msgspec.msgpack.Ext)
+    except msgspec.MsgspecError:
+        return None
+    if extension.code != _BULK_EXTENSION:
+        return None
+    data = bytes(extension.data)
+    if len(data) != 1 or not 0 < data[0] <= len(bulk):
+        raise ValueError("malformed bulk")
+    return bulk[data[0] - 1]
+
+
 async def _awaited(items: list[Any]) -> AsyncIterator[Any]:
     for each in items:
         yield each
@@ -115,10 +176,18 @@ class ItemDecoder:
     def __init__(self, annotation: Any, what: str) -> None:
         """`what`: an item, for texts of errors."""
         self._what = what
+        self._annotation = annotation
         self._each: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(annotation)
         self._all: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[annotation])
 
-    def decode(self, payload: memoryview) -> tuple[list[Any], EnclaveTypeError | None]:
+    def large(self, item: memoryview | bytes) -> tuple[list[Any], EnclaveTypeError | None]:
+        """The same with one item that is not encoded."""
+        try:
+            return [msgspec.convert(bytes(item), type=self._annotation)], None
+        except (msgspec.MsgspecError, ValueError) as error:
+            return [], EnclaveTypeError(f"{self._what} does not fit: {error}")
+
+    def decode(self, payload: memoryview | bytes) -> tuple[list[Any], EnclaveTypeError | None]:
         """The items up to the first that does not fit, and what is wrong with that."""
         try:
             return self._all.decode(payload), None
@@ -179,13 +248,17 @@ class Signature:
         return f"{self.name}{self._signature}"
 
     def decode_arguments(
-        self, body: bytes, encoding: Encoding = "msgpack", open_stream: OpenStream | None = None
+        self,
+        body: bytes,
+        encoding: Encoding = "msgpack",
+        open_stream: OpenStream | None = None,
+        bulk: Sequence[bytes] = (),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments, each decoded as its annotation; EnclaveTypeError names the first that does not fit.
 
-        `open_stream`: what gives the code a stream that its caller has opened.
+        `open_stream`: what gives the code a stream that its caller has opened. `bulk`: what came beside them.
         """
-        if self._whole is not None and encoding == "msgpack":
+        if self._whole is not None and encoding == "msgpack" and not bulk:
             try:
                 arguments, names = self._whole.decode(body)
                 if not names:
@@ -198,6 +271,8 @@ class Signature:
         def decoded(name: str, raw: msgspec.Raw) -> Any:
             annotation = self.annotations[name]
             stream = stream_of(annotation)
+            if bulk and encoding == "msgpack" and (found := _bulk_of(raw, bulk)) is not None:
+                return msgspec.convert(found, type=annotation if stream is None else list[Any])
             if stream is None:
                 return decode(raw, type=annotation)
             number = _stream_number(raw) if encoding == "msgpack" and open_stream is not None else 0

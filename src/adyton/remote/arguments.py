@@ -14,7 +14,7 @@ from adyton.communicator import session as communicator
 from adyton.communicator.messages import Raised, encode
 from adyton.communicator.streams import END, HUNGRY, RAISED, ItemCalls, Outgoing
 from adyton.errors import EnclaveTypeError
-from adyton.proto.values import encode_result
+from adyton.proto.values import Bulk, encode_or_bulk
 from adyton.remote.stream_way import StreamWay
 
 MAX_TEXT = 4096  # characters of what an iterator raised
@@ -77,9 +77,12 @@ class Argument:
             self._streams.send(self, self._call, self._number, number, *due)
 
     def _add(self, item: Any) -> None:
-        encoded = encode_result(self._name, item)
+        encoded = encode_or_bulk(self._name, item)
         with self._changed:
-            self._out.add(encoded)
+            if isinstance(encoded, Bulk):
+                self._out.add_large(encoded.value)
+            else:
+                self._out.add(encoded)
             self._push()
 
     def _end(self, error: Exception | None) -> None:

@@ -6,7 +6,10 @@ import queue
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from adyton.communicator import session as communicator
 from adyton.communicator.messages import Raised
+from adyton.errors import RemoteProtocolError
+from adyton.proto.values import Bulk
 
 
 class Mailbox(Protocol):
@@ -64,6 +67,15 @@ class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public AP
         super().__init__(raised.message)
         self.raised = raised
         self.denied = denied
+
+
+def result_of(reply: communicator.Replied) -> communicator.Body | Bulk:
+    """What a call was answered with, that did not fail. RemoteProtocolError: both in one."""
+    if not reply.bulk:
+        return reply.body
+    if len(reply.bulk) > 1 or reply.body:
+        raise RemoteProtocolError(f"the enclave answered with {len(reply.body)} bytes, and bulk beside them")
+    return Bulk(reply.bulk[0])
 
 
 class Token:

@@ -45,8 +45,9 @@ from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
 from adyton.hostcall.encoding import whole
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
+from adyton.proto.values import BULK, Bulk
 from adyton.remote.arguments import Argument, ArgumentStreams
-from adyton.remote.client_pairs import CallFailed, Cancellation, Mailbox, Pair, Token, note_end
+from adyton.remote.client_pairs import CallFailed, Cancellation, Mailbox, Pair, Token, note_end, result_of
 from adyton.remote.deadlines import Deadline, Deadlines
 from adyton.remote.host_calls import NOBODY_WAITS, HostCalls
 from adyton.remote.line import Line
@@ -143,7 +144,8 @@ class ProxyClient:
             left = None if until is None else max(0.0, until - time.monotonic())
             load = msgspec.structs.replace(load, time=self._time.told())
             with step(self.telemetry, "adyton.initialize"):
-                reply = decode(self.call("load", encode(load), left), LoadReply)
+                answer = self.call("load", encode(load), left)
+                reply = decode(b"" if isinstance(answer, Bulk) else answer, LoadReply)
             self.tally.loaded()
             self.streaming = frozenset(reply.streams)
             return reply
@@ -208,19 +210,20 @@ class ProxyClient:
         name: str = "",
         *,
         arguments: Sequence[Argument] = (),
+        bulk: Sequence[bytes] = (),
         cancellation: Cancellation | None = None,
-    ) -> communicator.Body:
+    ) -> communicator.Body | Bulk:
         """One call on the calling thread's pair; its result, or CallFailed. `name`: for the trace, if it is not the method's.
 
         `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
-        runs is not interrupted: its caller's time is looked at when it returns. `arguments`: iterators of the request's.
+        runs is not interrupted: its caller's time is looked at when it returns. `arguments`: iterators of the request's; `bulk`: beside it.
         """
         pair = self._own_pair()
         deadline = self._deadlines.of(timeout)
         denied = self.denials
         began: list[int] = []
         try:
-            call = self.made(pair.number, method, body, deadline, began.append)
+            call = self.made(pair.number, method, body, deadline, began.append, bulk)
             for each in arguments:
                 each.begin(call)
             if cancellation is not None:
@@ -256,8 +259,7 @@ class ProxyClient:
             for number in began:
                 self.over(number, name or method)
         if item.ok:
-            result: communicator.Body = item.body
-            return result
+            return result_of(item)
         if deadline.over:  # the enclave may have been the first to notice
             raise deadline.error(WAITED_FOR.get(method, "the entry"))
         raise CallFailed(decode(item.body, Raised), denied=self.denials > denied)
@@ -269,17 +271,20 @@ class ProxyClient:
         body: bytes | EnterRequest,
         deadline: Deadline,
         began: Callable[[int], None] = lambda _: None,
+        bulk: Sequence[bytes] = (),
     ) -> int:
         """Make a call; its number, which `began` is told before anything can come of it. DeadlineError: no time is left for it."""
         if deadline.over:
             raise deadline.error(WAITED_FOR.get(method, "the entry"))
         if isinstance(body, EnterRequest):
+            if len(body.arguments) >= BULK:
+                bulk, body = (body.arguments, *bulk), msgspec.structs.replace(body, arguments=b"")
             body = encode(msgspec.structs.replace(body, left=deadline.left()))
         with self._lock:
             self._check_open()
             self._tell_changes()
             self._tell_time()
-            call = self._send_call(pair, method, body)
+            call = self._send_call(pair, method, body, bulk)
             if method in ("enter", "stream", "run"):
                 self.tally.entered()
             began(call)
@@ -289,18 +294,24 @@ class ProxyClient:
         return call
 
     def stream(
-        self, request: EnterRequest, timeout: float | None, mailbox: Mailbox | None = None
+        self,
+        request: EnterRequest,
+        timeout: float | None,
+        mailbox: Mailbox | None = None,
+        bulk: Sequence[bytes] = (),
     ) -> tuple[Results, Deadline]:
         """Call an entry whose result is a stream, on a pair of its own. `mailbox`: of a task, in place of the calling thread."""
         pair = Pair(next(self._numbers), mailbox, pooled=mailbox is not None)
         deadline = self._deadlines.of(timeout)
         results = Results(pair)
-        self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results))
+        self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk)
         return results, deadline
 
-    def async_call(self, request: EnterRequest, timeout: float | None, arguments: list[Argument]) -> UnpairedCall:
+    def async_call(
+        self, request: EnterRequest, timeout: float | None, arguments: list[Argument], bulk: Sequence[bytes] = ()
+    ) -> UnpairedCall:
         """Call an entry from a task, without a pair."""
-        return self.unpaired.begin(request, self._deadlines.of(timeout), arguments)
+        return self.unpaired.begin(request, self._deadlines.of(timeout), arguments, bulk)
 
     def cancel(self, call: int) -> None:
         """Nobody waits for a call without a pair any more."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import Raised, StreamEnd, decode
-from adyton.communicator.streams import FED, HUNGRY, ITEMS, RESULT, Batch, Incoming, batch_of
+from adyton.communicator.streams import FED, HUNGRY, ITEMS, LARGE, RESULT, Batch, Incoming, batch_of
 from adyton.errors import AdytonError, RemoteProtocolError
 from adyton.proto.values import ItemDecoder
 from adyton.remote.client_pairs import CallFailed, Mailbox, Pair, note_end
@@ -91,10 +91,10 @@ class ResultStreams:
 
     def arrived(self, called: communicator.Called) -> None:
         """A batch. RemoteProtocolError: of no stream, or against its rules."""
-        batch = batch_of(called.body)
+        batch = batch_of(called.body, called.bulk)
         with self._way.lock:
             results = self._open.get(batch.call)
-            if results is None or batch.stream != RESULT or batch.kind != ITEMS:
+            if results is None or batch.stream != RESULT or batch.kind not in (ITEMS, LARGE):
                 raise RemoteProtocolError(
                     f"the enclave sent items of stream {batch.stream} of call {batch.call}, which has none"
                 )
@@ -200,7 +200,8 @@ class _Stream:
         """An item of the mailbox."""
         if isinstance(item, Arrived):
             self._client.results.take(self._results, item, hungry=hungry)
-            items, error = self._decoder.decode(item.batch.payload)
+            batch = item.batch
+            items, error = (self._decoder.decode if batch.kind == ITEMS else self._decoder.large)(batch.payload)
             self._items.extend(items)
             if error is not None:
                 self._error = error

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adyton.communicator import session as communicator
@@ -138,8 +138,10 @@ class UnpairedCall:
         deadline: Deadline,
         arguments: list[Argument],
         delivery: _Delivery,
+        bulk: Sequence[bytes],
     ) -> None:
         self.request = request
+        self.bulk = bulk
         self.deadline = deadline
         self.arguments = arguments
         self.number = 0  # until it is made
@@ -206,13 +208,15 @@ class UnpairedCalls:
         self._waiting: deque[UnpairedCall] = deque()
         self._deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Delivery] = weakref.WeakKeyDictionary()
 
-    def begin(self, request: EnterRequest, deadline: Deadline, arguments: list[Argument]) -> UnpairedCall:
+    def begin(
+        self, request: EnterRequest, deadline: Deadline, arguments: list[Argument], bulk: Sequence[bytes] = ()
+    ) -> UnpairedCall:
         """Make a call from a task, whose future gets the body of its result, or CallFailed or an AdytonError."""
         loop = asyncio.get_running_loop()
         delivery = self._deliveries.get(loop)
         if delivery is None:
             delivery = self._deliveries[loop] = _Delivery(loop)
-        call = UnpairedCall(self, request, deadline, arguments, delivery)
+        call = UnpairedCall(self, request, deadline, arguments, delivery, bulk)
         with self._lock:
             waits = len(self._under_way) >= MOST_CALLS
             if waits:
@@ -231,7 +235,7 @@ class UnpairedCalls:
             with self._lock:
                 self._under_way[number] = call
 
-        self.client.made(0, "enter", call.request, call.deadline, made)
+        self.client.made(0, "enter", call.request, call.deadline, made, call.bulk)
         for each in call.arguments:
             each.begin(call.number, call.future.get_loop())
 

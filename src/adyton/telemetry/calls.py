@@ -15,7 +15,7 @@ import builtins
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -42,7 +42,7 @@ class _Session(Protocol):
     """What of the communicator's session is needed here."""
 
     def notify(self, method: str, body: bytes) -> None: ...
-    def call(self, pair: int, method: str, body: bytes) -> int: ...
+    def call(self, pair: int, method: str, body: bytes, bulk: Sequence[bytes]) -> int: ...
 
 
 class _Call:
@@ -142,13 +142,13 @@ class Telemetry:
 
     # -- what the proxy client does ---------------------------------------------------------------------------------------
 
-    def send(self, session: _Session, pair: int, method: str, body: bytes) -> int:
+    def send(self, session: _Session, pair: int, method: str, body: bytes, bulk: Sequence[bytes]) -> int:
         """`session.call`, after what the enclave is to know of the trace. Under the lock of the session's owner."""
         call = _call.get()
         if (
             call is None or call.number or not pair
         ):  # what has no pair is not told of: its context would be taken for another's
-            return session.call(pair, method, body)
+            return session.call(pair, method, body, bulk)
         found, tell = call.span.get_span_context(), call.span.is_recording()
         if found.is_valid:
             call.entry_id = self._spans.reserved() if tell else 0
@@ -156,7 +156,7 @@ class Telemetry:
             if tell or context is not None:
                 session.notify("trace", encode(Traced(pair, context, tell)))
         call.sent = call.reached = time.monotonic_ns()
-        number = session.call(pair, method, body)
+        number = session.call(pair, method, body, bulk)
         with self._lock:
             call.number, call.pair, call.outer = number, pair, self._pairs.get(pair)
             self._pairs[pair] = call

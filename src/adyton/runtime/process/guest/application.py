@@ -18,7 +18,7 @@ from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ClosedError, EnclaveTypeError, UsageError
-from adyton.proto.values import Signature, Stream, encode_result
+from adyton.proto.values import Bulk, Signature, Stream, encode_or_bulk, encode_result
 from adyton.runtime.process.guest.calls import ArgumentStream, AsyncArgumentStream, Call
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
@@ -79,9 +79,11 @@ class Application:
         self._apply(Input.LOADED)
         return sorted(self._entries)
 
-    def enter(self, body: bytes, call: Call | None = None) -> bytes:
-        """Run one entry; `body` is an EnterRequest. The result, encoded."""
-        return self.enter_request(self.request(body), call or Call())
+    def enter(self, body: bytes, call: Call | None = None) -> bytes | Bulk:
+        """Run one entry; `body` is an EnterRequest. The result, encoded if it is no bulk."""
+        request, call = self.request(body), call or Call()
+        value = self._begun(request, call)()
+        return encode_or_bulk(request.entry, self._awaited(value, call) if isinstance(value, CoroutineType) else value)
 
     def request(self, body: bytes) -> EnterRequest:
         """What the client wants to be entered."""
@@ -89,7 +91,7 @@ class Application:
         return decode(body, EnterRequest)
 
     def enter_request(self, request: EnterRequest, call: Call) -> bytes:
-        """The same with what is decoded already."""
+        """The same with what is decoded already; the result encoded always."""
         value = self._begun(request, call)()
         return encode_result(request.entry, self._awaited(value, call) if isinstance(value, CoroutineType) else value)
 
@@ -144,8 +146,11 @@ class Application:
             kind = AsyncArgumentStream if of.asynchronous else ArgumentStream
             return kind(call, number, of, what, exception_of)
 
+        (arguments, bulk), call.bulk = (request.arguments, call.bulk), ()
+        if bulk and not arguments:
+            arguments, *bulk = bulk
         try:
-            positional, keywords = signature.decode_arguments(request.arguments, request.encoding, open_stream)
+            positional, keywords = signature.decode_arguments(arguments, request.encoding, open_stream, bulk)
         except EnclaveTypeError as error:
             raise _refuse("type", str(error)) from None
         call.opened(opened)

@@ -16,6 +16,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import msgspec
+
+from adyton.communicator.arriving import Arriving
 from adyton.communicator.messages import EnterRequest
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.calls import Call, Calls, current
@@ -69,10 +72,19 @@ class Aside:
     def run(self) -> None:
         """The reader, until the supervisor closes the link."""
         reader = Reader(Message)
+        arriving: Arriving[Enter | Batch] | None = None
         with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
             while data := self._link.read(_READ_SIZE):
                 for message in reader.receive(data):
-                    self._take(message)
+                    if isinstance(message, Enter | Batch) and message.sizes:
+                        arriving = Arriving(message, message.sizes)
+                    elif arriving is None:
+                        self._take(message)
+                    else:
+                        arriving.add(message)
+                        if not arriving.left:
+                            self._take_large(arriving)
+                            arriving = None
         with self._due:
             self._ended = True
             self._due.notify_all()
@@ -95,6 +107,15 @@ class Aside:
                 call.taken(hungry=message.hungry)
             case Cancel():
                 call.cancel()
+
+    def _take_large(self, arrived: Arriving[Enter | Batch]) -> None:
+        """What is there with its bulk."""
+        (body, bulk), head = arrived.whole(), arrived.head
+        if isinstance(head, Batch):
+            self._take(msgspec.structs.replace(head, payload=body))
+            return
+        self._calls.find(head.call, aside=True).bulk = bulk
+        self._take(msgspec.structs.replace(head, body=body))
 
     def _enter(self, message: Enter, call: Call) -> None:
         try:

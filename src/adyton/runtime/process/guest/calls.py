@@ -10,15 +10,15 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from adyton.communicator.messages import Raised, decode
-from adyton.communicator.streams import ITEMS, RAISED, Outgoing
+from adyton.communicator.streams import ITEMS, LARGE, RAISED, Outgoing
 from adyton.errors import RemoteProtocolError
-from adyton.proto.values import ItemDecoder, Stream
-from adyton.runtime.process.guest.link import Batch, Items, Took
+from adyton.proto.values import Bulk, ItemDecoder, Stream
+from adyton.runtime.process.guest.link import Batch, GuestLink, Items, Took
 
 NOBODY_WAITS = "the client no longer waits for this call"
 
@@ -33,6 +33,7 @@ class Call:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
+        self.bulk: Sequence[bytes] = ()  # beside its arguments, until they are decoded
         self.until: float | None = None
         self.cancelled = False
         self.known_aside = False  # a Forget will come
@@ -44,7 +45,7 @@ class Call:
         self._wakers: list[Callable[[], None]] = []  # of what waits without a thread, once each
         self._cancels: list[Callable[[], None]] = []
         self._results: Outgoing | None = None
-        self._send: Callable[[Items], None] | None = None
+        self._link: GuestLink | None = None  # that results go out on
 
     @property
     def _changed(self) -> threading.Condition:
@@ -192,19 +193,19 @@ class Call:
 
     # -- the stream of results ----------------------------------------------------------------------------------------
 
-    def results_to(self, send: Callable[[Items], None]) -> None:
-        """How items go out."""
-        self._send, self._results = send, Outgoing()
+    def results_to(self, link: GuestLink) -> None:
+        """Where items go out."""
+        self._link, self._results = link, Outgoing()
 
-    def give(self, item: bytes) -> bool:
-        """An encoded item; once another one can be. False: nobody wants it any more."""
+    def give(self, item: bytes | Bulk) -> bool:
+        """An item, encoded if it is no bulk; once another one can be. False: nobody wants it any more."""
         with self._changed:
             full = self._add(item)
             while full and self._is_held():
                 self._changed.wait()
         return not self.cancelled
 
-    async def give_async(self, item: bytes) -> bool:
+    async def give_async(self, item: bytes | Bulk) -> bool:
         """The same for a task."""
         with self._changed:
             full = self._add(item)
@@ -212,25 +213,32 @@ class Call:
             await self._woken(self._is_held)
         return not self.cancelled
 
-    def _add(self, item: bytes) -> bool:
+    def _add(self, item: bytes | Bulk) -> bool:
         """Under the lock: whether no more can be added now."""
         assert self._results is not None
-        self._results.add(item)
+        if isinstance(item, Bulk):
+            self._results.add_large(item.value)
+        else:
+            self._results.add(item)
         self._push()
         return self._results.full
 
     def taken(self, *, hungry: bool) -> None:
         """The client has taken a batch; perhaps after the last was sent."""
         with self._changed:
-            if self._send is not None and self._results is not None:
+            if self._link is not None and self._results is not None:
                 self._results.taken(hungry=hungry)
                 self._push()
         self._wake()
 
     def _push(self) -> None:
         """Under the lock: what may go out."""
-        while self._send and self._results and (due := self._results.take()) is not None:
-            self._send(Items(self.number, b"".join(due[1])))
+        while self._link and self._results and (due := self._results.take()) is not None:
+            kind, parts = due
+            if kind == LARGE:
+                self._link.send_bulk(Items(self.number, b"", (len(parts[0]),)), parts[0])
+            else:
+                self._link.send(Items(self.number, b"".join(parts)))
 
     def _is_held(self) -> bool:
         return self._results is not None and self._results.full and not self.cancelled
@@ -240,7 +248,7 @@ class Call:
         with self._changed:
             while self._results is not None and self._results.pending and not self.cancelled:
                 self._changed.wait()
-            self._send = None
+            self._link = None
 
 
 class Calls:
@@ -285,8 +293,9 @@ class _Argument:
         self._over = False
 
     def _read(self, batch: Batch) -> None:
-        if batch.kind == ITEMS:
-            items, self._error = self._decoder.decode(memoryview(batch.payload))
+        if batch.kind in (ITEMS, LARGE):
+            decode_items = self._decoder.decode if batch.kind == ITEMS else self._decoder.large
+            items, self._error = decode_items(batch.payload)
             self._items.extend(items)
             self._over = self._error is not None
             return

@@ -12,17 +12,22 @@ arguments, which the guest says it Took one by one; that items of results were T
     supervisor → guest    Enter(method, body, call)    Batch(call, stream, kind, payload)    Taken(call, hungry)    Cancel(call)    Forget(call)
     guest → supervisor    Return(ok, body, call)       Took(call, stream, hungry)
 
-Each message is a four-byte little-endian length and a MessagePack array. The guest trusts the supervisor; the supervisor
-treats what comes from the guest as hostile.
+Each message is a four-byte little-endian length and a MessagePack array. Some may be followed by bulk: raw bytes, as many as their
+`sizes` say together. An Enter's are those of the body, which it then has not itself, and of what is beside that; a Return's are the whole result,
+or a body that is large;
+those of Items and a Batch are one large item, in place of a payload.
+The guest trusts the supervisor; the supervisor treats what comes from the guest as hostile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import select
 import socket
 import struct
 import threading
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -30,13 +35,16 @@ import msgspec
 from adyton.communicator.messages import Logging, Streams
 from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
+from adyton.proto.values import BULK
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
 # Trace and span that the program is in, in hex, one behind the other; "" for none.
 ProgramSpan = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{48})?\Z", max_length=48)]
+Bulk = Annotated[tuple[Annotated[int, msgspec.Meta(ge=BULK, le=MAX_MESSAGE)], ...], msgspec.Meta(max_length=1)]  # size
 _DAY = 86400.0  # seconds: poll() takes no number of milliseconds
 _READ_SIZE = 1 << 14  # bytes: most messages come by one system call
+_PIECE = 1 << 18  # bytes of bulk
 _poll = select.poll  # a program may put its own in its place
 
 
@@ -49,6 +57,7 @@ class Enter(_Message, frozen=True):
     body: bytes
     call: int = 0  # as the session numbers it
     trace: TraceContext | None = None
+    sizes: tuple[int, ...] = ()
 
 
 class HostReturn(_Message, frozen=True):
@@ -60,6 +69,8 @@ class Return(_Message, frozen=True):
     ok: bool
     body: bytes
     call: int = 0  # on the link aside
+    sizes: Bulk = ()
+    encoded: bool = False  # what follows is no bulk, but a large body
 
 
 class HostCall(_Message, frozen=True):
@@ -72,6 +83,7 @@ class HostCall(_Message, frozen=True):
 class Items(_Message, frozen=True):
     call: int
     payload: bytes  # a MessagePack array
+    sizes: Bulk = ()
 
 
 class Took(_Message, frozen=True):
@@ -89,6 +101,7 @@ class Batch(_Message, frozen=True):
     stream: int
     kind: int
     payload: bytes
+    sizes: tuple[int, ...] = ()
 
 
 class Taken(_Message, frozen=True):
@@ -142,21 +155,34 @@ def encode(message: ToGuest | ToSupervisor) -> bytearray:
 
 
 class Reader:
-    """Bytes in, messages out; sans-IO. Only RemoteProtocolError leaves it. `held`: bytes of a message that is not complete."""
+    """Bytes in, messages out, and a memoryview for each piece of the bulk that follows one; sans-IO. Only RemoteProtocolError leaves it.
+
+    `held`: bytes of a message that is not complete; `bulk`: those that are to come.
+    """
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
         self.held = 0
+        self.bulk = 0
 
     def receive(self, data: bytes) -> list[Any]:
-        """The messages that `data` completes."""
+        """The messages that `data` completes, and its bulk, which is not copied."""
+        if not self.bulk:
+            return self._received(data)
+        size = min(self.bulk, len(data))
+        self.bulk -= size
+        if size == len(data):
+            return [memoryview(data)]
+        return [memoryview(data)[:size], *self._received(data[size:])]
+
+    def _received(self, data: bytes) -> list[Any]:
         if self.held:
             self._buffer += data
-        messages, start = [], 0
+        messages, start, bulk = [], 0, b""
         with memoryview(self._buffer if self.held else data) as whole:
             size = len(whole)
-            while size - start >= _LENGTH.size:
+            while size - start >= _LENGTH.size and not self.bulk:
                 (length,) = _LENGTH.unpack_from(whole, start)
                 if length > MAX_MESSAGE:
                     raise RemoteProtocolError(
@@ -170,22 +196,28 @@ class Reader:
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise RemoteProtocolError(f"malformed message on a guest's link: {error}") from error
                 start = stop
+                if sizes := getattr(messages[-1], "sizes", None):
+                    self.bulk = sum(sizes)
+                    bulk, start = bytes(whole[start:]), size
             if not self.held:
                 self._buffer += whole[start:]
         if self.held:
             del self._buffer[:start]
         self.held = size - start
+        if bulk:
+            messages += self.receive(bulk)
         return messages
 
 
 class GuestLink:
     """The guest's end of a thread's link: blocking, received from by that thread. `owed`: host calls that it gave up, and whose HostReturn is to come.
 
-    What comes is one message, and the next one when that was answered: see the module.
+    What comes is one message, and the next one when that was answered: see the module. `bulk`: what came beside the body of the last.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.owed = 0
+        self.bulk: tuple[bytes, ...] = ()
         self._socket = sock
         self._sending = threading.Lock()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToThread)
@@ -204,6 +236,13 @@ class GuestLink:
         data = encode(messages[0]) if len(messages) == 1 else b"".join(map(encode, messages))
         with self._sending:
             self._socket.sendall(data)
+
+    def send_bulk(self, message: ToSupervisor, bulk: bytes) -> None:
+        """Send one that is followed by bulk."""
+        data = encode(message)
+        with self._sending:
+            self._socket.sendall(data)
+            self._socket.sendall(bulk)
 
     def read(self, size: int) -> bytes:
         """So many bytes at most, in place of `receive`; b"" when the supervisor closed the link."""
@@ -224,12 +263,34 @@ class GuestLink:
         data: bytes | bytearray | None = self._socket.recv(_READ_SIZE)
         if not data:
             return None
-        if len(data) < _LENGTH.size or len(data) != _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+        size = len(data)
+        if size < _LENGTH.size or size < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
             data = self._completed(data)
             if data is None:
                 return None
-        message: ToThread = self._decoder.decode(memoryview(data)[_LENGTH.size :])
+        stop = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        message: ToThread = self._decoder.decode(memoryview(data)[_LENGTH.size : stop])
+        if isinstance(message, Enter) and message.sizes:
+            body, *bulk = self._bulk(message.sizes, memoryview(data)[stop:])
+            self.bulk = tuple(bulk)
+            return msgspec.structs.replace(message, body=body, sizes=())
+        assert stop == len(data), "two messages at once"
         return message
+
+    def _bulk(self, sizes: Iterable[int], begun: memoryview) -> list[bytes]:
+        """What follows a message, of which that is the beginning. ConnectionError: the supervisor is gone."""
+        found, piece = [], memoryview(bytearray(_PIECE))
+        for size in sizes:
+            part = io.BytesIO()  # gives away what it has grown to as it is
+            part.write(begun[:size])
+            begun = begun[size:]
+            while left := size - part.tell():
+                count = self._socket.recv_into(piece, min(left, _PIECE))
+                if not count:
+                    raise ConnectionError("the supervisor is gone")
+                part.write(piece[:count])
+            found.append(part.getvalue())
+        return found
 
     def _completed(self, begun: bytes | bytearray) -> bytearray | None:
         """The message of which that is the beginning; None when the supervisor closed the link."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adyton.proto.values import encode_result
+from adyton.proto.values import encode_or_bulk
 from adyton.runtime.process.guest.calls import Call
 
 
@@ -13,7 +13,7 @@ def send_all(call: Call, name: str, items: Any) -> None:
     iterator = iter(items)
     try:
         for item in iterator:
-            if not call.give(encode_result(name, item)):
+            if not call.give(encode_or_bulk(name, item)):
                 break
     finally:
         close = getattr(iterator, "close", None)
@@ -26,7 +26,7 @@ async def send_all_async(call: Call, name: str, items: Any) -> None:
     iterator = aiter(items)
     try:
         async for item in iterator:
-            if not await call.give_async(encode_result(name, item)):
+            if not await call.give_async(encode_or_bulk(name, item)):
                 break
     finally:
         close = getattr(iterator, "aclose", None)

@@ -26,6 +26,7 @@ from adyton.communicator.messages import LoadReply, Raised, Streams, decode, enc
 from adyton.errors import RemoteProtocolError
 from adyton.hostcall import abi
 from adyton.image.layers import PACKAGES
+from adyton.proto.values import BULK, Bulk
 from adyton.runtime.process import root
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.aside import Aside
@@ -208,17 +209,23 @@ class Guest:
             else:
                 link.owed -= 1
         self._calls.ended(call)
-        link.send(Return(ok, body))
+        if isinstance(body, Bulk):
+            link.send_bulk(Return(ok, b"", sizes=(len(body.value),)), body.value)
+        elif len(body) >= BULK:
+            link.send_bulk(Return(ok, b"", sizes=(len(body),), encoded=True), body)
+        else:
+            link.send(Return(ok, body))
 
-    def _body(self, link: GuestLink, call: Call, message: Enter) -> bytes:
+    def _body(self, link: GuestLink, call: Call, message: Enter) -> bytes | Bulk:
         """Of the answer. Raises what the program does."""
         application = self._application
+        call.bulk, link.bulk = link.bulk, ()
         if message.method == "load":
             return self._load(msgspec.msgpack.decode(message.body, type=GuestLoad))
         if application is None:
             raise RuntimeError(f"{message.method} before load")
         if message.method == "stream":
-            call.results_to(link.send)
+            call.results_to(link)
             return application.stream(message.body, call)
         if message.method == "enter":
             return application.enter(message.body, call)

@@ -26,6 +26,7 @@ from adyton.runtime.process.supervisor.loop import Callback, Loop, Outbox
 
 READ_SIZE = 1 << 19
 HIGH_WATER = 1 << 20  # bytes for the relay that wait to be written
+SLOW_SECONDS = 0.02
 _MOST = 4  # that have not joined; of more, the oldest goes
 
 
@@ -78,6 +79,7 @@ class Connections:
         self._current: _Connection | None = None
         self._joining: list[_Connection] = []
         self._listens = True
+        self._slow = False
         self._lost = 0  # times that there was no connection any more
         self._received = memoryview(mmap.mmap(-1, READ_SIZE))  # no memory until much comes
 
@@ -89,6 +91,19 @@ class Connections:
         self._listens = on
         if self._current is not None:
             self._watch(self._current)
+
+    def slow_down(self) -> None:
+        """Receive no more for a moment, or until `go_on`. No longer: what the guest waits for may be what comes next."""
+        if not self._slow:
+            self._slow = True
+            self._loop.later(SLOW_SECONDS, self.go_on)
+            self._listen(self._listens)
+
+    def go_on(self) -> None:
+        """Receive again."""
+        if self._slow:
+            self._slow = False
+            self._listen(self._listens)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -152,7 +167,7 @@ class Connections:
             self._guarded(self._flush)()
 
     def _watch(self, connection: _Connection) -> None:
-        reads = self._listens or connection is not self._current
+        reads = (self._listens and not self._slow) or connection is not self._current
         self._loop.read(connection.socket, self._guarded(partial(self._readable, connection)) if reads else None)
 
     def _readable(self, connection: _Connection) -> None:

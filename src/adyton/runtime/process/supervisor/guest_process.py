@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.bulk import Answer
 from adyton.runtime.process.supervisor.loop import Outbox
 
 
@@ -29,6 +32,19 @@ class GuestProcess(Protocol):
     def shared(self) -> int | None: ...
 
 
+def how_ended(pidfd: int) -> str:
+    """What is said of a guest that has ended."""
+    try:
+        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        status = None
+    if status is None:
+        return "is gone"
+    if status.si_code == os.CLD_EXITED:
+        return f"exited with status {status.si_status}"
+    return f"was ended by {signal.Signals(status.si_status).name}"
+
+
 @dataclass(frozen=True)
 class Program:
     """What the guest is told to run; from the verified manifest."""
@@ -36,6 +52,16 @@ class Program:
     entry: str
     entries: list[str]
     debug: bool
+
+
+@dataclass
+class Item:
+    """A large one of a stream of results. `left`: bytes of it that have not come."""
+
+    call: int
+    number: int
+    left: int
+    parts: list[memoryview] = field(default_factory=list)
 
 
 @dataclass
@@ -47,6 +73,8 @@ class Link:
     pair: int
     stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
     reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
+    answer: Answer | None = None  # whose bytes come
+    item: Item | None = None  # the same
 
     @property
     def entry(self) -> int:

@@ -6,12 +6,15 @@ import heapq
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 Callback = Callable[[], None]
 _MOST_READY = 64  # of one turn
+_AT_ONCE = 64  # pieces
 
 
 class Loop:
@@ -109,36 +112,39 @@ class Outbox:
         self._loop = loop
         self._socket = sock
         self._refill = refill
-        self._waiting = bytearray()
+        self._waiting: deque[memoryview] = deque()
+        self._size = 0  # bytes of them
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._size
 
-    def put(self, data: bytes | bytearray) -> None:
-        """Send `data`, which is ours from now on, as soon as the socket takes it. OSError when the peer is gone."""
+    def put(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`, which nobody changes from now on, as soon as the socket takes it. OSError when the peer is gone."""
+        sent = 0
         if not self._waiting:
-            try:
+            with suppress(BlockingIOError):
                 sent = self._socket.send(data, socket.MSG_DONTWAIT)  # whoever else has the socket may clear its flag
-            except BlockingIOError:
-                sent = 0
             if sent == len(data):
                 return
-            self._waiting = data if isinstance(data, bytearray) else bytearray(data)
-            del self._waiting[:sent]
             self._loop.write(self._socket, self.push)
-        else:
-            self._waiting += data
+        self._waiting.append(memoryview(data)[sent:])
+        self._size += len(data) - sent
 
     def push(self) -> None:
         """Send what waits, as far as the socket takes it now."""
         try:
-            sent = self._socket.send(self._waiting, socket.MSG_DONTWAIT)
+            sent = self._socket.sendmsg(islice(self._waiting, _AT_ONCE), (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            self._waiting.clear()  # the reader side notices the end
-            sent = 0
-        del self._waiting[:sent]
+            sent = self._size  # the reader side notices the end
+        self._size -= sent
+        while sent:
+            first = self._waiting.popleft()
+            if sent < len(first):
+                self._waiting.appendleft(first[sent:])
+                break
+            sent -= len(first)
         if not self._waiting:
             self._loop.write(self._socket, None)
             if self._refill is not None:

@@ -37,6 +37,7 @@ from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
+from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
 from adyton.runtime.process.supervisor.calls import Ask, Pending
 from adyton.runtime.process.supervisor.clock import Clock
@@ -44,7 +45,7 @@ from adyton.runtime.process.supervisor.connections import Connections
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_device import FuseDevice
-from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program
+from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program, how_ended
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loading import check_load, guest_load
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -66,6 +67,7 @@ MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may h
 # Bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest.
 MAX_UNSENT = 1 << 31
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
+NO_MORE_THREADS = "the enclave begins with no more threads at the moment: try again later"
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
@@ -101,7 +103,7 @@ class Supervisor:
             if guest.fuse is None
             else FuseDevice(guest.fuse, lambda: self._loop.later(0, self._guarded(self._from_fuse)))
         )
-        self._session = communicator.Session(communicator.Side.ENCLAVE)
+        self._session = communicator.Session(communicator.Side.ENCLAVE, passes=self._passes)
         self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
             *(control, self._loop, self._session, identity, attest),
@@ -117,6 +119,7 @@ class Supervisor:
         self._spans = Spans(self._session.notify)
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
+        self._bulk = Bulk(self._session, self._read_link, self._connections.slow_down)
         self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
@@ -243,16 +246,7 @@ class Supervisor:
     def _guest_ended(self) -> None:
         assert self._guest.pidfd is not None
         self._loop.forget(self._guest.pidfd)
-        try:
-            status = os.waitid(os.P_PIDFD, self._guest.pidfd, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            status = None
-        if status is None:
-            self.end("the enclave's process is gone")
-        elif status.si_code == os.CLD_EXITED:
-            self.end(f"the enclave's process exited with status {status.si_status}")
-        else:
-            self.end(f"the enclave's process was ended by {signal.Signals(status.si_status).name}")
+        self.end(f"the enclave's process {how_ended(self._guest.pidfd)}")
 
     # -- the client's side --------------------------------------------------------------------------------------------
 
@@ -260,16 +254,29 @@ class Supervisor:
         if self._connections.flush():
             self._emulation.caught_up()
             self.output.caught_up()
+            self._bulk.caught_up()
         if self._paused and self._session.pending_bytes <= MAX_UNSENT:
             paused, self._paused = self._paused, []
             for link in paused:
-                if link.sock.fileno() >= 0:
-                    self._read_link(link)
+                self._read_link(link)
 
     def _from_client(self, event: communicator.Event) -> None:
         match event:
+            case communicator.Called(call, 0, "enter", body, bulk) if self._running:
+                self._waits.entered(call)
+                self._streams.enter(call, body, bulk)
+            case communicator.Called(call, 0, "items", body, bulk) if self._running:
+                self._streams.items(call, body, bulk)
             case communicator.Called(call, pair, method, body):
                 self._called(call, pair, method, body)
+            case communicator.Begun(call, pair, method, sizes):
+                link = self._link_of(pair, method)
+                self._bulk.enters(call, link)
+                if link is not None:
+                    self._enter(link, call, pair, method, b"", sizes)
+            case communicator.Piece(call, data, last):
+                if self._bulk.piece(call, data, last=last):
+                    self._refuse(call, NO_MORE_THREADS)
             case communicator.Replied(call, ok, body, _):
                 if not self._emulation.replied(call, ok=ok, body=body) and not self._streams.replied(call, body):
                     self._replied(call, ok, body)
@@ -316,20 +323,22 @@ class Supervisor:
                 self._refuse(call, "the enclave is being loaded or finalized")
                 return
             self._enter(self._main, call, pair, method, body)
-        elif method == "items":
-            self._streams.items(call, body)
-        elif pair == 0:
-            self._waits.entered(call)
-            self._streams.enter(call, body)
+        elif (link := self._link_of(pair, method)) is None:
+            self._refuse(call, NO_MORE_THREADS)
         else:
-            link = self._links.get(pair)
-            if link is None:
-                try:
-                    link = self._links[pair] = self._new_link(pair, STREAM if method == "stream" else LINK)
-                except BlockingIOError:  # the guest's first thread is busy, and has many to begin with already
-                    self._refuse(call, "the enclave begins with no more threads at the moment: try again later")
-                    return
             self._enter(link, call, pair, method, body)
+
+    def _passes(self, pair: int, method: str) -> bool:
+        """Whether a large call goes to the guest as it comes."""
+        return self._running and pair > 0 and method in ("enter", "stream", "run")
+
+    def _link_of(self, pair: int, method: str) -> Link | None:
+        """None: the guest's first thread is busy, and has many to begin with already."""
+        link = self._links.get(pair)
+        if link is None:
+            with suppress(BlockingIOError):
+                link = self._links[pair] = self._new_link(pair, STREAM if method == "stream" else LINK)
+        return link
 
     def _refuse(self, call: int, message: str) -> None:
         self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
@@ -393,14 +402,23 @@ class Supervisor:
         link.close()
 
     def _watch_link(self, sock: socket.socket, pair: int) -> Link:
-        link = Link(sock, Outbox(self._loop, sock), pair)
+        link = Link(sock, Outbox(self._loop, sock, self._connections.go_on), pair)
         self._read_link(link)
         return link
 
-    def _read_link(self, link: Link) -> None:
-        self._loop.read(link.sock, self._guarded(partial(self._from_link, link)))
+    def _read_link(self, link: Link, on: bool = True) -> None:
+        if link.sock.fileno() >= 0:
+            self._loop.read(link.sock, self._guarded(partial(self._from_link, link)) if on else None)
 
-    def _enter(self, link: Link, call: int, pair: int, method: str, body: communicator.Body) -> None:
+    def _enter(
+        self,
+        link: Link,
+        call: int,
+        pair: int,
+        method: str,
+        body: communicator.Body,
+        sizes: tuple[int, ...] = (),
+    ) -> None:
         if self._waits.keep:
             self._waits.entered(call)
         if link.stack:
@@ -410,7 +428,7 @@ class Supervisor:
         self._streams.began(call, link, method)
         trace = self._spans.entered(call, pair)
         # A bytearray is encoded alike.
-        link.outbox.put(protocol.encode(protocol.Enter(method, body, call, trace)))  # type: ignore[arg-type]
+        link.outbox.put(protocol.encode(protocol.Enter(method, body, call, trace, sizes)))  # type: ignore[arg-type]
 
     def _from_control(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._guest.control, 4096, 1)
@@ -466,10 +484,13 @@ class Supervisor:
         held = link.reader.held
         messages = link.reader.receive(data)
         self._arriving += link.reader.held - held
-        if self._arriving > MAX_ARRIVING:
+        if self._arriving + self._streams.held > MAX_ARRIVING:
             self.end(f"the enclave was ended: its guest began messages of more than {MAX_ARRIVING} bytes together")
             return
         for message in messages:
+            if isinstance(message, memoryview):
+                (self._bulk.came if link.item is None else self._streams.piece)(link, message)
+                continue
             unpaired = self._streams.from_guest(link, message)
             if unpaired is not None:
                 if unpaired:
@@ -483,6 +504,8 @@ class Supervisor:
                 if link is self._main and message.ok:
                     self._running = True  # the first thing that it returns from is the load
                 self._emulation.tell_counts()
+                if message.sizes:
+                    self._bulk.returns(link, call, message.sizes[0], encoded=message.encoded)
                 self._returned(call, message)
                 if link.stack:
                     self._waits.began(link.sock, "Call")
@@ -519,7 +542,10 @@ class Supervisor:
             self._tell(self._waits.report(call))
         self._spans.returned(call)
         try:
-            self._session.reply(call, result.ok, result.body)
+            if result.sizes:
+                self._bulk.begin(call)
+            else:
+                self._session.reply(call, result.ok, result.body)
         except ResourceLimitError as error:
             raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
             self._session.reply(call, ok=False, body=encode(raised))

@@ -17,6 +17,7 @@ from adyton.communicator.streams import (
     FED,
     HUNGRY,
     ITEMS,
+    LARGE,
     MOST_BATCHES,
     MOST_BYTES,
     RESULT,
@@ -26,7 +27,7 @@ from adyton.communicator.streams import (
 )
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.guest import link as protocol
-from adyton.runtime.process.supervisor.guest_process import Link
+from adyton.runtime.process.supervisor.guest_process import Item, Link
 
 
 class _Argument:
@@ -58,6 +59,7 @@ class Streams:
         self._told: set[int] = set()  # those of them that the link aside has told of
         self._arguments: dict[int, dict[int, _Argument]] = {}
         self._results: dict[int, _Results] = {}
+        self.held = 0  # bytes of large items of the guest's that have not come completely
         self._out: ItemCalls[int] = ItemCalls(session)  # each of a call
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -72,11 +74,16 @@ class Streams:
         if method == "stream":
             self._results[call] = _Results(link)
 
-    def enter(self, call: int, body: Body) -> None:
+    def enter(self, call: int, body: Body, bulk: tuple[bytes, ...]) -> None:
         """One without a pair."""
         link = self._aside(call)
         self._under_way[call] = link
-        link.outbox.put(protocol.encode(protocol.Enter("enter", bytes(body), call)))
+        if not bulk:
+            link.outbox.put(protocol.encode(protocol.Enter("enter", bytes(body), call)))
+            return
+        sizes = tuple(map(len, (body, *bulk)))
+        for part in (protocol.encode(protocol.Enter("enter", b"", call, None, sizes)), body, *bulk):
+            link.outbox.put(part)
 
     def cancel(self, call: int) -> None:
         """The client does not wait for it any more."""
@@ -97,6 +104,8 @@ class Streams:
         results = self._results.pop(call, None) if self._results else None
         if results is None:
             return message
+        if message.sizes:
+            raise RemoteProtocolError("its guest returned bulk from a stream")
         end = StreamEnd(results.batches, b"" if message.ok else message.body)
         return protocol.Return(ok=True, body=encode(end))
 
@@ -110,7 +119,7 @@ class Streams:
             case protocol.Took():
                 self._took(link, message)
             case protocol.Return() if link is self.link:
-                if self._under_way.get(message.call) is not link:
+                if self._under_way.get(message.call) is not link or message.sizes:
                     raise RemoteProtocolError("its guest returned from a call that nobody made")
                 return message.call
             case _ if link is self.link:
@@ -127,9 +136,9 @@ class Streams:
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
-    def items(self, number: int, body: Body) -> None:
+    def items(self, number: int, body: Body, bulk: tuple[bytes, ...]) -> None:
         """The client's call of "items" of that number."""
-        batch = batch_of(body)
+        batch = batch_of(body, bulk)
         if batch.call >= number or batch.stream == RESULT:
             raise RemoteProtocolError(f"the client sent items of stream {batch.stream} of call {batch.call}")
         if batch.call not in self._under_way:  # it has returned meanwhile
@@ -142,8 +151,13 @@ class Streams:
         argument.unanswered.add(number)
         for due, each in argument.incoming.arrived(number, batch):
             argument.given.append((due, len(each.payload)))
-            message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
-            self._aside(each.call).outbox.put(protocol.encode(message))
+            outbox = self._aside(each.call).outbox
+            if each.kind == LARGE:
+                outbox.put(protocol.encode(protocol.Batch(each.call, each.stream, LARGE, b"", (len(each.payload),))))
+                outbox.put(each.payload)
+            else:
+                message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
+                outbox.put(protocol.encode(message))
 
     def _took(self, link: Link, took: protocol.Took) -> None:
         if took.call not in self._under_way:
@@ -164,11 +178,28 @@ class Streams:
             raise RemoteProtocolError("its guest sent items of a call that has none")
         if len(results.untaken) >= MOST_BATCHES or (results.untaken and results.bytes >= MOST_BYTES):
             raise RemoteProtocolError("its guest sent more items than there was room for")
-        results.untaken.append(len(items.payload))
-        results.bytes += len(items.payload)
+        size = sum(items.sizes) or len(items.payload)
+        results.untaken.append(size)
+        results.bytes += size
         number = results.batches
         results.batches += 1
+        if items.sizes:
+            link.item = Item(items.call, number, size)
+            return
         self._then(lambda: self._out.send(items.call, items.call, RESULT, number, ITEMS, (items.payload,)))
+
+    def piece(self, link: Link, data: memoryview) -> None:
+        """Bytes of the large item that has been begun on that link."""
+        item = link.item
+        assert item is not None
+        item.parts.append(data)
+        item.left -= len(data)
+        self.held += len(data)
+        if not item.left:
+            link.item = None
+            self.held -= sum(map(len, item.parts))
+            parts = tuple(item.parts)
+            self._then(lambda: self._out.send(item.call, item.call, RESULT, item.number, LARGE, parts))
 
     def replied(self, number: int, body: Body) -> bool:
         """The client's answer to a call of ours; False: it is none of "items"."""

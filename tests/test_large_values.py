@@ -1,0 +1,388 @@
+"""Large bytes as arguments and results: the same values under the same annotations, and held whole at no more places than their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
+from adyton.communicator import session as communicator
+from adyton.errors import EnclaveTypeError, RemoteProtocolError
+from adyton.proto.values import BULK, MAX_BULK, Bulk, Signature, decode_result, encode_arguments, encode_or_bulk
+from adyton.remote.client_pairs import result_of
+from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.bulk import MOST
+from adyton.runtime.process.supervisor.bulk import Bulk as Passing
+from adyton.runtime.process.supervisor.guest_process import Link
+from adyton.runtime.process.supervisor.loop import Loop, Outbox
+from adyton.trusted import Enclave
+
+LARGE = bytes(range(256)) * (BULK // 256)
+MIB = 1 << 20
+
+# -- values --------------------------------------------------------------------------------------------------------------
+
+
+def entry(a: bytes, b: int = 0, *more: bytes | None, c: Any = None, **named: bytearray) -> None: ...
+
+
+def carried(function, *positional, **keywords):
+    bulk: list[bytes] = []
+    encoded = encode_arguments("entry", positional, keywords, [], bulk)
+    return Signature(function, streams=True).decode_arguments(encoded, "msgpack", lambda *_: None, bulk), bulk, encoded
+
+
+def test_large_bytes_among_arguments_are_not_encoded():
+    (positional, keywords), bulk, encoded = carried(entry, LARGE, 1, None, LARGE, b"small", c=LARGE, d=bytearray(LARGE))
+    assert positional == (LARGE, 1, None, LARGE, b"small")
+    assert keywords == {"c": LARGE, "d": LARGE}
+    assert type(keywords["d"]) is bytearray
+    assert len(encoded) < 100
+    assert all(each is LARGE for each in bulk[:3])
+    assert positional[0] is LARGE
+
+
+def test_what_may_change_meanwhile_is_copied():
+    data = bytearray(LARGE)
+    bulk: list[bytes] = []
+    encode_arguments("entry", [data, memoryview(data)], {}, [], bulk)
+    data[:] = bytes(len(data))
+    assert bulk == [LARGE, LARGE]
+    with pytest.raises(EnclaveTypeError):
+        encode_arguments("entry", [memoryview(data)[::2]], {}, [], [])
+
+
+def test_more_than_there_may_be_are_encoded():
+    (positional, _), bulk, _ = carried(lambda *all: None, *[LARGE] * (MAX_BULK + 2))
+    assert positional == (LARGE,) * (MAX_BULK + 2)
+    assert len(bulk) == MAX_BULK
+
+
+@pytest.mark.parametrize(
+    "annotation", [str, int, list[int], Annotated[bytes, msgspec.Meta(max_length=9)], Iterator[int]]
+)
+def test_a_wrong_one_is_told_as_a_small_one_is(annotation):
+    def entry(a): ...
+
+    entry.__annotations__["a"] = annotation
+    texts = []
+    for value in (LARGE, LARGE[:100]):
+        with pytest.raises(EnclaveTypeError) as raised:
+            carried(entry, value)
+        texts.append(str(raised.value))
+    assert texts[0] == texts[1]
+    texts.clear()
+    if annotation is not Iterator[int]:
+        for body in (encode_or_bulk("entry", LARGE), encode_or_bulk("entry", LARGE[:100])):
+            with pytest.raises(EnclaveTypeError) as raised:
+                decode_result("entry", body, annotation)
+            texts.append(str(raised.value))
+        assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("sizes", [(BULK - 1,), (protocol.MAX_MESSAGE + 1,), (BULK, BULK), (-1,)])
+def test_a_guest_announces_no_bulk_that_there_cannot_be(sizes):
+    for right, wrong in (
+        (protocol.Return(True, b"", sizes=(BULK,)), protocol.Return(True, b"", sizes=sizes)),
+        (protocol.Items(1, b"", (BULK,)), protocol.Items(1, b"", sizes)),
+    ):
+        reader = protocol.Reader(protocol.ToSupervisor)
+        assert reader.receive(protocol.encode(right)) == [right]
+        with pytest.raises(RemoteProtocolError):
+            protocol.Reader(protocol.ToSupervisor).receive(protocol.encode(wrong))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\2", b"\1\1"])
+def test_bulk_that_did_not_come_is_an_error(data):
+    encoded = msgspec.msgpack.encode(([msgspec.msgpack.Ext(2, data)], {}))
+    with pytest.raises(EnclaveTypeError, match="bulk"):
+        Signature(lambda a: None).decode_arguments(encoded, bulk=[LARGE])
+
+
+def test_a_reply_is_a_value_or_bulk():
+    assert result_of(communicator.Replied(1, True, b"\1", 1)) == b"\1"
+    assert result_of(communicator.Replied(1, True, b"", 1, (LARGE,))) == Bulk(LARGE)
+    for body, bulk in ((b"\1", (LARGE,)), (b"", (LARGE, LARGE))):
+        with pytest.raises(RemoteProtocolError):
+            result_of(communicator.Replied(1, True, body, 1, bulk))
+
+
+# -- links ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.integers(1000, 3 * BULK))
+def test_bulk_behind_a_message_comes_in_pieces_wherever_it_is_cut(sizes, cut):
+    sent, expected = b"", []
+    for number, size in enumerate(sizes):
+        bulk = bytes([number]) * (size * BULK)
+        message = protocol.Return(ok=True, body=b"", call=number, sizes=(len(bulk),) if bulk else ())
+        sent += protocol.encode(message) + bulk
+        expected.append((message, bulk))
+    reader, found = protocol.Reader(protocol.ToSupervisor), []
+    for start in range(0, len(sent), cut):
+        for each in reader.receive(sent[start : start + cut]):
+            if isinstance(each, memoryview):
+                found[-1] = found[-1][0], found[-1][1] + each
+            else:
+                found.append((each, b""))
+    assert found == expected
+    assert not reader.held
+
+
+def test_a_guest_reads_an_enter_and_what_is_behind_it():
+    mine, other = socket.socketpair()
+    with mine:
+        link = protocol.GuestLink(other)
+        sent = protocol.encode(protocol.Enter("enter", b"", 1, None, (4, 0, len(LARGE))))
+        writer = threading.Thread(target=mine.sendall, args=(sent + b"body" + LARGE,))
+        writer.start()
+        assert link.receive() == protocol.Enter("enter", b"body", 1)
+        assert link.bulk == (b"", LARGE)
+        writer.join()
+        mine.sendall(sent + b"bo")
+        mine.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            link.receive()
+
+
+class _Passed:
+    """A supervisor's share, with a client that takes what it is asked to, and a guest that does."""
+
+    def __init__(self):
+        self.mine, self.other = socket.socketpair()
+        self.client = communicator.Session(communicator.Side.CLIENT)
+        self.enclave = communicator.Session(communicator.Side.ENCLAVE, passes=lambda pair, _: pair > 0)
+        self.listens: list[bool] = []
+        self.slow = 0
+        self.loop = Loop()
+        self.link = Link(self.mine, Outbox(self.loop, self.mine), 1)
+        self.bulk = Passing(self.enclave, lambda _, on: self.listens.append(on), self.slow_down)
+
+    def slow_down(self):
+        self.slow += 1
+
+    def to_enclave(self):
+        return self.enclave.receive(self.client.data_to_send())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.mine.close()
+        self.other.close()
+        self.loop.close()
+
+
+def test_a_link_that_takes_less_than_comes_slows_the_client_down():
+    with _Passed() as place:
+        place.client.call(1, "enter", b"", [bytes(2 * MOST)])
+        begun, *events = place.to_enclave()
+        place.bulk.enters(begun.call, place.link)
+        while True:
+            for event in events:
+                assert not place.bulk.piece(event.call, event.data, last=event.last)
+                assert (place.slow > 0) == (len(place.link.outbox) > MOST)
+            if place.slow:
+                break
+            place.client.receive(place.enclave.data_to_send())
+            events = place.to_enclave()
+
+
+def test_a_large_call_that_is_refused_is_when_it_is_there():
+    with _Passed() as place:
+        place.client.call(1, "enter", b"", [bytes(MIB)])
+        events = place.to_enclave()[1:]
+        place.bulk.enters(1, None)
+        while not events[-1].last:
+            assert not any(place.bulk.piece(each.call, each.data, last=each.last) for each in events)
+            place.client.receive(place.enclave.data_to_send())
+            events = place.to_enclave()
+        assert [place.bulk.piece(each.call, each.data, last=each.last) for each in events][-1]
+
+
+def test_a_result_is_read_while_its_client_takes_it():
+    with _Passed() as place:
+        place.client.call(1, "other", b"")
+        place.to_enclave()
+        place.bulk.returns(place.link, 1, 4 * MOST, encoded=False)
+        place.bulk.came(place.link, memoryview(bytes(MIB)))
+        assert (place.listens, place.enclave.pending_bytes) == ([False], 0)
+        place.bulk.begin(1)
+        assert place.listens == [False, True]
+        came, events = MIB, []
+        while place.listens[-1]:
+            place.bulk.came(place.link, memoryview(bytes(MIB)))
+            came += MIB
+            assert came <= MOST + 2 * MIB
+        while not events:
+            events += place.client.receive(place.enclave.data_to_send())
+            place.enclave.receive(place.client.data_to_send())
+            place.bulk.caught_up()
+            while place.listens[-1] and came < 4 * MOST:
+                place.bulk.came(place.link, memoryview(bytes(MIB)))
+                came += MIB
+        assert events == [communicator.Replied(1, True, b"", 1, (bytes(4 * MOST),))]
+        assert place.link.answer is None
+
+
+# -- enclaves ------------------------------------------------------------------------------------------------------------
+
+app = Enclave("large")
+
+
+@app.entry
+def echo(data: bytes) -> bytes:
+    return data
+
+
+@app.entry
+async def echo_async(data: bytes, *, more: bytes = b"") -> bytes:
+    return data + more
+
+
+@app.entry
+def as_other(data: bytes) -> memoryview:
+    return memoryview(data)
+
+
+@app.entry
+def lengths(datas: list[bytes], data: bytes) -> list[int]:
+    return [len(each) for each in (*datas, data)]
+
+
+@app.entry
+def doubled(words: list[str]) -> list[str]:
+    return words + words
+
+
+@app.entry
+def cut(data: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+@app.entry
+def anything(value: Any) -> str:
+    return type(value).__name__
+
+
+@pytest.fixture(scope="module")
+def fake():
+    EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(app)))
+    with EnclaveManager.instance().load_enclave(EnclaveLoadConfig(name="large")) as client:
+        yield client
+    EnclaveManager.configure(EnclaveManagerOptions())
+
+
+@pytest.mark.parametrize("size", [0, BULK - 1, BULK, BULK + 1, 5 * MIB + 3])
+def test_whatever_its_size_a_value_comes_back(fake, size):
+    data = (LARGE * (size // BULK + 1))[:size]
+    assert fake.call("echo", data) == data
+    assert fake.call("echo", bytearray(data)) == data
+    assert fake.call(as_other, data) == data
+    assert fake.call("lengths", [data, data], data) == [size] * 3
+    assert fake.call("anything", data) == "bytes"
+    assert b"".join(fake.call("cut", data, MIB)) == data
+    assert asyncio.run(fake.acall("echo", data)) == data
+    assert asyncio.run(fake.acall("echo_async", data, more=data)) == data + data
+    assert fake.call("echo_async", data, more=data) == data + data
+    assert fake.submit("echo", data).result() == data
+
+
+@pytest.mark.parametrize("count", [0, 1, BULK, 3 * BULK])
+def test_large_values_that_are_no_bytes_come_back(fake, count):
+    words = ["word"] * count
+    assert fake.call(doubled, words) == words + words
+    assert asyncio.run(fake.acall(doubled, words)) == words + words
+    assert fake.call("anything", words) == "list"
+    assert fake.call("lengths", [LARGE] * (count // BULK), LARGE) == [BULK] * (count // BULK + 1)
+    encoded = fake.call_encoded("doubled", json.dumps([[words], {}]).encode(), "json")
+    assert msgspec.msgpack.decode(encoded) == words + words
+
+
+def test_calls_go_on_after_a_large_one_was_refused(fake):
+    with pytest.raises(EnclaveTypeError):
+        fake.call("anything", LARGE, LARGE)
+    assert fake.call("echo", LARGE) == LARGE
+
+
+def test_many_threads_with_large_values_at_once(fake):
+    found = []
+
+    def run(number):
+        data = bytes([number]) * (BULK * (1 + 5 * number))
+        found.extend(fake.call("echo", data) == data for _ in range(3))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert found == [True] * 24
+
+
+PROGRAM = """
+def take(data: bytes) -> int:
+    return len(data)
+
+def give(size: int) -> bytes:
+    return bytes(size)
+
+def whole(parts: list[bytes]) -> list[bytes]:
+    return parts
+"""
+
+MEASURE = """
+import json, sys
+import adyton
+
+def peaks(client):
+    found = {name: report.status.vm_hwm for name, report in client.processes().items()}
+    with open("/proc/self/status") as file:
+        found["client"] = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    return found
+
+size, data = int(sys.argv[2]), bytes(int(sys.argv[2]))
+sum(data[::4096])  # all of it is there
+with adyton.load(sys.argv[1]) as client:
+    assert client.call("take", data[:1 << 20]) == len(client.call("give", 1 << 20))
+    first = peaks(client)
+    assert client.call("take", data) == size
+    second = peaks(client)
+    assert len(client.call("give", size)) == size
+    third = peaks(client)
+    del data
+    assert len(client.call("whole", [bytes(size)])[0]) == size
+    fourth = peaks(client)
+pairs = ((first, second), (second, third), (third, fourth))
+print(json.dumps([{name: (b[name] - a[name]) * 1024 / size for name in a} for a, b in pairs]))
+"""
+
+
+@pytest.mark.sandbox
+def test_only_the_ends_have_a_large_value_whole_and_once(tmp_path):
+    (tmp_path / "large.py").write_text(PROGRAM)
+    (tmp_path / "measure.py").write_text(MEASURE)
+    command = [sys.executable, str(tmp_path / "measure.py"), str(tmp_path / "large.py"), str(128 * MIB)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
+    argument, result, encoded = json.loads(done.stdout)
+    assert {name: round(times, 1) for name, times in argument.items()} == {
+        "client": pytest.approx(0, abs=0.2),
+        "proxy": pytest.approx(0, abs=0.2),
+        "supervisor": pytest.approx(0, abs=0.2),
+        "guest": pytest.approx(1, abs=0.2),
+    }
+    assert result["client"] < 1.3
+    assert max(result["proxy"], result["supervisor"], result["guest"]) < 0.2
+    assert max(encoded["proxy"], encoded["supervisor"]) < 0.2
