@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -16,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import adyton
 from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.communicator import session as communicator
-from adyton.errors import EnclaveTypeError, RemoteProtocolError
+from adyton.errors import AdytonError, ConnectionLostError, EnclaveTypeError, RemoteProtocolError
 from adyton.proto.values import BULK, MAX_BULK, Bulk, Signature, decode_result, encode_arguments, encode_or_bulk
 from adyton.remote.client_pairs import result_of
 from adyton.runtime.process.guest import link as protocol
@@ -386,3 +388,28 @@ def test_only_the_ends_have_a_large_value_whole_and_once(tmp_path):
     assert result["client"] < 1.3
     assert max(result["proxy"], result["supervisor"], result["guest"]) < 0.2
     assert max(encoded["proxy"], encoded["supervisor"]) < 0.2
+
+
+BREAKS = """
+import socket
+from adyton.runtime.process.guest import link
+
+def result() -> bytes:
+    def breaks(self, message, bulk):
+        self._socket.sendall(link.encode(message))
+        self._socket.sendall(bulk[:100])
+        self._socket.shutdown(socket.SHUT_RDWR)
+    link.GuestLink.send_bulk = breaks
+    return bytes(1 << 20)
+"""
+
+
+@pytest.mark.sandbox
+def test_a_guest_that_breaks_a_large_result_off_ends_its_enclave(tmp_path):
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    with (
+        suppress(AdytonError),
+        adyton.load(str(tmp_path / "breaks.py")) as client,
+        pytest.raises(ConnectionLostError, match="closed its link"),
+    ):
+        client.call("result")

@@ -77,6 +77,11 @@ class Link:
     item: Item | None = None  # the same
 
     @property
+    def busy(self) -> bool:
+        """A call is under way on it, or what it gives is to be completed."""
+        return bool(self.stack) or self.answer is not None or self.item is not None
+
+    @property
     def entry(self) -> int:
         """The client's call that its thread executes now; 0 for none."""
         return self.stack[-1][1] if self.stack and self.stack[-1][0] == "enter" else 0

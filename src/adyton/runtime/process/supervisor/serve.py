@@ -478,7 +478,7 @@ class Supervisor:
                 self._thread_links.discard(link.sock)
                 self._arriving -= link.reader.held
                 link.sock.close()
-            elif (link.stack or link is self._streams.link) and not self._guest_ends():
+            elif (link.busy or link is self._streams.link) and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
             return
         held = link.reader.held
