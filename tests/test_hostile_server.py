@@ -456,3 +456,14 @@ def test_a_peer_that_sends_much_and_takes_nothing_fills_no_queue():
     for _ in range(10_000):
         outgoing.wake()
     assert outgoing._wakes.qsize() == 1
+
+
+def test_a_line_that_is_to_end_has_that_to_say(connect):
+    client, _ = connect()
+    line, connection = client._line, client._line._connection
+    while line.pull(connection):  # the handshake's
+        pass
+    assert not line.due(connection)
+    line._ending.set()
+    assert line.due(connection)
+    assert line.pull(connection) is None

@@ -40,7 +40,7 @@ def test_links_are_read_again_when_the_client_has_taken_some(monkeypatch: pytest
             each.sendall(protocol.encode(protocol.Return(ok=True, body=b"")))
         while len(supervisor._paused) < 2:
             loop.turn()
-        assert not any(map(len, (link.reader, closed.reader)))
+        assert link.reader.held == closed.reader.held == 0
         gone.close()
         supervisor._flush()
         assert len(supervisor._paused) == 2

@@ -240,14 +240,14 @@ class Line:
             attempt.start()
         try:
             with contextlib.closing(self._transport.run(_Outgoing(self, connection))) as incoming:
-                try:
-                    for data in incoming:
+                for data in incoming:
+                    try:
                         self._take(connection, data)
-                except AdytonError as error:
-                    if not self._may_go_on(error):
-                        self._part(connection)
-                        connection.said_all.wait(PARTING_SECONDS)
-                    raise
+                    except AdytonError as error:
+                        if not self._may_go_on(error):
+                            self._part(connection)
+                            connection.said_all.wait(PARTING_SECONDS)
+                        raise
             return _BrokenError("the connection to the enclave ended")
         except (_BrokenError, AdytonError) as error:
             return error
@@ -341,7 +341,8 @@ class Line:
 
     def due(self, connection: _Connection) -> bool:
         """Whether there is something to send on it."""
-        return connection.over or connection.channel.due or (connection.carries and self._session.due)
+        ends = connection.over or self._ending.is_set()
+        return ends or connection.channel.due or (connection.carries and self._session.due)
 
     def pull(self, connection: _Connection) -> bytes | None:
         """What is to be sent on it: see Source."""
