@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -38,6 +39,7 @@ from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.remote import proxy_client
 from adyton.remote.client_pairs import CallFailed
+from adyton.remote.line import Line
 from adyton.remote.proxy_client import ProxyClient
 from adyton.remote.transport import Pulled, SocketTransport
 
@@ -458,11 +460,12 @@ def test_a_peer_that_sends_much_and_takes_nothing_fills_no_queue():
     assert outgoing._wakes.qsize() == 1
 
 
-def test_a_line_that_is_to_end_has_that_to_say(connect):
-    client, _ = connect()
-    line, connection = client._line, client._line._connection
-    while line.pull(connection):  # the handshake's
-        pass
+def test_a_line_that_is_to_end_has_that_to_say():
+    line = Line(
+        SimpleNamespace(wake=lambda: None), communicator.Session(communicator.Side.CLIENT), threading.Lock(), None
+    )
+    connection = line._connection
+    assert line.pull(connection)  # the handshake's
     assert not line.due(connection)
     line._ending.set()
     assert line.due(connection)
