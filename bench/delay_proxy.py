@@ -101,22 +101,23 @@ class _Pipe:
 
 
 class Carried:
-    """Sockets of all connections, to be cut."""
+    """Sockets of all connections, to be cut in the order given: who hears of its peer's end first would see an end, and no reset."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
+        self._sockets: dict[socket.socket, None] = {}
 
     @contextlib.contextmanager
     def holding(self, *sockets: socket.socket) -> Iterator[None]:
         """Until the end of this block they may be cut."""
         with self._lock:
-            self._sockets.update(sockets)
+            self._sockets.update(dict.fromkeys(sockets))
         try:
             yield
         finally:
             with self._lock:
-                self._sockets.difference_update(sockets)
+                for sock in sockets:
+                    del self._sockets[sock]
 
     def cut(self) -> None:
         """Reset all connections."""
