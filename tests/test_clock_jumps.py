@@ -14,6 +14,7 @@ import pytest
 import trustme
 from bad_network import BadNetwork
 from command import ROOT, start
+from ledgers import LEDGER
 
 import adyton
 from adyton.errors import ConnectionLostError, DeadlineError
@@ -49,28 +50,6 @@ def test_nobody_asks_the_realtime_clock_who_decides_by_it():
     assert not [path for path in SOURCES.rglob("*.py") if "from time import" in path.read_text(encoding="utf-8")]
 
 
-PROGRAM = """
-import threading
-
-seen: dict[int, int] = {}
-waits = threading.Event()
-
-def note(number: int) -> int:
-    seen[number] = seen.get(number, 0) + 1
-    return number
-
-def ledger() -> dict[int, int]:
-    return seen
-
-def wait() -> str:
-    waits.wait()
-    return "over"
-
-def go_on() -> None:
-    waits.set()
-"""
-
-
 SetClock = Callable[[float], None]
 
 
@@ -95,7 +74,7 @@ def set_clock(monkeypatch) -> SetClock:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> str:
     path: Path = tmp_path_factory.mktemp("jumps") / "ledger.py"
-    path.write_text(PROGRAM)
+    path.write_text(LEDGER)
     return str(path)
 
 

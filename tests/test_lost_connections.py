@@ -10,14 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from bad_network import BadNetwork
-from command import start
 from conftest import dialling
+from ledgers import LEDGER, server
 from parties import stop
 from sandbox import children, guest_of, wait_until_ended
 
@@ -26,41 +25,30 @@ from adyton.errors import ConnectionLostError, UnreachableError
 
 pytestmark = pytest.mark.sandbox
 
-PROGRAM = """
-import threading, time
+PROGRAM = (
+    LEDGER
+    + """
 import adyton.trusted as trusted
-
-seen: dict[int, int] = {}
-waits = threading.Event()
 
 @trusted.host_function
 def told(number: int, data: bytes) -> int: ...
 
-def note(number: int, data: bytes) -> int:
-    seen[number] = seen.get(number, 0) + 1
+def take(number: int, data: bytes) -> int:
+    note(number)
     return len(data)
 
 def tell(number: int, data: bytes) -> int:
     return told(number, data)
 
-def ledger() -> dict[int, int]:
-    return seen
-
 def give(size: int) -> bytes:
     return bytes(size)
-
-def wait() -> str:
-    waits.wait()
-    return "over"
-
-def go_on() -> None:
-    waits.set()
 
 def copy(source: str, target: str) -> None:
     with open(source, "rb") as read, open(target, "wb") as written:
         while data := read.read(4096):
             written.write(data)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +56,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("lost") / "ledger.py"
     path.write_text(PROGRAM)
     return str(path)
-
-
-class Server:
-    """A proxy server for one enclave, behind a bad network."""
-
-    def __init__(self, *options: str) -> None:
-        self.process = start("proxy", "--listen", "127.0.0.1:0", *options)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
-        self.network = BadNetwork(self.port)
-
-    def load(self, program: str, **keywords: object) -> adyton.EnclaveClient:
-        return adyton.load(program, on=f"grpc://127.0.0.1:{self.network.port}", allow_sim=True, **keywords)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self.network.close()
-        with self.process:
-            self.process.kill()
-
-
-@contextlib.contextmanager
-def server(*options: str) -> Iterator[Server]:
-    made = Server(*options)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def cut_until(network: BadNetwork, over: threading.Event, pause: float = 0.05) -> int:
@@ -124,7 +85,7 @@ def test_each_call_takes_effect_once_however_often_the_connection_is_lost(progra
             while cutter.running() and there.network.accepted < 12:
                 number = next(numbers)
                 size = sizes[number % 4]
-                entry = "tell" if number % 3 == 0 else "note"
+                entry = "tell" if number % 3 == 0 else "take"
                 assert client.call(entry, number, bytes(size)) == size
                 mine.append(number)
             return mine
@@ -184,7 +145,7 @@ def test_a_connection_that_is_lost_anywhere_while_it_is_made_is_an_error_at_once
         began = time.monotonic()
         try:
             with there.load(program) as client:
-                assert client.call("note", 1, b"") == 0
+                assert client.call("take", 1, b"") == 0
                 assert client.call("ledger") == {1: 1}
         except (ConnectionLostError, UnreachableError):
             assert size < 5_000
@@ -202,7 +163,7 @@ def test_files_are_read_and_written_over_lost_connections(program, tmp_path):
         over = threading.Event()
         cutter = ThreadPoolExecutor(1).submit(cut_until, there.network, over, 0.3)
         client.call("copy", str(tmp_path / "source"), str(tmp_path / "target"))
-        client.call("note", 1, b"")
+        client.call("take", 1, b"")
         over.set()
         assert cutter.result()
         assert (tmp_path / "target").read_bytes() == content
@@ -235,22 +196,22 @@ def test_a_timeout_holds_while_the_network_is_down(program):
     with server() as there, there.load(program) as client:
         there.network.down()
         with pytest.raises(adyton.errors.DeadlineError):
-            client.options(timeout=0.2).call("note", 1, b"")
+            client.options(timeout=0.2).call("take", 1, b"")
         there.network.up()
-        assert client.call("note", 2, b"") == 0
+        assert client.call("take", 2, b"") == 0
 
 
 def test_a_connection_on_which_nothing_comes_is_given_up_and_another_one_made(program):
     with server() as there, there.load(program) as client:
         there.network.swallow()
-        assert client.call("note", 1, b"x") == 1
+        assert client.call("take", 1, b"x") == 1
         assert client.call("ledger") == {1: 1}
 
 
 def test_bytes_that_were_changed_on_the_way_cost_a_connection_and_nothing_else(program):
     with server() as there, there.load(program) as client:
         there.network.corrupt()
-        assert client.call("note", 1, bytes(1 << 20)) == 1 << 20
+        assert client.call("take", 1, bytes(1 << 20)) == 1 << 20
         assert there.network.accepted > 2  # provisioning has its own
         assert client.call("ledger") == {1: 1}
 
@@ -262,7 +223,7 @@ def test_after_the_grace_each_who_waits_is_told_once_and_both_sides_clean_up(pro
         started = children(os.getpid()) - before
         with ThreadPoolExecutor(3) as threads:
             waiting = [threads.submit(client.call, "wait") for _ in range(3)]
-            client.call("note", 1, b"")
+            client.call("take", 1, b"")
             there.network.down()
             for each in waiting:
                 with pytest.raises(
@@ -270,7 +231,7 @@ def test_after_the_grace_each_who_waits_is_told_once_and_both_sides_clean_up(pro
                 ):
                     each.result(60)
         with pytest.raises(ConnectionLostError, match="Load it again"):
-            client.call("note", 2, b"")
+            client.call("take", 2, b"")
         assert there.process.wait(60) == 0
         assert wait_until_ended(started) == set()
         with pytest.raises(ConnectionLostError):
@@ -282,7 +243,7 @@ def test_without_a_grace_a_lost_connection_is_the_end(program):
         client = there.load(program)
         there.network.cut()
         with pytest.raises(ConnectionLostError, match=r"the connection to .* was lost"):
-            client.call("note", 1, b"")
+            client.call("take", 1, b"")
         assert there.process.wait(60) == 0
         with pytest.raises(ConnectionLostError):
             client.close()
@@ -295,7 +256,7 @@ def test_an_enclave_that_was_killed_is_told_at_once(program):
         os.kill(supervisor, signal.SIGKILL)
         began = time.monotonic()
         with pytest.raises(ConnectionLostError, match="the enclave has ended"):
-            client.call("note", 1, b"")
+            client.call("take", 1, b"")
         assert time.monotonic() - began < 10
         with pytest.raises(ConnectionLostError):
             client.close()
@@ -310,7 +271,7 @@ def test_an_enclave_that_was_killed_is_told_at_once_by_a_server_that_dials(progr
     os.kill(supervisor, signal.SIGKILL)
     began = time.monotonic()
     with pytest.raises(ConnectionLostError, match="the enclave has ended"):
-        client.call("note", 1, b"")
+        client.call("take", 1, b"")
     assert time.monotonic() - began < 20  # the grace is a minute
     with pytest.raises(ConnectionLostError):
         client.close()
@@ -322,7 +283,7 @@ def test_a_server_that_is_gone_is_noticed_long_before_the_grace_is_over(program)
         client = adyton.load(program, on=f"grpc://127.0.0.1:{there.port}", allow_sim=True)
         there.process.kill()
         with pytest.raises(ConnectionLostError, match=r"nobody listens any more .* so it has ended"):
-            client.call("note", 1, b"")
+            client.call("take", 1, b"")
         with pytest.raises(ConnectionLostError):
             client.close()
 
@@ -334,7 +295,7 @@ def test_a_server_that_was_restarted_is_not_taken_for_the_old_one(program):
         old.network.target = new.port
         old.network.cut()
         with pytest.raises(adyton.AdytonError, match="no session of that token"):
-            client.call("note", 1, b"")
+            client.call("take", 1, b"")
         assert other.call("ledger") == {}
         other.close()
         with pytest.raises(adyton.AdytonError):
@@ -348,7 +309,7 @@ def test_a_stopped_party_is_waited_for(program, party):
         victim = {"relay": there.process.pid, "supervisor": supervisor, "guest": guest_of(supervisor)}[party]
         stop(victim)
         with ThreadPoolExecutor(1) as thread:
-            noted = thread.submit(client.call, "note", 1, b"")
+            noted = thread.submit(client.call, "take", 1, b"")
             with pytest.raises(TimeoutError):
                 noted.result(5)  # longer than it takes to give a connection up, or who is stopped without a grace
             os.kill(victim, signal.SIGCONT)
@@ -362,7 +323,7 @@ import sys, adyton
 with adyton.load({program!r}, on=sys.argv[1], allow_sim=True) as client:
     print("loaded", flush=True)
     sys.stdin.readline()
-    print(client.call("note", 1, b"x"), client.call("ledger"), flush=True)
+    print(client.call("take", 1, b"x"), client.call("ledger"), flush=True)
 """
     with server() as there:
         process = subprocess.Popen(
@@ -414,7 +375,7 @@ def test_calls_that_are_interrupted_at_any_moment_leave_calls_possible_or_an_end
     def call(number: int) -> int:
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.002))
-            return client.call("note", number, b"x" * random.choice([10, 10, 300_000]))
+            return client.call("take", number, b"x" * random.choice([10, 10, 300_000]))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -430,7 +391,7 @@ def test_calls_that_are_interrupted_at_any_moment_leave_calls_possible_or_an_end
             seen = client.call("ledger")
             assert set(seen.values()) <= {1}
             assert set(seen) <= set(range(100))
-            assert client.call("note", 100, b"x") == 1
+            assert client.call("take", 100, b"x") == 1
             client.close()
     finally:
         signal.signal(signal.SIGALRM, before)

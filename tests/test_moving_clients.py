@@ -14,34 +14,13 @@ from pathlib import Path
 
 import network
 import pytest
+from ledgers import LEDGER
 from network import Host
 from sandbox import children, wait_until_ended
 
 pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long]
 SERVED = 30  # seconds; it takes five or so. TCP alone takes a quarter of an hour
 SERVER, CLIENT, OTHER = "10.78.0.1", "10.78.0.2/24", "10.78.0.3/24"
-
-PROGRAM = """
-import threading
-
-seen: dict[int, int] = {}
-waits = threading.Event()
-
-def note(number: int) -> int:
-    seen[number] = seen.get(number, 0) + 1
-    return number
-
-def ledger() -> dict[int, int]:
-    return seen
-
-def wait() -> str:
-    waits.wait()
-    return "over"
-
-def go_on() -> str:
-    waits.set()
-    return "told"
-"""
 
 # Calls what each line says, the waiting call aside; says what came of it.
 APPLICATION = """
@@ -59,7 +38,7 @@ client.close()
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> str:
     path: Path = tmp_path_factory.mktemp("moving") / "ledger.py"
-    path.write_text(PROGRAM)
+    path.write_text(LEDGER)
     return str(path)
 
 

@@ -9,14 +9,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import grpc
 import pytest
-from bad_network import BadNetwork
-from command import start
+from ledgers import LEDGER, server
 from sandbox import children, wait_until_ended
 
 import adyton
@@ -31,57 +30,12 @@ from adyton.remote.grpc_transport import METHOD, GrpcTransport
 pytestmark = pytest.mark.sandbox
 WAIT = 60  # seconds until a test gives up on something that takes milliseconds
 
-PROGRAM = """
-import threading
-
-seen: dict[int, int] = {}
-waits = threading.Event()
-
-def note(number: int) -> int:
-    seen[number] = seen.get(number, 0) + 1
-    return number
-
-def ledger() -> dict[int, int]:
-    return seen
-
-def wait() -> str:
-    waits.wait()
-    return "over"
-
-def go_on() -> None:
-    waits.set()
-"""
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("joining") / "ledger.py"
-    path.write_text(PROGRAM)
+    path.write_text(LEDGER)
     return str(path)
-
-
-class Server:
-    """A proxy server; its client comes through a network that counts its connections, strangers straight to `port`."""
-
-    def __init__(self, *options: str) -> None:
-        self.process = start("proxy", "--listen", "127.0.0.1:0", *options)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
-        self.network = BadNetwork(self.port)
-
-    def load(self, program: str) -> adyton.EnclaveClient:
-        return adyton.load(program, on=f"grpc://127.0.0.1:{self.network.port}", allow_sim=True)
-
-    def close(self) -> None:
-        self.network.close()
-        with self.process:
-            self.process.kill()
-
-
-@contextlib.contextmanager
-def server(*options: str) -> Iterator[Server]:
-    with contextlib.closing(Server(*options)) as made:
-        yield made
 
 
 class Stranger:

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import msgspec
 
@@ -176,10 +177,6 @@ def _cut(body: int, *bulk: int) -> bytes:
     return msgspec.msgpack.encode((body, *bulk))
 
 
-def _not_allowed(violation: PairViolation) -> LocalProtocolError:
-    return LocalProtocolError(f"not allowed: {violation}")
-
-
 class Session:
     """One end. See the module."""
 
@@ -249,10 +246,7 @@ class Session:
         if pair:
             if not 0 < pair <= MAX_NUMBER:
                 raise LocalProtocolError(f"{pair} is no number of a pair")
-            try:
-                self._pairs.apply(pair, "send call", number)
-            except PairViolation as violation:
-                raise _not_allowed(violation) from None
+            self._apply(pair, "send call", number)
         self._last_sent = number
         self._sent_calls[number] = pair
         if size <= CHUNK:
@@ -296,10 +290,7 @@ class Session:
         if size > self._limits.message:
             raise ResourceLimitError(f"the result has {size} bytes; at most {self._limits.message} are carried")
         if pair:
-            try:
-                self._pairs.apply(pair, "send reply", call)
-            except PairViolation as violation:
-                raise _not_allowed(violation) from None
+            self._apply(pair, "send reply", call)
         del self._received_calls[call]
 
     def notify(self, method: str, body: Parts) -> None:
@@ -340,10 +331,7 @@ class Session:
             return
         if self.side is Side.CLIENT and pair not in self._pairs:
             return
-        try:
-            self._pairs.apply(pair, "send dispose")
-        except PairViolation as violation:
-            raise _not_allowed(violation) from None
+        self._apply(pair, "send dispose")
         self._outbox.put(encode(DisposeFrame(pair)))
 
     def close(self, reason: str) -> None:
@@ -434,6 +422,12 @@ class Session:
             raise LocalProtocolError(f"a method's name has 1 to {MAX_METHOD} characters, not {len(method)}")
         if size > limit:
             raise ResourceLimitError(f"{method}: the message has {size} bytes; at most {limit} are carried")
+
+    def _apply(self, pair: int, action: Any, call: int = 0) -> None:
+        try:
+            self._pairs.apply(pair, action, call)
+        except PairViolation as violation:
+            raise LocalProtocolError(f"not allowed: {violation}") from None
 
     # -- in -----------------------------------------------------------------------------------------------------------
 

@@ -165,9 +165,7 @@ class Watches:
         self._enter = enter
         self._lock = threading.RLock()
         self._inotify = -1
-        self._arrived = (
-            select.poll()
-        )  # whether something has, without trying to read it, which takes many times as long
+        self._arrived = select.poll()  # in place of a read that fails, which takes many times as long
         self._closed = False
         self._stop: tuple[int, int] | None = None
         self._watches: dict[int, _Watch] = {}
