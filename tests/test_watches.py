@@ -256,3 +256,27 @@ def test_promises_below_what_the_enclave_renames_end(place: Place) -> None:
         place.watches.moved(str(place.path / "sub"))
     assert ("/there/sub", "") in place.watches.take()
     assert not place.watches.watching
+
+
+def test_what_others_do_beside_a_slow_change_is_told_after_it_and_nothing_else_waits(place: Place) -> None:
+    place.watch()
+    begun, ends = threading.Event(), threading.Event()
+
+    def change() -> None:
+        with place.watches.changing():
+            begun.set()
+            assert ends.wait(30)
+            (place.path / "own").write_bytes(b"own")
+            place.watches.made_at(str(place.path / "own"))
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    assert begun.wait(30)
+    other("write", f"{place.path}/new", "data")
+    assert place.watches.take() == []
+    assert place.watches.take_events() == []
+    assert not place.called.is_set()  # as there is nothing to take
+    ends.set()
+    changing.join()
+    assert place.called.wait(30)
+    assert place.watches.take() == [("/there", "new")]

@@ -8,6 +8,9 @@ once, until then. What happens where the enclave follows it is told each time, o
 inotify watches a directory wherever it is moved to, and says nothing when one above it is moved: so nothing of a directory is told but while
 the path under which the enclave has it leads there (`_is_there`). Where it does not, promises end, and it is told as moved away.
 
+What others do while the enclave changes something is told after that. What else is said to the enclave waits for it, but for SLOW_SECONDS only:
+a disk may be slow, and what is told of it is then late.
+
 What inotify does not see is not promised: file systems that other machines change (REMOTE). What another program writes into a mapped file
 shows when it is unmapped or synced to disk at the latest, and only if its time of modification shows it.
 """
@@ -51,6 +54,7 @@ MAX_FOLLOWED = 8192  # names, or whole directories, that an enclave follows
 MAX_EVENTS = 1 << 14  # that are not taken
 MAX_PROMISED = 4096  # names of one directory, one by one
 MAX_NOTED = 1 << 15
+SLOW_SECONDS = 0.1  # that what is said to the enclave waits for a change of the enclave's own
 
 _KINDS: dict[int, Kind] = {
     _CREATE: "created", _DELETE: "removed", _MODIFY: "modified", _ATTRIB: "attributes", _CLOSE_WRITE: "closed",
@@ -177,6 +181,7 @@ class Watches:
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
         self._events: list[Event] = []
         self._changing = False
+        self._owes = False  # somebody did not wait for a change of the enclave's
         self._read_ahead: deque[bytes] = deque()
 
     @property
@@ -298,17 +303,21 @@ class Watches:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """The enclave changes something: nothing is told until it has been noted."""
-        with self._lock:
-            self._drain()  # what others did before it is not taken for the enclave's own
-            if not self._followed:
-                yield
-                return
-            self._changing = True
-            try:
-                yield
-                self._drain()  # and what they do afterwards, neither
-            finally:
-                self._changing = False
+        try:
+            with self._lock:
+                self._drain()  # what others did before it is not taken for the enclave's own
+                if not self._followed:
+                    yield
+                    return
+                self._changing = True
+                try:
+                    yield
+                    self._drain()  # and what they do afterwards, neither
+                finally:
+                    self._changing = False
+        finally:
+            if self._owes:
+                self._changed()
 
     def made(self, status: os.stat_result) -> None:
         """The enclave changed this file."""
@@ -339,18 +348,34 @@ class Watches:
 
     def take(self) -> list[tuple[str, str]]:
         """What others changed since the last time: (directory, name) as the enclave spells it. A name "": all, the promise is over."""
-        if self._inotify < 0:
+        if self._inotify < 0 or not self._reached():
             return []
-        with self._lock:
+        try:
             self._drain()
             found, self._found = list(self._found), {}
+        finally:
+            self._lock.release()
         return found
 
     def take_events(self) -> list[Event]:
         """What `take` has seen happen where the enclave follows it, since the last time."""
-        with self._lock:
+        if not self._reached():
+            return []
+        try:
             events, self._events = self._events, []
+        finally:
+            self._lock.release()
         return events
+
+    def _reached(self) -> bool:
+        """Whether the lock is held: not where that would take long. What is not told then is told after the change that has it."""
+        if not self._owes and self._lock.acquire(timeout=SLOW_SECONDS):
+            return True
+        self._owes = True
+        if not self._lock.acquire(blocking=False):
+            return False
+        self._owes = False
+        return True
 
     def _drain(self) -> None:
         while self._inotify >= 0:
@@ -567,6 +592,8 @@ class Watches:
                 os.close(inotify)
                 os.close(stopped)
                 return
+            with self._lock:
+                pass  # nothing can be taken before
             self._changed()
 
     def close(self) -> None:
