@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adyton.communicator import frames
+from adyton.communicator import frames, messages
 from adyton.communicator.frames import (
     CHUNK,
     CallFrame,
@@ -25,6 +25,8 @@ from adyton.communicator.frames import (
 )
 from adyton.communicator.session import Closed, Limits, Session, Side
 from adyton.errors import AdytonError, RemoteProtocolError, ResourceLimitError
+from adyton.hostcall import abi
+from adyton.runtime.process.guest.link import HostCall
 
 LIMITS = Limits(message=4 * CHUNK, notification=2 * CHUNK, buffered=6 * CHUNK, pairs=2, nesting=4, in_flight=4)
 FULL = bytes(CHUNK)
@@ -389,3 +391,20 @@ def test_a_body_of_any_size_arrives_as_it_was_sent(size, piece):
             events += theirs.receive(sent[start : start + piece])
         ours.receive(theirs.data_to_send())
     assert [bytes(event.body) for event in events] == [body]
+
+
+# -- the time that is left to a call ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [float("nan"), float("inf"), -float("inf"), 1e300], ids=repr)
+def test_what_is_no_time_that_anybody_waits_is_refused(left):
+    with pytest.raises(RemoteProtocolError, match="EnterRequest"):
+        messages.decode(msgspec.msgpack.encode(["pay", b"", "msgpack", left]), messages.EnterRequest)
+    for message in (abi.Call("pay", b"", left), HostCall("pay", b"", left)):
+        with pytest.raises(msgspec.ValidationError, match="float"):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=type(message))
+
+
+def test_a_time_that_is_over_is_none_the_less_one():
+    request = messages.EnterRequest("pay", b"", left=-3.5)
+    assert messages.decode(messages.encode(request), messages.EnterRequest) == request

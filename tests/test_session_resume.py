@@ -123,6 +123,13 @@ def test_an_answer_is_read_however_it_is_cut(joined, read, grace, size):
     assert found[1] + data == b"rest"
 
 
+def test_an_answer_that_is_neither_yes_nor_no_is_refused():
+    answer = bytearray(Answer(True, 5, 0).pack())
+    answer[1] = 8
+    with pytest.raises(RemoteProtocolError, match="8, and neither yes nor no"):
+        AnswerReader().receive(bytes(answer))
+
+
 @pytest.mark.parametrize("reader", [HelloReader(), AnswerReader()])
 def test_another_version_is_told_at_the_first_byte(reader):
     with pytest.raises(RemoteProtocolError, match="by version 9; this one knows 1"):

@@ -23,7 +23,7 @@ FIRST_GRACE_SECONDS = (
 )
 VERSION = 1
 _HELLO = struct.Struct(f">B{SECRET}sQ")
-_ANSWER = struct.Struct(">B?QI")
+_ANSWER = struct.Struct(">BBQI")
 
 
 def new_secret() -> bytes:
@@ -97,4 +97,6 @@ class AnswerReader(_Reader):
         if taken is None:
             return None
         _, joined, read, grace = _ANSWER.unpack(taken[0])
-        return Answer(joined, read, grace), taken[1]
+        if joined not in (0, 1):
+            raise RemoteProtocolError(f"the enclave's answer is {joined}, and neither yes nor no")
+        return Answer(bool(joined), read, grace), taken[1]

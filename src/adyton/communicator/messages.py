@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from adyton.errors import RemoteProtocolError
-from adyton.proto.values import Encoding
+from adyton.proto.values import Encoding, Seconds
 
 Right = Literal["read", "write"]
 ORDER = struct.Struct("<Q")  # from 0
@@ -107,7 +107,7 @@ class EnterRequest(Message, frozen=True):
     entry: str
     arguments: bytes
     encoding: Encoding = "msgpack"
-    left: float | None = None
+    left: Seconds | None = None
 
 
 class StreamEnd(Message, frozen=True):

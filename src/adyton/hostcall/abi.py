@@ -59,6 +59,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from adyton.proto.values import Seconds
+
 MAX_BLOCK = 1 << 20  # bytes of one Read or Write
 MAX_ENTRIES = 512  # of one List
 MAX_COMPOUND = 64  # requests in one Compound
@@ -407,7 +409,7 @@ class Call(_Struct, frozen=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     arguments: bytes
-    left: float | None = None
+    left: Seconds | None = None
 
 
 Request = (

@@ -18,13 +18,17 @@ import collections.abc
 import inspect
 import typing
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from adyton.errors import EnclaveTypeError
 
 Encoding = Literal["msgpack", "json"]
+LONGEST = 1e9  # seconds that anybody waits
+Seconds = Annotated[
+    float, msgspec.Meta(ge=-2 * LONGEST, le=2 * LONGEST)
+]  # that are left, perhaps less than 0; neither NaN nor infinite
 MAX_STREAMS = 64  # among the arguments of a call
 MAX_BULK = 32  # the same
 BULK = 1 << 16  # bytes that are worth it

@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 from adyton.errors import DeadlineError
+from adyton.proto.values import LONGEST
 
 
 class Deadline(NamedTuple):
@@ -39,7 +40,7 @@ class Deadlines(threading.local):
 
     def of(self, timeout: float | None) -> Deadline:
         """Of a call that is made now with this timeout in seconds."""
-        own = None if timeout is None else time.monotonic() + timeout
+        own = None if timeout is None else time.monotonic() + min(timeout, LONGEST)
         if own is None or (self.until is not None and self.until < own):
             return Deadline(self.until, "the time left to the call around it")
         return Deadline(own, f"{round(timeout or 0, 2):g} s")

@@ -35,7 +35,7 @@ import msgspec
 from adyton.communicator.messages import Logging, Streams
 from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
-from adyton.proto.values import BULK
+from adyton.proto.values import BULK, Seconds
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
@@ -76,7 +76,7 @@ class Return(_Message, frozen=True):
 class HostCall(_Message, frozen=True):
     name: str
     arguments: bytes
-    left: float | None = None  # seconds that it may take
+    left: Seconds | None = None  # that it may take
     span: ProgramSpan = ""
 
 
