@@ -19,12 +19,13 @@ from adyton.communicator.messages import EnterRequest, encode
 from adyton.config import Policy
 from adyton.errors import DeadlineError
 from adyton.loader import LoadArguments, load_in_process
-from adyton.proto.values import encode_arguments, encode_result
+from adyton.proto.enclave import EnclaveInput, EnclaveOutput, user_message
+from adyton.proto.values import BULK, encode_arguments, encode_result
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.link import GuestLink
 from adyton.runtime.process.guest.run import Guest
-from adyton.trusted import Enclave, host_function
+from adyton.trusted import Enclave, TrustedApplication, host_function
 
 LIMIT = 40.0  # seconds until a test gives up on something that takes milliseconds
 
@@ -131,8 +132,8 @@ def gives_what_is_asked() -> Iterator[int]:
         yield slow()
 
 
-@pytest.fixture
-def client() -> Iterator[adyton.EnclaveClient]:
+@contextlib.contextmanager
+def loaded(program: Any) -> Iterator[adyton.EnclaveClient]:
     place.__init__()  # type: ignore[misc]
 
     def slow() -> int:
@@ -144,10 +145,16 @@ def client() -> Iterator[adyton.EnclaveClient]:
         return str(place.nested())
 
     arguments = LoadArguments(functions=[slow, nested], policy=Policy().extended(call=["slow", "nested"]))
-    with load_in_process(app, arguments) as client:
+    with load_in_process(program, arguments) as client:
         yield client
         place.answer.set()
         place.go_on.set()
+
+
+@pytest.fixture
+def client() -> Iterator[adyton.EnclaveClient]:
+    with loaded(app) as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -424,3 +431,72 @@ def test_a_call_for_which_no_time_is_left_is_not_made(client):
     with pytest.raises(DeadlineError):
         client.options(timeout=0.2).call("nests")
     assert place.raised[0].args == (0,)
+
+
+# -- TrustedApplication.run --------------------------------------------------------------------------------------------
+
+
+class Runs(TrustedApplication):
+    """Calls the function that its input names, or says what that is."""
+
+    def run(self, enclave_input: EnclaveInput) -> EnclaveOutput:
+        text = enclave_input.Extensions[user_message]
+        output = EnclaveOutput()
+        output.Extensions[user_message] = {"slow": lambda: str(asks()), "nested": nests}.get(text, lambda: text)()
+        return output
+
+
+@pytest.fixture
+def runs() -> Iterator[adyton.EnclaveClient]:
+    with loaded(Runs()) as client:
+        yield client
+
+
+def said(text: str) -> EnclaveInput:
+    enclave_input = EnclaveInput()
+    enclave_input.Extensions[user_message] = text
+    return enclave_input
+
+
+def test_a_run_takes_no_longer_than_its_caller_has_time_nor_do_functions_that_it_calls(runs):
+    def answer() -> None:
+        assert place.ended.wait(LIMIT)  # in the enclave, though the function still runs here
+        place.answer.set()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(DeadlineError, match="the program's run within") as caught:
+        runs.options(timeout=0.3).enter_and_run(said("slow"))
+    thread.join()
+    assert caught.value.exit_code == 1
+    (error,) = place.raised
+    assert isinstance(error, TimeoutError)
+    assert runs.enter_and_run(said("slow")).Extensions[user_message] == "7"
+
+
+def test_a_run_inside_a_function_has_the_time_that_is_left(runs):
+    def run_again() -> str:
+        try:
+            runs.options(timeout=LIMIT).enter_and_run(said("slow"))
+        except DeadlineError as error:
+            place.raised.append(error)
+        return "late"
+
+    def answer() -> None:
+        assert place.ended.wait(LIMIT)
+        place.answer.set()
+
+    place.nested = run_again
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(DeadlineError):
+        runs.options(timeout=0.3).enter_and_run(said("nested"))
+    thread.join()
+    enclaves, clients = place.raised
+    assert isinstance(enclaves, TimeoutError)
+    assert "the time left to the call around it" in str(clients)
+
+
+@pytest.mark.parametrize("size", [0, BULK - 1, BULK, 5 << 20])
+def test_a_run_has_its_input_whatever_its_size(runs, size):
+    assert runs.options(timeout=LIMIT).enter_and_run(said("x" * size)).Extensions[user_message] == "x" * size

@@ -30,7 +30,7 @@ from adyton import (
     remote_load_config,
 )
 from adyton.attestation.verify import verify
-from adyton.communicator.messages import EnterRequest, Raised, decode, encode
+from adyton.communicator.messages import RUN, EnterRequest, Raised, decode, encode
 from adyton.errors import (
     CANONICAL_CODES,
     ClosedError,
@@ -109,7 +109,7 @@ def attempts(application: Application) -> list[str]:
     for step in (
         lambda: application.load(_Probe(), "p", [], b""),
         lambda: application.enter(encode(EnterRequest("nothing", b"\x92\x90\x80"))),
-        lambda: application.run(b""),
+        lambda: application.run(encode(EnterRequest(RUN, b""))),
         lambda: application.finalize(b""),
     ):
         try:
@@ -148,7 +148,7 @@ def test_a_malformed_message_is_refused_before_any_code_runs(method):
         application.load(Enclave("e"), "e", [], b"")
     calls = {
         "load": lambda: application.load(Enclave("e"), "e", [], b"\xff"),
-        "run": lambda: application.run(b"\xff"),
+        "run": lambda: application.run(encode(EnterRequest(RUN, b"\xff"))),
         "finalize": lambda: application.finalize(b"\xff"),
     }
     with pytest.raises(Refused) as refused:

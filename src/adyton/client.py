@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from adyton.communicator.messages import EnterRequest, Raised
+from adyton.communicator.messages import RUN, EnterRequest, Raised
 from adyton.communicator.session import Body
 from adyton.errors import (
     CANONICAL_CODES,
@@ -215,7 +215,7 @@ class EnclaveClient:
         """Run the program's TrustedApplication.run. Raises as `call` does, and an EnclaveError of the output's status if that is not OK."""
         if not isinstance(enclave_input, EnclaveInput):
             raise EnclaveTypeError(f"enter_and_run takes an EnclaveInput, not {type(enclave_input).__name__}")
-        body = self._call("run", enclave_input.SerializeToString())
+        body = self._call("run", EnterRequest(RUN, enclave_input.SerializeToString()))
         try:
             output = EnclaveOutput.FromString(_encoded(body))
         except Exception as error:  # noqa: BLE001 - DecodeError, whose module depends on protobuf's implementation

@@ -5,7 +5,7 @@
     enter      EnterRequest, and bulk                     a MessagePack value (adyton.proto.values), or nothing but bulk
     stream     EnterRequest, of an entry of LoadReply.streams   StreamEnd, after or before its last items
     items      of an argument: adyton.communicator.streams     how eager its taker is
-    run        EnclaveInput, serialized protobuf          EnclaveOutput, serialized protobuf
+    run        EnterRequest of RUN, and bulk              EnclaveOutput, serialized protobuf
     finalize   EnclaveFinal, serialized protobuf          empty
     changed    (one way) a Changed of adyton.hostcall.abi
     time       (one way) the client's time in ns since 1970, 8 bytes, little-endian
@@ -37,6 +37,7 @@ ORDER = struct.Struct("<Q")  # from 0
 Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Umask = Annotated[int, msgspec.Meta(ge=0, le=0o777)]
 MAX_WAITS = 1024  # of one Counts
+RUN = ""  # the entry that is TrustedApplication.run: its arguments are an EnclaveInput, serialized protobuf
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

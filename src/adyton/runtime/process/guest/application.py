@@ -160,13 +160,15 @@ class Application:
         """What it comes to."""
         return self._runner().run(call.cancellable(carried(coroutine)))
 
-    def run(self, body: bytes) -> bytes:
-        """TrustedApplication.run; `body` is a serialized EnclaveInput, the result a serialized EnclaveOutput."""
-        self._apply(Input.ENTER)
+    def run(self, body: bytes, call: Call | None = None) -> bytes:
+        """TrustedApplication.run; `body` is an EnterRequest of a serialized EnclaveInput, the result a serialized EnclaveOutput."""
+        request, call = self.request(body), call or Call()
         from adyton.proto.enclave import EnclaveInput, EnclaveOutput
 
+        call.begin(request.left)
+        given, call.bulk = request.arguments or b"".join(call.bulk), ()
         instance = self._instance or TrustedApplication()
-        output = instance.run(_message(EnclaveInput, body))
+        output = instance.run(_message(EnclaveInput, given))
         if output is None:
             return b""
         if not isinstance(output, EnclaveOutput):

@@ -229,7 +229,9 @@ class Guest:
             return application.stream(message.body, call)
         if message.method == "enter":
             return application.enter(message.body, call)
-        return {"run": application.run, "finalize": application.finalize}[message.method](message.body)
+        if message.method == "run":
+            return application.run(message.body, call)
+        return application.finalize(message.body)
 
     def _finished(self, error: BaseException | None) -> None:
         """Of each entry: what it printed goes out before the answer to its caller."""
