@@ -413,12 +413,12 @@ def test_so_has_one_inside_a_function_of_a_task(client):
         asyncio.run(client.options(timeout=0.3).acall("nests"))
     assert done.wait(LIMIT)
     assert "the time left to the call around it" in str(place.raised[0])
-    assert client._core.proxy._deadlines.until is None
+    assert client._core.proxy.deadlines.until is None
 
 
 def test_a_call_for_which_no_time_is_left_is_not_made(client):
     def late() -> str:
-        while (left := client._core.proxy._deadlines.until - time.monotonic()) > 0:
+        while (left := client._core.proxy.deadlines.until - time.monotonic()) > 0:
             threading.Event().wait(left)
         before = client.stats()["entry_calls"]
         for call in (lambda: client.call("quick", 1), lambda: client.call("gives_what_is_asked")):

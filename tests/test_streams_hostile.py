@@ -51,7 +51,8 @@ def opened(connect):  # noqa: F811
         client, enclave = connect(script=lambda enclave, event: script(enclave.session, event.call))
         enclave.said = lambda event: said(enclave, event)
         client.connect(LoadRequest(b"", [], "/", "", {}))
-        results, deadline = client.stream(EnterRequest("go", b""), None)
+        results = client.new_results()
+        deadline = client.stream(results, EnterRequest("go", b""), None)
 
         def error_of(failed: CallFailed) -> BaseException:
             return LookupError(failed.raised.message)

@@ -192,7 +192,8 @@ class EnclaveClient:
         if name in proxy.streaming:
             loop, item = asyncio.get_running_loop(), _item(name, signature)
             mailbox = LoopMailbox(loop)
-            results, deadline = proxy.stream(request, self._timeout, mailbox, bulk)
+            results = proxy.new_results(mailbox)
+            deadline = proxy.stream(results, request, self._timeout, bulk)
             proxy.unpaired.watch.add(results, None, lambda: None)
             return AsyncResultStream(*self._opened(name, item, results, deadline, arguments, loop))
         annotation = _annotation(name, signature)
@@ -361,8 +362,16 @@ class EnclaveClient:
         self, name: str, request: EnterRequest, item: Any, arguments: list[Argument], bulk: list[bytes]
     ) -> ResultStream:
         self._check_open()
-        results, deadline = self._core.proxy.stream(request, self._timeout, bulk=bulk)
-        return ResultStream(*self._opened(name, item, results, deadline, arguments))
+        proxy = self._core.proxy
+        results = proxy.new_results()
+        try:
+            deadline = proxy.stream(results, request, self._timeout, bulk)
+            return ResultStream(*self._opened(name, item, results, deadline, arguments))
+        except BaseException:  # KeyboardInterrupt and the like
+            proxy.results.cancel(results)
+            for each in arguments:
+                each.stop()
+            raise
 
     def _opened(
         self,

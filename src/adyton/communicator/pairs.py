@@ -67,6 +67,14 @@ class PairTable:
         """How many calls are under way on the pair."""
         return len(self._stacks.get(pair, ()))
 
+    def received(self, pair: int) -> int | None:
+        """The innermost call, if it is the other side's."""
+        stack = self._stacks.get(pair)
+        if not stack:
+            return None
+        rules = self._odd if len(stack) & 1 else self._even
+        return stack[-1] if "send reply" in rules else None
+
     def apply(self, pair: int, action: Action, call: int = 0) -> None:
         """Do what the rules say. PairViolation; ResourceLimitError for one pair, or one call inside another, too many."""
         stack = self._stacks.get(pair)

@@ -413,6 +413,11 @@ class Session:
         """Whether neither end has said goodbye."""
         return not self._closed and self._peer_reason is None
 
+    def owed_on(self, pair: int) -> int | None:
+        """The peer's call that is the innermost one on that pair, is all there, and waits for our reply; None: none does."""
+        call = self._pairs.received(pair)
+        return None if call is None or ("call", call) in self._arriving else call
+
     def idle(self, pair: int) -> bool:
         """Whether no call is under way on the pair."""
         return not self._pairs.depth(pair)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from adyton.communicator import session as communicator
-from adyton.communicator.messages import Raised
+from adyton.communicator.messages import Raised, encode
 from adyton.errors import RemoteProtocolError
 from adyton.proto.values import Bulk
+
+T = TypeVar("T")
+NOBODY_WAITS = encode(
+    Raised("raised", "TimeoutError", "the client's thread no longer waits for this call", "TimeoutError")
+)
 
 
 class Mailbox(Protocol):
@@ -36,7 +41,7 @@ class Pair:
         self.mailbox: Mailbox = own if mailbox is None else mailbox
         self.pooled = pooled
         self.abandoned = False  # its thread gave up waiting; what still arrives has no taker
-        self.owed: list[int] = []  # host calls, innermost last, that its thread was executing when it gave up
+        self.serving: set[int] = set()  # host calls that are being executed
         self.cancelled: Cancellation | None = None  # of a call under way on it
 
 
@@ -69,6 +74,19 @@ class CallFailed(Exception):  # noqa: N818 - not an end in itself: the public AP
         self.denied = denied
 
 
+class NotMade(NamedTuple):
+    """In the mailbox of the call's pair: why there is no such call."""
+
+    error: BaseException
+
+
+def settle(session: communicator.Session, number: int, pair: Pair | None) -> None:
+    """Of a pair that is abandoned, or gone, under the lock: answer the host call that waits on it, if nobody is to."""
+    call = session.owed_on(number)
+    if call is not None and (pair is None or call not in pair.serving):
+        session.reply(call, ok=False, body=NOBODY_WAITS)
+
+
 def result_of(reply: communicator.Replied) -> communicator.Body | Bulk:
     """What a call was answered with, that did not fail. RemoteProtocolError: both in one."""
     if not reply.bulk:
@@ -87,7 +105,7 @@ class Token:
         self.pair = pair
 
 
-def note_end(ended: queue.SimpleQueue[int], wake: Callable[[], None], number: int) -> None:
+def note_end(ended: queue.SimpleQueue[T], wake: Callable[[], None], what: T) -> None:
     """Runs when a thread's storage dies, at any moment: SimpleQueue.put, which is all that `wake` does, is re-entrant."""
-    ended.put(number)
+    ended.put(what)
     wake()

@@ -18,6 +18,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.encoding import encode as encode_result
 from adyton.hostcall.encoding import restored
+from adyton.remote.client_pairs import NOBODY_WAITS
 from adyton.remote.deadlines import Deadlines
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ FUNCTION_THREADS = (
 )
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
-NOBODY_WAITS = encode(
-    Raised("raised", "TimeoutError", "the client's thread no longer waits for this call", "TimeoutError")
-)
 
 
 class Answers(Protocol):

@@ -46,10 +46,21 @@ from adyton.hostcall.encoding import whole
 from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
 from adyton.proto.values import BULK, Bulk
+from adyton.remote import steps
 from adyton.remote.arguments import Argument, ArgumentStreams
-from adyton.remote.client_pairs import CallFailed, Cancellation, Mailbox, Pair, Token, note_end, result_of
+from adyton.remote.client_pairs import (
+    CallFailed,
+    Cancellation,
+    Mailbox,
+    NotMade,
+    Pair,
+    Token,
+    note_end,
+    result_of,
+    settle,
+)
 from adyton.remote.deadlines import Deadline, Deadlines
-from adyton.remote.host_calls import NOBODY_WAITS, HostCalls
+from adyton.remote.host_calls import HostCalls
 from adyton.remote.line import Line
 from adyton.remote.pulse import TICK
 from adyton.remote.results import Results, ResultStreams
@@ -97,8 +108,8 @@ class ProxyClient:
         self._pairs: dict[int, Pair] = {}
         self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._local = threading.local()
-        self._deadlines = Deadlines()
-        self._hosts = HostCalls(executor, self, self._deadlines, telemetry)
+        self.deadlines = Deadlines()
+        self._hosts = HostCalls(executor, self, self.deadlines, telemetry)
         self._order = self._hosts.order
         way = StreamWay(
             self._lock,
@@ -219,13 +230,23 @@ class ProxyClient:
         runs is not interrupted: its caller's time is looked at when it returns. `arguments`: iterators of the request's; `bulk`: beside it.
         """
         pair = self._own_pair()
-        deadline = self._deadlines.of(timeout)
+        around = self.deadlines.until
+        deadline = self.deadlines.of(timeout)
         denied = self.denials
         began: list[int] = []
+
+        def begin() -> None:
+            if pair.abandoned:  # before it was made
+                return
+            try:
+                call = self.made(pair.number, method, body, deadline, began.append, bulk)
+                for each in arguments:
+                    each.begin(call)
+            except BaseException as error:  # noqa: BLE001 - for who waits
+                pair.mailbox.put(NotMade(error))
+
         try:
-            call = self.made(pair.number, method, body, deadline, began.append, bulk)
-            for each in arguments:
-                each.begin(call)
+            steps.take(begin if self.telemetry is None else self.telemetry.bound(begin))
             if cancellation is not None:
                 cancellation.begin(pair)
             while True:
@@ -236,8 +257,10 @@ class ProxyClient:
                         raise DeadlineError(
                             "a call from inside a host function took too long, so its caller's outcome is unknown"
                         )
-                elif isinstance(item, communicator.Replied) and item.call == call:
+                elif isinstance(item, communicator.Replied) and item.call in began:
                     break
+                elif isinstance(item, NotMade):
+                    raise item.error
                 elif isinstance(item, AdytonError):
                     pair.mailbox.put(item)  # for the calls around this one
                     raise type(item)(*item.args)
@@ -246,18 +269,19 @@ class ProxyClient:
                 if cancellation is not None and pair.cancelled is cancellation:
                     raise CancelledError
         except queue.Empty:
-            self._abandon(pair, began)
+            self._abandon(pair, began, name or method)
             raise deadline.error(WAITED_FOR.get(method, "the entry")) from None
         except AdytonError:
+            self._over(began, name or method)
             raise
         except BaseException:  # KeyboardInterrupt and the like, at any moment
-            self._abandon(pair, began)
+            self._abandon(pair, began, name or method)
+            self.deadlines.until = around
             raise
         finally:
             for each in arguments:
                 each.stop()
-            for number in began:
-                self.over(number, name or method)
+        self._over(began, name or method)
         if item.ok:
             return result_of(item)
         if deadline.over:  # the enclave may have been the first to notice
@@ -293,25 +317,30 @@ class ProxyClient:
         self._line.wake()
         return call
 
+    def new_results(self, mailbox: Mailbox | None = None) -> Results:
+        """For a `stream`: of the calling thread, or of the task whose mailbox it is. `results.cancel` them unless they come to their end."""
+        return Results(Pair(next(self._numbers), mailbox, pooled=mailbox is not None))
+
     def stream(
-        self,
-        request: EnterRequest,
-        timeout: float | None,
-        mailbox: Mailbox | None = None,
-        bulk: Sequence[bytes] = (),
-    ) -> tuple[Results, Deadline]:
-        """Call an entry whose result is a stream, on a pair of its own. `mailbox`: of a task, in place of the calling thread."""
-        pair = Pair(next(self._numbers), mailbox, pooled=mailbox is not None)
-        deadline = self._deadlines.of(timeout)
-        results = Results(pair)
-        self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk)
-        return results, deadline
+        self, results: Results, request: EnterRequest, timeout: float | None, bulk: Sequence[bytes] = ()
+    ) -> Deadline:
+        """Call an entry whose result is a stream, on a pair of its own."""
+        pair, deadline = results.pair, self.deadlines.of(timeout)
+
+        def begin() -> None:
+            self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk)
+
+        if pair.pooled:
+            begin()
+        else:
+            steps.take_and_wait(begin)
+        return deadline
 
     def async_call(
         self, request: EnterRequest, timeout: float | None, arguments: list[Argument], bulk: Sequence[bytes] = ()
     ) -> UnpairedCall:
         """Call an entry from a task, without a pair."""
-        return self.unpaired.begin(request, self._deadlines.of(timeout), arguments, bulk)
+        return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk)
 
     def cancel(self, call: int) -> None:
         """Nobody waits for a call without a pair any more."""
@@ -331,6 +360,10 @@ class ProxyClient:
         if self._trace is not None:
             self._trace.returned(call, name)
 
+    def _over(self, calls: list[int], name: str) -> None:
+        while calls:
+            self.over(calls.pop(), name)
+
     def wait(self, mailbox: Mailbox | queue.SimpleQueue[Any], deadline: float | None) -> Any:
         """The next item; queue.Empty at the deadline. Meanwhile, look after the peer."""
         while True:
@@ -340,7 +373,7 @@ class ProxyClient:
             except queue.Empty:
                 if left < TICK:
                     raise
-            self.tick()
+            steps.take(self.tick)
 
     def tick(self) -> None:
         """Somebody waits, twice a second: look whether the peer lives."""
@@ -362,22 +395,29 @@ class ProxyClient:
         token: Token | None = getattr(self._local, "token", None)
         if token is None or token.pair.abandoned:
             pair = Pair(next(self._numbers))
-            token = self._local.token = Token(pair)
+            token = Token(pair)
             # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
             weakref.finalize(token, note_end, self._ended_threads, self._line.wake_later, pair.number).atexit = False
             with self._lock:
                 self._pairs[pair.number] = pair
+            self._local.token = token  # the last, for it is a pair from then on
         return token.pair
 
-    def _abandon(self, pair: Pair, began: list[int]) -> None:
+    def _abandon(self, pair: Pair, began: list[int], name: str) -> None:
         """Nobody waits on it any more; `began`: the call that was made, if one was."""
         pair.abandoned = True
-        with self._lock:
-            if self._error is None:
-                for call in began:
-                    self._session.cancel(call)
-                self._drop_if_idle(pair.number)
-        self._line.wake()
+
+        def step() -> None:
+            with self._lock:
+                if self._error is None:
+                    for call in began:
+                        self._session.cancel(call)
+                    settle(self._session, pair.number, pair)
+                    self._drop_if_idle(pair.number)
+            self._over(began, name)
+            self._line.wake()
+
+        steps.take(step)
 
     def _drop_if_idle(self, number: int) -> None:
         """Under the lock: of a pair that was abandoned."""
@@ -403,11 +443,15 @@ class ProxyClient:
 
     def serve(self, called: communicator.Called, deadline: Deadline) -> None:
         """Execute a host call on the thread that waits on its pair, in a call that has so much time."""
-        around, self._deadlines.until = self._deadlines.until, deadline.until
+        around, self.deadlines.until = self.deadlines.until, deadline.until
+        pair = self._pairs.get(called.pair)
+        serving = set() if pair is None else pair.serving
         try:
+            serving.add(called.call)
             self._hosts.serve(called)
         finally:
-            self._deadlines.until = around
+            serving.discard(called.call)
+            self.deadlines.until = around
 
     def fail(self, error: AdytonError) -> None:
         """End the connection: the enclave, or this client, does what it must not."""
@@ -416,16 +460,22 @@ class ProxyClient:
 
     def answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
         """Answer a host call, once that is in order."""
-        with self._lock:
-            self._tell_changes()
-            pair = self._pairs.get(called.pair)
-            if pair is not None and pair.abandoned:
-                pair.owed.append(
-                    called.call
-                )  # the enclave still runs a call inside of it, which must be answered first
-            elif self._error is None:
-                self._session.reply(called.call, ok, body)
-        self._line.wake()
+
+        def step() -> None:
+            with self._lock:
+                self._tell_changes()
+                pair = self._pairs.get(called.pair)
+                if pair is not None:
+                    pair.serving.discard(called.call)
+                if self._error is not None:
+                    return
+                if pair is None or not pair.abandoned:
+                    self._session.reply(called.call, ok, body)
+                else:  # the enclave may still run a call inside of it, which must be answered first
+                    settle(self._session, pair.number, pair)
+            self._line.wake()
+
+        steps.take(step)
 
     def _tell_changes(self) -> None:
         """Under the lock: what others did to files comes before what is said after it."""
@@ -530,10 +580,12 @@ class ProxyClient:
                 with self._lock:
                     pair = self._pairs.get(number)
                     if pair is None or pair.abandoned:
-                        self._session.reply(call, ok=False, body=NOBODY_WAITS)
+                        settle(self._session, number, pair)  # if that was not done since it came
                     elif not pair.pooled:
                         pair.mailbox.put(event)
-                if pair is not None and pair.pooled and not pair.abandoned:
+                    else:
+                        pair.serving.add(call)
+                if pair is not None and call in pair.serving:
                     self._hosts.functions.submit(self._hosts.serve, event)
             case communicator.Replied():
                 self._replied(event)
@@ -573,10 +625,8 @@ class ProxyClient:
             pair.mailbox.put(event)
             return
         with self._lock:
-            if pair.owed:
-                self._session.reply(pair.owed.pop(0), ok=False, body=NOBODY_WAITS)
-            else:
-                self._drop_if_idle(event.pair)
+            settle(self._session, event.pair, pair)
+            self._drop_if_idle(event.pair)
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """What the server says of the enclave's processes: see Transport."""

@@ -20,9 +20,9 @@ from adyton.communicator.messages import Raised, StreamEnd, decode
 from adyton.communicator.streams import FED, HUNGRY, ITEMS, LARGE, RESULT, Batch, Incoming, batch_of
 from adyton.errors import AdytonError, RemoteProtocolError
 from adyton.proto.values import ItemDecoder
-from adyton.remote.client_pairs import CallFailed, Mailbox, Pair, note_end
+from adyton.remote import steps
+from adyton.remote.client_pairs import CallFailed, Mailbox, Pair, note_end, settle
 from adyton.remote.deadlines import Deadline
-from adyton.remote.host_calls import NOBODY_WAITS
 from adyton.remote.stream_way import StreamWay
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Results:
         self.pair = pair
         self.wanted = True
         self.incoming = Incoming()
+        self.untaken: dict[int, Batch] = {}  # in the mailbox, or out of it, by the calls that they came as
         self.end: Ended | None = None
         self.finished: Callable[[], None] = _nothing
 
@@ -66,7 +67,7 @@ class ResultStreams:
         self._session = way.session
         self._pairs = pairs
         self._open: dict[int, Results] = {}
-        self._dropped: queue.SimpleQueue[int] = queue.SimpleQueue()  # calls whose iterators nobody has any more
+        self._dropped: queue.SimpleQueue[Results] = queue.SimpleQueue()  # whose iterators nobody has any more
 
     def began(self, call: int, results: Results) -> None:
         """Under the lock: the call was made."""
@@ -76,7 +77,7 @@ class ResultStreams:
 
     def drops(self, stream: object, results: Results) -> weakref.finalize[..., Any]:
         """What cancels it when nobody has `stream` any more."""
-        finalizer = weakref.finalize(stream, note_end, self._dropped, self._way.wake_later, results.call)
+        finalizer = weakref.finalize(stream, note_end, self._dropped, self._way.wake_later, results)
         finalizer.atexit = False
         return finalizer
 
@@ -84,10 +85,10 @@ class ResultStreams:
         """Under the lock: cancel what nobody has any more."""
         while True:
             try:
-                call = self._dropped.get_nowait()
+                results = self._dropped.get_nowait()
             except queue.Empty:
                 return
-            self._cancel(call)
+            self._cancel(results)
 
     def arrived(self, called: communicator.Called) -> None:
         """A batch. RemoteProtocolError: of no stream, or against its rules."""
@@ -100,6 +101,7 @@ class ResultStreams:
                 )
             for call, each in results.incoming.arrived(called.call, batch):
                 if results.wanted:
+                    results.untaken[call] = each
                     results.pair.mailbox.put(Arrived(call, each))
                 else:
                     self._drop(results, call, each)
@@ -133,10 +135,15 @@ class ResultStreams:
 
     def take(self, results: Results, arrived: Arrived, *, hungry: bool) -> None:
         """A batch is taken."""
-        with self._way.lock:
-            results.incoming.taken(len(arrived.batch.payload))
-            self._session.reply(arrived.call, True, HUNGRY if hungry else FED)
-        self._way.wake()
+
+        def step() -> None:
+            with self._way.lock:
+                if results.untaken.pop(arrived.call, None) is not None:
+                    results.incoming.taken(len(arrived.batch.payload))
+                    self._session.reply(arrived.call, True, HUNGRY if hungry else FED)
+            self._way.wake()
+
+        steps.take(step)
 
     def _drop(self, results: Results, call: int, batch: Batch) -> None:
         results.incoming.taken(len(batch.payload))
@@ -144,25 +151,22 @@ class ResultStreams:
 
     def cancel(self, results: Results) -> None:
         """Nobody wants the rest."""
-        with self._way.lock:
-            self._cancel(results.call)
-        self._way.wake()
 
-    def _cancel(self, call: int) -> None:
-        results = self._open.get(call)
-        if results is None or not results.wanted:
-            return
+        def step() -> None:
+            with self._way.lock:
+                self._cancel(results)
+            self._way.wake()
+
+        steps.take(step)
+
+    def _cancel(self, results: Results) -> None:
         results.wanted = False
         results.pair.abandoned = True
-        if self._way.is_open():
-            self._session.cancel(call)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = results.pair.mailbox.get(timeout=0)
-                if isinstance(item, Arrived):
-                    self._drop(results, item.call, item.batch)
-                elif isinstance(item, communicator.Called):
-                    self._session.reply(item.call, False, NOBODY_WAITS)
+        if results.call in self._open and self._way.is_open():
+            self._session.cancel(results.call)
+        while results.untaken:
+            self._drop(results, *results.untaken.popitem())
+        settle(self._session, results.pair.number, results.pair)
 
     def lost(self) -> list[Pair]:
         """Under the lock: the connection is; the pairs of those that want to know why."""
@@ -270,6 +274,7 @@ class ResultStream(_Stream, Iterator[Any]):
     def _fill(self) -> None:
         mailbox = self._results.pair.mailbox
         hungry = mailbox.empty()
+        around = self._client.deadlines.until
         try:
             item = self._client.wait(mailbox, self._deadline.until)
             if isinstance(item, communicator.Called):
@@ -280,6 +285,7 @@ class ResultStream(_Stream, Iterator[Any]):
             raise self._late() from None
         except BaseException:  # KeyboardInterrupt and the like
             self._cancel()
+            self._client.deadlines.until = around
             raise
 
     def close(self) -> None:

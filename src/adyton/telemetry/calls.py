@@ -61,6 +61,7 @@ class _Call:
         self.entry: Span | None = None  # in the enclave
         self.entered: int | None = None  # by the enclave's clock
         self.returned = False
+        self.over = False  # its caller waits no longer, or has its result
         self.reached = 0  # until when it is known what happened in the enclave
         self.asked: tuple[int, str] | None = None  # when, and in which span of the program's
         self.host: Span | None = None  # the enclave's call of a function, until the enclave has its answer
@@ -146,7 +147,7 @@ class Telemetry:
         """`session.call`, after what the enclave is to know of the trace. Under the lock of the session's owner."""
         call = _call.get()
         if (
-            call is None or call.number or not pair
+            call is None or call.number or call.over or not pair
         ):  # what has no pair is not told of: its context would be taken for another's
             return session.call(pair, method, body, bulk)
         found, tell = call.span.get_span_context(), call.span.is_recording()
@@ -158,6 +159,8 @@ class Telemetry:
         call.sent = call.reached = time.monotonic_ns()
         number = session.call(pair, method, body, bulk)
         with self._lock:
+            if call.over:  # meanwhile
+                return number
             call.number, call.pair, call.outer = number, pair, self._pairs.get(pair)
             self._pairs[pair] = call
             if tell:
@@ -289,6 +292,7 @@ class Telemetry:
 
     def _over(self, call: _Call, now: int) -> None:
         """Of what the enclave has not told until now, it tells nothing any more."""
+        call.over = True
         self._calls.pop(call.number, None)
         if call.outer is not None:
             self._pairs[call.pair] = call.outer
