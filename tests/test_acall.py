@@ -221,6 +221,30 @@ def test_more_calls_than_a_session_has_room_for_wait_for_others(client, monkeypa
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+def test_a_call_that_waits_for_others_is_never_made_once_nobody_waits_for_it(client, monkeypatch, how):
+    monkeypatch.setattr(unpaired, "MOST_CALLS", 1)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(client.acall("waits", 1))
+        await eventually(place.started.is_set)
+        before = client.stats()["entry_calls"]
+        waiting = asyncio.ensure_future(client.options(timeout=0.2 if how == "late" else None).acall("plus_one", 1))
+        await asyncio.sleep(0)
+        if how == "cancelled":
+            waiting.cancel()
+        with pytest.raises(DeadlineError if how == "late" else asyncio.CancelledError):
+            await waiting
+        place.go_on.set()
+        await first
+        assert await client.acall("plus_one", 2) == 3
+        assert client.stats()["entry_calls"] == before + 1
+
+    asyncio.run(main())
+    assert not client._core.proxy.unpaired._waiting
+    assert not client._core.proxy._session._sent_calls
+
+
 def test_plain_entries_run_on_a_bounded_number_of_threads_and_the_rest_waits_in_order(client):
     async def main() -> None:
         calls = [asyncio.ensure_future(client.acall("waits", number)) for number in range(1, 101)]

@@ -242,6 +242,19 @@ def test_a_cancelled_future_whose_function_is_being_executed(client):
     assert client.submit("quick", 1).result(LIMIT) == 1
 
 
+def test_a_future_that_is_cancelled_before_its_call_is_made_makes_none(client, monkeypatch):
+    monkeypatch.setattr("adyton.client.SUBMIT_THREADS", 1)
+    busy = client.submit("plain")
+    assert place.started.wait(LIMIT)
+    before = client.stats()["entry_calls"]
+    waiting = client.submit("quick", 1)
+    assert waiting.cancel()
+    place.go_on.set()
+    assert busy.result(LIMIT) == 1
+    assert client.submit("quick", 2).result(LIMIT) == 2
+    assert client.stats()["entry_calls"] == before + 1
+
+
 def test_a_future_that_has_a_result_cannot_be_cancelled(client):
     future = client.submit("quick", 1)
     assert future.result(LIMIT) == 1

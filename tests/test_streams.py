@@ -481,6 +481,20 @@ def test_the_time_of_a_call_is_that_of_the_whole_stream(client):
     place.go_on.set()
 
 
+def test_a_stream_that_is_let_go_of_with_items_that_nobody_took_leaves_nothing(client):
+    session = client._core.proxy._session
+    items = client.call("count", 3)
+    until = time.monotonic() + LIMIT
+    while session._sent_calls and time.monotonic() < until:  # it has come to its end, and nobody has read it
+        threading.Event().wait(0.01)
+    assert session._received_calls
+    del items
+    while session._received_calls and time.monotonic() < until:
+        threading.Event().wait(0.01)
+    assert not session._received_calls
+    assert client.call("plus_one", 1) == 2
+
+
 def test_a_closed_enclave_ends_its_streams_with_one_clear_error(client):
     items = client.call("waits_between")
     assert next(items) == 1

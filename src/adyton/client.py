@@ -367,8 +367,10 @@ class EnclaveClient:
         try:
             deadline = proxy.stream(results, request, self._timeout, bulk)
             return ResultStream(*self._opened(name, item, results, deadline, arguments))
-        except BaseException:  # KeyboardInterrupt and the like
+        except BaseException as error:  # KeyboardInterrupt and the like
             proxy.results.cancel(results)
+            results.error = error
+            results.over()
             for each in arguments:
                 each.stop()
             raise
@@ -392,6 +394,7 @@ class EnclaveClient:
                 each.stop()
             proxy.unpaired.watch.remove(results)
             proxy.over(results.call, name)
+            results.over()
 
         def error(failed: CallFailed) -> BaseException:
             return _failure(failed, arguments)

@@ -204,7 +204,12 @@ class ProxyClient:
                     "the enclave was destroyed; the outcome of calls under way is unknown. Load it again"
                 )
             self._error = error
-            mailboxes = {each.mailbox for each in (*self._pairs.values(), *self.results.lost())}
+            streams = self.results.lost()
+            mailboxes = {each.mailbox for each in self._pairs.values()}
+        mailboxes |= {each.pair.mailbox for each in streams if each.wanted}
+        for each in streams:
+            each.error = each.error or error
+            each.over()
         for mailbox in mailboxes:
             mailbox.put(error)
         self.arguments.lost()
@@ -330,10 +335,11 @@ class ProxyClient:
         def begin() -> None:
             self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk)
 
-        if pair.pooled:
-            begin()
+        begin_here = begin if pair.pooled else functools.partial(steps.take_and_wait, begin)
+        if self.telemetry is None:
+            begin_here()
         else:
-            steps.take_and_wait(begin)
+            self.telemetry.stream(results, request.entry, begin_here)
         return deadline
 
     def async_call(

@@ -56,7 +56,9 @@ class Results:
         self.incoming = Incoming()
         self.untaken: dict[int, Batch] = {}  # in the mailbox, or out of it, by the calls that they came as
         self.end: Ended | None = None
+        self.error: BaseException | None = None  # that it ended with
         self.finished: Callable[[], None] = _nothing
+        self.over: Callable[[], None] = _nothing  # of its telemetry, once or more
 
 
 class ResultStreams:
@@ -168,11 +170,11 @@ class ResultStreams:
             self._drop(results, *results.untaken.popitem())
         settle(self._session, results.pair.number, results.pair)
 
-    def lost(self) -> list[Pair]:
-        """Under the lock: the connection is; the pairs of those that want to know why."""
-        wanted = [each.pair for each in self._open.values() if each.wanted]
+    def lost(self) -> list[Results]:
+        """Under the lock: the connection is; those that were under way."""
+        under_way = list(self._open.values())
         self._open.clear()
-        return wanted
+        return under_way
 
 
 class _Stream:
@@ -222,6 +224,7 @@ class _Stream:
     def _end(self) -> None:
         if not self._over:
             self._over = True
+            self._results.error = self._results.error or self._error
             self._finalizer.detach()
             finished, self._results.finished = self._results.finished, _nothing
             finished()
@@ -241,8 +244,9 @@ class _Stream:
         return False
 
     def _late(self) -> BaseException:
+        error = self._results.error = self._deadline.error("the entry")
         self._cancel()
-        return self._deadline.error("the entry")
+        return error
 
 
 class ResultStream(_Stream, Iterator[Any]):
@@ -283,7 +287,8 @@ class ResultStream(_Stream, Iterator[Any]):
                 self._take(item, hungry=hungry)
         except queue.Empty:
             raise self._late() from None
-        except BaseException:  # KeyboardInterrupt and the like
+        except BaseException as error:  # KeyboardInterrupt and the like
+            self._results.error = error
             self._cancel()
             self._client.deadlines.until = around
             raise

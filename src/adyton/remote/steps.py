@@ -4,6 +4,8 @@ thread takes its steps, one after the other. That costs nothing where it would h
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def take(step: Callable[[], None]) -> None:
 
 
 def take_and_wait(step: Callable[[], None]) -> None:
-    """The same, and it has been taken, or will be if something is raised here; raises what the step does."""
+    """The same in the context here, and it has been taken, or will be if something is raised here; raises what the step does."""
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def noted() -> None:
@@ -43,7 +45,7 @@ def take_and_wait(step: Callable[[], None]) -> None:
         else:
             done.put(None)
 
-    take(noted)
+    take(functools.partial(contextvars.copy_context().run, noted))
     error = done.get()
     if error is not None:
         raise error

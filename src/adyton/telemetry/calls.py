@@ -45,13 +45,21 @@ class _Session(Protocol):
     def call(self, pair: int, method: str, body: bytes, bulk: Sequence[bytes]) -> int: ...
 
 
+class _Results(Protocol):
+    """What of a stream of results is needed here."""
+
+    error: BaseException | None
+    over: Callable[[], None]
+
+
 class _Call:
     """A call under way. Times: of the client's monotonic clock, in ns; `base` makes them times since 1970."""
 
-    def __init__(self, service: str, method: str, base: int) -> None:
+    def __init__(self, service: str, method: str, base: int, began: int) -> None:
         self.name = f"{service}/{method}"
         self.attributes = _attributes(service, method)
         self.base = base
+        self.began = began
         self.span: Span
         self.number = 0  # of the session; 0: not sent
         self.pair = 0
@@ -108,33 +116,65 @@ class Telemetry:
     @contextmanager
     def calling(self, entry: str) -> Iterator[None]:
         """Around one call of the enclave's, on the thread or task that makes it."""
+        call = self.began(entry)
+        error: BaseException | None = None
+        try:
+            with self.within(call):
+                yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.ended(call, error)
+
+    def began(self, entry: str) -> _Call:
+        """A call of the enclave's, which may outlive what makes it, as a stream does: `within` it is made, and there is one `ended`."""
         around, now = _call.get(), time.monotonic_ns()
         base = time.time_ns() - now if around is None else around.base
-        method = entry[:MAX_NAME]
-        call = _Call(self._enclave, method, base)
+        call = _Call(self._enclave, entry[:MAX_NAME], base, now)
         call.span = self._spans.start(call.name, SpanKind.CLIENT, call.attributes, call.since_1970(now))
-        shown = {"enclave": self._enclave, "entry": method, "outcome": "ok"}
-        token = _call.set(call)
         self._instruments.in_flight(1, {"enclave": self._enclave})
+        return call
+
+    @contextmanager
+    def within(self, call: _Call) -> Iterator[None]:
+        """What is made or executed here is that call's."""
+        token = _call.set(call)
         try:
             with current(call.span):
                 yield
+        finally:
+            _call.reset(token)
+
+    def stream(self, results: _Results, entry: str, begin: Callable[[], None]) -> None:
+        """A call whose result is a stream, which `begin` makes, and which ends with that."""
+        call = self.began(entry)
+        results.over = lambda: self.ended(call, results.error)
+        try:
+            with self.within(call):
+                begin()
         except BaseException as error:
+            self.ended(call, error)
+            raise
+
+    def ended(self, call: _Call, error: BaseException | None) -> None:
+        """It is over; nothing, if it was before."""
+        if call.over:
+            return
+        shown = {"enclave": self._enclave, "entry": call.attributes["rpc.method"], "outcome": "ok"}
+        if error is not None:
             shown["outcome"] = _kind(error)
             if isinstance(error, errors.UnknownEntryError):
                 shown["entry"] = "unknown"  # any text is one
             failed(call.span, shown["outcome"])
-            raise
-        finally:
-            _call.reset(token)
-            end = time.monotonic_ns()
-            with self._lock:
-                self._over(call, end)
-            call.span.end(call.since_1970(end))
-            self._instruments.in_flight(-1, {"enclave": self._enclave})
-            self._instruments.count("adyton.client.calls", 1, shown)
-            self._instruments.took("adyton.client.call.duration", (end - now) / 1e9, shown)
-            self.tell_traffic()
+        end = time.monotonic_ns()
+        with self._lock:
+            self._over(call, end)
+        call.span.end(call.since_1970(end))
+        self._instruments.in_flight(-1, {"enclave": self._enclave})
+        self._instruments.count("adyton.client.calls", 1, shown)
+        self._instruments.took("adyton.client.call.duration", (end - call.began) / 1e9, shown)
+        self.tell_traffic()
 
     def bound(self, function: Callable[..., _R]) -> Callable[..., _R]:
         """The function, for another thread, in what is current here."""
