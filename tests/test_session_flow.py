@@ -130,6 +130,30 @@ def test_marks_are_told_of_once_and_in_order():
     assert flow.read(numbers[3])
 
 
+def test_how_long_there_was_no_connection_says_nothing_of_the_way():
+    now = 0.0
+    flow = Flow(lambda: now)
+
+    def carry(seconds):
+        nonlocal now
+        flow.sent(LIGHT)
+        mark = flow.mark()
+        now += seconds
+        assert flow.read(mark)
+
+    for _ in range(5):
+        carry(0.001)
+    window = flow.window
+    flow.sent(LIGHT)
+    mark = flow.mark()
+    flow.interrupted()
+    now += 3.0
+    assert flow.read(mark)
+    assert flow.window == window
+    carry(0.001)
+    assert flow.window == window
+
+
 def test_a_session_sends_no_body_beyond_its_window_and_what_is_urgent_all_the_same():
     client, enclave = Session(Side.CLIENT), Session(Side.ENCLAVE)
     client.call(1, "enter", bytes(1 << 21))

@@ -22,12 +22,13 @@ CLOSEST = LIGHT // 4  # bytes between two marks, at least
 
 @dataclass(slots=True)
 class _Mark:
-    """`end`: bytes sent up to it; `at`: when; `arrived`: bytes known to have arrived by then."""
+    """`end`: bytes sent up to it; `at`: when; `arrived`: bytes known to have arrived by then; `lost`: with a connection, and sent again."""
 
     number: int
     end: int
     at: float
     arrived: int
+    lost: bool = False
 
     @property
     def light(self) -> bool:
@@ -75,6 +76,11 @@ class Flow:
         self._marks.append(_Mark(self._number, self._sent, self._clock(), self.arrived))
         return self._number
 
+    def interrupted(self) -> None:
+        """The connection is another one: how long the marks under way take says nothing of the way."""
+        for mark in self._marks:
+            mark.lost = True
+
     def read(self, number: int) -> bool:
         """The peer has read up to this mark. False: it was told of before, or never put."""
         marks = self._marks
@@ -85,6 +91,8 @@ class Flow:
         now = self._clock()
         took = max(now - mark.at, 1e-6)
         self.arrived = mark.end
+        if mark.lost:
+            return True
         rate = (mark.end - mark.arrived) / took
         self._rate = max(rate, self._rate * 0.9)
         if took <= self._way:

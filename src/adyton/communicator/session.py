@@ -396,6 +396,7 @@ class Session:
         What `parts_to_send` gave before and the peer has not read comes again; what had not been received does from the peer.
         """
         self._again = self._replay.after(read)
+        self._flow.interrupted()
 
     @property
     def due(self) -> bool:

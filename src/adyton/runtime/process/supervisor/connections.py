@@ -272,6 +272,7 @@ class Connections:
     def _close(self, connection: _Connection) -> None:
         self._loop.forget(connection.socket)
         connection.socket.close()
+        connection.outbox.drop()  # it refers to the connection: neither, nor their TLS, shall wait for the garbage collector
 
     def hear(self) -> bool:
         """At the end: what the client says moves nothing any more but its own reading. False: it is gone."""

@@ -130,6 +130,12 @@ class Outbox:
         self._waiting.append(memoryview(data)[sent:])
         self._size += len(data) - sent
 
+    def drop(self) -> None:
+        """Keep nothing, and call nobody: the socket is of no use any more."""
+        self._waiting.clear()
+        self._size = 0
+        self._refill = None
+
     def push(self) -> None:
         """Send what waits, as far as the socket takes it now."""
         try:
