@@ -3,7 +3,8 @@
     python bench/delay_proxy.py --to HOST:PORT --delay MILLISECONDS [--cut SECONDS]
 
 It prints the port that it listens on, and ends when its standard input does. With `--cut`, all connections are reset at once, again and again,
-so many seconds after one another on the average, half as many at least; what was under way is lost, wherever it was.
+so many seconds after one another on the average, half as many at least, and one in three again while the next connection is being made;
+what was under way is lost, wherever it was.
 
 Each direction delays by half of that, so a round trip costs all of it. The bandwidth is not limited, and what was written arrives in order;
 at most BUFFER bytes are under way in one direction, enough for a window of 1 GiB/s at 100 ms, then who sends must wait. No loss, no jitter:
@@ -28,6 +29,7 @@ import servers
 
 PIECE = 1 << 20
 BUFFER = 1 << 27
+AGAIN = 0.02, 0.2  # seconds after a cut, in which a client dials and joins
 _LIBC = ctypes.CDLL(None)
 
 
@@ -127,10 +129,13 @@ class Carried:
                 _LIBC.connect(sock.fileno(), bytes(16), 16)
 
     def cut_often(self, seconds: float) -> None:
-        """For ever, so many seconds after one another on the average."""
+        """For ever, so many seconds after one another on the average; and one in three again when what was cut is being made anew."""
         while True:
             time.sleep(random.uniform(0.5, 1.5) * seconds)
             self.cut()
+            if not random.randrange(3):
+                time.sleep(random.uniform(*AGAIN))
+                self.cut()
 
 
 CARRIED = Carried()

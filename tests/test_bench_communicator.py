@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -226,7 +227,7 @@ def test_each_kind_of_path_carries_calls(name):
 def test_a_ledger_tells_what_was_lost_and_what_ran_twice():
     ledger = soak.Ledger()
     for caller in range(3):
-        ledger.answered(caller, b"abc", 2, b"cba\0\0")
+        ledger.answered(caller, b"abc", 2, soak.result(caller, 0, b"abc", 2))
     ledger.failed(2, TimeoutError("slow"))
     assert list(ledger.against({0: 1, 1: 1, 2: 2})) == []
     assert list(ledger.against({0: 1, 1: 2, 2: 1})) == ["caller 1: 1 calls were answered, 0 may have run, 2 ran"]
@@ -235,8 +236,9 @@ def test_a_ledger_tells_what_was_lost_and_what_ran_twice():
         "caller 2: 1 calls were answered, 1 may have run, 3 ran",
         "caller 5: 0 calls were answered, 0 may have run, 1 ran",
     ]
-    ledger.answered(1, b"abc", 2, b"")
-    assert ledger.wrong == ["call 1 of caller 1 was answered with another's result"]
+    for wrong in (soak.result(1, 0, b"abc", 2), soak.result(2, 2, b"abc", 2), soak.result(1, 3, b"abd", 2), b""):
+        ledger.answered(1, b"abc", 2, wrong)
+    assert ledger.wrong == [f"call {number} of caller 1 was answered with another's result" for number in range(1, 5)]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,35 @@ def test_what_grows_is_told(early, late, grown):
     assert list(watch.grown()) == grown
 
 
+@pytest.mark.parametrize(
+    ("curve", "grown"),
+    [
+        (lambda look: 200 + look / 3, True),  # 30 MiB an hour's third, and 12 % of all
+        (lambda look: 200 + 16 * (look > 200), False),  # once
+        (lambda look: 220 - 100 * 0.97**look, False),  # to a plateau
+        (lambda look: 200 + 30 * (look % 7), False),  # comes and goes
+    ],
+)
+def test_what_grows_steadily_is_no_plateau(curve, grown):
+    watch = soak.Watch({})
+    for look in range(360):
+        resident = int(curve(look) * processes.MIB)
+        watch.looks.append({"a": {"resident": resident, "descriptors": 9, "threads": 1}})
+    assert bool(list(watch.grown())) == grown
+
+
+class _FailingClient:
+    def call(self, *_):
+        raise TypeError
+
+
+def test_a_caller_that_fails_in_any_way_fails_the_soak():
+    ledger, ends = soak.Ledger(), threading.Event()
+    soak.run_threads(_FailingClient(), ledger, range(2), ends)
+    assert ledger.errors == {"TypeError: ": ledger.unknown.total()}
+    assert ends.is_set()
+
+
 @sandboxed
 def test_a_soak_without_cuts_loses_nothing():
     found = soak.soak(1, threads=3, tasks=5, cut=0, every=0.1)
@@ -257,7 +288,7 @@ def test_a_soak_without_cuts_loses_nothing():
         each for each in found["failures"] if "went from" not in each
     ] == []  # in a second, what is kept is not made yet
     assert found["calls"] > 8
-    assert set(found["looks"][0]) == {"client", "proxy", "supervisor", "guest"}
+    assert set(found["looks"][0]) == {"client", "proxy", "supervisor", "guest", "init"}
 
 
 def test_a_program_for_the_soak_counts_calls_of_each_caller(monkeypatch):
@@ -266,5 +297,5 @@ def test_a_program_for_the_soak_counts_calls_of_each_caller(monkeypatch):
     monkeypatch.setattr(soak_program, "_next", {})
     monkeypatch.setattr(soak_program, "_wrong", [])
     for number in (0, 1, 1, 3):
-        assert soak_program.work(7, number, b"abc", 2) == b"cba\0\0"
+        assert soak_program.work(7, number, b"abc", 2) == soak_program.result(7, number, b"abc", 2)
     assert soak_program.ledger() == ({7: 2}, ["call 1 of caller 7 ran twice", "call 3 of caller 7 came when 2 had not"])
