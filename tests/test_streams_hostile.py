@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -30,6 +29,7 @@ from adyton.remote.client_pairs import CallFailed
 from adyton.remote.results import ResultStream
 from adyton.runtime import in_process
 from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.bulk import MOST
 from adyton.runtime.process.supervisor.streams import Streams
 from adyton.trusted import Enclave as Program
 
@@ -291,23 +291,46 @@ def test_a_stream_stands_for_one_argument_only(client):
 # -- the guest ---------------------------------------------------------------------------------------------------------
 
 
-class _Link:
+class _Outbox:
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.size = 0
+        self._reader = protocol.Reader(protocol.ToGuest)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def put(self, data: bytes) -> None:
+        self.size += len(data)
+        self.told += self._reader.receive(data)
+
+
+class _Link:
+    def __init__(self) -> None:
         self.item = None
-        reader = protocol.Reader(protocol.ToGuest)
-        self.outbox = SimpleNamespace(put=lambda data: self.told.extend(reader.receive(data)))
+        self.outbox = _Outbox()
+        self.told = self.outbox.told
 
 
 @pytest.fixture
 def streams():
     session = communicator.Session(communicator.Side.ENCLAVE)
-    streams = Streams(session, _Link, lambda step: step())  # type: ignore[arg-type]
+    slowed: list[bool] = []
+    streams = Streams(session, _Link, lambda step: step(), lambda: slowed.append(True))  # type: ignore[arg-type]
+    streams.slowed = slowed
     streams.thread, streams.other = _Link(), _Link()
     streams.began(1, streams.thread, "stream")
     streams.began(2, streams.other, "enter")
     streams.enter(3, b"", ())
     return streams
+
+
+@pytest.mark.parametrize("bulk", [(), (bytes(MOST // 4),)])
+def test_a_client_whose_calls_without_a_pair_the_guest_does_not_take_is_slowed_down(streams, bulk):
+    for call in range(4, 8):
+        assert not streams.slowed
+        streams.enter(call, bytes(0 if bulk else MOST // 4), bulk)
+    assert streams.slowed
 
 
 @pytest.mark.parametrize(

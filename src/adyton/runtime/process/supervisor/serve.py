@@ -119,8 +119,9 @@ class Supervisor:
         self._spans = Spans(self._session.notify)
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
         self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
-        self._bulk = Bulk(self._session, self._read_link, self._connections.slow_down)
-        self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then)
+        slow_down = self._connections.slow_down
+        self._bulk = Bulk(self._session, self._read_link, slow_down)
+        self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then, slow_down)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
@@ -370,8 +371,7 @@ class Supervisor:
         if isinstance(waiting, Link):
             self._waits.ended(waiting.sock)
             kind, expected = waiting.stack.pop()
-            assert kind == "host", kind
-            assert expected == call, (expected, call)
+            assert (kind, expected) == ("host", call), (kind, expected, call)
             self._spans.answered(waiting.entry)
             # A thread of the guest's own may have ended meanwhile, or waits no longer.
             with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():

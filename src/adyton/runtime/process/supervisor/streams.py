@@ -27,6 +27,7 @@ from adyton.communicator.streams import (
 )
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.supervisor.bulk import MOST
 from adyton.runtime.process.supervisor.guest_process import Item, Link
 
 
@@ -46,14 +47,21 @@ class _Results:
 
 
 class Streams:
-    """See the module. `new_link` makes the link aside; `then` has something done when what was printed before is on its way."""
+    """See the module. `new_link` makes the link aside; `then` has something done when what was printed before is on its way; `slow_down` is
+    called when more comes from the client than the link aside takes.
+    """
 
     def __init__(
-        self, session: Session, new_link: Callable[[], Link], then: Callable[[Callable[[], None]], None]
+        self,
+        session: Session,
+        new_link: Callable[[], Link],
+        then: Callable[[Callable[[], None]], None],
+        slow_down: Callable[[], None],
     ) -> None:
         self._session = session
         self._new_link = new_link
         self._then = then
+        self._slow_down = slow_down
         self.link: Link | None = None
         self._under_way: dict[int, Link] = {}  # calls of entries, and the links that they are on
         self._told: set[int] = set()  # those of them that the link aside has told of
@@ -79,11 +87,17 @@ class Streams:
         link = self._aside(call)
         self._under_way[call] = link
         if not bulk:
-            link.outbox.put(protocol.encode(protocol.Enter("enter", bytes(body), call)))
+            self._give(link, protocol.encode(protocol.Enter("enter", bytes(body), call)))
             return
         sizes = tuple(map(len, (body, *bulk)))
-        for part in (protocol.encode(protocol.Enter("enter", b"", call, None, sizes)), body, *bulk):
+        self._give(link, protocol.encode(protocol.Enter("enter", b"", call, None, sizes)), body, *bulk)
+
+    def _give(self, link: Link, *parts: Body | memoryview) -> None:
+        """What the client sent, over the link aside: no faster for long than the guest takes it."""
+        for part in parts:
             link.outbox.put(part)
+        if len(link.outbox) > MOST:
+            self._slow_down()
 
     def cancel(self, call: int) -> None:
         """The client does not wait for it any more."""
@@ -151,13 +165,13 @@ class Streams:
         argument.unanswered.add(number)
         for due, each in argument.incoming.arrived(number, batch):
             argument.given.append((due, len(each.payload)))
-            outbox = self._aside(each.call).outbox
+            link = self._aside(each.call)
             if each.kind == LARGE:
-                outbox.put(protocol.encode(protocol.Batch(each.call, each.stream, LARGE, b"", (len(each.payload),))))
-                outbox.put(each.payload)
+                head = protocol.Batch(each.call, each.stream, LARGE, b"", (len(each.payload),))
+                self._give(link, protocol.encode(head), each.payload)
             else:
                 message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
-                outbox.put(protocol.encode(message))
+                self._give(link, protocol.encode(message))
 
     def _took(self, link: Link, took: protocol.Took) -> None:
         if took.call not in self._under_way:
