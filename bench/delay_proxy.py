@@ -1,6 +1,6 @@
 """A TCP proxy that delays, and cuts, in user space: what a distance does to a connection, without privileges. A process of its own.
 
-    python bench/delay_proxy.py --to HOST:PORT --delay MILLISECONDS [--cut SECONDS]
+    python bench/delay_proxy.py --to HOST:PORT --delay MILLISECONDS [--cut SECONDS [--after SECONDS]]
 
 It prints the port that it listens on, and ends when its standard input does. With `--cut`, all connections are reset at once, again and again,
 so many seconds after one another on the average, half as many at least, and one in three again while the next connection is being made;
@@ -128,8 +128,11 @@ class Carried:
                 # connect(2): an address of AF_UNSPEC dissolves a connection; a TCP peer is sent a reset.
                 _LIBC.connect(sock.fileno(), bytes(16), 16)
 
-    def cut_often(self, seconds: float) -> None:
-        """For ever, so many seconds after one another on the average; and one in three again when what was cut is being made anew."""
+    def cut_often(self, seconds: float, after: float) -> None:
+        """For ever, so many seconds after one another on the average; and one in three again when what was cut is being made anew.
+        Not in the first `after` seconds.
+        """
+        time.sleep(after)
         while True:
             time.sleep(random.uniform(0.5, 1.5) * seconds)
             self.cut()
@@ -165,10 +168,12 @@ def serve(listener: socket.socket, target: tuple[str, int], delay: float) -> Non
         threading.Thread(target=carry, args=(near, target, delay), daemon=True).start()
 
 
-def delayed(port: int, milliseconds: float, cut: float = 0.0) -> AbstractContextManager[int]:
-    """A proxy process before a port of this machine; its own port. `cut`: seconds, on the average, after which connections are reset."""
-    command = [sys.executable, __file__, "--to", f"127.0.0.1:{port}", "--delay", str(milliseconds), "--cut", str(cut)]
-    return servers.running(command)
+def delayed(port: int, milliseconds: float, cut: float = 0.0, after: float = 0.0) -> AbstractContextManager[int]:
+    """A proxy process before a port of this machine; its own port. `cut`: seconds, on the average, after which connections are reset, but none
+    in the first `after` seconds.
+    """
+    command = [sys.executable, __file__, "--to", f"127.0.0.1:{port}", "--delay", str(milliseconds)]
+    return servers.running([*command, "--cut", str(cut), "--after", str(after)])
 
 
 def main() -> None:
@@ -176,13 +181,14 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="HOST:PORT")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="of a round trip")
     parser.add_argument("--cut", type=float, default=0.0, metavar="SECONDS", help="between cuts; 0: never")
+    parser.add_argument("--after", type=float, default=0.0, metavar="SECONDS", help="without a cut, at first")
     options = parser.parse_args()
     host, _, port = options.to.rpartition(":")
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     threading.Thread(target=serve, args=(listener, (host, int(port)), options.delay / 1000), daemon=True).start()
     if options.cut:
-        threading.Thread(target=CARRIED.cut_often, args=(options.cut,), daemon=True).start()
+        threading.Thread(target=CARRIED.cut_often, args=(options.cut, options.after), daemon=True).start()
     sys.stdin.read()
 
 

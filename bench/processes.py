@@ -49,17 +49,13 @@ def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def parent(pid: int) -> int:
-    """Of that process."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def descendants(pid: int) -> list[int]:
     """The processes that it started, theirs, and so on; and itself."""
     children: dict[int, list[int]] = {}
     for text in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError):
-            children.setdefault(parent(int(text)), []).append(int(text))
+            parent = int(Path(f"/proc/{text}/stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(text))
     found = [pid]
     for each in found:
         found += children.get(each, [])

@@ -37,11 +37,12 @@ PROGRAM = str(HERE / "soak_program.py")
 # Bytes of an argument or a result, and how often: most calls are small.
 SIZES, WEIGHTS = (0, 64, 1000, 20_000, 300_000), (40, 40, 15, 4, 1)
 LIMIT = 120.0  # seconds that one call may take: longer than a session outlives its connection
+LOADED = 10.0  # seconds without a cut: an upload that is cut is an error of the load's
 GROWTH = {"resident": 1.2, "descriptors": 1.1, "threads": 1.1}  # from the second quarter of all looks to the last
 GROWN = {"resident": 16 * MIB, "descriptors": 16, "threads": 16}  # that is within what comes and goes
 # From one quarter to the next, twice: what comes to a plateau slows down. Of an hour's 10 million calls and 720 cuts, 1.6 bytes a call, 23 KB a cut.
 STEADY = {"resident": 4 * MIB, "descriptors": 2, "threads": 2}
-ENOUGH = 12  # looks in a quarter, for that to mean something
+ENOUGH = 12  # looks in a quarter, for that, and what is resident, to mean something: before, what is kept is being made
 
 
 @dataclass
@@ -146,6 +147,8 @@ class Watch:
                 if size >= ENOUGH and each[1]:
                     between = statistics.median(each[1])
                     steadily = min(between - before, after - between) > STEADY[what]
+                if what == "resident" and size < ENOUGH:
+                    continue
                 if steadily or after > max(times * before, before + GROWN[what]):
                     yield f"{name}: {what} went from {before:,.0f} to {after:,.0f}{' steadily' if steadily else ''}"
 
@@ -158,10 +161,12 @@ def soak(seconds: float, threads: int, tasks: int, cut: float, every: float) -> 
         assert proxy.stdout is not None
         try:
             port = int(proxy.stdout.readline().rpartition(":")[2])
-            with delayed(port, 0, cut) as far:
+            with delayed(port, 0, cut, LOADED) as far:
                 client = adyton.load(PROGRAM, on=f"grpc://127.0.0.1:{far}", allow_sim=True).options(timeout=LIMIT)
                 parties = {name: report.stat.pid for name, report in client.processes().items()}
-                watch = Watch({"client": os.getpid(), **parties, "init": processes.parent(parties["guest"])})
+                supervisor, guest = parties["supervisor"], parties["guest"]
+                (init,) = set(processes.descendants(supervisor)) - {supervisor, guest}
+                watch = Watch({"client": os.getpid(), **parties, "init": init})
                 callers = range(threads + tasks)
                 start = time.monotonic()
                 works = [
