@@ -61,7 +61,7 @@ def command(
         SECRET_VARIABLE,
     )
     from adyton.provision.proxy import Client, Launched, dial_alone, serve_alone
-    from adyton.provision.spawner import RELAY_VARIABLE
+    from adyton.provision.relay_processes import RELAY_VARIABLE
     from adyton.remote import event_engine
     from adyton.remote.bearer import read_token
     from adyton.remote.certificates import of_server

@@ -4,4 +4,3 @@ from __future__ import annotations
 
 LISTENING = "adyton proxy listening on "  # … the address
 CONNECTED = "adyton proxy connected to "  # … the client's address
-FAILED = "adyton proxy failed: "  # … why; only for a spawner, which has no standard error of it

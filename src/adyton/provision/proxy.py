@@ -1,7 +1,7 @@
 """A proxy server: the process beside one enclave that its client talks to.
 
-Started by hand or for a local load, it receives the image itself, over the same connection. A provision server's spawner starts it
-with an enclave that is running already. Either way it listens for its client, or dials one that waits (dial-back).
+Started by hand or for a local load, it receives the image itself, over the same connection, and listens for its client or dials one that
+waits (dial-back). Those of a provision server, which are given enclaves that run already: `relay_process`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
 import shutil
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +24,14 @@ from adyton.remote.address import TLS, Address
 from adyton.remote.unix_socket import check_free, remove_socket
 
 if TYPE_CHECKING:
-    import grpc
+    import socket
 
+    from adyton.provision.relay_messages import Dial
     from adyton.provision.service import Order
     from adyton.remote.dialling import Dialler
-    from adyton.remote.relay import Relay
     from adyton.runtime.launch import Zygote
 
 THREADS = 16  # of RPCs: one stream, those that come after it and have not joined, and callers that are turned away
-JOIN_SECONDS = 10.0  # until the client of a started enclave must have joined
 LAUNCHED_SECONDS = 10.0  # until the client that launched us, and waits, must have been reached
 SPAWNED_SECONDS = 10.0  # … until the client that a provision server was told of; less than the spawner waits
 HAND_SECONDS = 60.0  # … until a client that a person is to start
@@ -148,10 +145,10 @@ def serve_alone(
             from adyton.provision.service import ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
-            from adyton.remote.process_reports import ProcessReporter
-            from adyton.remote.relay import Relay
+            from adyton.remote.process_reports import ProcessReporters
+            from adyton.remote.relay import Relays
 
-            relay, reporter = Relay(grace), ProcessReporter()
+            relays, reporters = Relays(grace), ProcessReporters()
 
             def start(order: Order) -> Ready:
                 if order.dial_back is not None:
@@ -160,15 +157,20 @@ def serve_alone(
                     )
                 session = secrets.token_bytes(32)
                 enclave = place.start(order)
-                relay.attach(enclave.socket, session)
-                reporter.attach(enclave.pid, session)
-                _end_unless_joined(relay, enclave.socket, stop)
+                reporters.attach(enclave.pid, session)
+                relays.attach(enclave.socket, session, stop.set)
                 return Ready(enclave_id="0", port=0, session=session)
 
             service = ProvisionService(BlobStore(place.store), start, token, place.check)
-            server, port = open_server([service.handler(), relay.handler(), reporter.handler()], listen, tls, THREADS)
+            handlers = [service.handler(), relays.handler(), reporters.handler()]
+            server, port = open_server(handlers, listen, tls, THREADS)
             listening = True
-            _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
+            server.start()
+            announce(announced(listen, port))
+            if stop.wait() == b"s" and relays.joined:
+                server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
+                drain(stop)
+            server.stop(1).wait(2)
     finally:
         if listening:
             remove_socket(listen)
@@ -201,6 +203,7 @@ def dial_alone(
         from adyton.remote.connection import open_channel, open_pinned_channel
         from adyton.remote.dialling import Dialler
         from adyton.remote.process_reports import ProcessReporter
+        from adyton.remote.relay import JOIN_SECONDS
 
         target = client.address.target
         started: list[tuple[_Enclave, bytes]] = []
@@ -233,8 +236,7 @@ def dial_alone(
             if not started:
                 raise ConnectionLostError("the client went before it had said what to start")
             ((enclave, session),) = started
-            reporter = ProcessReporter()
-            reporter.attach(enclave.pid, session)
+            reporter = ProcessReporter(enclave.pid)
 
             def accepted() -> None:
                 joined()
@@ -248,32 +250,31 @@ def dial_alone(
 
 
 def dial_for_enclave(
-    enclave: int,
+    enclave: socket.socket,
     pid: int,
-    target: str,
-    certificate: bytes,
-    session: bytes,
-    announce: Callable[[str], None],
+    dial: Dial,
+    parent: int,
+    announce: Callable[[], None],
     grace: float,
 ) -> None:
-    """`serve_enclave` for a client that waits at `target`, as gRPC takes it; `certificate`: what it will show. As `dial_alone` raises."""
+    """Dial the client of an enclave that a spawner started; `enclave`: its supervisor's socket, `pid`: the supervisor's. Ends with the session,
+    and with `parent`, see Launched. As `dial_alone` raises."""
     from adyton.remote.connection import open_pinned_channel
     from adyton.remote.dialling import Dialler
     from adyton.remote.process_reports import ProcessReporter
 
     stop = _stop(None)
-    dialler = Dialler(open_pinned_channel(target, certificate), target)
-    reporter = ProcessReporter()
-    reporter.attach(pid, session)
-    supervisor = socket.socket(fileno=enclave)
+    stop.on_end_of(parent)
+    dialler = Dialler(open_pinned_channel(dial.target, dial.certificate), dial.target)
+    reporter = ProcessReporter(pid)
 
     def converse(joined: Callable[[], None]) -> None:
         def accepted() -> None:
             joined()
-            announce(target)
-            dialler.report(session, reporter.report)
+            announce()
+            dialler.report(dial.session, reporter.report)
 
-        dialler.communicate(session, supervisor, SPAWNED_SECONDS, accepted, grace)
+        dialler.communicate(dial.session, enclave, SPAWNED_SECONDS, accepted, grace)
 
     _dial_until_stopped(dialler, converse, stop)
 
@@ -294,7 +295,7 @@ def _dial_until_stopped(dialler: Dialler, converse: Callable[[Callable[[], None]
     threading.Thread(target=run, name="adyton-dial", daemon=True).start()
     why = stop.wait()
     if why == b"s" and joined.is_set():
-        _drain(stop)
+        drain(stop)
     dialler.close()
     if why == b"f" and errors:
         raise errors[0]
@@ -308,57 +309,9 @@ def _stop(launched: Launched | None) -> Stop:
     return stop
 
 
-def _drain(stop: Stop) -> None:
+def drain(stop: Stop) -> None:
     """Let the session go on for a while after a signal; a second one ends it."""
     enough = threading.Timer(DRAIN_SECONDS, stop.set)
     enough.daemon = True
     enough.start()
     stop.wait()
-
-
-def serve_enclave(
-    enclave: int,
-    pid: int,
-    listen: str,
-    tls: TLS | None,
-    session: bytes,
-    announce: Callable[[str], None],
-    grace: float = GRACE_SECONDS,
-) -> None:
-    """Relay for an enclave that a spawner started; `enclave`: descriptor of its supervisor's socket, `pid`: the supervisor's. Ends with the
-    session."""
-    from adyton.remote.connection import open_server
-    from adyton.remote.process_reports import ProcessReporter
-    from adyton.remote.relay import Relay
-
-    stop = _stop(None)
-    relay, reporter = Relay(grace), ProcessReporter()
-    supervisor = socket.socket(fileno=enclave)
-    relay.attach(supervisor, session)
-    reporter.attach(pid, session)
-    server, port = open_server([relay.handler(), reporter.handler()], listen, tls, THREADS)
-    _end_unless_joined(relay, supervisor, stop)
-    _relay_until_stopped(server, relay, stop, lambda: announce(announced(listen, port)))
-
-
-def _end_unless_joined(relay: Relay, supervisor: socket.socket, stop: Stop) -> None:
-    hung_up = select.poll()
-    hung_up.register(supervisor, 0)
-
-    def wait_for_client() -> None:
-        hung_up.poll(JOIN_SECONDS * 1000)  # nobody else sees the enclave's end until its client has joined
-        if not relay.joined:
-            stop.set()
-
-    threading.Thread(target=wait_for_client, name="adyton-joining", daemon=True).start()
-
-
-def _relay_until_stopped(server: grpc.Server, relay: Relay, stop: Stop, ready: Callable[[], None]) -> None:
-    relay.on_finished(stop.set)
-    server.start()
-    ready()
-    why = stop.wait()
-    if why == b"s" and relay.joined:
-        server.stop(DRAIN_SECONDS)  # takes no new callers; does not block
-        _drain(stop)
-    server.stop(1).wait(2)

@@ -1,4 +1,4 @@
-"""A provision server: takes images, and has an enclave with a proxy server of its own started for each load."""
+"""A provision server: takes images, and has an enclave and its proxy server started for each load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
-from adyton.provision.spawner import Dial, Spawner
+from adyton.provision.relay_messages import Dial
+from adyton.provision.relay_processes import RelaySettings
+from adyton.provision.spawner import Spawner
 from adyton.provision.temporary_folder import TemporaryFolder
 from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS
@@ -56,27 +58,18 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             store = BlobStore(directory)
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
-        spawner = stack.enter_context(
-            contextlib.closing(
-                Spawner(
-                    directory, remote_proxy=options.remote_proxy, grace=options.grace, on_end=lambda: stop.set(b"e")
-                )
-            )
-        )
+        tls = options.tls
+        files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
+        settings = RelaySettings(host, options.proxy_ports or (0, 0), files, options.remote_proxy, options.grace)
+        spawner = stack.enter_context(contextlib.closing(Spawner(directory, settings, on_end=lambda: stop.set(b"e"))))
 
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
-        ports = options.proxy_ports or (0, 0)
-        tls = options.tls
-        files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
-
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            spawned = spawner.spawn(
-                order.measurement, order.signatures, order.platform, host, ports, files, order.wanted, dial
-            )
+            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial)
             return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
 
         service = ProvisionService(store, start, options.token)

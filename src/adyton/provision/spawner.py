@@ -1,51 +1,40 @@
 """The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
 
 Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
-`python -m adyton.provision.spawner DESCRIPTOR STORE PROXY-COMMAND`
+`python -m adyton.provision.spawner DESCRIPTOR STORE SETTINGS`, the last RelaySettings in JSON
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import queue
+import resource
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from adyton import errors
-from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
-from adyton.provision.first_line import CONNECTED, FAILED, LISTENING
+from adyton.provision.relay_messages import MESSAGE_SIZE, Dial
+from adyton.provision.relay_processes import RelayProcesses, RelaySettings
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
-    from adyton.runtime.launch import Enclave
+    from adyton.runtime.launch import Enclave, Zygote
 
-MESSAGE_SIZE = 1 << 16
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
-MAX_ENCLAVES = 256  # at once
-START_SECONDS = 20.0  # until a proxy server must have said where it listens, or that its client has it
+MAX_ENCLAVES = 2048  # at once, if there is memory for them
 END_SECONDS = 5.0  # for the spawner
-RELAY_VARIABLE = "ADYTON_RELAY"  # arguments of relay_process, for an `adyton proxy` that is to be one
-
-
-class Dial(msgspec.Struct, frozen=True):
-    """A client that waits for its proxy server. `target` as gRPC takes it; `certificate` in PEM, empty for none."""
-
-    target: str
-    session: bytes
-    certificate: bytes
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
@@ -55,9 +44,6 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     measurement: str
     signatures: list[str]
     platform: str
-    host: str  # that the proxy server listens at
-    ports: tuple[int, int]  # lowest and highest, tried in order; 0 takes a free one
-    options: list[str]  # TLS options of the proxy server
     dial: Dial | None = None  # instead of listening
 
 
@@ -103,13 +89,11 @@ class Spawner:
     def __init__(
         self,
         store: str,
+        settings: RelaySettings = RelaySettings(),  # noqa: B008 - frozen
         *,
-        remote_proxy: str = "",
-        grace: float = GRACE_SECONDS,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`remote_proxy`: the command, as a shell takes it, that ends up in `adyton proxy`; "" for ours. `grace`: see LaunchRequest.
-        PlatformError: no sandbox here.
+        """`settings`: of the processes with its enclaves' relays. PlatformError: no sandbox here.
 
         `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
         """
@@ -125,8 +109,7 @@ class Spawner:
                     "adyton.provision.spawner",
                     str(other.fileno()),
                     store,
-                    remote_proxy,
-                    str(grace),
+                    msgspec.json.encode(settings).decode(),
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
@@ -149,9 +132,6 @@ class Spawner:
         measurement: str,
         signatures: list[str],
         platform: str,
-        host: str,
-        ports: tuple[int, int],
-        options: list[str],
         wanted: Callable[[], bool] = lambda: True,
         dial: Dial | None = None,
     ) -> Spawned:
@@ -164,7 +144,7 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, measurement, signatures, platform, host, ports, options, dial)
+        spawn = Spawn(number, measurement, signatures, platform, dial)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
             answer = self._answer(mailbox, wanted)
@@ -237,13 +217,14 @@ class Spawner:
         self._socket.close()
 
 
-def main(descriptor: int, store: str, remote_proxy: str, grace: float) -> None:
+def main(descriptor: int, store: str, settings: RelaySettings) -> None:
     """The spawner process."""
-    command = shlex.split(remote_proxy)
     from adyton.runtime.launch import Zygote
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server drains, and then closes the socket
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of each enclave we have one, and the zygote has
     control = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     try:
@@ -263,21 +244,16 @@ def main(descriptor: int, store: str, remote_proxy: str, grace: float) -> None:
             except OSError:
                 pass  # the server is gone, and so will we be
 
-    relays: set[subprocess.Popen[str]] = set()
-    threading.Thread(target=_end_stopped, args=(relays, grace), name="adyton-stopped", daemon=True).start()
-
+    processes = RelayProcesses(settings)
     orders: dict[int, _Order] = {}  # by their numbers
-    ports: set[int] = set()  # that our proxy servers listen at
 
     def serve(spawn: Spawn, order: _Order) -> None:
         try:
-            _start(zygote, spawn, command, relays, ports, say, order.started, grace)
+            _start(zygote, spawn, processes, order, settings.grace, say)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
             say(Refused(spawn.number, "ResourceLimitError", f"the server cannot start an enclave: {error}"))
-        finally:
-            del orders[spawn.number]
 
     def end_with_zygote() -> None:
         zygote.wait()
@@ -287,14 +263,14 @@ def main(descriptor: int, store: str, remote_proxy: str, grace: float) -> None:
     while message := _received(control):
         match _TO_SPAWNER.decode(message):
             case Spawn() as spawn:
-                order = orders[spawn.number] = _Order()
-                threading.Thread(target=serve, args=(spawn, order), daemon=True).start()
+                number = spawn.number
+                orders[number] = _Order(functools.partial(orders.pop, number))
+                threading.Thread(target=serve, args=(spawn, orders[number]), daemon=True).start()
             case Abandon(number):
                 abandoned = orders.get(number)
                 if abandoned is not None:  # it may have failed, or ended, meanwhile
                     abandoned.abandon()
-    for relay in list(relays):
-        relay.kill()
+    processes.close()
     zygote.close()
 
 
@@ -309,157 +285,65 @@ def _received(sock: socket.socket) -> bytes:
 class _Order:
     """One enclave that was asked for, and is ended once nobody wants it. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, over: Callable[[], object]) -> None:
+        self._over = over
         self._lock = threading.Lock()
-        self._relay: subprocess.Popen[str] | None = None
+        self._enclave: Enclave | None = None
         self._abandoned = False
 
-    def started(self, relay: subprocess.Popen[str]) -> None:
-        """Its proxy server runs."""
+    def launched(self, enclave: Enclave) -> None:
+        """It runs."""
         with self._lock:
-            self._relay = relay
+            self._enclave = enclave
             if self._abandoned:
-                relay.kill()
+                enclave.kill()
 
     def abandon(self) -> None:
         """Nobody wants it."""
         with self._lock:
             self._abandoned = True
-            if self._relay is not None:
-                self._relay.kill()
+            if self._enclave is not None:
+                self._enclave.kill()
 
-
-def _end_stopped(relays: set[subprocess.Popen[str]], grace: float) -> None:
-    """A proxy server that was stopped would keep its enclave for ever: its client gives it up, but it does not notice."""
-    longest = max(grace, STOPPED_SECONDS)
-    still: dict[int, float] = {}
-    while True:
-        time.sleep(LOOK_SECONDS)
-        halted = [relay for relay in list(relays) if stopped(relay.pid)]
-        still = {relay.pid: still.get(relay.pid, 0.0) + LOOK_SECONDS for relay in halted}
-        for relay in halted:
-            if still[relay.pid] > longest:
-                relay.kill()
+    def close(self) -> None:
+        """It is over."""
+        with self._lock:
+            enclave, self._enclave = self._enclave, None
+        if enclave is not None:
+            enclave.close()
+        self._over()
 
 
 def _start(
-    zygote: Any,
+    zygote: Zygote,
     spawn: Spawn,
-    command: list[str],
-    relays: set[subprocess.Popen[str]],
-    ports: set[int],
-    say: Callable[[msgspec.Struct], None],
-    started: Callable[[subprocess.Popen[str]], None],
+    processes: RelayProcesses,
+    order: _Order,
     grace: float,
+    say: Callable[[msgspec.Struct], None],
 ) -> None:
     from adyton.runtime.launch import LaunchRequest
 
-    enclave = zygote.launch(LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace))
-    session = secrets.token_bytes(32) if spawn.dial is None else b""
-    port = 0
+    name = secrets.token_hex(8)
+    said = threading.Event()
+
+    def finished() -> None:
+        order.close()
+        said.wait()
+        say(Ended(name))
+
     try:
-        if spawn.dial is None:
-            relay, port = _listening_relay(enclave, spawn, command, session, relays, ports, grace)
-            ports.add(port)
-        else:
-            relay = _dialling_relay(enclave, spawn.dial, command, relays, grace)
+        enclave = zygote.launch(LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace))
+        order.launched(enclave)
+        session = secrets.token_bytes(32) if spawn.dial is None else spawn.dial.session
+        port = processes.carry(enclave, session, spawn.dial, finished)
     except BaseException:
-        enclave.close()
+        order.close()
         raise
     enclave.socket.close()  # the relay's now: its end is the enclave's end
-    name = secrets.token_hex(8)
-    say(Spawned(spawn.number, name, port, session))
-    started(relay)
-    relay.wait()
-    relays.discard(relay)
-    ports.discard(port)
-    if relay.stdout is not None:
-        relay.stdout.close()
-    enclave.close()
-    say(Ended(name))
-
-
-def _listening_relay(
-    enclave: Enclave,
-    spawn: Spawn,
-    command: list[str],
-    session: bytes,
-    relays: set[subprocess.Popen[str]],
-    ports: set[int],
-    grace: float,
-) -> tuple[subprocess.Popen[str], int]:
-    """`ports`: those that are in use as far as we know; each other one costs the start of a process to find that out."""
-    low, high = spawn.ports
-    for port in range(low, high + 1):
-        if port in ports:
-            continue
-        listen = f"{spawn.host}:{port}"
-        relay, line = _start_relay(enclave, command, ["listen", listen, *spawn.options], [session], relays, grace)
-        if line.startswith(LISTENING):
-            return relay, int(line.rpartition(":")[2])
-        _end_relay(relay, relays)
-    raise UnreachableError(
-        f"the server cannot start a proxy server at {spawn.host}, ports {low} to {high}: are they in use?{_what_else(command)}"
-    )
-
-
-def _what_else(command: list[str]) -> str:
-    return f" Or does its --remote_proxy not end up in adyton proxy: {shlex.join(command)}" if command else ""
-
-
-def _dialling_relay(
-    enclave: Enclave, dial: Dial, command: list[str], relays: set[subprocess.Popen[str]], grace: float
-) -> subprocess.Popen[str]:
-    relay, line = _start_relay(enclave, command, ["dial", dial.target], [dial.session, dial.certificate], relays, grace)
-    if line.startswith(CONNECTED):
-        return relay
-    _end_relay(relay, relays)
-    why = line.strip().removeprefix(FAILED) or f"no answer within {START_SECONDS:g} s.{_what_else(command)}"
-    raise UnreachableError(f"the server's proxy server did not reach its client (dial_back): {why}")
-
-
-def _start_relay(
-    enclave: Enclave,
-    command: list[str],
-    arguments: list[str],
-    told: list[bytes],
-    relays: set[subprocess.Popen[str]],
-    grace: float,
-) -> tuple[subprocess.Popen[str], str]:
-    """A relay and its first line. `told`: what it is to know by standard input, since anyone can read a command line."""
-    descriptor = enclave.socket.fileno()
-    arguments = [str(descriptor), str(enclave.pid), f"{grace:g}", *arguments]
-    relay = subprocess.Popen(
-        command or [sys.executable, "-P", "-m", "adyton.provision.relay_process", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=(descriptor,),
-        env={**os.environ, RELAY_VARIABLE: shlex.join(arguments)} if command else None,
-        text=True,
-    )
-    relays.add(relay)
-    assert relay.stdin is not None
-    assert relay.stdout is not None
-    timer = threading.Timer(START_SECONDS, relay.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        relay.stdin.write("".join(f"{each.hex()}\n" for each in told))
-        relay.stdin.close()
-        return relay, relay.stdout.readline()
-    except BrokenPipeError:
-        return relay, ""
-    finally:
-        timer.cancel()
-
-
-def _end_relay(relay: subprocess.Popen[str], relays: set[subprocess.Popen[str]]) -> None:
-    relay.kill()
-    relay.wait()
-    relays.discard(relay)
-    assert relay.stdout is not None
-    relay.stdout.close()
+    say(Spawned(spawn.number, name, port, session if spawn.dial is None else b""))
+    said.set()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    main(int(sys.argv[1]), sys.argv[2], msgspec.json.decode(sys.argv[3], type=RelaySettings))

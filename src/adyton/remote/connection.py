@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import hashlib
 import os
 import resource
 import socket
@@ -67,7 +68,7 @@ _SERVER_OPTIONS = [
 ]
 # Of whoever, at once: more than somebody easily holds who says nothing, so that others are served meanwhile. 13 to 17 KiB each, 200 MiB in all.
 CONNECTIONS = 12_288
-_OTHER_DESCRIPTORS = 512  # for 256 uploads, a file for each
+_OTHER_DESCRIPTORS = 1024  # for 256 uploads, a file for each; or two sockets for each of 256 enclaves
 RPCS = 4  # for each thread of a server, those that wait for one included: what they have sent, as much as the window, is held meanwhile
 
 
@@ -143,11 +144,13 @@ def open_server(
     threads: int | Executor,
     window: int = SESSION_WINDOW,
     connections: int | None = None,
+    rpcs: int | None = None,
 ) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
 
     `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
     `connections`: at once, of whoever; those beyond are closed. None: as many as a server takes, whose process may have descriptors for them.
+    `rpcs`: at once, of whoever, where an executor is given (None: its owner's business).
     """
     options = [
         *_SERVER_OPTIONS,
@@ -155,7 +158,7 @@ def open_server(
         ("grpc.max_allowed_incoming_connections", _room() if connections is None else connections),
     ]
     executor = threads if isinstance(threads, Executor) else ThreadPoolExecutor(threads, "adyton-rpc")
-    rpcs = threads * RPCS if isinstance(threads, int) else None  # of an executor, its owner's business
+    rpcs = threads * RPCS if isinstance(threads, int) else rpcs
     server = grpc.server(executor, options=options, maximum_concurrent_rpcs=rpcs)
     server.add_generic_rpc_handlers(handlers)
     credentials = server_credentials(tls) if tls is None or isinstance(tls, TLS) else tls
@@ -185,6 +188,17 @@ def _room() -> int:
         soft = min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     return min(CONNECTIONS, max(soft - _OTHER_DESCRIPTORS, soft // 2))
+
+
+def shown_by(context: grpc.ServicerContext) -> bytes:
+    """The session's secret that a caller shows; empty if none."""
+    shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
+    return shown if isinstance(shown, bytes) else b""
+
+
+def digest(session: bytes) -> bytes:
+    """What a session is looked up by: how long that takes says something of the digest, and so nothing of the secret."""
+    return hashlib.sha256(session).digest()
 
 
 def _is_for_root(listen: str) -> bool:

@@ -22,8 +22,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -45,6 +44,7 @@ from adyton.remote.address import TLS
 from adyton.remote.connection import SESSION_METADATA, abort, open_server, server_credentials
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.process_query import reports_of
+from adyton.remote.rpc_threads import ThreadEach
 from adyton.remote.transport import Bytes, Pulled, Source
 from adyton.remote.unix_socket import check_free, remove_socket
 
@@ -128,7 +128,7 @@ class DialBack:
                 credentials = server_credentials(tls)
         check_free(str(listen))
         self._server, port = open_server(
-            [self._handler()], listen.target, credentials, _DaemonThreads(), connections=CONNECTIONS
+            [self._handler()], listen.target, credentials, ThreadEach("adyton-dialled"), connections=CONNECTIONS
         )
         self.address = listen.at(port)
         self._server.start()
@@ -348,21 +348,3 @@ def tls_by_hand(listen: ListenAddress, tls: TLS | None) -> TLS:
             "or wait at 127.0.0.1:PORT or unix:PATH"
         )
     return TLS()
-
-
-class _DaemonThreads(Executor):
-    """A thread for each RPC, which ends with the process: an application that closes nothing must still be able to exit."""
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
-        """See Executor."""
-        future: Future[Any] = Future()
-
-        def run() -> None:
-            future.set_running_or_notify_cancel()
-            try:
-                future.set_result(function(*arguments, **keywords))
-            except BaseException as error:  # noqa: BLE001 - the future's owner decides
-                future.set_exception(error)
-
-        threading.Thread(target=run, name="adyton-dialled", daemon=True).start()
-        return future

@@ -30,6 +30,7 @@ from adyton.errors import (
     ConnectionLostError,
     RemoteProtocolError,
     ResourceLimitError,
+    UnauthenticatedError,
     UnreachableError,
 )
 from adyton.remote.pulse import HANDSHAKE_LOST_AFTER, LOST_AFTER, Pulse
@@ -40,6 +41,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between two attempts
 ATTEMPT_SECONDS = 8.0  # that one of them may take
 PARTING_SECONDS = 0.5  # for the last to go out to who may not take it
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
+
+_UNKNOWN = "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
 
 
 class Owner(Protocol):
@@ -217,6 +220,8 @@ class Line:
             with self._lock:
                 self._connection = _Connection()
             error = self._carry(self._connection)
+        if self.begun and isinstance(error, UnauthenticatedError):
+            error = _BrokenError(f"{_UNKNOWN} ({error})")
         because = self._owner.ended_because
         if because or isinstance(error, _BrokenError | ClosedError):
             error = ConnectionLostError(because or f"{error}; the outcome of calls under way is unknown. Load it again")
@@ -312,7 +317,7 @@ class Line:
             raise _BrokenError(
                 "somebody else has joined the enclave before its client did, over its server or the network"
                 if connection.carries
-                else "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
+                else _UNKNOWN
             )
         self._grace = answer.grace / 1000
         if not connection.carries:

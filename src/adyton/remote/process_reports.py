@@ -1,11 +1,11 @@
-"""The proxy server's word on its enclave's processes: itself, the supervisor and the guest, as the kernel's /proc has them.
+"""The proxy server's word on an enclave's processes: itself, the supervisor and the guest, as the kernel's /proc has them.
 
 It is for watching, and proves nothing: the server's operator can make these numbers up. Evidence says nothing of them.
 """
 
 from __future__ import annotations
 
-import hmac
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import grpc
 
 from adyton.errors import UnauthenticatedError
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest, ProcessReport, ProcStat
-from adyton.remote.connection import SESSION_METADATA, abort
+from adyton.remote.connection import abort, digest, shown_by
 from adyton.remote.proc_files import MAX_FILE, parse_children, parse_stat, parse_status
 
 # What the kernel tells only to those who may trace the process: with the layout of its memory an attack on it is easier.
@@ -28,24 +28,23 @@ ADDRESSES = (
 _INIT = 1  # its process id there
 
 
-class ProcessReporter:
-    """Answers the client of one enclave. `proc`: where the kernel's proc file system is."""
+class ProcessReporters:
+    """Those of a process's enclaves: one gRPC service. Whom an RPC asks, its token says."""
 
-    def __init__(self, proc: str = "/proc") -> None:
-        self._proc = proc
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._session = b""
-        self._supervisor = 0
-        self._started: int | None = None  # its start time: a process id can be given to another process later
+        self._reporters: dict[bytes, ProcessReporter] = {}  # by the digests of sessions
 
     def attach(self, supervisor: int, session: bytes) -> None:
         """Report on the enclave of the supervisor with that process id, to the client that shows `session`."""
-        try:
-            started = parse_stat(self._read(f"{supervisor}/stat")).starttime
-        except (OSError, ValueError):
-            started = None  # hidden from us; each report says so
+        reporter = ProcessReporter(supervisor)
         with self._lock:
-            self._supervisor, self._started, self._session = supervisor, started, session
+            self._reporters[digest(session)] = reporter
+
+    def detach(self, session: bytes) -> None:
+        """No more."""
+        with self._lock:
+            self._reporters.pop(digest(session), None)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -59,24 +58,35 @@ class ProcessReporter:
         return handler
 
     def _answer(self, _: Iterator[ProcessesRequest], context: Any) -> ProcessesReply:
-        shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
+        shown = digest(shown_by(context))
         with self._lock:
-            known = bool(self._session) and hmac.compare_digest(shown, self._session)
-        if not known:
+            reporter = self._reporters.get(shown)
+        if reporter is None:
             abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
-        return self.report()
+            raise AssertionError
+        return reporter.report()
+
+
+class ProcessReporter:
+    """Of one enclave, by its supervisor's process id. `proc`: where the kernel's proc file system is."""
+
+    def __init__(self, supervisor: int, proc: str = "/proc") -> None:
+        self._supervisor = supervisor
+        self._proc = proc
+        self._started: int | None = None  # its start time: a process id can be given to another process later
+        with contextlib.suppress(OSError, ValueError):  # hidden from us; each report says so
+            self._started = parse_stat(self._read(f"{supervisor}/stat")).starttime
 
     def report(self) -> ProcessesReply:
         """What can be read now. What cannot has an `error` in its place."""
-        with self._lock:
-            supervisor, started = self._supervisor, self._started
-        processes = [self._process(ProcessReport.PROXY, os.getpid(), lambda _: True)]
-        if supervisor:
-            processes += [
+        supervisor, started = self._supervisor, self._started
+        return ProcessesReply(
+            processes=[
+                self._process(ProcessReport.PROXY, os.getpid(), lambda _: True),
                 self._process(ProcessReport.SUPERVISOR, supervisor, lambda stat: stat.starttime == started),
                 self._guest(supervisor, started),
             ]
-        return ProcessesReply(processes=processes)
+        )
 
     def _guest(self, supervisor: int, started: int | None) -> ProcessReport:
         """Of the supervisor's two children the one that the program runs in; the other is the init of its pid namespace."""

@@ -8,7 +8,6 @@ socket buffers and HTTP/2's window hold.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import itertools
 import mmap
 import os
@@ -16,6 +15,7 @@ import queue
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,66 +27,123 @@ from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import ClosedError, RemoteProtocolError, UnauthenticatedError
 from adyton.handing_over import connect
 from adyton.remote import envelopes
-from adyton.remote.connection import SESSION_METADATA, abort
+from adyton.remote.connection import abort, digest, shown_by
 from adyton.remote.core_events import EventStream, ServerStream
 from adyton.stopped import STOPPED_SECONDS
 
-LOOK_SECONDS = 1.0  # between two looks at whether there is a connection again
+LOOK_SECONDS = 1.0  # between two looks at enclaves that have no connection
+JOIN_SECONDS = 10.0  # until the client of an enclave must have joined
 END_MOMENT = 0.1  # seconds
 END_SECONDS = 5.0  # for a client to take the last that its ended enclave said
+STREAMS = 16  # of one enclave at once: one that carries its session, and those that come after it and have not joined
 FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 
 
 class Relay:
     """Joins one client to one supervisor, on one connection after the other. Which of them carries the session the supervisor decides, and ends the others."""
 
-    def __init__(self, grace: float = GRACE_SECONDS) -> None:
-        """`grace`: seconds that the enclave waits for another connection of its client's; one that waits longer was stopped."""
+    def __init__(self, control: socket.socket, session: bytes, finished: Callable[[], None]) -> None:
+        self.control: socket.socket | None = control  # None: the enclave has ended
+        self.session = digest(session)
+        self.finished = finished
         self.joined = False  # once
+        self.streams: set[Any] = set()  # contexts of RPCs
+        self.waited = 0.0  # seconds without a connection, or, of an ended one, with some
+
+
+class Relays:
+    """Those of a process: one gRPC service, one thread that waits for the ends of all enclaves. Which of them an RPC means, its token says."""
+
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+        """`grace`: seconds that an enclave waits for another connection of its client's; one that waits longer was stopped."""
         self._grace = grace
-        self._finished: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
-        self._control: socket.socket | None = None
-        self._session = b""
-        self._streams = 0
-        self._alone = -1  # an eventfd: there is no connection any more
+        self._relays: dict[
+            bytes, Relay
+        ] = {}  # by the digests of their sessions: a look-up tells nothing of the secrets
+        self._controls: dict[int, Relay] = {}  # of those that have not ended, by descriptor
+        self._waiting: set[Relay] = set()  # see Relay.waited
+        self._closed = False
+        self._poller = select.epoll()
+        self._news = os.eventfd(0)
+        self._poller.register(self._news, select.EPOLLIN)
+        threading.Thread(target=self._watch, name="adyton-enclaves", daemon=True).start()
 
-    def attach(self, control: socket.socket, session: bytes) -> None:
-        """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket, see `handing_over`."""
+    def attach(self, control: socket.socket, session: bytes, finished: Callable[[], None] = lambda: None) -> None:
+        """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket, see `handing_over`; owns that.
+
+        `finished` is called when the enclave has ended, and its client been told; on a thread that all others wait for.
+        """
+        relay = Relay(control, session, finished)
         with self._changed:
-            self._control, self._session = control, session
-            self._alone = os.eventfd(0)
-        threading.Thread(target=self._wait_for_end, args=(control,), name="adyton-enclave", daemon=True).start()
+            self._relays[relay.session] = relay
+            self._controls[control.fileno()] = relay
+            self._wait_with(relay)
+            self._poller.register(control, select.EPOLLIN)
 
-    def on_finished(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when the enclave has ended, and its client been told."""
-        self._finished = callback
-
-    def _wait_for_end(self, control: socket.socket) -> None:
-        poller, alone = select.poll(), 0.0
-        poller.register(control, select.POLLIN)
-        poller.register(self._alone, select.POLLIN)
-        while alone <= self._grace + STOPPED_SECONDS:
-            ready = dict(poller.poll(LOOK_SECONDS * 1000 if self.joined and not self._streams else None))
-            if ready.pop(self._alone, 0):
-                os.eventfd_read(self._alone)
-                alone = 0.0
-            elif ready:
-                break
-            else:
-                alone = 0.0 if self._streams else alone + LOOK_SECONDS
+    @property
+    def joined(self) -> bool:
+        """Whether there is an enclave whose client has joined it."""
         with self._changed:
-            self._control = None
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._streams, END_SECONDS)
-            os.close(self._alone)
-            self._alone = -1
-        self._finished()
+            return any(relay.joined for relay in self._relays.values())
 
-    def _has_ended(self) -> bool:
-        """A supervisor's sockets close one after the other."""
+    def close(self) -> None:
+        """End all enclaves; their clients are told."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._control is None, END_MOMENT)
+            self._closed = True
+            os.eventfd_write(self._news, 1)
+
+    def _wait_with(self, relay: Relay) -> None:
+        relay.waited = -LOOK_SECONDS  # it has come between two looks
+        self._waiting.add(relay)
+        os.eventfd_write(self._news, 1)
+
+    # -- the thread that waits ----------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        before = time.monotonic()
+        while not self._closed or self._relays:
+            ready = [descriptor for descriptor, _ in self._poller.poll(LOOK_SECONDS if self._waiting else None)]
+            now = time.monotonic()
+            passed, before = min(now - before, LOOK_SECONDS), now  # no more: this process was stopped
+            with self._changed:
+                if self._news in ready:
+                    os.eventfd_read(self._news)
+                for relay in list(self._controls.values()) if self._closed else map(self._controls.get, ready):
+                    if relay is not None:
+                        self._end(relay)
+                over = self._look(passed)
+            for relay in over:
+                relay.finished()
+        self._poller.close()
+        os.close(self._news)
+
+    def _look(self, passed: float) -> list[Relay]:
+        """Under the lock: those that are over."""
+        over = []
+        for relay in list(self._waiting):
+            relay.waited += passed
+            longest = self._grace + STOPPED_SECONDS if relay.joined else JOIN_SECONDS
+            if relay.control is not None and relay.waited > longest:
+                self._end(relay)
+            if relay.control is None and (not relay.streams or relay.waited > END_SECONDS):
+                self._waiting.discard(relay)
+                del self._relays[relay.session]
+                for stream in relay.streams:
+                    stream.cancel()
+                over.append(relay)
+        return over
+
+    def _end(self, relay: Relay) -> None:
+        assert relay.control is not None
+        del self._controls[relay.control.fileno()]
+        self._poller.unregister(relay.control)
+        relay.control.close()
+        relay.control, relay.waited = None, 0.0
+        self._waiting.add(relay)
+        self._changed.notify_all()
+
+    # -- RPCs ---------------------------------------------------------------------------------------------------------
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
@@ -96,40 +153,48 @@ class Relay:
         )
         return handler
 
-    def _join(self, context: Any) -> socket.socket:
-        shown = dict(context.invocation_metadata()).get(SESSION_METADATA, b"")
-        if not self._session or not hmac.compare_digest(shown, self._session):
+    def _join(self, context: Any) -> tuple[Relay, socket.socket]:
+        shown = digest(shown_by(context))
+        with self._changed:
+            relay = self._relays.get(shown)
+            has_room = relay is not None and len(relay.streams) < STREAMS
+            sock = None
+            if relay is not None and relay.control is not None and has_room:
+                with contextlib.suppress(OSError):  # it has just ended
+                    sock = connect(relay.control)
+            if relay is not None and sock is not None:
+                relay.joined = True
+                relay.streams.add(context)
+                self._waiting.discard(relay)
+                return relay, sock
+        if relay is None:
             abort(context, UnauthenticatedError("no session of that token: provision an enclave first"))
-        with self._changed:
-            try:
-                sock = connect(self._control) if self._control is not None else None
-            except OSError:
-                sock = None
-            if sock is not None:
-                self._streams += 1
-        if sock is None:
-            abort(context, ClosedError("the enclave has ended: load it again"))
-            raise AssertionError
-        self.joined = True
-        return sock
+        if not has_room:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the enclave has as many connections as it takes")
+        abort(context, ClosedError("the enclave has ended: load it again"))
+        raise AssertionError
 
-    def _left(self) -> None:
+    def _left(self, relay: Relay, context: Any) -> None:
         with self._changed:
-            self._streams -= 1
-            if not self._streams and self._alone >= 0:
-                os.eventfd_write(self._alone, 1)
-            self._changed.notify_all()
+            relay.streams.discard(context)
+            if not relay.streams and relay.session in self._relays:
+                self._wait_with(relay)
+
+    def _has_ended(self, relay: Relay) -> bool:
+        """A supervisor's sockets close one after the other."""
+        with self._changed:
+            return self._changed.wait_for(lambda: relay.control is None, END_MOMENT)
 
     def _communicate(self, _: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        sock = self._join(context)
+        relay, sock = self._join(context)
         splice = Splice(sock)
         try:
             splice.run(ServerStream(splice, context))
         finally:
-            self._left()
+            self._left(relay, context)
         if splice.was_garbled:
             abort(context, RemoteProtocolError("this is no message of a session"))
-        if self._has_ended():
+        if self._has_ended(relay):
             abort(context, ClosedError("the enclave has ended"))
         return iter(())
 
@@ -144,6 +209,7 @@ class Splice:
         self._takes = True  # the supervisor
         self._room = threading.Lock()  # held while a message is on its way into gRPC
         self._late: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()  # what the socket had no room for
+        self._waits = False  # a thread, for the socket to have room: not before there was none once
         self._left = itertools.count(1)
         self.sent = self._room.release
 
@@ -151,7 +217,6 @@ class Splice:
         """Until the supervisor has said its last, or either is gone."""
         self._stream = stream
         try:
-            threading.Thread(target=self._write, name="adyton-relay", daemon=True).start()
             self._ask()
             for piece in pieces(self._sock):
                 self._room.acquire()
@@ -202,8 +267,11 @@ class Splice:
             taken = size
         if taken == size:
             self._ask()
-        else:
-            self._late.put(data[taken:])
+            return
+        if not self._waits:
+            self._waits = True
+            threading.Thread(target=self._write, name="adyton-relay", daemon=True).start()
+        self._late.put(data[taken:])
 
     def _write(self) -> None:
         while (data := self._late.get()) is not None:

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
 EXIT_SECONDS = 2.0  # they need less than a millisecond, unless the machine is busy
@@ -75,3 +76,24 @@ def _wait() -> None:
 
 
 os.register_at_fork(after_in_child=_running.clear)  # a fork has none of the threads
+
+
+class ThreadEach(Executor):
+    """Of a server: a thread for each RPC, which ends with it, and with the process: an application that closes nothing must still be able to exit."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        """See Executor."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(function(*arguments, **keywords))
+            except BaseException as error:  # noqa: BLE001 - the future's owner decides
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
+        return future

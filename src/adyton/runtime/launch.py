@@ -63,13 +63,17 @@ class Enclave:
         poller.register(self.pidfd, select.POLLIN)
         return bool(poller.poll(seconds * 1000))
 
+    def kill(self) -> None:
+        """End it now, whatever it does; not after `close`, which is to follow."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
     def close(self) -> None:
         """End it now, whatever it does. Safe to call again, and from any thread."""
         self.socket.close()
         if self.pidfd < 0:
             return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.kill()
         self.ended(END_SECONDS)
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
