@@ -24,13 +24,15 @@ with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
 server.stop(None).wait()
 """
 STARTS = """
-import os, sys
-from adyton.provision import proxy
+import os, socket, sys
+from adyton.provision import proxy, relay_process
 
 def served(*_):
     print(os.environ.get("GRPC_EXPERIMENTS"), "grpc" in sys.modules)
 
-proxy.serve_alone = proxy.serve_enclave = served
+proxy.serve_alone = relay_process.listen = served
+spawner = socket.socketpair()
+os.dup2(spawner[0].fileno(), 0)
 sys.argv[1:] = sys.argv[1].split()
 """
 PROXY = "from adyton.cli import main; main()"
@@ -59,7 +61,7 @@ def test_this_version_of_grpcio_knows_what_it_is_told_and_says_nothing_about_it(
 
 @pytest.mark.parametrize(
     ("code", "arguments"),
-    [(PROXY, "proxy --listen 127.0.0.1:0"), (RELAY, "0 1 60 listen 127.0.0.1:0")],
+    [(PROXY, "proxy --listen 127.0.0.1:0"), (RELAY, "0 60 127.0.0.1 0 0")],
     ids=["proxy", "relay"],
 )
 def test_proxy_servers_tell_grpc_before_they_import_it(code, arguments):

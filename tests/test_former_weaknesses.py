@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import queue
 import re
 import socket
@@ -32,10 +33,11 @@ from adyton import (
 from adyton.errors import ClosedError, ImageError, RemoteProtocolError, UnauthenticatedError, UsageError
 from adyton.handing_over import accept, control_pair
 from adyton.image.oci import Image
+from adyton.provision.relay_messages import Carried, Carry, Finished, Ready, answered, order
 from adyton.remote.address import Address
 from adyton.remote.connection import open_channel, open_server
 from adyton.remote.grpc_transport import GrpcTransport
-from adyton.remote.relay import Relay
+from adyton.remote.relay import Relays
 from adyton.trusted import Enclave, host_function
 
 PROGRAM = """
@@ -229,7 +231,7 @@ def test_a_call_is_one_message_each_way_and_reads_are_put_together(real):
 def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
     secret = b"s" * 32
     near, far = control_pair()
-    relay = Relay()
+    relay = Relays()
     relay.attach(far, secret)
     server, port = open_server([relay.handler()], "127.0.0.1:0", None, 4)
     server.start()
@@ -285,16 +287,23 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
 
 def test_a_proxy_server_that_nobody_joins_ends_and_its_enclave_with_it():
     near, far = socket.socketpair()
+    ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code = (
-        "import os, sys\nfrom adyton.provision import proxy\nproxy.JOIN_SECONDS = 0.2\n"
-        "proxy.serve_enclave(int(sys.argv[1]), os.getpid(), '127.0.0.1:0', None, b's' * 32, print)"
+        "import sys\nfrom adyton.remote import relay\nrelay.JOIN_SECONDS = 0.2\n"
+        "from adyton.provision.relay_process import main\nmain(sys.argv[1:])"
     )
-    with near, far:
-        process = subprocess.Popen([sys.executable, "-c", code, str(far.fileno())], pass_fds=(far.fileno(),))
+    with near, far, ours, others:
+        command = [sys.executable, "-c", code, str(others.fileno()), "60", "127.0.0.1", "0", "0"]
+        process = subprocess.Popen(command, pass_fds=(others.fileno(),))
+        others.close()
+        assert isinstance(answered(ours), Ready)
+        order(ours, Carry(1, os.getpid(), b"s" * 32, None), far.fileno())
         far.close()
-        assert process.wait(60) == 0
+        assert [answered(ours), answered(ours)] == [Carried(1), Finished(1)]
         near.settimeout(30)
         assert near.recv(1) == b""
+        ours.close()
+        assert process.wait(60) == 0
 
 
 def test_threads_one_after_another_leave_nothing_behind(manager):

@@ -26,7 +26,7 @@ from adyton.errors import (
 from adyton.processes_pb2 import ProcessesReply, ProcessReport, ProcStat
 from adyton.remote.connection import SESSION_METADATA
 from adyton.remote.process_query import METHOD, ask, reports_of
-from adyton.remote.process_reports import ADDRESSES, ProcessReporter
+from adyton.remote.process_reports import ADDRESSES, ProcessReporter, ProcessReporters
 from adyton.remote.transport import SocketTransport
 
 SESSION = b"s" * 32
@@ -54,7 +54,7 @@ def by_kind(reply: ProcessesReply) -> dict[str, ProcessReport]:
 @pytest.fixture
 def served(family):
     """Where a reporter of that family is served, over gRPC."""
-    reporter = ProcessReporter()
+    reporter = ProcessReporters()
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers([reporter.handler()])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -65,9 +65,7 @@ def served(family):
 
 
 def test_three_processes(family):
-    reporter = ProcessReporter()
-    assert list(by_kind(reporter.report())) == ["proxy"]
-    reporter.attach(family[0], SESSION)
+    reporter = ProcessReporter(family[0])
     reports = by_kind(reporter.report())
     assert {name: report.stat.pid for name, report in reports.items()} == {
         "proxy": os.getpid(),
@@ -85,24 +83,20 @@ def test_three_processes(family):
 
 
 def test_a_supervisor_that_has_ended(family):
-    reporter = ProcessReporter()
-    reporter.attach(family[0], SESSION)
+    reporter = ProcessReporter(family[0])
     reporter._started -= 1  # as if its number had been given to another process meanwhile
     supervisor = by_kind(reporter.report())["supervisor"]
     assert (supervisor.error, supervisor.HasField("stat")) == ("it has ended", False)
     guest = by_kind(reporter.report())["guest"]  # nor is that one's child our guest
     assert (guest.error, guest.HasField("stat")) == ("it has ended", False)
-    reporter.attach(os.getpid() + (1 << 23), SESSION)  # beyond what Linux numbers
-    reports = by_kind(reporter.report())
+    reports = by_kind(ProcessReporter(os.getpid() + (1 << 23)).report())  # beyond what Linux numbers
     assert not reports["supervisor"].HasField("stat")
     assert "has ended" in reports["guest"].error
     assert reports["proxy"].HasField("stat")
 
 
 def test_a_supervisor_without_a_guest(family):
-    reporter = ProcessReporter()
-    reporter.attach(family[1], SESSION)
-    assert by_kind(reporter.report())["guest"].error == "it has ended"
+    assert by_kind(ProcessReporter(family[1]).report())["guest"].error == "it has ended"
 
 
 def test_a_child_that_is_not_the_supervisors(family, tmp_path):
@@ -113,8 +107,7 @@ def test_a_child_that_is_not_the_supervisors(family, tmp_path):
     task = proc / str(family[0]) / "task" / str(family[0])
     task.mkdir(parents=True)
     (task / "children").write_text(f"{family[1]} ")
-    reporter = ProcessReporter(str(proc))
-    reporter.attach(family[0], SESSION)
+    reporter = ProcessReporter(family[0], str(proc))
     reports = by_kind(reporter.report())
     assert reports["guest"].stat.pid == family[1]
     assert "status" not in {field.name for field, _ in reports["guest"].ListFields()}  # the file is not there
@@ -136,8 +129,7 @@ def test_a_proc_that_hides_other_users_processes(family, hidepid):
         "from adyton.remote.process_reports import ProcessReporter\n"
         "from adyton.remote.process_query import reports_of\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "reporter = ProcessReporter()\n"
-        f"reporter.attach({family[0]}, b's' * 32)\n"
+        f"reporter = ProcessReporter({family[0]})\n"
         "for name, report in reports_of(reporter.report().SerializeToString()).items():\n"
         "    print(name, report.HasField('stat'), report.HasField('status'), bool(report.error))"
     )

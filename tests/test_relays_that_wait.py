@@ -19,8 +19,8 @@ from adyton.handing_over import accept, control_pair
 from adyton.processes_pb2 import ProcessesReply, ProcessesRequest
 from adyton.remote import envelopes
 from adyton.remote.connection import SESSION_METADATA, UPLOAD_WINDOW, error_from, open_server
-from adyton.remote.process_reports import ProcessReporter
-from adyton.remote.relay import Relay
+from adyton.remote.process_reports import ProcessReporters
+from adyton.remote.relay import Relays
 
 SESSION = b"s" * 32
 METADATA = ((SESSION_METADATA, SESSION),)
@@ -44,7 +44,7 @@ class Parties:
 
     def __init__(self, address: str) -> None:
         self.control, others = control_pair()
-        self.relay, reporter = Relay(), ProcessReporter()
+        self.relay, reporter = Relays(), ProcessReporters()
         self.relay.attach(others, SESSION)
         reporter.attach(1, SESSION)
         self.server, _ = open_server([self.relay.handler(), reporter.handler()], address, None, 4, UPLOAD_WINDOW)

@@ -14,7 +14,7 @@ from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import DialBack
 from adyton.remote.dialling import Dialler
 from adyton.remote.grpc_transport import GrpcTransport
-from adyton.remote.relay import FIRST_SIZE, LARGEST_SIZE, Relay, pieces
+from adyton.remote.relay import FIRST_SIZE, LARGEST_SIZE, Relays, pieces
 
 SESSION = b"s" * 32
 WAITING = 3 * FIRST_SIZE // 2  # bytes that the supervisor has sent before anybody reads
@@ -49,7 +49,7 @@ def check(pieces):
 
 
 def test_of_a_proxy_server_that_is_dialled(address, supervisor):
-    relay = Relay()
+    relay = Relays()
     relay.attach(supervisor, SESSION)
     server, _ = open_server([relay.handler()], address, None, 2)
     server.start()

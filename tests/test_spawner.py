@@ -1,5 +1,6 @@
 """The provision server's spawner: what it starts, what it cannot, and what its server hears when it is gone."""
 
+import contextlib
 import os
 import select
 import signal
@@ -18,12 +19,12 @@ from adyton.errors import ImageError, PlatformError, UnreachableError
 from adyton.image.build import build_file
 from adyton.image.oci import Image
 from adyton.provision import spawner as module
+from adyton.provision.relay_processes import RelaySettings
 from adyton.provision.spawner import Spawn, Spawner
 from adyton.provision.store import BlobStore
 
 pytestmark = pytest.mark.sandbox
 NOBODY = "sha256:" + "0" * 64
-ANY_PORT = ("127.0.0.1", (0, 0))
 
 
 @pytest.fixture
@@ -46,77 +47,80 @@ def spawner(store):
     spawner.close()
 
 
-def test_a_port_in_use_is_passed_over(spawner, store):
+@contextlib.contextmanager
+def spawning(store, ports):
+    with contextlib.closing(Spawner(store[0], RelaySettings(ports=ports))) as spawner:
+        yield spawner
+
+
+def test_a_port_in_use_is_passed_over(store):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         first = taken.getsockname()[1]
-        spawned = spawner.spawn(*store[1], "127.0.0.1", (first, 65535), [])
+        with spawning(store, (first, 65535)) as spawner:
+            spawned = spawner.spawn(*store[1])
         assert first < spawned.port
         assert len(spawned.session) == 32
 
 
-def test_all_ports_of_a_machine_may_be_given(spawner, store):
-    assert spawner.spawn(*store[1], "127.0.0.1", (1024, 65535), []).port >= 1024
+def test_all_ports_of_a_machine_may_be_given(store):
+    with spawning(store, (1024, 65535)) as spawner:
+        assert spawner.spawn(*store[1]).port >= 1024
 
 
-def test_ports_of_running_enclaves_are_not_tried_again(monkeypatch):
-    tried = []
-
-    def start_relay(enclave, command, arguments, told, relays, grace):
-        tried.append(arguments[1])
-        return None, f"{module.LISTENING}{arguments[1]}"
-
-    monkeypatch.setattr(module, "_start_relay", start_relay)
-    spawn = module.Spawn(1, NOBODY, [], "sim", "127.0.0.1", (5000, 5009), [])
-    assert module._listening_relay(None, spawn, [], b"", set(), {5000, 5001, 5003}, 60.0) == (None, 5002)
-    assert tried == ["127.0.0.1:5002"]
+def test_no_free_port_is_said_and_leaves_no_enclave(store):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with spawning(store, (port, port)) as spawner:
+            with pytest.raises(UnreachableError, match=f"at 127.0.0.1, ports {port} to {port}: are they in use"):
+                spawner.spawn(*store[1])
+            zygote = party(descendants(spawner._process.pid), "adyton-zygote")
+            assert wait_until_ended(children(zygote)) == set()
+            taken.close()
+            assert spawner.spawn(*store[1]).port == port
 
 
 def test_what_nobody_wants_any_more_is_ended_whenever_that_is_said():
-    """Before its proxy server was started, while that runs, and after its end."""
+    """Before it was launched, while it runs, and after its end."""
 
-    class Relay:
-        killed = 0
+    class Enclave:
+        killed = closed = 0
 
         def kill(self):
             self.killed += 1
 
+        def close(self):
+            self.closed += 1
+
     for early in (True, False):
-        order, relay = module._Order(), Relay()
+        over = []
+        order, enclave = module._Order(lambda over=over: over.append(True)), Enclave()
         if early:
             order.abandon()
-        order.started(relay)
+        order.launched(enclave)
         if not early:
-            assert not relay.killed
+            assert not enclave.killed
             order.abandon()
-        assert relay.killed == 1
-
-
-def test_no_free_port_is_said_and_leaves_no_enclave(spawner, store):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UnreachableError, match=f"at 127.0.0.1, ports {port} to {port}: are they in use"):
-            spawner.spawn(*store[1], "127.0.0.1", (port, port), [])
-    zygote = party(descendants(spawner._process.pid), "adyton-zygote")
-    assert wait_until_ended(children(zygote)) == set()
-    assert spawner.spawn(*store[1], *ANY_PORT, []).port
+        order.close()
+        order.abandon()
+        assert (enclave.killed, enclave.closed, over) == (1, 1, [True])
 
 
 def test_an_image_that_is_not_there_is_its_own_error(spawner, store):
     with pytest.raises(ImageError, match="is not in the server's store"):
-        spawner.spawn(NOBODY, [], "sim", *ANY_PORT, [])
-    assert spawner.spawn(*store[1], *ANY_PORT, []).port
+        spawner.spawn(NOBODY, [], "sim")
+    assert spawner.spawn(*store[1]).port
 
 
 def test_draining_waits_for_the_enclaves(spawner, store):
     spawner.drain(0)
-    spawner.spawn(*store[1], *ANY_PORT, [])
+    spawner.spawn(*store[1])
     spawner.drain(0.01)
     assert spawner._running
     drained = threading.Thread(target=spawner.drain, args=(60,))
     drained.start()
     relays = [pid for pid in children(spawner._process.pid) if "relay_process" in _command(pid)]
     assert len(relays) == 1
-    os.kill(relays[0], signal.SIGTERM)
+    os.kill(relays[0], signal.SIGKILL)
     drained.join(60)
     assert not spawner._running
 
@@ -138,20 +142,20 @@ def test_a_store_that_enclaves_cannot_read_is_refused_at_the_start(store):
 
 
 def test_a_killed_spawner_takes_all_along_and_its_server_is_told(spawner, store):
-    spawner.spawn(*store[1], *ANY_PORT, [])
+    spawner.spawn(*store[1])
     processes = {spawner._process.pid, *children(spawner._process.pid)}
     os.kill(spawner._process.pid, signal.SIGKILL)
     spawner._process.wait()
     spawner.drain(60)
     assert wait_until_ended(processes) == set()
     with pytest.raises(UnreachableError, match="start the server again"):
-        spawner.spawn(*store[1], *ANY_PORT, [])
+        spawner.spawn(*store[1])
 
 
 def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
     stop(spawner._process.pid)  # so that it reads no more
     with ThreadPoolExecutor(4) as threads:
-        waiting = [threads.submit(spawner.spawn, *store[1], *ANY_PORT, []) for _ in range(4)]
+        waiting = [threads.submit(spawner.spawn, *store[1]) for _ in range(4)]
         os.kill(spawner._process.pid, signal.SIGKILL)
         for each in waiting:
             with pytest.raises(UnreachableError, match="start the server again"):
@@ -160,7 +164,7 @@ def test_who_waits_for_a_spawner_that_is_killed_is_told(spawner, store):
 
 def test_closing_ends_what_hangs(spawner, store, monkeypatch):
     monkeypatch.setattr(module, "END_SECONDS", 0.05)
-    spawner.spawn(*store[1], *ANY_PORT, [])
+    spawner.spawn(*store[1])
     processes = {spawner._process.pid, *children(spawner._process.pid)}
     stop(spawner._process.pid)
     spawner.close()
@@ -174,11 +178,11 @@ def test_a_server_that_is_gone_and_has_not_read_all_is_no_failure(store):
     with other:
         number = str(other.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], "", "60"],
+            [sys.executable, "-P", "-m", "adyton.provision.spawner", number, store[0], "{}"],
             pass_fds=(other.fileno(),),
         )
     with ours:
         assert ours.recv(module.MESSAGE_SIZE)
-        ours.send(msgspec.msgpack.encode(Spawn(1, NOBODY, [], "sim", *ANY_PORT, [])))
+        ours.send(msgspec.msgpack.encode(Spawn(1, NOBODY, [], "sim")))
         assert select.select([ours], [], [], 60)[0]  # the refusal, which nobody reads
     assert process.wait(60) == 0

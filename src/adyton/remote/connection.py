@@ -54,10 +54,10 @@ _CHANNEL_OPTIONS = [
 _IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 3_000)]
 # A session has pings of its own while somebody waits, so this is for idle ones: a client must know that its connection is lost while the
 # enclave still waits for another one. The server's pings come more often, and as long as they do, this sends none.
-_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 5_000), ("grpc.http2.ping_timeout_ms", 10_000)]
+_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 20_000), ("grpc.http2.ping_timeout_ms", 10_000)]
 _SERVER_OPTIONS = [
     *_OPTIONS,
-    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_time_ms", 30_000),
     ("grpc.http2.ping_timeout_ms", 8_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 400),
     # Pings that a busy machine or network held up arrive together, and that is no reason to hang up.
