@@ -143,6 +143,13 @@ def orphans() -> set[int]:
     return {pid for pid, (parent, _) in processes().items() if parent == here and pid not in _ours}
 
 
+def _has_relays(pid: int) -> bool:
+    """Whether it is a process of a server's with relays of enclaves."""
+    with contextlib.suppress(OSError):
+        return b"adyton.provision.relay_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 def _count(directory: str) -> int:
     try:
         return len(os.listdir(directory))
@@ -197,7 +204,9 @@ def _anonymous(pid: int) -> int:
 class Server:
     """A provision server with a TMPDIR of its own, and an enclave beside the case's."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *, apart: bool) -> None:
+        """`apart`: the bystander's relay has a process of its own, since it dials; all others share one, and end with that."""
+        self.apart = apart
         self.directory = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")
         os.chmod(self.directory, 0o755)
         environment = {**os.environ, "TMPDIR": self.directory}
@@ -212,8 +221,14 @@ class Server:
         assert self.process.stdout is not None
         self.url = "grpc://" + self.process.stdout.readline().rpartition(" ")[2].strip()
         import adyton
+        from adyton.loader import LoadArguments, load_enclave
+        from adyton.provision.client import RemoteProvision
 
-        self.bystander = adyton.load(program, on=self.url, allow_sim=True, allow_call=["back"], functions=[back])
+        if apart:
+            provision = RemoteProvision.instantiate(self.url).dialled_back("127.0.0.1:0")
+            self.bystander = load_enclave(program, provision, LoadArguments(allow_sim=True))
+        else:
+            self.bystander = adyton.load(program, on=self.url, allow_sim=True, allow_call=["back"], functions=[back])
         self.bystander.call("quick")
         self.everything = set(below(self.process.pid))
         _ours.add(self.process.pid)
@@ -222,7 +237,9 @@ class Server:
 
     def state(self) -> dict[str, object]:
         """What must be the same after each case: of all processes of the server, and of the machine what is the server's."""
-        children = below(self.process.pid)
+        children = {  # a process of relays that came with the case stays, for the next one
+            pid: name for pid, name in below(self.process.pid).items() if pid in self.everything or not _has_relays(pid)
+        }
         pids = sorted({self.process.pid, *children})
         threads = {pid: _count(f"/proc/{pid}/task") for pid in children}
         here = _mount_namespace(os.getpid())  # in which others mount what they like, network namespaces for instance
@@ -294,7 +311,7 @@ def _target(case: Case, server: Server, client: int) -> int:
     base = set(server.everything)
     new = {pid: name for pid, name in below(server.process.pid).items() if pid not in base}
     if case.victim == "relay":
-        return next((pid for pid, name in new.items() if not name.startswith(("adyton-", "enclave"))), 0)
+        return next(filter(_has_relays, new), 0)
     return next((pid for pid, name in new.items() if name == _NAMES[case.victim]), 0)
 
 
@@ -428,10 +445,11 @@ def _lane(cases: queue.SimpleQueue[Case], told: queue.SimpleQueue[tuple[Case, li
         try:
             violations = ["no moment drawn has hit"]
             for attempt in range(DRAWS):
-                if case.victim == "server" and server is not None and attempt == 0:
+                apart = case.victim == "relay"
+                if server is not None and attempt == 0 and (case.victim == "server" or server.apart != apart):
                     server.close()
                     server = None
-                server = server or Server(program)
+                server = server or Server(program, apart=apart)
                 try:
                     violations = list(_run(case, server, program, attempt))
                     break

@@ -100,6 +100,11 @@ def gone(pids: set[int], seconds: float = 60) -> set[int]:
     return alive
 
 
+def is_relays(pid: int) -> bool:
+    """Whether it is a process of a provision server's with the relays of enclaves."""
+    return executes(pid, "adyton.provision.relay_process")
+
+
 def litter() -> set[str]:
     return set(os.listdir(tempfile.gettempdir()))
 
