@@ -237,11 +237,10 @@ class Server:
 
     def state(self) -> dict[str, object]:
         """What must be the same after each case: of all processes of the server, and of the machine what is the server's."""
-        children = {  # a process of relays that came with the case stays, for the next one
-            pid: name for pid, name in below(self.process.pid).items() if pid in self.everything or not _has_relays(pid)
-        }
+        children = below(self.process.pid)
         pids = sorted({self.process.pid, *children})
-        threads = {pid: _count(f"/proc/{pid}/task") for pid in children}
+        # gRPC has one more thread, or one less, in a process that dials; that nothing grows, the process that is shared shows
+        threads = {pid: _count(f"/proc/{pid}/task") for pid in children if not (self.apart and _has_relays(pid))}
         here = _mount_namespace(os.getpid())  # in which others mount what they like, network namespaces for instance
         files = sorted(str(path) for path in Path(self.directory).rglob("*") if "blobs" not in path.parts)
         return {
@@ -382,6 +381,9 @@ def _run(case: Case, server: Server, program: str, attempt: int) -> Iterator[str
             yield "the bystander answers late"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a violation
         yield f"the bystander fails: {error!r}"
+    for pid in below(server.process.pid):
+        if server.apart and pid not in server.everything and _has_relays(pid):  # it stays for the next case
+            os.kill(pid, signal.SIGKILL)
     if not until(lambda: not server.changed(), END_SECONDS):
         yield "left: " + "; ".join(server.changed())
     yield from _orphans_left()
