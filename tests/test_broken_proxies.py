@@ -57,7 +57,7 @@ elif stage == "start":
     from adyton.runtime.launch import Zygote
     Zygote.launch = die
 elif stage == "join":
-    relay.Relay._join = die
+    relay.Relays._join = die
 elif stage in ("handshake", "initialize"):
     plain = relay.pieces
     def pieces(sock):
