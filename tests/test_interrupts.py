@@ -8,6 +8,7 @@ import functools
 import gc
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -19,6 +20,7 @@ import adyton
 from adyton.config import Policy
 from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import BULK
+from adyton.remote import steps
 from adyton.trusted import Enclave, host_function
 
 LIMIT = 20.0  # seconds until a test gives up on something that takes milliseconds
@@ -128,6 +130,27 @@ CALLS: dict[str, Callable[[adyton.EnclaveClient], object]] = {
     "a stream of an argument": lambda client: client.call("total", iter(range(3))),
     "a stream of a result": lambda client: list(client.call("counted", 3)),
 }
+
+
+def test_who_answers_late_answers_no_call_that_was_answered_for_it(client, monkeypatch):
+    """As of a stream that nobody has any more. What the main thread has noted for it is noted late here."""
+    take = steps.take
+
+    def take_late(step: Callable[[], None]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            take(functools.partial(time.sleep, 0.001))
+        take(step)
+
+    monkeypatch.setattr(steps, "take", take_late)
+    call, number = CALLS["a stream of a result"], 1
+    while True:
+        with Interrupting(number) as interrupting, contextlib.suppress(Interrupt):
+            call(client)
+        if not interrupting.at:
+            break
+        number += 1
+    gc.collect()
+    until(lambda: client.call("same", b"x") == b"x" and left_of(client) == (0, 0, 1))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may come while storage dies

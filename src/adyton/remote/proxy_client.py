@@ -475,10 +475,14 @@ class ProxyClient:
                     pair.serving.discard(called.call)
                 if self._error is not None:
                     return
-                if pair is None or not pair.abandoned:
-                    self._session.reply(called.call, ok, body)
-                else:  # the enclave may still run a call inside of it, which must be answered first
-                    settle(self._session, pair.number, pair)
+                if pair is not None and pair.abandoned:
+                    settle(
+                        self._session, pair.number, pair
+                    )  # not before a call inside of it, which the enclave may still run
+                elif not called.pair or self._session.owed_on(called.pair) == called.call:
+                    self._session.reply(
+                        called.call, ok, body
+                    )  # else it was settled, of a stream that nobody has any more, say
             self._line.wake()
 
         steps.take(step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import queue
+import sys
 import threading
 from collections.abc import Callable
 
@@ -17,7 +18,10 @@ _threads: list[threading.Thread] = []  # one, or none yet
 def _work() -> None:
     while True:
         step = _steps.get()
-        step()
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - a defect, told as that of any thread; who waits for the next step must not wait for ever
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
         del step  # and what it holds
 
 
