@@ -143,13 +143,6 @@ def orphans() -> set[int]:
     return {pid for pid, (parent, _) in processes().items() if parent == here and pid not in _ours}
 
 
-def _has_relays(pid: int) -> bool:
-    """Whether it is a process of a server's with relays of enclaves."""
-    with contextlib.suppress(OSError):
-        return b"adyton.provision.relay_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
 def _count(directory: str) -> int:
     try:
         return len(os.listdir(directory))
@@ -204,9 +197,7 @@ def _anonymous(pid: int) -> int:
 class Server:
     """A provision server with a TMPDIR of its own, and an enclave beside the case's."""
 
-    def __init__(self, program: str, *, apart: bool) -> None:
-        """`apart`: the bystander's relay has a process of its own, since it dials; all others share one, and end with that."""
-        self.apart = apart
+    def __init__(self, program: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")
         os.chmod(self.directory, 0o755)
         environment = {**os.environ, "TMPDIR": self.directory}
@@ -221,14 +212,8 @@ class Server:
         assert self.process.stdout is not None
         self.url = "grpc://" + self.process.stdout.readline().rpartition(" ")[2].strip()
         import adyton
-        from adyton.loader import LoadArguments, load_enclave
-        from adyton.provision.client import RemoteProvision
 
-        if apart:
-            provision = RemoteProvision.instantiate(self.url).dialled_back("127.0.0.1:0")
-            self.bystander = load_enclave(program, provision, LoadArguments(allow_sim=True))
-        else:
-            self.bystander = adyton.load(program, on=self.url, allow_sim=True, allow_call=["back"], functions=[back])
+        self.bystander = adyton.load(program, on=self.url, allow_sim=True, allow_call=["back"], functions=[back])
         self.bystander.call("quick")
         self.everything = set(below(self.process.pid))
         _ours.add(self.process.pid)
@@ -239,8 +224,7 @@ class Server:
         """What must be the same after each case: of all processes of the server, and of the machine what is the server's."""
         children = below(self.process.pid)
         pids = sorted({self.process.pid, *children})
-        # gRPC has one more thread, or one less, in a process that dials; that nothing grows, the process that is shared shows
-        threads = {pid: _count(f"/proc/{pid}/task") for pid in children if not (self.apart and _has_relays(pid))}
+        threads = {pid: _count(f"/proc/{pid}/task") for pid in children}
         here = _mount_namespace(os.getpid())  # in which others mount what they like, network namespaces for instance
         files = sorted(str(path) for path in Path(self.directory).rglob("*") if "blobs" not in path.parts)
         return {
@@ -310,7 +294,7 @@ def _target(case: Case, server: Server, client: int) -> int:
     base = set(server.everything)
     new = {pid: name for pid, name in below(server.process.pid).items() if pid not in base}
     if case.victim == "relay":
-        return next(filter(_has_relays, new), 0)
+        return next((pid for pid, name in new.items() if not name.startswith(("adyton-", "enclave"))), 0)
     return next((pid for pid, name in new.items() if name == _NAMES[case.victim]), 0)
 
 
@@ -381,9 +365,6 @@ def _run(case: Case, server: Server, program: str, attempt: int) -> Iterator[str
             yield "the bystander answers late"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a violation
         yield f"the bystander fails: {error!r}"
-    for pid in below(server.process.pid):
-        if server.apart and pid not in server.everything and _has_relays(pid):  # it stays for the next case
-            os.kill(pid, signal.SIGKILL)
     if not until(lambda: not server.changed(), END_SECONDS):
         yield "left: " + "; ".join(server.changed())
     yield from _orphans_left()
@@ -447,11 +428,10 @@ def _lane(cases: queue.SimpleQueue[Case], told: queue.SimpleQueue[tuple[Case, li
         try:
             violations = ["no moment drawn has hit"]
             for attempt in range(DRAWS):
-                apart = case.victim == "relay"
-                if server is not None and attempt == 0 and (case.victim == "server" or server.apart != apart):
+                if case.victim == "server" and server is not None and attempt == 0:
                     server.close()
                     server = None
-                server = server or Server(program, apart=apart)
+                server = server or Server(program)
                 try:
                     violations = list(_run(case, server, program, attempt))
                     break

@@ -180,10 +180,10 @@ def test_garbage_on_any_port_disturbs_nobody(healthy, kind):
     server, _, clients, _ = healthy
     until = time.monotonic() + 30  # for relays of enclaves that another test has just ended
     ports: list[int] = []
-    while len(ports) != 2 and time.monotonic() < until:
+    while len(ports) != HEALTHY + 1 and time.monotonic() < until:
         relays = [pid for pid, name in descendants(server.pid).items() if not name.startswith(("adyton-", "enclave"))]
         ports = [port for pid in [server.pid, *relays] for port in listening_ports(pid)]
-    assert len(ports) == 2  # the server's own, and that of the enclaves' relays
+    assert len(ports) == HEALTHY + 1  # the server's own, and one for each enclave
     with contextlib.ExitStack() as stack:
         for port in ports:
             for _ in range(3):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import start
-from parties import PROGRAM, descendants, gone, is_relays, litter, party, relay_of, stop
+from parties import PROGRAM, descendants, gone, litter, party, relay_of, stop
 
 import adyton
 from adyton.client import EnclaveClient
@@ -152,17 +152,14 @@ def provision_server(status: int) -> Iterator[tuple[subprocess.Popen[str], str, 
 
 @either_way
 def test_the_provision_server_outlives_what_it_started(program, dial_back):
-    with provision_server(0) as (server, url, _):
-        if not dial_back:
-            load(program, dial_back, url).close()  # the process of its relay stays, for the next one
-        idle = descendants(server.pid)
-        for victim in ("adyton-super", "enclave", "client", "relay"):
+    with provision_server(0) as (server, url, idle):
+        for victim in ("relay", "adyton-super", "enclave", "client"):
             with client_process(program, dial_back, url) as client:
                 found = {pid: name for pid, name in descendants(server.pid).items() if pid not in idle}
                 if victim == "client":
                     pid = client.pid
                 elif victim == "relay":
-                    pid = next(pid for pid in descendants(server.pid) if is_relays(pid))
+                    pid = next(pid for pid, name in found.items() if name not in ("adyton-super", "enclave"))
                 else:
                     pid = party(found, victim)
                 started = time.monotonic()
@@ -173,8 +170,7 @@ def test_the_provision_server_outlives_what_it_started(program, dial_back):
                 assert gone(set(found)) == set(), victim
             with load(program, dial_back, url) as again:
                 assert again.call("quick") == 1
-            left = {pid for pid in set(descendants(server.pid)) - set(idle) if dial_back or not is_relays(pid)}
-            assert gone(left) == set(), victim
+            assert gone(set(descendants(server.pid)) - set(idle)) == set(), victim
 
 
 @either_way

@@ -16,7 +16,6 @@ import pytest
 from command import start
 from hypothesis import given
 from hypothesis import strategies as st
-from parties import is_relays
 from sandbox import children, wait_until_ended
 
 from adyton import (
@@ -472,9 +471,7 @@ def test_a_load_that_fails_leaves_nothing_on_a_server_either(manager, half, monk
         client = manager.load_enclave(half_config())
         assert client.call("add", 1, 2) == 3
         manager.destroy_enclave(client, EnclaveFinal(), skip_finalize=True)
-        started = children(process.pid) - idle
-        # the process of their relays stays, for the next ones
-        assert wait_until_ended({pid for pid in started if not is_relays(pid)}) == set()
+        assert wait_until_ended(children(process.pid) - idle) == set()
     finally:
         process.terminate()
         assert process.wait(40) == 0

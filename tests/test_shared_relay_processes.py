@@ -1,16 +1,17 @@
-"""The relays of a provision server's enclaves share processes: what that saves, what they do not share, and what ends with such a process."""
+"""The relays of a provision server's many enclaves share processes: what they do not share, and what ends with such a process."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from command import start
 from parties import PROGRAM, descendants, gone, is_relays, stop
 
 import adyton
@@ -33,10 +34,21 @@ def program(workplace) -> str:
     return str(Path("waiting.py").absolute())
 
 
+SERVER = """
+import functools
+import sys
+from adyton.cli import main
+from adyton.provision import server
+server.RelaySettings = functools.partial(server.RelaySettings, processes=1)
+sys.argv[1:] = ["serve", "--port", "0"]
+main()
+"""
+
+
 @pytest.fixture
 def serving():
-    """A provision server's process and its URL."""
-    process = start("serve", "--port", "0")
+    """A provision server's process, which shares its first relay process, and its URL."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     yield process, "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
     process.terminate()
@@ -75,9 +87,8 @@ def test_two_enclaves_share_a_process_and_each_ends_alone(program, serving):
         with pytest.raises(AdytonError):
             third.close()
         assert first.call("quick") == 1
-    with load(program, url) as again:
-        assert again.call("quick") == 1
         assert relays(server) == [shared]
+    assert gone({shared}) == set()
 
 
 def test_the_end_of_the_process_is_told_to_all_whose_relays_it_had_and_the_server_goes_on(program, serving):
@@ -146,7 +157,7 @@ def hosts(monkeypatch):
     made = []
 
     def make(**settings) -> RelayProcesses:
-        made.append(RelayProcesses(RelaySettings(grace=60.0, **settings)))
+        made.append(RelayProcesses(RelaySettings(**{"grace": 60.0, "processes": 1, **settings})))
         return made[-1]
 
     yield make
@@ -170,12 +181,24 @@ def test_where_there_is_no_room_another_process_is_started_and_ends_when_it_is_e
     for each in enclaves[:2]:
         each.theirs.close()
         assert each.finished.wait(WAIT)
-    until(lambda: len(shared._processes) == 1)  # the other has room
-    enclaves[2].theirs.close()
-    assert enclaves[2].finished.wait(WAIT)
-    again, port = carried(shared)  # the last one stays, also when it is empty
+    until(lambda: len(shared._processes) == 1)
+    again, port = carried(shared)
     assert port == ports[2]
-    again.theirs.close()
+    for each in (enclaves[2], again):
+        each.theirs.close()
+        assert each.finished.wait(WAIT)
+    until(lambda: not shared._processes)
+
+
+def test_the_first_enclaves_have_a_process_each_and_more_go_where_there_are_the_fewest(hosts):
+    shared = hosts(processes=2)
+    enclaves, ports = zip(*(carried(shared) for _ in range(3)), strict=True)
+    assert ports[0] != ports[1]
+    fewest = 1 - ports.index(ports[2])
+    fourth, port = carried(shared)
+    assert port == ports[fewest]
+    for each in (*enclaves, fourth):
+        each.theirs.close()
 
 
 def test_each_process_takes_a_port_of_the_range(hosts):

@@ -17,8 +17,7 @@ from parties import descendants, executes, gone, litter, party, processes, stop
 
 import adyton
 from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
-from adyton.loader import LoadArguments, load_enclave, load_in_process
-from adyton.provision.client import RemoteProvision
+from adyton.loader import LoadArguments, load_in_process
 from adyton.remote import proxy_client
 from adyton.stopped import STOPPED_SECONDS
 from adyton.trusted import TrustedApplication, entry
@@ -83,16 +82,11 @@ PARTIES = ("relay", "adyton-super", "enclave")
 
 
 def victims(above, program, on=None):
-    """A client for each party, with that party's process and all of its enclave's. A relay of a process of its own: of a server, one that dials."""
+    """A client for each party, with that party's process and all of its enclave's."""
     chosen = {}
     for victim in PARTIES:
         others = set(descendants(above))
-        if victim == "relay" and on is not None:
-            client = load_enclave(
-                program, RemoteProvision.instantiate(on).dialled_back("127.0.0.1:0"), LoadArguments(allow_sim=True)
-            )
-        else:
-            client = adyton.load(program, on=on, allow_sim=True)
+        client = adyton.load(program, on=on, allow_sim=True)
         found = {pid: name for pid, name in descendants(above).items() if pid not in others}
         if victim != "relay":
             pid = party(found, victim)
@@ -217,7 +211,6 @@ except adyton.AdytonError as error:
 @pytest.mark.long
 def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
     server, url = serving
-    adyton.load(program, on=url, allow_sim=True).close()  # the process of its relay stays, for the next ones
     started = {}
     for ending in ("is given up", "is killed", "goes on at once"):
         idle = set(descendants(server.pid))

@@ -1,4 +1,7 @@
-"""The spawner's side of its relay processes: they are started as enclaves come, shared by many, and ended when they are empty. Without grpc."""
+"""The spawner's side of its relay processes, without grpc: they are started as enclaves come, and ended when they are empty.
+
+The first enclaves have one each; more share them, each the one that has the fewest: an idle process costs more than hundreds of idle relays in it.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ from adyton.stopped import STOPPED_SECONDS, stopped
 if TYPE_CHECKING:
     from adyton.runtime.launch import Enclave
 
+PROCESSES = 16  # that there are before any is shared
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 START_SECONDS = 20.0  # until a process must have said where it listens, or that its client has it
 _ATTEMPTS = 3  # to find a process that does not end
@@ -53,6 +57,7 @@ class RelaySettings(msgspec.Struct, frozen=True):
         ""  # the command, as a shell takes it, that ends up in `adyton proxy`, one for each enclave; "" for ours
     )
     grace: float = 0.0  # see LaunchRequest
+    processes: int = PROCESSES
 
 
 @dataclass
@@ -208,7 +213,7 @@ class RelayProcesses:
         self._settings = settings
         self._longest = max(settings.grace, STOPPED_SECONDS)
         self._lock = threading.Lock()
-        self._finding = threading.Lock()  # who comes while a process starts finds room in that
+        self._starting = 0
         self._processes: list[_Process] = []
         threading.Thread(target=self._end_stopped, name="adyton-stopped", daemon=True).start()
 
@@ -227,13 +232,19 @@ class RelayProcesses:
         raise UnreachableError("the server's proxy servers end as soon as they are started")
 
     def _with_room(self, finished: Callable[[], None]) -> tuple[_Process, int]:
-        with self._finding:
-            with self._lock:
-                for process in self._processes:
-                    if process.most > 1 and process.has_room and not stopped(process.pid):
-                        return process, process.reserve(finished)
+        with self._lock:
+            shared = [each for each in self._processes if each.most > 1 and not each.leaving]
+            found = [each for each in shared if each.has_room and not stopped(each.pid)]
+            if found and len(shared) + self._starting >= self._settings.processes:
+                process = min(found, key=lambda each: len(each.shares))
+                return process, process.reserve(finished)
+            self._starting += 1
+        try:
             process = self._start(listens=True)
-            return process, process.reserve(finished)
+        finally:
+            with self._lock:
+                self._starting -= 1
+        return process, process.reserve(finished)
 
     def _start(self, *, listens: bool) -> _Process:
         process = _Process(self._settings, listens=listens, changed=self._when_changed)
@@ -246,8 +257,7 @@ class RelayProcesses:
         with self._lock:
             if process.ended and process in self._processes:
                 self._processes.remove(process)
-            shared = [each for each in self._processes if each.most > 1 and each.has_room and each is not process]
-            if not process.shares and (process.leaving or process.most == 1 or shared):
+            if not process.shares:
                 process.leave()
 
     def _end_stopped(self) -> None:
