@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,6 +16,8 @@ from adyton.crypto.self_signed import self_signed
 from adyton.errors import RemoteProtocolError
 
 _RECORD = 1 << 14  # bytes of plaintext in a TLS record, RFC 8446 section 5.1
+_LONGEST = _RECORD + 256  # bytes of one as it is sent, without its head; section 5.2
+_HEAD = struct.Struct(">BHH")  # of a record: type, version, length
 _TAKE = 1 << 20  # bytes read at once from the memory that TLS writes to
 
 
@@ -37,6 +40,8 @@ class Tls:
         self.due = True
         self.finished = False
         self.ended = False
+        self._head = b""  # of a record of which not even that is there
+        self._missing = 0  # bytes of a record that has begun
 
     @classmethod
     def client(cls) -> Tls:
@@ -67,13 +72,14 @@ class Tls:
             return b""
         connection = self._connection
         connection.bio_write(ciphertext)
+        records = self._completed(ciphertext)
         if not self.finished:
             self.due = True
             if not self._handshake():
                 return b""
         parts = []
         try:
-            while True:
+            for _ in range(records):  # to find out that there is no more costs as much as to read
                 parts.append(connection.recv(_RECORD))
         except SSL.WantReadError:
             pass
@@ -83,6 +89,27 @@ class Tls:
             self.due = True  # an alert
             raise RemoteProtocolError(f"the peer's TLS cannot be read: {_reason(error)}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _completed(self, ciphertext: bytes | memoryview) -> int:
+        """How many records these bytes complete: no fewer than have something to read. What cannot be one counts, so that it is told."""
+        count, size = 0, len(ciphertext)
+        at = self._missing
+        if 0 < at <= size:
+            count = 1
+        while at < size:
+            head = bytes(ciphertext[at : at + _HEAD.size - len(self._head)])
+            at += len(head)
+            head = self._head + head
+            if len(head) < _HEAD.size:
+                self._head = head
+                break
+            self._head = b""
+            _, _, length = _HEAD.unpack(head)
+            at += length
+            if at <= size or length > _LONGEST:
+                count += 1
+        self._missing = max(0, at - size)
+        return count
 
     def send(self, plaintext: bytes | memoryview) -> None:
         """Encrypt; the handshake must be finished."""
