@@ -80,7 +80,7 @@ class Tls:
         parts = []
         try:
             for _ in range(records):  # to find out that there is no more costs as much as to read
-                parts.append(connection.recv(_RECORD))
+                parts.append(connection.recv(_RECORD))  # noqa: PERF401 - those before an error are kept
         except SSL.WantReadError:
             pass
         except SSL.ZeroReturnError:

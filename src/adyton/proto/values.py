@@ -36,6 +36,8 @@ _Packed = tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]
 _DECODE: Mapping[Encoding, Callable[..., Any]] = {"msgpack": msgspec.msgpack.decode, "json": msgspec.json.decode}
 _STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
 _ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncIterable, collections.abc.AsyncGenerator)
+_ANY_STREAM = (collections.abc.Iterator, collections.abc.AsyncIterator)
+_NO_STREAMS = frozenset((bytes, str, int, float, bool, type(None), list, tuple, dict))  # which is found out sooner
 _EXTENSION = 1  # a stream among arguments; its data: the number of it, one byte
 _BULK_EXTENSION = 2  # the same of bulk
 _BYTES = frozenset({bytes, bytearray, memoryview})
@@ -80,7 +82,7 @@ def encode_arguments(
 
 
 def _or_stream(value: Any, streams: list[Any]) -> Any:
-    if not isinstance(value, collections.abc.Iterator | collections.abc.AsyncIterator):
+    if type(value) in _NO_STREAMS or not isinstance(value, _ANY_STREAM):
         return value
     streams.append(value)
     if len(streams) > MAX_STREAMS:
