@@ -1,5 +1,7 @@
 """How much of what one end of a session sends is on its way: as much as the way carries, and not much more."""
 
+from unittest.mock import Mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,44 @@ def test_a_line_that_becomes_slow_is_noticed():
     way.most_queued = 0.0
     way.run(10.0)
     assert way.most_queued <= 0.5
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.02, 0.05])
+def test_while_small_messages_are_sent_beside_it_little_is_queued_and_the_line_carries_most(delay):
+    way = Way(1e8, delay)
+    way.run(2.0)
+    flooded, way.most_queued = way.most_queued, 0.0
+
+    def hurried(seconds):
+        for _ in range(int(seconds / 0.01)):
+            way.flow.hurry()
+            way.run(0.01)
+
+    hurried(2.0)
+    way.most_queued, way.carried = 0.0, 0
+    hurried(1.0)
+    assert way.most_queued <= max(0.5 * flooded, 1.5 * LEAST / way.rate)
+    assert way.carried >= 0.5 * way.rate
+    way.run(1.0)
+    way.carried = 0
+    way.run(1.0)
+    assert way.carried >= 0.9 * way.rate
+
+
+@pytest.mark.parametrize("kind", ["call", "reply"])
+def test_a_small_message_beside_a_large_one_makes_haste(kind):
+    session, peer = Session(Side.CLIENT), Session(Side.ENCLAVE)
+    peer.call(0, "m", b"")
+    session.receive(peer.data_to_send(1 << 16))
+    session._flow.hurry = hurry = Mock()
+    session.call(1, "m", b"")
+    assert not hurry.called  # what is alone waits for nothing
+    session.call(5, "m", bytes(1 << 20))
+    if kind == "call":
+        session.call(3, "m", b"x")
+    else:
+        session.reply(1, ok=True, body=b"x")
+    assert hurry.called
 
 
 def test_a_way_that_becomes_longer_is_noticed():

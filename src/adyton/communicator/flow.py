@@ -3,6 +3,8 @@
 What lies in queues on the way delays every small message behind it, and signs of life too; what is less than the way holds leaves it idle.
 So marks are put between what is sent, and the peer tells when it has read them: by that it is known how long the way takes, and how
 much of it arrives in that time.
+
+Who makes small calls beside a large one wants them answered soon: as long as they come, nothing lies in queues, even if the way is not always full then.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ LEAST = 1 << 17  # bytes on their way: what a slow line takes before a sign of l
 MOST = 1 << 24
 APART = 1 << 20  # bytes between two marks, at most
 QUEUE = 0.005  # seconds that what is sent may lie in queues, beside what the way itself takes
+HURRY = 0.05  # seconds after a small message beside a large one, in which there is to be no queue
 LIGHT = LEAST // 4  # bytes on their way: so few that a mark behind them tells what the way itself takes
 AGAIN = 10.0  # seconds after which that is found out again, for it may have become longer
 CLOSEST = LIGHT // 4  # bytes between two marks, at least
@@ -50,6 +53,7 @@ class Flow:
         self._rate = 0.0  # bytes in a second
         self._way = float("inf")  # seconds there and back when nothing else is under way
         self._known = clock()  # when that was found out
+        self._hurried = -float("inf")  # when last
         self._apart = self.window // 4  # bytes between two marks, as long as that is known
 
     @property
@@ -81,6 +85,10 @@ class Flow:
         for mark in self._marks:
             mark.lost = True
 
+    def hurry(self) -> None:
+        """Something small is to be sent beside what is large."""
+        self._hurried = self._clock()
+
     def read(self, number: int) -> bool:
         """The peer has read up to this mark. False: it was told of before, or never put."""
         marks = self._marks
@@ -94,7 +102,9 @@ class Flow:
         if mark.lost:
             return True
         rate = (mark.end - mark.arrived) / took
-        self._rate = max(rate, self._rate * 0.9)
+        hurries = now - self._hurried < HURRY
+        # Without a queue less arrives than could; the way has become slower only if there is one all the same.
+        self._rate = max(rate, self._rate * (1.0 if hurries and took <= 2 * self._way + QUEUE else 0.9))
         if took <= self._way:
             self._way, self._known = took, now
         elif mark.light:
@@ -103,6 +113,6 @@ class Flow:
         if now - self._known > AGAIN:
             self.window = LIGHT  # until a mark has shown it
         else:
-            self.window = max(LEAST, min(MOST, int(self._rate * (2 * self._way + QUEUE))))
+            self.window = max(LEAST, min(MOST, int(self._rate * (self._way if hurries else 2 * self._way + QUEUE))))
         self._apart = min(max(self.window // 4, min(self.window // 2, int(self._rate * QUEUE))), APART)
         return True

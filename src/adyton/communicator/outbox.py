@@ -136,6 +136,11 @@ class Outbox:
         """Whether that frame, and so all before it, is out."""
         return frame <= self._frames - len(self._urgent)
 
+    @property
+    def has_bodies(self) -> bool:
+        """Whether something large is due."""
+        return bool(self._unsent)
+
     def unsent(self, kind: Literal["call", "reply"], number: int) -> bool:
         """Whether some of this body is due still."""
         return (kind, number) in self._unsent

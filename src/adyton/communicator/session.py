@@ -250,10 +250,15 @@ class Session:
         self._last_sent = number
         self._sent_calls[number] = pair
         if size <= CHUNK:
-            self._outbox.put(encode(CallFrame(number, pair, method, size, b"".join(parts))))
+            self._put_small(encode(CallFrame(number, pair, method, size, b"".join(parts))))
         else:
             self._outbox.put_body(encode(CallFrame(number, pair, method, size, cut)), "call", number, parts)
         return number
+
+    def _put_small(self, frame: bytes) -> int:
+        if self._outbox.has_bodies:
+            self._flow.hurry()
+        return self._outbox.put(frame)
 
     def reply(self, call: int, ok: bool, body: Parts) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
@@ -263,7 +268,7 @@ class Session:
         size = sum(map(len, parts))
         self._replies_to(call, size)
         if size <= CHUNK:
-            self._replies.append(self._outbox.put(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
+            self._replies.append(self._put_small(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
         else:
             self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
 
