@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_UNSEEN: AbstractContextManager[None] = contextlib.nullcontext()
+_UNSEEN: AbstractContextManager[Any] = contextlib.nullcontext()
 SUBMIT_THREADS = 32  # that `submit` uses, each with an enclave thread of its own
 
 
@@ -197,8 +197,8 @@ class EnclaveClient:
             proxy.unpaired.watch.add(results, None, lambda: None)
             return AsyncResultStream(*self._opened(name, item, results, deadline, arguments, loop))
         annotation = _annotation(name, signature)
-        with self._calling(name):
-            call = proxy.async_call(request, self._timeout, arguments, bulk)
+        with _UNSEEN if proxy.telemetry is None else proxy.telemetry.awaiting(name) as seen:
+            call = proxy.async_call(request, self._timeout, arguments, bulk, seen)
             try:
                 return decode_result(name, await call.future, annotation)
             except CallFailed as failed:

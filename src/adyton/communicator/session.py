@@ -260,6 +260,11 @@ class Session:
             self._flow.hurry()
         return self._outbox.put(frame)
 
+    @property
+    def next_call(self) -> int:
+        """The number that `call` gives to the next one, if it raises nothing."""
+        return self._last_sent + 1
+
     def reply(self, call: int, ok: bool, body: Parts) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
         if self._closed or self._peer_reason is not None:

@@ -1,7 +1,7 @@
 """What of a distributed trace crosses the channel: where in it a call is, and when the enclave began and ended what it did for it.
 
     method    from client to enclave
-    trace     (one way) Traced: the next call on that pair has this context
+    trace     (one way) Traced: the call of that number, which follows, has this context
 
     method    from enclave to client
     spans     (one way) Told: before each host call of a traced entry, and before its reply
@@ -33,9 +33,9 @@ class TraceContext(Message, frozen=True):
 
 
 class Traced(Message, frozen=True):
-    """The context of the next call on `pair`; None: its program is not to know. `tell`: the client wants to be told of its times."""
+    """The context of the call of that number; None: its program is not to know. `tell`: the client wants to be told of its times."""
 
-    pair: Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
+    call: Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
     context: TraceContext | None
     tell: bool
 
@@ -44,12 +44,13 @@ class Moment(Message, frozen=True):
     """When something happened, in ns of the enclave's own clock.
 
     "entered", "returned": the entry's call has arrived, its reply is sent. "asked", "answered": a registered function is called in
-    it, its answer has arrived; `span`: of the program's own that it is called in, "" for none.
+    it, its answer has arrived, by the host call of number `host`; `span`: of the program's own that it is called in, "" for none.
     """
 
     what: Literal["entered", "asked", "answered", "returned"]
     at: Unsigned
     span: SpanId = ""
+    host: Unsigned = 0
 
 
 class Told(Message, frozen=True):

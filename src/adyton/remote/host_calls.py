@@ -116,7 +116,7 @@ class HostCalls:
             if self._telemetry is None:
                 body = encode_result(self._executor.execute(request))
             else:
-                body = encode_result(self._telemetry.serving(called.pair, request, self._executor.execute))
+                body = encode_result(self._telemetry.serving(called, request, self._executor.execute))
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on

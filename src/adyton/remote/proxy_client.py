@@ -12,6 +12,7 @@ sent for that while nobody waits.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import itertools
 import queue
@@ -343,10 +344,18 @@ class ProxyClient:
         return deadline
 
     def async_call(
-        self, request: EnterRequest, timeout: float | None, arguments: list[Argument], bulk: Sequence[bytes] = ()
+        self,
+        request: EnterRequest,
+        timeout: float | None,
+        arguments: list[Argument],
+        bulk: Sequence[bytes] = (),
+        seen: Any = None,
     ) -> UnpairedCall:
-        """Call an entry from a task, without a pair."""
-        return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk)
+        """Call an entry from a task, without a pair. `seen`: what telemetry, if there is any, has `began`."""
+        if self.telemetry is None:
+            return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk)
+        with self.telemetry.within(seen):
+            return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk, contextvars.copy_context())
 
     def cancel(self, call: int) -> None:
         """Nobody waits for a call without a pair any more."""

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from adyton.communicator import session as communicator
@@ -139,11 +140,13 @@ class UnpairedCall:
         arguments: list[Argument],
         delivery: _Delivery,
         bulk: Sequence[bytes],
+        context: Context | None,
     ) -> None:
         self.request = request
         self.bulk = bulk
         self.deadline = deadline
         self.arguments = arguments
+        self.context = context  # that it is to be made in
         self.number = 0  # until it is made
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls = calls
@@ -209,14 +212,21 @@ class UnpairedCalls:
         self._deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Delivery] = weakref.WeakKeyDictionary()
 
     def begin(
-        self, request: EnterRequest, deadline: Deadline, arguments: list[Argument], bulk: Sequence[bytes] = ()
+        self,
+        request: EnterRequest,
+        deadline: Deadline,
+        arguments: list[Argument],
+        bulk: Sequence[bytes] = (),
+        context: Context | None = None,
     ) -> UnpairedCall:
-        """Make a call from a task, whose future gets the body of its result, or CallFailed or an AdytonError."""
+        """Make a call from a task, whose future gets the body of its result, or CallFailed or an AdytonError. `context`: the calling one, if it
+        matters which.
+        """
         loop = asyncio.get_running_loop()
         delivery = self._deliveries.get(loop)
         if delivery is None:
             delivery = self._deliveries[loop] = _Delivery(loop)
-        call = UnpairedCall(self, request, deadline, arguments, delivery, bulk)
+        call = UnpairedCall(self, request, deadline, arguments, delivery, bulk, context)
         with self._lock:
             waits = len(self._under_way) >= MOST_CALLS
             if waits:
@@ -249,7 +259,8 @@ class UnpairedCalls:
             call.answered(event)
         if following is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-                following.future.get_loop().call_soon_threadsafe(self._make_following, following)
+                loop = following.future.get_loop()
+                loop.call_soon_threadsafe(self._make_following, following, context=following.context)
 
     def _make_following(self, call: UnpairedCall) -> None:
         try:

@@ -23,6 +23,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from adyton import errors
 from adyton._version import __version__
+from adyton.communicator import session as communicator
 from adyton.communicator.messages import decode, encode
 from adyton.communicator.tracing import Moment, Told, Traced
 from adyton.hostcall import abi
@@ -41,6 +42,8 @@ _R = TypeVar("_R")
 class _Session(Protocol):
     """What of the communicator's session is needed here."""
 
+    @property
+    def next_call(self) -> int: ...
     def notify(self, method: str, body: bytes) -> None: ...
     def call(self, pair: int, method: str, body: bytes, bulk: Sequence[bytes]) -> int: ...
 
@@ -50,6 +53,16 @@ class _Results(Protocol):
 
     error: BaseException | None
     over: Callable[[], None]
+
+
+class _Host:
+    """An entry's call of a function, until the enclave has its answer."""
+
+    def __init__(self, span: Span, pair: int, reached: int) -> None:
+        self.span = span  # as the enclave sees it
+        self.pair = pair
+        self.reached = reached  # until when it is known not to be answered
+        self.serves = True  # the client executes it: that it is answered, the enclave cannot say
 
 
 class _Call:
@@ -64,6 +77,7 @@ class _Call:
         self.number = 0  # of the session; 0: not sent
         self.pair = 0
         self.outer: _Call | None = None  # on the same pair
+        self.tells = False  # the enclave was asked to tell of it
         self.sent = 0
         self.entry_id = 0  # that the entry's span is to have
         self.entry: Span | None = None  # in the enclave
@@ -71,9 +85,10 @@ class _Call:
         self.returned = False
         self.over = False  # its caller waits no longer, or has its result
         self.reached = 0  # until when it is known what happened in the enclave
-        self.asked: tuple[int, str] | None = None  # when, and in which span of the program's
-        self.host: Span | None = None  # the enclave's call of a function, until the enclave has its answer
-        self.serves = False  # the client executes that function: the enclave has nothing to tell
+        self.asked: dict[
+            int, tuple[int, str]
+        ] = {}  # by host calls that have not come: when, and in which span of the program's
+        self.hosts: dict[int, _Host] = {}  # by host calls that have, and are not answered
         self.host_calls = 0
 
     def since_1970(self, moment: int) -> int:
@@ -93,8 +108,9 @@ class Telemetry:
         self._instruments = Instruments(providers.meter.get_meter("adyton", __version__))
         self._clocks = Clocks()
         self._lock = threading.Lock()
-        self._calls: dict[int, _Call] = {}  # by number
+        self._calls: dict[int, _Call] = {}  # under way, by number
         self._pairs: dict[int, _Call] = {}  # the innermost on each
+        self._asked: dict[int, _Call] = {}  # by host calls that have not come
         self._traffic: Mapping[str, int] = {}
         self._told_traffic = {"bytes_sent": 0, "bytes_received": 0}
 
@@ -115,12 +131,17 @@ class Telemetry:
 
     @contextmanager
     def calling(self, entry: str) -> Iterator[None]:
-        """Around one call of the enclave's, on the thread or task that makes it."""
+        """Around one call of the enclave's, on the thread that makes it."""
+        with self.awaiting(entry) as call, self.within(call):
+            yield
+
+    @contextmanager
+    def awaiting(self, entry: str) -> Iterator[_Call]:
+        """The same for a task, which may be let go of in any context: it is `within` the call only where that is made."""
         call = self.began(entry)
         error: BaseException | None = None
         try:
-            with self.within(call):
-                yield
+            yield call
         except BaseException as raised:
             error = raised
             raise
@@ -186,34 +207,40 @@ class Telemetry:
     def send(self, session: _Session, pair: int, method: str, body: bytes, bulk: Sequence[bytes]) -> int:
         """`session.call`, after what the enclave is to know of the trace. Under the lock of the session's owner."""
         call = _call.get()
-        if (
-            call is None or call.number or call.over or not pair
-        ):  # what has no pair is not told of: its context would be taken for another's
+        if call is None or call.number or call.over:
             return session.call(pair, method, body, bulk)
         found, tell = call.span.get_span_context(), call.span.is_recording()
+        context = None
         if found.is_valid:
             call.entry_id = self._spans.reserved() if tell else 0
             context = told_of(with_id(found, call.entry_id))
-            if tell or context is not None:
-                session.notify("trace", encode(Traced(pair, context, tell)))
+        told = session.next_call if tell or context is not None else 0
+        if told:
+            session.notify("trace", encode(Traced(told, context, tell)))
         call.sent = call.reached = time.monotonic_ns()
-        number = session.call(pair, method, body, bulk)
+        try:
+            number = session.call(pair, method, body, bulk)
+        except BaseException:
+            if told:  # it would be another's
+                session.notify("trace", encode(Traced(told, None, tell=False)))
+            raise
         with self._lock:
             if call.over:  # meanwhile
                 return number
-            call.number, call.pair, call.outer = number, pair, self._pairs.get(pair)
-            self._pairs[pair] = call
-            if tell:
-                self._calls[number] = call
+            call.number, call.tells = number, tell
+            self._calls[number] = call
+            if pair:
+                call.pair, call.outer = pair, self._pairs.get(pair)
+                self._pairs[pair] = call
         return number
 
     def told(self, body: bytes | bytearray) -> None:
         """The enclave's account of a call of ours. RemoteProtocolError."""
-        now = time.monotonic_ns()
         account = decode(body, Told)
         with self._lock:
+            now = time.monotonic_ns()
             call = self._calls.get(account.call)
-            if call is None or call.serves or not account.moments:
+            if call is None or not call.tells or not account.moments:
                 return
             first, last = account.moments[0], account.moments[-1]
             if call.entered is None:
@@ -222,17 +249,24 @@ class Telemetry:
                 call.entered = first.at
             difference = self._clocks.match(call.sent, call.entered, last.at, now)
             for moment in account.moments:
-                call.reached = min(max(moment.at + difference, call.reached), now)
+                host = call.hosts.get(moment.host)
+                least = call.reached if host is None or moment.what != "answered" else max(call.reached, host.reached)
+                call.reached = min(max(moment.at + difference, least), now)
                 self._happened(call, moment)
 
-    def serving(self, pair: int, request: Any, execute: Callable[[Any], _R]) -> _R:
-        """`execute(request)`, a host call on that pair, with spans if it is one of a function that a traced call made."""
+    def serving(self, called: communicator.Called, request: Any, execute: Callable[[Any], _R]) -> _R:
+        """`execute(request)`, that host call, with spans if it is one of a function that a traced call told of.
+
+        On a pair it is one of the innermost call's there; else of the enclave's own threads, which may be of any call.
+        """
+        if not isinstance(request, abi.Call):
+            return execute(request)
         with self._lock:
-            call = self._pairs.get(pair)
-            if call is None or not isinstance(request, abi.Call) or not self._may_show(call):
+            call = self._asked.get(called.call)
+            if call is None or (called.pair and self._pairs.get(called.pair) is not call):
                 call = None
             else:
-                span = self._asked(call, request.name)
+                host, span = self._came(call, called, request.name)
         if call is None:
             return execute(request)
         token = _call.set(call)
@@ -250,7 +284,7 @@ class Telemetry:
             end = time.monotonic_ns()
             span.end(call.since_1970(end))
             with self._lock:
-                call.reached, call.serves = max(call.reached, end), False
+                host.reached, host.serves = end, False
 
     def count_traffic(self, traffic: Mapping[str, int]) -> None:
         """Where "bytes_sent" and "bytes_received" so far are to be read from now on."""
@@ -269,12 +303,9 @@ class Telemetry:
         """A lost connection was made again: counted, and an event of each call that was under way."""
         self._instruments.count("adyton.client.reconnects", 1, {"enclave": self._enclave})
         with self._lock:
-            under_way = list(self._pairs.values())
-        for call in under_way:
-            each: _Call | None = call
-            while each is not None:
-                each.span.add_event("reconnected", timestamp=each.since_1970(time.monotonic_ns()))
-                each = each.outer
+            under_way = list(self._calls.values())
+        for each in under_way:
+            each.span.add_event("reconnected", timestamp=each.since_1970(time.monotonic_ns()))
 
     def note(self, name: str, outcome: str, started: float, size: int) -> None:  # noqa: ARG002 - a HostCallLog
         """See HostCallLog. Of its name the kind only."""
@@ -285,50 +316,68 @@ class Telemetry:
     # -- under the lock ---------------------------------------------------------------------------------------------------
 
     def _happened(self, call: _Call, moment: Moment) -> None:
-        at = call.since_1970(call.reached)
         match moment.what:
             case "entered" if call.entry is None and not call.returned:
+                at, around = call.since_1970(call.reached), call.span.get_span_context()
                 call.entry = self._spans.start(
-                    *(call.name, SpanKind.SERVER, call.attributes, at, call.span.get_span_context(), call.entry_id)
+                    *(call.name, SpanKind.SERVER, call.attributes, at, around, call.entry_id)
                 )
-            case "asked":
-                call.asked = call.reached, moment.span
+            case "asked" if call.entry is not None and moment.host not in self._asked and moment.host not in call.hosts:
+                self._asks(call, call.entry, moment)
             case "answered":
-                self._answered(call)
-            case "returned" if call.entry is not None:
-                self._answered(call)
-                call.entry.end(at)
+                self._answered(call, moment.host)
+            case "returned" if call.entry is not None and not any(
+                each.serves and each.pair for each in call.hosts.values()
+            ):
+                self._forget_hosts(call)
+                call.entry.end(call.since_1970(call.reached))
                 call.entry, call.returned = None, True
             case _:
                 pass
 
-    def _may_show(self, call: _Call) -> bool:
-        if call.entry is None:
-            return False
+    def _asks(self, call: _Call, entry: Span, moment: Moment) -> None:
+        """The entry will call a function by that host call."""
         call.host_calls += 1
         if call.host_calls > MAX_HOST_SPANS:
-            call.entry.set_attribute("adyton.host_calls_left_out", call.host_calls - MAX_HOST_SPANS)
-        return call.host_calls <= MAX_HOST_SPANS
+            entry.set_attribute("adyton.host_calls_left_out", call.host_calls - MAX_HOST_SPANS)
+            return
+        call.asked[moment.host] = call.reached, moment.span
+        self._asked[moment.host] = call
 
-    def _asked(self, call: _Call, name: str) -> Span:
-        """The entry calls a function: the enclave's side of it begins, and the client's, which is returned."""
+    def _came(self, call: _Call, called: communicator.Called, name: str) -> tuple[_Host, Span]:
+        """The host call is here: the enclave's side of it begins, and the client's, whose span is given too."""
         assert call.entry is not None
         now = time.monotonic_ns()
-        self._answered(call)  # of the one before nothing was told
-        at, span_id = call.asked or (now, "")
-        call.asked, call.serves, call.reached = None, True, max(call.reached, now)
+        del self._asked[called.call]
+        at, span_id = call.asked.pop(called.call)
         name = name if name in self._functions else "unknown"
         attributes = _attributes(HOST, name)
         parent = with_id(call.entry.get_span_context(), int(span_id or "0", 16))
-        call.host = self._spans.start(f"{HOST}/{name}", SpanKind.CLIENT, attributes, call.since_1970(at), parent)
-        return self._spans.start(
-            *(f"{HOST}/{name}", SpanKind.SERVER, attributes, call.since_1970(now)), call.host.get_span_context()
+        span = self._spans.start(f"{HOST}/{name}", SpanKind.CLIENT, attributes, call.since_1970(at), parent)
+        host = call.hosts[called.call] = _Host(span, called.pair, now)
+        return host, self._spans.start(
+            *(f"{HOST}/{name}", SpanKind.SERVER, attributes, call.since_1970(now)), span.get_span_context()
         )
 
-    def _answered(self, call: _Call) -> None:
-        if call.host is not None:
-            call.host.end(call.since_1970(call.reached))
-            call.host = None
+    def _answered(self, call: _Call, number: int) -> None:
+        """Or it was not made."""
+        host = call.hosts.get(number)
+        if host is not None and not host.serves:
+            host.span.end(call.since_1970(call.reached))
+            del call.hosts[number]
+        elif call.asked.pop(number, None) is not None:
+            del self._asked[number]
+
+    def _forget_hosts(self, call: _Call) -> None:
+        """Of its host calls nothing more is told. A function that a thread of the enclave's own called may go on, and its span be the longer."""
+        for number in call.asked:
+            del self._asked[number]
+        for host in call.hosts.values():
+            call.reached = max(call.reached, host.reached)
+        for host in call.hosts.values():
+            host.span.end(call.since_1970(call.reached))
+        call.asked.clear()
+        call.hosts.clear()
 
     def _over(self, call: _Call, now: int) -> None:
         """Of what the enclave has not told until now, it tells nothing any more."""
@@ -340,7 +389,7 @@ class Telemetry:
             del self._pairs[call.pair]
         if call.entry is not None:
             call.reached = now
-            self._answered(call)
+            self._forget_hosts(call)
             call.entry.set_attribute("adyton.unfinished", value=True)
             call.entry.end(call.since_1970(now))
             call.entry = None

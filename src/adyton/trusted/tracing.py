@@ -7,9 +7,9 @@ context as the current one: its spans become children of the entry's, and calls 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 _A = TypeVar("_A")
@@ -23,16 +23,12 @@ class _Context(Protocol):
     def tracestate(self) -> str: ...
 
 
-class _Current(threading.local):
-    context: _Context | None = None
-
-
-_current = _Current()
+_current: ContextVar[_Context | None] = ContextVar("adyton_trace", default=None)
 
 
 def trace_context() -> dict[str, str]:
-    """`traceparent` and, if there is one, `tracestate` of the entry that the calling thread is in, as W3C has them; {} if it is not traced."""
-    context = _current.context
+    """`traceparent` and, if there is one, `tracestate` of the entry that the calling thread or task is in, as W3C has them; {} if it is not traced."""
+    context = _current.get()
     if context is None:
         return {}
     state = {"tracestate": context.tracestate} if context.tracestate else {}
@@ -41,27 +37,23 @@ def trace_context() -> dict[str, str]:
 
 def within(context: _Context, function: Callable[[_A], _R], argument: _A) -> _R:
     """Call the function in that context; the runtime does this."""
-    before, _current.context = _current.context, context
+    token = _current.set(context)
     try:
         with _attached():
             return function(argument)
     finally:
-        _current.context = before
+        _current.reset(token)
 
 
-def carried(coroutine: Coroutine[Any, Any, _R]) -> Coroutine[Any, Any, _R]:
-    """The coroutine, in the calling thread's context: an event loop has another current one."""
-    return coroutine if _current.context is None else _carried(coroutine)
-
-
-async def _carried(coroutine: Coroutine[Any, Any, _R]) -> _R:
-    with _attached():
-        return await coroutine
+def begin(context: _Context) -> None:
+    """What the calling task does from here on is in that context; the runtime does this."""
+    _current.set(context)
+    _attach()
 
 
 def current_span() -> str:
     """Trace and span that the program is in by OpenTelemetry's current context, in hex, one behind the other; "" if it is not traced."""
-    trace = sys.modules.get("opentelemetry.trace") if _current.context is not None else None
+    trace = sys.modules.get("opentelemetry.trace") if _current.get() is not None else None
     if trace is None:
         return ""
     found = trace.get_current_span().get_span_context()
@@ -71,14 +63,21 @@ def current_span() -> str:
 @contextmanager
 def _attached() -> Iterator[None]:
     """With the context as OpenTelemetry's current one, if the program has imported that."""
-    if "opentelemetry.trace" not in sys.modules:
-        yield
-        return
-    from opentelemetry import context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    token = context.attach(TraceContextTextMapPropagator().extract(trace_context()))
+    token = _attach()
     try:
         yield
     finally:
-        context.detach(token)
+        if token is not None:
+            from opentelemetry import context
+
+            context.detach(token)
+
+
+def _attach() -> Any:
+    """What undoes it; None: the program has not imported OpenTelemetry."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry import context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return context.attach(TraceContextTextMapPropagator().extract(trace_context()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextvars
 import functools
 import inspect
 import os
@@ -24,7 +25,6 @@ from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
 from adyton.runtime.process.guest.results import send_all, send_all_async
 from adyton.trusted.application import TrustedApplication
-from adyton.trusted.tracing import carried
 
 _RUNTIME = os.path.dirname(__file__)
 MAX_TEXT = 16 << 10  # characters of a message or traceback that leave the enclave
@@ -157,8 +157,8 @@ class Application:
         return functools.partial(function, *positional, **keywords)
 
     def _awaited(self, coroutine: Coroutine[Any, Any, Any], call: Call) -> Any:
-        """What it comes to."""
-        return self._runner().run(call.cancellable(carried(coroutine)))
+        """What it comes to, in the calling thread's context: a Runner's own is that of its first call."""
+        return self._runner().run(call.cancellable(coroutine), context=contextvars.copy_context())
 
     def run(self, body: bytes, call: Call | None = None) -> bytes:
         """TrustedApplication.run; `body` is an EnterRequest of a serialized EnclaveInput, the result a serialized EnclaveOutput."""

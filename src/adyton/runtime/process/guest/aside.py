@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import threading
 from collections import deque
@@ -33,6 +34,7 @@ from adyton.runtime.process.guest.link import (
     Return,
     Taken,
 )
+from adyton.trusted import tracing
 
 THREADS = 32  # for entries that are no coroutines
 _READ_SIZE = 1 << 18
@@ -119,7 +121,7 @@ class Aside:
 
     def _enter(self, message: Enter, call: Call) -> None:
         try:
-            request = self._application.request(message.body)
+            request, call.trace = self._application.request(message.body), message.trace
         except Exception as error:  # noqa: BLE001 - of whatever a client sends, only its call fails
             self._answer(call, error, b"")
             return
@@ -180,7 +182,11 @@ class Aside:
         token = current.set(call)
         error, body = None, b""
         try:
-            body = self._application.enter_request(request, call)
+            if call.trace is None:
+                body = self._application.enter_request(request, call)
+            else:
+                enter = functools.partial(self._application.enter_request, request)
+                body = tracing.within(call.trace, enter, call)
         except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of an entry end the entry only
             error = raised
         finally:
@@ -227,6 +233,8 @@ class Aside:
         current.set(call)  # in this task's own context
         error, body = None, b""
         try:
+            if call.trace is not None:
+                tracing.begin(call.trace)
             body = await call.cancellable(self._application.enter_async(request, call))
         except BaseException as raised:  # noqa: BLE001 - as above
             error = raised

@@ -16,6 +16,7 @@ from typing import Any
 
 from adyton.communicator.messages import Raised, decode
 from adyton.communicator.streams import ITEMS, LARGE, RAISED, Outgoing
+from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
 from adyton.proto.values import Bulk, ItemDecoder, Stream
 from adyton.runtime.process.guest.link import Batch, GuestLink, Items, Took
@@ -34,6 +35,7 @@ class Call:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.bulk: Sequence[bytes] = ()  # beside its arguments, until they are decoded
+        self.trace: TraceContext | None = None  # of one on the link aside
         self.until: float | None = None
         self.cancelled = False
         self.known_aside = False  # a Forget will come

@@ -4,12 +4,12 @@ A thread's link strictly nests. The supervisor sends Enter; the guest answers wi
 the supervisor may Enter again before it sends HostReturn. Items of a stream of results may come at any time before its call's Return.
 
     supervisor → guest    Enter(method, body, call, trace)    HostReturn(ok, body)
-    guest → supervisor    Return(ok, body)                    HostCall(name, arguments, left, span)    Items(call, payload)
+    guest → supervisor    Return(ok, body)                    HostCall(name, arguments, left, span, call)    Items(call, payload)
 
 The link aside is for what belongs to no thread, and nothing on it nests: calls without a pair, each of which has its Return; items of
 arguments, which the guest says it Took one by one; that items of results were Taken; and which calls are cancelled. Forget: no more of that call comes.
 
-    supervisor → guest    Enter(method, body, call)    Batch(call, stream, kind, payload)    Taken(call, hungry)    Cancel(call)    Forget(call)
+    supervisor → guest    Enter(method, body, call, trace)    Batch(call, stream, kind, payload)    Taken(call, hungry)    Cancel(call)    Forget(call)
     guest → supervisor    Return(ok, body, call)       Took(call, stream, hungry)
 
 Each message is a four-byte little-endian length and a MessagePack array. Some may be followed by bulk: raw bytes, as many as their
@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from adyton.communicator.messages import Logging, Streams
+from adyton.communicator.messages import Logging, Streams, Unsigned
 from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
 from adyton.proto.values import BULK, Seconds
@@ -78,6 +78,7 @@ class HostCall(_Message, frozen=True):
     arguments: bytes
     left: Seconds | None = None  # that it may take
     span: ProgramSpan = ""
+    call: Unsigned = 0  # that it is made in, of a thread of the guest's own; 0: none
 
 
 class Items(_Message, frozen=True):

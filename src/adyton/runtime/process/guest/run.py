@@ -264,7 +264,9 @@ class Guest:
         # Of who waits on a client thread's link, that thread says when it waits no longer.
         with call.cancelling(link.interrupt) if own else contextlib.nullcontext():
             try:
-                return self._called_host(link, name, HostCall(name, arguments, call.left(), tracing.current_span()))
+                return self._called_host(
+                    link, name, HostCall(name, arguments, call.left(), tracing.current_span(), call.number)
+                )
             except TimeoutError:
                 if call.until is None or call.until > time.monotonic():
                     raise  # the function did

@@ -265,7 +265,7 @@ class Supervisor:
         match event:
             case communicator.Called(call, 0, "enter", body, bulk) if self._running:
                 self._waits.entered(call)
-                self._streams.enter(call, body, bulk)
+                self._streams.enter(call, body, bulk, self._spans.entered(call))
             case communicator.Called(call, 0, "items", body, bulk) if self._running:
                 self._streams.items(call, body, bulk)
             case communicator.Called(call, pair, method, body):
@@ -372,7 +372,7 @@ class Supervisor:
             self._waits.ended(waiting.sock)
             kind, expected = waiting.stack.pop()
             assert (kind, expected) == ("host", call), (kind, expected, call)
-            self._spans.answered(waiting.entry)
+            self._spans.answered(call)
             # A thread of the guest's own may have ended meanwhile, or waits no longer.
             with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():
                 if waiting.sock.fileno() >= 0:
@@ -426,7 +426,7 @@ class Supervisor:
         link.pair = pair
         link.stack.append(("enter", call))
         self._streams.began(call, link, method)
-        trace = self._spans.entered(call, pair)
+        trace = self._spans.entered(call)
         # A bytearray is encoded alike.
         link.outbox.put(protocol.encode(protocol.Enter(method, body, call, trace, sizes)))  # type: ignore[arg-type]
 
@@ -513,8 +513,7 @@ class Supervisor:
                 if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
                     self.end("the enclave was ended: its guest made a host call out of turn")
                     return
-                self._spans.asked(link.entry, message.span)
-                self._host_call(link, abi.Call(message.name, message.arguments, message.left))
+                self._host_call(link, message)
 
     def _tell(self, counts: Counts | None) -> None:
         if counts is not None and self._connections.joined:
@@ -550,11 +549,14 @@ class Supervisor:
             raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
             self._session.reply(call, ok=False, body=encode(raised))
 
-    def _host_call(self, link: Link, request: abi.Call) -> None:
+    def _host_call(self, link: Link, called: protocol.HostCall) -> None:
         self._push()
+        self._spans.asked(link.entry or called.call, self._session.next_call, called.span)
+        body = msgspec.msgpack.encode(abi.Call(called.name, called.arguments, called.left))
         try:
-            call = self._session.call(link.pair, "host" if link.pair else "function", msgspec.msgpack.encode(request))
+            call = self._session.call(link.pair, "host" if link.pair else "function", body)
         except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble
+            self._spans.answered(self._session.next_call)
             raised = Raised("raised", "RecursionError", error.message, "RecursionError")
             link.outbox.put(protocol.encode(protocol.HostReturn(ok=False, body=encode(raised))))
             return

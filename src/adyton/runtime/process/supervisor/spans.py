@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from adyton.communicator.messages import decode, encode
-from adyton.communicator.tracing import Moment, Told, TraceContext, Traced
+from adyton.communicator.tracing import MAX_MOMENTS, Moment, Told, TraceContext, Traced
 
-MAX_EXPECTED = 4096  # contexts whose calls have not come; more are forgotten
+MAX_EXPECTED = (
+    4096  # contexts whose calls have not come, as many as calls may be under way; of more, the oldest is forgotten
+)
 
 
 class Spans:
@@ -23,18 +25,23 @@ class Spans:
         """`now`: nanoseconds. What is told counts from here: the machine's clock says when it was started."""
         self._notify = notify
         self._clock, self._start = now, now()
-        self._expected: dict[int, Traced] = {}  # by pair
+        self._expected: dict[int, Traced] = {}  # by call
         self._under_way: dict[int, tuple[TraceContext | None, list[Moment]]] = {}  # by call: what is not told yet
+        self._asked: dict[int, int] = {}  # host call → the call under way that asked
 
     def expect(self, body: bytes | bytearray) -> None:
         """The client's Traced. RemoteProtocolError."""
         traced = decode(body, Traced)
-        if len(self._expected) < MAX_EXPECTED or traced.pair in self._expected:
-            self._expected[traced.pair] = traced
+        self._expected.pop(traced.call, None)
+        if traced.context is None and not traced.tell:  # there is no such call
+            return
+        if len(self._expected) >= MAX_EXPECTED:
+            del self._expected[next(iter(self._expected))]
+        self._expected[traced.call] = traced
 
-    def entered(self, call: int, pair: int) -> TraceContext | None:
+    def entered(self, call: int) -> TraceContext | None:
         """A call has arrived; what the program is to know of its trace."""
-        traced = self._expected.pop(pair, None) if self._expected else None
+        traced = self._expected.pop(call, None) if self._expected else None
         if traced is None:
             return None
         if traced.tell:
@@ -42,8 +49,10 @@ class Spans:
             self._add(call, "entered")
         return traced.context
 
-    def asked(self, call: int, span: str) -> None:
-        """The entry is about to call a registered function. `span`: trace and span that its program says it is in, in hex; or ""."""
+    def asked(self, call: int, host: int, span: str) -> None:
+        """The entry is about to call a registered function, by the host call of that number. `span`: trace and span that its program says it is
+        in, in hex; or "".
+        """
         if call not in self._under_way:
             return
         context, _ = self._under_way[call]
@@ -51,13 +60,15 @@ class Spans:
         if context is not None and span:
             _, trace, sent, _ = context.traceparent.split("-")
             own = span[32:] if span[:32] == trace and span[32:] != sent else ""
-        self._add(call, "asked", own)
+        self._asked[host] = call
+        self._add(call, "asked", own, host)
         self._tell(call)
 
-    def answered(self, call: int) -> None:
-        """The function's answer has arrived."""
+    def answered(self, host: int) -> None:
+        """The function's answer has arrived, or it cannot be called."""
+        call = self._asked.pop(host, 0)
         if call in self._under_way:
-            self._add(call, "answered")
+            self._add(call, "answered", "", host)
 
     def returned(self, call: int) -> None:
         """The call is about to be replied to."""
@@ -66,10 +77,16 @@ class Spans:
             self._tell(call)
             del self._under_way[call]
 
-    def _add(self, call: int, what: Literal["entered", "asked", "answered", "returned"], span: str = "") -> None:
-        self._under_way[call][1].append(Moment(what, self._clock() - self._start, span))
+    def _add(
+        self, call: int, what: Literal["entered", "asked", "answered", "returned"], span: str = "", host: int = 0
+    ) -> None:
+        _, moments = self._under_way[call]
+        moments.append(Moment(what, self._clock() - self._start, span, host))
+        if len(moments) == MAX_MOMENTS:
+            self._tell(call)
 
     def _tell(self, call: int) -> None:
         _, moments = self._under_way[call]
-        self._notify("spans", encode(Told(call, moments)))
-        moments.clear()
+        if moments:
+            self._notify("spans", encode(Told(call, moments)))
+            moments.clear()

@@ -25,6 +25,7 @@ from adyton.communicator.streams import (
     ItemCalls,
     batch_of,
 )
+from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.supervisor.bulk import MOST
@@ -82,15 +83,15 @@ class Streams:
         if method == "stream":
             self._results[call] = _Results(link)
 
-    def enter(self, call: int, body: Body, bulk: tuple[bytes, ...]) -> None:
+    def enter(self, call: int, body: Body, bulk: tuple[bytes, ...], trace: TraceContext | None = None) -> None:
         """One without a pair."""
         link = self._aside(call)
         self._under_way[call] = link
         if not bulk:
-            self._give(link, protocol.encode(protocol.Enter("enter", bytes(body), call)))
+            self._give(link, protocol.encode(protocol.Enter("enter", bytes(body), call, trace)))
             return
         sizes = tuple(map(len, (body, *bulk)))
-        self._give(link, protocol.encode(protocol.Enter("enter", b"", call, None, sizes)), body, *bulk)
+        self._give(link, protocol.encode(protocol.Enter("enter", b"", call, trace, sizes)), body, *bulk)
 
     def _give(self, link: Link, *parts: Body | memoryview) -> None:
         """What the client sent, over the link aside: no faster for long than the guest takes it."""
