@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from command import adyton as command
+from opentelemetry import trace
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from recorded import chain, recording
@@ -23,7 +27,39 @@ from adyton.errors import EnclaveError
 pytestmark = pytest.mark.sandbox
 
 PROGRAM = """
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import adyton.trusted as trusted
+
+@trusted.host_function
+def where() -> str: ...
+
+def _here() -> str:
+    return trusted.trace_context()["traceparent"][3:52]
+
+async def of_threads() -> list[str]:
+    asked = await asyncio.gather(*(asyncio.to_thread(where) for _ in range(3)))
+    return [_here(), *asked, _here()]
+
+def of_threads_without_a_context() -> list[str]:
+    found = []
+    thread = threading.Thread(target=lambda: found.extend([where(), str(trusted.trace_context())]))
+    thread.start()
+    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        return [*found, pool.submit(where).result()]
+
+async def nested_in_a_thread(depth: int) -> int:
+    return await asyncio.to_thread(ask, depth) + 1 if depth else 0
+
+async def fail_in_a_task(text: str) -> None:
+    where()
+    fail(text)
+
+async def read_in_a_task(path: str) -> str:
+    return read(path)
 
 @trusted.host_function
 def ask(depth: int) -> int: ...
@@ -90,6 +126,87 @@ def test_secrets_stay_out_of_all_that_is_exported(program, on_the_server, capfd)
     assert [secret for secret in (secrets[0], secrets[1], secrets[3]) if secret in errors] == []
 
 
+def place() -> str:
+    found = trace.get_current_span().get_span_context()
+    return f"{found.trace_id:032x}-{found.span_id:016x}"
+
+
+def test_one_trace_of_tasks_and_their_threads_across_a_server(program, on_the_server):
+    def ask(depth: int) -> int:
+        return asyncio.run(client.acall("nested_in_a_thread", depth - 1))
+
+    with recording() as record, adyton.load(program, functions=[ask], allow_call=["ask"]) as client:
+        record.exporter.clear()
+        with record.tracer.start_as_current_span("mine"):
+            assert asyncio.run(client.acall("nested_in_a_thread", 2)) == 2
+        entry = "prog/nested_in_a_thread"
+        inner = [f"CLIENT {entry}", f"SERVER {entry}", "CLIENT host/ask", "SERVER host/ask"]
+        assert chain(record.spans()) == ["INTERNAL mine", *inner, *inner, *inner[:2]]
+        inside(record.spans())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_host_calls_of_one_entrys_threads_at_the_same_time_are_all_below_it(program, on_the_server, asynchronous):
+    all_there = threading.Barrier(3)
+
+    def where() -> str:
+        all_there.wait(60)
+        return place()
+
+    def call(name: str) -> list[str]:
+        return asyncio.run(client.acall(name)) if asynchronous else client.call(name)
+
+    with recording() as record, adyton.load(program, functions=[where], allow_call=["where"]) as client:
+        record.exporter.clear()
+        before, *asked, after = call("of_threads")
+        spans = {f"{span.context.trace_id:032x}-{span.context.span_id:016x}": span for span in record.spans()}
+        assert (before, spans[before].name) == (after, "prog/of_threads")
+        assert len(spans) == 2 + 2 * len(set(asked)) == 8
+        for each in asked:
+            host = spans[f"{spans[each].parent.trace_id:032x}-{spans[each].parent.span_id:016x}"]
+            assert (host.kind.name, host.parent.span_id) == ("CLIENT", spans[before].context.span_id)
+        inside(record.spans())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_host_calls_of_threads_that_carry_no_context_are_no_spans(program, on_the_server, asynchronous):
+    """Neither threading.Thread nor a pool's have one by themselves; `asyncio.to_thread` has."""
+    with recording() as record, adyton.load(program, functions=[where], allow_call=["where"]) as client:
+        name, nowhere = "of_threads_without_a_context", f"{0:032x}-{0:016x}"
+        assert (asyncio.run(client.acall(name)) if asynchronous else client.call(name)) == [nowhere, "{}", nowhere]
+        assert [span for span in record.spans() if span.name.startswith("host/")] == []
+
+
+def where() -> str:
+    return place()
+
+
+def test_secrets_of_tasks_stay_out_of_all_that_is_exported(program, on_the_server, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    secrets = ["s3cr3t-argument", "s3cr3t-content", "s3cr3t-file", "s3cr3t-raised"]
+    (program.parent / f"{secrets[2]}.txt").write_text(secrets[1])
+
+    def where() -> str:
+        raise KeyError(secrets[3])
+
+    with recording() as record:
+        folder = str(program.parent)
+        with adyton.load(program, functions=[where], allow_call=["where"], allow_read=[folder]) as client:
+            assert asyncio.run(client.acall("read_in_a_task", f"{secrets[2]}.txt")) == secrets[1]
+            for entry, argument in (
+                ("fail_in_a_task", secrets[0]),
+                ("fail", secrets[0]),
+                ("read_in_a_task", f"/{secrets[2]}"),
+            ):
+                with pytest.raises(EnclaveError):
+                    asyncio.run(client.acall(entry, argument))
+        said = record.everything() + caplog.text
+    assert "prog/read_in_a_task" in said
+    assert [secret for secret in (*secrets, folder) if secret in said] == []
+    errors = capfd.readouterr().err
+    assert [secret for secret in (secrets[0], secrets[1], secrets[3]) if secret in errors] == []
+
+
 # -- the program's own OpenTelemetry --------------------------------------------------------------------------------------
 
 OWN = """
@@ -138,6 +255,11 @@ def test_a_program_with_opentelemetry_finds_its_entry_as_the_current_span(workpl
         for entry in ("here", "here_in_a_task", "here_in_a_task"):
             record.exporter.clear()
             said = client.call(entry)
+            entered = record.span(f"prog/{entry}", "SERVER").context
+            assert said == [f"00-{entered.trace_id:032x}-{entered.span_id:016x}-{entered.trace_flags:02x}"] * 2
+        record.exporter.clear()
+        for entry in ("here", "here_in_a_task"):
+            said = asyncio.run(client.acall(entry))
             entered = record.span(f"prog/{entry}", "SERVER").context
             assert said == [f"00-{entered.trace_id:032x}-{entered.span_id:016x}-{entered.trace_flags:02x}"] * 2
         record.exporter.clear()

@@ -11,7 +11,9 @@ host calls become spans.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
+import concurrent.futures
 import contextvars
 import threading
 import time
@@ -35,6 +37,7 @@ from adyton.telemetry.spans import Spans, current, failed, told_of, with_id
 
 MAX_HOST_SPANS = 1000  # of one call
 MAX_NAME = 128  # characters of an entry's name
+_CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
 HOST = "host"  # the service that registered functions are
 _R = TypeVar("_R")
 
@@ -403,6 +406,6 @@ def _kind(error: BaseException) -> str:
     """The error's class, as far as it is ours or Python's; never its text."""
     for each in type(error).__mro__:
         name: str = each.__name__
-        if getattr(errors, name, None) is each or getattr(builtins, name, None) is each:
+        if each in _CANCELLED or getattr(errors, name, None) is each or getattr(builtins, name, None) is each:
             return name
     return "BaseException"
