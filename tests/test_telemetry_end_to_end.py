@@ -28,6 +28,7 @@ pytestmark = pytest.mark.sandbox
 
 PROGRAM = """
 import asyncio
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,8 +41,10 @@ def _here() -> str:
     return trusted.trace_context()["traceparent"][3:52]
 
 async def of_threads() -> list[str]:
-    asked = await asyncio.gather(*(asyncio.to_thread(where) for _ in range(3)))
-    return [_here(), *asked, _here()]
+    with ThreadPoolExecutor(1) as pool:
+        third = pool.submit(contextvars.copy_context().run, where)
+        asked = await asyncio.gather(*(asyncio.to_thread(where) for _ in range(2)))
+        return [_here(), *asked, third.result(), _here()]
 
 def of_threads_without_a_context() -> list[str]:
     found = []

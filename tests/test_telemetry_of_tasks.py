@@ -32,6 +32,9 @@ from adyton.telemetry.calls import Telemetry
 from adyton.telemetry.providers import Providers
 from adyton.trusted import Enclave, host_function, trace_context
 
+# A link that a thread of the enclave made for itself is freed with the enclave, which in this process is garbage in cycles.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
 MANY = 60
 SECRETS = ("s3cr3t-argument", "s3cr3t-raised", "s3cr3t-answer", "s3cr3t-item")
 WAITS = ("for_ever", "block")

@@ -265,7 +265,8 @@ class Supervisor:
         match event:
             case communicator.Called(call, 0, "enter", body, bulk) if self._running:
                 self._waits.entered(call)
-                self._streams.enter(call, body, bulk, self._spans.entered(call))
+                trace = self._spans.entered(call) if self._spans.expected else None
+                self._streams.enter(call, body, bulk, trace)
             case communicator.Called(call, 0, "items", body, bulk) if self._running:
                 self._streams.items(call, body, bulk)
             case communicator.Called(call, pair, method, body):

@@ -25,23 +25,23 @@ class Spans:
         """`now`: nanoseconds. What is told counts from here: the machine's clock says when it was started."""
         self._notify = notify
         self._clock, self._start = now, now()
-        self._expected: dict[int, Traced] = {}  # by call
+        self.expected: dict[int, Traced] = {}  # by call
         self._under_way: dict[int, tuple[TraceContext | None, list[Moment]]] = {}  # by call: what is not told yet
         self._asked: dict[int, int] = {}  # host call → the call under way that asked
 
     def expect(self, body: bytes | bytearray) -> None:
         """The client's Traced. RemoteProtocolError."""
         traced = decode(body, Traced)
-        self._expected.pop(traced.call, None)
+        self.expected.pop(traced.call, None)
         if traced.context is None and not traced.tell:  # there is no such call
             return
-        if len(self._expected) >= MAX_EXPECTED:
-            del self._expected[next(iter(self._expected))]
-        self._expected[traced.call] = traced
+        if len(self.expected) >= MAX_EXPECTED:
+            del self.expected[next(iter(self.expected))]
+        self.expected[traced.call] = traced
 
     def entered(self, call: int) -> TraceContext | None:
         """A call has arrived; what the program is to know of its trace."""
-        traced = self._expected.pop(call, None) if self._expected else None
+        traced = self.expected.pop(call, None) if self.expected else None
         if traced is None:
             return None
         if traced.tell:
