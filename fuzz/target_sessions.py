@@ -36,9 +36,13 @@ FRAMES = (*[frames.CallFrame] * 3, *[frames.ReplyFrame] * 2, frames.NotifyFrame,
 RARE_FRAMES = (frames.CancelFrame, frames.DisposeFrame, frames.GoodbyeFrame, frames.MarkFrame, frames.ReadFrame)
 
 
+def _passes(head: Any) -> bool:
+    return head.call % 2 == 0 if isinstance(head, frames.ReplyFrame) else bool(head.pair == 3)
+
+
 def session(side: Side, data: bytes) -> None:
     """The peer's bytes, between calls and replies of this end's own."""
-    draw, ours = Draw(data, METHODS), Session(side, SMALL, passes=lambda pair, _: pair == 3)
+    draw, ours = Draw(data, METHODS), Session(side, SMALL, passes=_passes)
     raw, waiting, next_call, next_notification = draw.below(8) == 0, [], 1, 1
     while draw:
         piece = draw.blob() if raw else b""
@@ -94,6 +98,10 @@ def _act(draw: Draw, ours: Session, waiting: list[int]) -> None:
         ours.data_to_send(draw.below(256) << 6)
     elif action == 4:
         ours.notify("output", draw.blob())
+    elif action == 6:
+        ours.begin_call(draw.below(4), "host", draw.blob(), draw.below(256) << 10)
+    elif action == 7:
+        ours.go_on(draw.below(4), draw.blob(), "call")
     elif action == 5:  # on another connection, whose peer says how much it has read
         ours.resume(draw.below(256) << draw.below(8))
 

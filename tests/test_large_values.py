@@ -164,7 +164,7 @@ class _Passed:
     def __init__(self):
         self.mine, self.other = socket.socketpair()
         self.client = communicator.Session(communicator.Side.CLIENT)
-        self.enclave = communicator.Session(communicator.Side.ENCLAVE, passes=lambda pair, _: pair > 0)
+        self.enclave = communicator.Session(communicator.Side.ENCLAVE, passes=lambda _head: True)
         self.listens: list[bool] = []
         self.slow = 0
         self.loop = Loop()
@@ -193,7 +193,7 @@ def test_a_link_that_takes_less_than_comes_slows_the_client_down():
         place.bulk.enters(begun.call, place.link)
         while True:
             for event in events:
-                assert not place.bulk.piece(event.call, event.data, last=event.last)
+                assert not place.bulk.piece(event.kind, event.call, event.data, last=event.last)
                 assert (place.slow > 0) == (len(place.link.outbox) > MOST)
             if place.slow:
                 break
@@ -207,10 +207,10 @@ def test_a_large_call_that_is_refused_is_when_it_is_there():
         events = place.to_enclave()[1:]
         place.bulk.enters(1, None)
         while not events[-1].last:
-            assert not any(place.bulk.piece(each.call, each.data, last=each.last) for each in events)
+            assert not any(place.bulk.piece(each.kind, each.call, each.data, last=each.last) for each in events)
             place.client.receive(place.enclave.data_to_send())
             events = place.to_enclave()
-        assert [place.bulk.piece(each.call, each.data, last=each.last) for each in events][-1]
+        assert [place.bulk.piece(each.kind, each.call, each.data, last=each.last) for each in events][-1]
 
 
 def test_a_result_is_read_while_its_client_takes_it():
@@ -235,7 +235,7 @@ def test_a_result_is_read_while_its_client_takes_it():
                 place.bulk.came(place.link, memoryview(bytes(MIB)))
                 came += MIB
         assert events == [communicator.Replied(1, True, b"", 1, (bytes(4 * MOST),))]
-        assert place.link.answer is None
+        assert place.link.passed is None
 
 
 # -- enclaves ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def pair(**options):
 
 
 def passing():
-    return pair(passes=lambda number, method: number > 0 and method == "enter")
+    return pair(passes=lambda head: isinstance(head, ReplyFrame) or (head.pair > 0 and head.method == "enter"))
 
 
 def moved(sender, receiver, cut=1 << 30):

@@ -85,6 +85,6 @@ class Passing:
 
     __slots__ = ("head", "left")
 
-    def __init__(self, head: CallFrame) -> None:
+    def __init__(self, head: CallFrame | ReplyFrame) -> None:
         self.head = head
         self.left = head.size

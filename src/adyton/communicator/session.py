@@ -25,11 +25,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from adyton.communicator.arriving import Arriving, Head, Passing, sizes_of
+from adyton.communicator.events import (
+    Begun,
+    Body,
+    Called,
+    Cancelled,
+    Closed,
+    Disposed,
+    Event,
+    Notified,
+    Piece,
+    Replied,
+    ReplyBegun,
+)
 from adyton.communicator.flow import CLOSEST, LEAST, LIGHT, Flow
 from adyton.communicator.frames import (
     CHUNK,
@@ -76,6 +89,7 @@ __all__ = [
     "Parts",
     "Piece",
     "Replied",
+    "ReplyBegun",
     "Session",
     "Side",
 ]
@@ -98,76 +112,18 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 Parts = bytes | tuple[Part, ...]  # a body to be sent, perhaps in parts, which are not copied if they are large
-Body = bytes | bytearray  # of a message: the latter, nobody else's, if it is large
-
-
-class Called(msgspec.Struct, frozen=True, gc=False):
-    """The peer calls, and must be replied to. `pair` 0: unpaired."""
-
-    call: int
-    pair: int
-    method: str
-    body: Body
-    bulk: tuple[bytes, ...] = ()
-
-
-class Begun(msgspec.Struct, frozen=True, gc=False):
-    """The peer calls, and its message comes in pieces: as many bytes as `sizes` together. It must be replied to when all are there."""
-
-    call: int
-    pair: int
-    method: str
-    sizes: tuple[int, ...]  # of the body and its bulk
-
-
-class Piece(msgspec.Struct, frozen=True, gc=False):
-    """The next bytes of a call that was begun; `last`: there are no more."""
-
-    call: int
-    data: memoryview
-    last: bool
-
-
-class Replied(msgspec.Struct, frozen=True, gc=False):
-    """The answer to our call; `pair` is the call's."""
-
-    call: int
-    ok: bool
-    body: Body
-    pair: int
-    bulk: tuple[bytes, ...] = ()
-
-
-class Notified(msgspec.Struct, frozen=True, gc=False):
-    """A message that has no answer."""
-
-    method: str
-    body: Body
-
-
-class Cancelled(msgspec.Struct, frozen=True, gc=False):
-    """The peer does not need the answer to its call any more; it must be replied to all the same."""
-
-    call: int
-
-
-class Disposed(msgspec.Struct, frozen=True, gc=False):
-    """The client's thread of this pair has ended; the pair is gone."""
-
-    pair: int
-
-
-class Closed(msgspec.Struct, frozen=True, gc=False):
-    """The peer's last word."""
-
-    reason: str
-
-
-Event = Called | Begun | Piece | Replied | Notified | Cancelled | Disposed | Closed
 
 
 def _parts(body: Parts) -> tuple[Part, ...]:
     return body if isinstance(body, tuple) else (body,)
+
+
+def _with_bulk(body: Parts, bulk: Sequence[Parts]) -> tuple[tuple[Part, ...], bytes]:
+    """All parts of a message, and what its head says of how they are cut: nothing if there is no bulk."""
+    if not bulk:
+        return _parts(body), b""
+    each = [*map(_parts, (body, *bulk))]
+    return tuple(chain.from_iterable(each)), _cut(*[sum(map(len, parts)) for parts in each])
 
 
 def _cut(body: int, *bulk: int) -> bytes:
@@ -185,10 +141,10 @@ class Session:
         side: Side,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         clock: Callable[[], float] = time.monotonic,
-        passes: Callable[[int, str], bool] = lambda _pair, _method: False,
+        passes: Callable[[CallFrame | ReplyFrame], bool] = lambda _head: False,
     ) -> None:
-        """`clock`: seconds that never go back, by which it is seen what the way carries. `passes`: whether large calls of that pair and method
-        are told of as they come, by Begun and Piece, in place of Called.
+        """`clock`: seconds that never go back, by which it is seen what the way carries. `passes`: whether the large call or reply with that
+        head is told of as it comes, by Begun or ReplyBegun and Piece, in place of Called or Replied.
         """
         if limits.buffered < limits.message + limits.notification:
             raise LocalProtocolError("Limits.buffered must be enough for one message and one notification")
@@ -226,17 +182,19 @@ class Session:
         LocalProtocolError: not our turn on the pair, or after `close`. ResourceLimitError: one call, pair, nesting or byte too many.
         ConnectionLostError: the peer has said goodbye.
         """
+        return self._call(pair, method, *_with_bulk(body, bulk))
+
+    def begin_call(self, pair: int, method: str, body: bytes, *sizes: int) -> int:
+        """The same with bulk of such sizes, which `go_on` gives."""
+        return self._call(pair, method, (body,), _cut(len(body), *sizes), sum(sizes))
+
+    def _call(self, pair: int, method: str, parts: tuple[Part, ...], cut: bytes, more: int = 0) -> int:
+        """`more`: bytes that are yet to come."""
         if self._closed:
             raise LocalProtocolError(f"{method} was called after the session was closed")
         if self._peer_reason is not None:
             raise ConnectionLostError(f"the other side has ended the session: {self._peer_reason}")
-        parts = _parts(body)
-        cut = b""
-        if bulk:
-            all_parts = [parts, *map(_parts, bulk)]
-            cut = _cut(*[sum(map(len, each)) for each in all_parts])
-            parts = tuple(chain.from_iterable(all_parts))
-        size = sum(map(len, parts))
+        size = sum(map(len, parts)) + more
         self._check_message(method, size, self._limits.message)
         if len(self._sent_calls) >= self._limits.in_flight:
             raise ResourceLimitError(
@@ -252,7 +210,7 @@ class Session:
         if size <= CHUNK:
             self._put_small(encode(CallFrame(number, pair, method, size, b"".join(parts))))
         else:
-            self._outbox.put_body(encode(CallFrame(number, pair, method, size, cut)), "call", number, parts)
+            self._outbox.put_body(encode(CallFrame(number, pair, method, size, cut)), "call", number, parts, more)
         return number
 
     def _put_small(self, frame: bytes) -> int:
@@ -265,17 +223,17 @@ class Session:
         """The number that `call` gives to the next one, if it raises nothing."""
         return self._last_sent + 1
 
-    def reply(self, call: int, ok: bool, body: Parts) -> None:
+    def reply(self, call: int, ok: bool, body: Parts, bulk: Sequence[Parts] = ()) -> None:
         """Answer a call of the peer's. LocalProtocolError: no such call waits; ResourceLimitError: too large, and it waits on."""
         if self._closed or self._peer_reason is not None:
             return
-        parts = _parts(body)
+        parts, cut = _with_bulk(body, bulk)
         size = sum(map(len, parts))
         self._replies_to(call, size)
         if size <= CHUNK:
             self._replies.append(self._put_small(encode(ReplyFrame(call, ok, size, b"".join(parts)))))
         else:
-            self._outbox.put_body(encode(ReplyFrame(call, ok, size, b"")), "reply", call, parts)
+            self._outbox.put_body(encode(ReplyFrame(call, ok, size, cut)), "reply", call, parts)
 
     def begin_reply(self, call: int, size: int, *, bulk: bool) -> None:
         """Answer with a body, or nothing but bulk, of so many bytes, which `go_on` gives. Errors as of `reply`."""
@@ -284,11 +242,11 @@ class Session:
             self._replies_to(call, size)
             self._outbox.put_body(encode(ReplyFrame(call, True, size, cut if bulk else b"")), "reply", call, (), size)
 
-    def go_on(self, call: int, data: Part) -> None:
-        """The next bytes of a reply that was begun, which are not copied. LocalProtocolError: it has no more."""
+    def go_on(self, call: int, data: Part, kind: Literal["call", "reply"] = "reply") -> None:
+        """The next bytes of what was begun, which are not copied. LocalProtocolError: it has no more."""
         if self._open:
             try:
-                self._outbox.add("reply", call, data)
+                self._outbox.add(kind, call, data)
             except ValueError as error:
                 raise LocalProtocolError(str(error)) from None
 
@@ -522,7 +480,7 @@ class Session:
             self._replies.popleft()
         return len(self._received_calls) + len(self._replies) + self._outbox.replies
 
-    def _reply_received(self, frame: ReplyFrame) -> Replied | None:
+    def _reply_received(self, frame: ReplyFrame) -> Event | None:
         call = frame.call
         pair = self._sent_calls.get(call)
         if pair is None or (self._arriving and ("reply", call) in self._arriving):
@@ -530,8 +488,7 @@ class Session:
         if self._outbox.unsent("call", call):
             raise RemoteProtocolError(f"the peer replied to call {call} before it was sent completely")
         if frame.size != len(frame.chunk):
-            self._head_received("reply", call, frame, self._limits.message)
-            return None
+            return self._head_received("reply", call, frame, self._limits.message)
         return self._reply_complete(call, frame.ok, frame.chunk)
 
     def _reply_complete(self, call: int, ok: bool, body: Body, bulk: tuple[bytes, ...] = ()) -> Replied:
@@ -563,8 +520,10 @@ class Session:
         sizes = sizes_of(frame)
         if frame.size > limit:
             raise ResourceLimitError(f"the peer announced a {kind} of {frame.size} bytes; at most {limit} are carried")
-        if isinstance(frame, CallFrame) and self._passes(frame.pair, frame.method):
+        if not isinstance(frame, NotifyFrame) and self._passes(frame):
             self._arriving[kind, number] = Passing(frame)
+            if isinstance(frame, ReplyFrame):
+                return ReplyBegun(number, frame.ok, sizes)
             return Begun(number, frame.pair, frame.method, sizes)
         self._arriving[kind, number] = Arriving(frame, sizes)
         return None
@@ -578,10 +537,7 @@ class Session:
         if not min(CHUNK, remaining) <= size <= min(MAX_CHUNK, remaining):
             raise RemoteProtocolError(f"the peer cut {frame.kind} {frame.number} into a piece of {size} bytes")
         if isinstance(arriving, Passing):
-            arriving.left -= size
-            if size == remaining:
-                del self._arriving[key]
-            return Piece(frame.number, frame.chunk, size == remaining)
+            return self._passed(arriving, frame)
         # What was announced costs nothing; only what arrives is kept, and only so much of it.
         self._arrived += size
         if self._arrived > self._limits.buffered:
@@ -599,6 +555,16 @@ class Session:
                 return self._reply_complete(head.call, head.ok, body, bulk)
             case NotifyFrame():
                 return Notified(head.method, body)
+
+    def _passed(self, passing: Passing, frame: MoreFrame) -> Piece:
+        call, head = frame.number, passing.head
+        passing.left -= len(frame.chunk)
+        kind: Literal["call", "reply"] = "call" if isinstance(head, CallFrame) else "reply"
+        if not passing.left:
+            del self._arriving[kind, call]
+            if isinstance(head, ReplyFrame):
+                self._reply_complete(call, head.ok, b"")
+        return Piece(call, frame.chunk, not passing.left, kind)
 
     def _cancel_received(self, call: int) -> Cancelled | None:
         if call > self._last_received or ("call", call) in self._arriving:

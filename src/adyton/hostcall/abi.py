@@ -405,11 +405,14 @@ class ReadInput(_Struct, frozen=True):
 
 
 class Call(_Struct, frozen=True):
-    """A registered function; `arguments` as adyton.proto.values encodes them. `left`: seconds that its caller will wait at most."""
+    """A registered function; `arguments` as adyton.proto.values encodes them, b"" if they are large, and the first of the bulk.
+    `left`: seconds that its caller will wait at most. `bulk`: on the way it is beside this.
+    """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     arguments: bytes
     left: Seconds | None = None
+    bulk: tuple[bytes, ...] = ()
 
 
 Request = (
@@ -563,7 +566,10 @@ class Conflict(_Struct, frozen=True):
 
 
 class Value(_Struct, frozen=True):
-    result: bytes  # as adyton.proto.values encodes it
+    """`result`: as adyton.proto.values encodes it, or nothing but large bytes. If it is large, it is beside this on the way."""
+
+    result: bytes
+    encoded: bool = True
 
 
 Result = (

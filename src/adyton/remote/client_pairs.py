@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import Raised, encode
-from adyton.errors import RemoteProtocolError
+from adyton.errors import RemoteProtocolError, ResourceLimitError
 from adyton.proto.values import Bulk
 
 T = TypeVar("T")
@@ -85,6 +85,17 @@ def settle(session: communicator.Session, number: int, pair: Pair | None) -> Non
     call = session.owed_on(number)
     if call is not None and (pair is None or call not in pair.serving):
         session.reply(call, ok=False, body=NOBODY_WAITS)
+
+
+def reply(
+    session: communicator.Session, call: int, body: communicator.Parts, bulk: tuple[bytes, ...], *, ok: bool
+) -> None:
+    """Answer a host call; with an error, if the answer is too large."""
+    try:
+        session.reply(call, ok, body, bulk)
+    except ResourceLimitError as error:
+        text = f"the result is too large: {error.message}"
+        session.reply(call, ok=False, body=encode(Raised("raised", "ValueError", text, "ValueError")))
 
 
 def result_of(reply: communicator.Replied) -> communicator.Body | Bulk:

@@ -18,6 +18,7 @@ from adyton.hostcall.client.executor import Executor, FunctionRaised
 from adyton.hostcall.client.lock_calls import may_wait
 from adyton.hostcall.encoding import encode as encode_result
 from adyton.hostcall.encoding import restored
+from adyton.proto.values import BULK
 from adyton.remote.client_pairs import NOBODY_WAITS
 from adyton.remote.deadlines import Deadlines
 
@@ -35,7 +36,9 @@ _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
 class Answers(Protocol):
     """What the owner does."""
 
-    def answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
+    def answer(
+        self, called: communicator.Called, *, ok: bool, body: communicator.Parts, bulk: tuple[bytes, ...] = ()
+    ) -> None:
         """Answer a host call."""
 
     def fail(self, error: AdytonError) -> None:
@@ -85,6 +88,11 @@ class HostCalls:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._owner.fail(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             return
+        if isinstance(request, abi.Call):
+            request = msgspec.structs.replace(request, bulk=called.bulk)
+        elif called.bulk:
+            self._owner.fail(RemoteProtocolError("a host call from the enclave with bulk that it cannot have"))
+            return
         if may_wait(request) and not self._lock_waits.acquire(blocking=False):
             self._owner.answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
         elif may_wait(request):
@@ -108,15 +116,19 @@ class HostCalls:
     def _execute(self, called: communicator.Called, request: abi.Request) -> None:
         ok = True
         body: communicator.Parts
+        bulk: tuple[bytes, ...] = ()
         around = self._deadlines.until
         if isinstance(request, abi.Call) and request.left is not None:
             ends = time.monotonic() + request.left
             self._deadlines.until = ends if around is None else min(around, ends)
         try:
             if self._telemetry is None:
-                body = encode_result(self._executor.execute(request))
+                result = self._executor.execute(request)
             else:
-                body = encode_result(self._telemetry.serving(called, request, self._executor.execute))
+                result = self._telemetry.serving(called, request, self._executor.execute)
+            if isinstance(result, abi.Value) and len(result.result) >= BULK:
+                result, bulk = msgspec.structs.replace(result, result=b""), (result.result,)
+            body = encode_result(result)
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
@@ -124,4 +136,4 @@ class HostCalls:
             raise
         finally:
             self._deadlines.until = around
-        self._owner.answer(called, ok=ok, body=body)
+        self._owner.answer(called, ok=ok, body=body, bulk=bulk)

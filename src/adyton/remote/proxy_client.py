@@ -57,6 +57,7 @@ from adyton.remote.client_pairs import (
     Pair,
     Token,
     note_end,
+    reply,
     result_of,
     settle,
 )
@@ -259,6 +260,7 @@ class ProxyClient:
                 item = self.wait(pair.mailbox, deadline.until)
                 if isinstance(item, communicator.Called):
                     self.serve(item, deadline)
+                    item = None  # and what is beside it
                     if pair.abandoned:
                         raise DeadlineError(
                             "a call from inside a host function took too long, so its caller's outcome is unknown"
@@ -473,7 +475,9 @@ class ProxyClient:
         self._lost(error)
         self._line.break_off()
 
-    def answer(self, called: communicator.Called, *, ok: bool, body: communicator.Parts) -> None:
+    def answer(
+        self, called: communicator.Called, *, ok: bool, body: communicator.Parts, bulk: tuple[bytes, ...] = ()
+    ) -> None:
         """Answer a host call, once that is in order."""
 
         def step() -> None:
@@ -489,9 +493,8 @@ class ProxyClient:
                         self._session, pair.number, pair
                     )  # not before a call inside of it, which the enclave may still run
                 elif not called.pair or self._session.owed_on(called.pair) == called.call:
-                    self._session.reply(
-                        called.call, ok, body
-                    )  # else it was settled, of a stream that nobody has any more, say
+                    # Else it was settled, of a stream that nobody has any more, say.
+                    reply(self._session, called.call, body, bulk, ok=ok)
             self._line.wake()
 
         steps.take(step)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import EnterRequest, Raised, decode
-from adyton.errors import AdytonError
-from adyton.remote.client_pairs import CallFailed
+from adyton.errors import AdytonError, RemoteProtocolError
+from adyton.remote.client_pairs import CallFailed, result_of
 from adyton.remote.deadlines import Deadline
 from adyton.remote.pulse import TICK
 
@@ -172,7 +172,10 @@ class UnpairedCall:
         if self.over:
             return
         if event.ok:
-            self._delivery.put(self.future, event.body, None)
+            try:
+                self._delivery.put(self.future, result_of(event), None)
+            except RemoteProtocolError as malformed:
+                self._delivery.put(self.future, None, malformed)
         elif self.deadline.over:  # the enclave was the first to notice
             self._delivery.put(self.future, None, self.deadline.error("the entry"))
         else:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from adyton.errors import ClosedError
-from adyton.proto.values import Signature, decode_result, encode_arguments
+from adyton.proto.values import Bulk, Signature, decode_result, encode_arguments
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-Caller = Callable[[str, bytes], bytes]  # (function's name, encoded arguments) -> encoded result; raises what it raised
+# (function's name, encoded arguments, bulk beside them) -> result; raises what it raised
+Caller = Callable[[str, bytes, Sequence[bytes]], bytes | Bulk]
 
 
 class _Connection(threading.local):
@@ -50,8 +51,9 @@ def host_function(stub: Callable[_P, _R]) -> Callable[_P, _R]:
             raise ClosedError(
                 f"{signature.name}() is a function of the client, and this is no enclave: load it and call it there"
             )
-        arguments = encode_arguments(signature.name, positional, keywords)
-        result: _R = decode_result(signature.name, caller(signature.name, arguments), signature.returns)
+        bulk: list[bytes] = []
+        arguments = encode_arguments(signature.name, positional, keywords, bulk=bulk)
+        result: _R = decode_result(signature.name, caller(signature.name, arguments, bulk), signature.returns)
         return result
 
     return call

@@ -37,6 +37,7 @@ from adyton.hostcall.client.policy import Denied, HostCallPolicy
 from adyton.hostcall.client.streams import StandardInput
 from adyton.hostcall.client.watches import Watches
 from adyton.hostcall.events import Event
+from adyton.proto.values import Bulk
 
 __all__ = ["Executor", "FunctionRaised"]
 
@@ -315,7 +316,8 @@ class Executor:
         denied = self._policy.allows_call(request.name)
         if denied is not None:
             raise Refused(denied)
-        return abi.Value(self._functions.call(request.name, request.arguments))
+        result = self._functions.call(request.name, request.arguments, request.bulk)
+        return abi.Value(result.value, encoded=False) if isinstance(result, Bulk) else abi.Value(result)
 
 
 def _moves_away(request: Any) -> bool:

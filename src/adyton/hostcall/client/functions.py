@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import builtins
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from adyton.errors import EnclaveTypeError, NameInUseError, UsageError
-from adyton.proto.values import Signature, encode_result
+from adyton.proto.values import Bulk, Signature, encode_or_bulk
 
 Functions = Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]]
 
@@ -69,8 +69,8 @@ class HostFunctions:
         """What is registered."""
         return frozenset(self._functions)
 
-    def call(self, name: str, arguments: bytes) -> bytes:
-        """The function's encoded result for encoded arguments (adyton.proto.values); FunctionRaised if it has none.
+    def call(self, name: str, arguments: bytes, bulk: Sequence[bytes] = ()) -> bytes | Bulk:
+        """The function's encoded result for encoded arguments (adyton.proto.values), and what is beside them; FunctionRaised if it has none.
 
         KeyboardInterrupt and SystemExit pass through: they are for the client's thread that the function runs on.
         """
@@ -79,8 +79,10 @@ class HostFunctions:
             text = f"the client registered no function {name}() (registered: {known}); pass functions=[{name}] when loading"
             raise FunctionRaised("unknown-entry", LookupError(text))
         function, signature = self._functions[name]
+        if bulk and not arguments:
+            arguments, *bulk = bulk
         try:
-            positional, keywords = signature.decode_arguments(arguments)
+            positional, keywords = signature.decode_arguments(arguments, bulk=bulk)
         except EnclaveTypeError as error:
             raise FunctionRaised("type", error) from error
         try:
@@ -88,7 +90,7 @@ class HostFunctions:
         except Exception as error:
             raise FunctionRaised("raised", error) from error
         try:
-            return encode_result(name, result)
+            return encode_or_bulk(name, result)
         except EnclaveTypeError as error:
             raise FunctionRaised("type", error) from error
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from adyton.communicator.messages import EnterRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ClosedError, EnclaveTypeError, UsageError
-from adyton.proto.values import Bulk, Signature, Stream, encode_or_bulk, encode_result
+from adyton.proto.values import Bulk, Signature, Stream, encode_or_bulk
 from adyton.runtime.process.guest.calls import ArgumentStream, AsyncArgumentStream, Call
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.lifecycle import Input, Lifecycle
@@ -90,15 +90,15 @@ class Application:
         self._apply(Input.ENTER)
         return decode(body, EnterRequest)
 
-    def enter_request(self, request: EnterRequest, call: Call) -> bytes:
-        """The same with what is decoded already; the result encoded always."""
+    def enter_request(self, request: EnterRequest, call: Call) -> bytes | Bulk:
+        """The same with what is decoded already."""
         value = self._begun(request, call)()
-        return encode_result(request.entry, self._awaited(value, call) if isinstance(value, CoroutineType) else value)
+        return encode_or_bulk(request.entry, self._awaited(value, call) if isinstance(value, CoroutineType) else value)
 
-    async def enter_async(self, request: EnterRequest, call: Call) -> bytes:
+    async def enter_async(self, request: EnterRequest, call: Call) -> bytes | Bulk:
         """The same in a task."""
         value = self._begun(request, call)()
-        return encode_result(request.entry, await value if inspect.isawaitable(value) else value)
+        return encode_or_bulk(request.entry, await value if inspect.isawaitable(value) else value)
 
     def stream(self, body: bytes, call: Call) -> bytes:
         """Run one entry whose result is a stream, and send its items; b""."""

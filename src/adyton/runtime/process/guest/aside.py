@@ -4,7 +4,8 @@
                    ├──► a few threads: all other entries, the rest of which wait in order
                    └──► Call: batches, cancelling
 
-The reader runs nothing of the program's, so that what a program waits for always comes.
+The reader runs nothing of the program's, so that what a program waits for always comes. Large results leave on links of their own, which may wait:
+those of threads on their thread's, those of the loop on links of a few threads more.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from adyton.communicator.arriving import Arriving
 from adyton.communicator.messages import EnterRequest
+from adyton.proto.values import Bulk
 from adyton.runtime.process.guest.application import Application
-from adyton.runtime.process.guest.calls import Call, Calls, current
+from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, current
 from adyton.runtime.process.guest.link import Aside as Message
 from adyton.runtime.process.guest.link import (
     Batch,
@@ -33,10 +36,12 @@ from adyton.runtime.process.guest.link import (
     Reader,
     Return,
     Taken,
+    returned,
 )
 from adyton.trusted import tracing
 
 THREADS = 32  # for entries that are no coroutines
+ANSWERING_THREADS = 8  # for large results of those that are
 _READ_SIZE = 1 << 18
 
 _Work = tuple[EnterRequest, Call]
@@ -52,6 +57,7 @@ class Aside:
         calls: Calls,
         become: Callable[[], None],
         finished: Callable[[BaseException | None], None],
+        send_large: Callable[[Return, bytes], None],
         mask: Iterable[int],
     ) -> None:
         self._link = link
@@ -59,6 +65,8 @@ class Aside:
         self._calls = calls
         self._become = become
         self._finished = finished
+        self._send_large = send_large
+        self._answering: ThreadPoolExecutor | None = None
         self._mask = mask
         self._due = threading.Condition()
         self._work: deque[_Work] = deque()  # for threads
@@ -90,6 +98,8 @@ class Aside:
         with self._due:
             self._ended = True
             self._due.notify_all()
+        if self._answering is not None:
+            self._answering.shutdown(wait=False)
         if self._loop is not None and self._over is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._over.set)
@@ -151,13 +161,30 @@ class Aside:
                 self._work.clear()
                 raise
 
-    def _answer(self, call: Call, error: BaseException | None, body: bytes) -> None:
-        self._link.send(self._answer_of(call, error, body))
+    def _answer(self, call: Call, error: BaseException | None, body: bytes | Bulk) -> None:
+        answer, data = self._answer_of(call, error, body)
+        if data:
+            self._answer_large(answer, data)
+        else:
+            self._link.send(answer)
 
-    def _answer_of(self, call: Call, error: BaseException | None, body: bytes) -> Return:
+    def _answer_of(self, call: Call, error: BaseException | None, body: bytes | Bulk) -> tuple[Return, bytes]:
+        """And the bytes behind it."""
         self._finished(error)
         self._calls.ended(call)
-        return Return(error is None, body if error is None else self._application.raised(error), call.number)
+        answer, data = returned(error is None, body if error is None else b"", call.number)
+        if data and call.cancelled:
+            error = TimeoutError(NOBODY_WAITS)
+        return (answer, data) if error is None else (self._failed(answer, error), b"")
+
+    def _failed(self, answer: Return, error: BaseException) -> Return:
+        return Return(ok=False, body=self._application.raised(error), call=answer.call)
+
+    def _answer_large(self, answer: Return, data: bytes) -> None:
+        try:
+            self._send_large(answer, data)
+        except OSError as error:
+            self._link.send(self._failed(answer, error))
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +207,8 @@ class Aside:
 
     def _run_entry(self, request: EnterRequest, call: Call) -> None:
         token = current.set(call)
-        error, body = None, b""
+        error: BaseException | None = None
+        body: bytes | Bulk = b""
         try:
             if call.trace is None:
                 body = self._application.enter_request(request, call)
@@ -231,14 +259,24 @@ class Aside:
 
     async def _run_task(self, request: EnterRequest, call: Call) -> None:
         current.set(call)  # in this task's own context
-        error, body = None, b""
+        error: BaseException | None = None
+        body: bytes | Bulk = b""
         try:
             if call.trace is not None:
                 tracing.begin(call.trace)
             body = await call.cancellable(self._application.enter_async(request, call))
         except BaseException as raised:  # noqa: BLE001 - as above
             error = raised
-        self._returned.append(self._answer_of(call, error, body))
+        answer, data = self._answer_of(call, error, body)
+        if data:
+            try:
+                if self._answering is None:
+                    self._answering = ThreadPoolExecutor(ANSWERING_THREADS, "adyton-answer", self._become)
+                self._answering.submit(self._answer_large, answer, data)
+                return
+            except RuntimeError as no_thread:
+                answer = self._failed(answer, no_thread)
+        self._returned.append(answer)
         if len(self._returned) == 1:
             asyncio.get_running_loop().call_soon(self._send_returned)
 

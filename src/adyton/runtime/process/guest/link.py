@@ -4,7 +4,10 @@ A thread's link strictly nests. The supervisor sends Enter; the guest answers wi
 the supervisor may Enter again before it sends HostReturn. Items of a stream of results may come at any time before its call's Return.
 
     supervisor → guest    Enter(method, body, call, trace)    HostReturn(ok, body)
-    guest → supervisor    Return(ok, body)                    HostCall(name, arguments, left, span, call)    Items(call, payload)
+    guest → supervisor    Return(ok, body)                    HostCall(name, arguments, left, span, sizes, call)    Items(call, payload)
+
+A thread of the program's own that calls functions of the client makes a link for that, on which nothing is entered. So does a thread that has a
+large result of a call without a pair: that Return says of which call.
 
 The link aside is for what belongs to no thread, and nothing on it nests: calls without a pair, each of which has its Return; items of
 arguments, which the guest says it Took one by one; that items of results were Taken; and which calls are cancelled. Forget: no more of that call comes.
@@ -13,8 +16,8 @@ arguments, which the guest says it Took one by one; that items of results were T
     guest → supervisor    Return(ok, body, call)       Took(call, stream, hungry)
 
 Each message is a four-byte little-endian length and a MessagePack array. Some may be followed by bulk: raw bytes, as many as their
-`sizes` say together. An Enter's are those of the body, which it then has not itself, and of what is beside that; a Return's are the whole result,
-or a body that is large;
+`sizes` say together. An Enter's and a HostReturn's are those of the body, which it then has not itself, and of what is beside that; a Return's
+are the whole result, or a body that is large; a HostCall's what is beside the arguments, perhaps after those themselves, if they are large;
 those of Items and a Batch are one large item, in place of a payload.
 The guest trusts the supervisor; the supervisor treats what comes from the guest as hostile.
 """
@@ -35,13 +38,15 @@ import msgspec
 from adyton.communicator.messages import Logging, Streams, Unsigned
 from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
-from adyton.proto.values import BULK, Seconds
+from adyton.proto.values import BULK, MAX_BULK, Seconds
+from adyton.proto.values import Bulk as LargeResult
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
 # Trace and span that the program is in, in hex, one behind the other; "" for none.
 ProgramSpan = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{48})?\Z", max_length=48)]
-Bulk = Annotated[tuple[Annotated[int, msgspec.Meta(ge=BULK, le=MAX_MESSAGE)], ...], msgspec.Meta(max_length=1)]  # size
+_Size = Annotated[int, msgspec.Meta(ge=BULK, le=MAX_MESSAGE)]
+Bulk = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=1)]
 _DAY = 86400.0  # seconds: poll() takes no number of milliseconds
 _READ_SIZE = 1 << 14  # bytes: most messages come by one system call
 _PIECE = 1 << 18  # bytes of bulk
@@ -63,12 +68,13 @@ class Enter(_Message, frozen=True):
 class HostReturn(_Message, frozen=True):
     ok: bool
     body: bytes  # an encoded result, or a Raised
+    sizes: tuple[int, ...] = ()
 
 
 class Return(_Message, frozen=True):
     ok: bool
     body: bytes
-    call: int = 0  # on the link aside
+    call: int = 0  # without a pair
     sizes: Bulk = ()
     encoded: bool = False  # what follows is no bulk, but a large body
 
@@ -78,6 +84,7 @@ class HostCall(_Message, frozen=True):
     arguments: bytes
     left: Seconds | None = None  # that it may take
     span: ProgramSpan = ""
+    sizes: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=1 + MAX_BULK)] = ()
     call: Unsigned = 0  # that it is made in, of a thread of the guest's own; 0: none
 
 
@@ -153,6 +160,15 @@ def encode(message: ToGuest | ToSupervisor) -> bytearray:
     _ENCODER.encode_into(message, whole, _LENGTH.size)
     _LENGTH.pack_into(whole, 0, len(whole) - _LENGTH.size)
     return whole
+
+
+def returned(ok: bool, body: bytes | LargeResult, call: int = 0) -> tuple[Return, bytes]:
+    """A Return, and the bytes that follow it."""
+    if isinstance(body, LargeResult):
+        return Return(ok, b"", call, (len(body.value),)), body.value
+    if ok and len(body) >= BULK:
+        return Return(ok, b"", call, (len(body),), encoded=True), body
+    return Return(ok, body, call), b""
 
 
 class Reader:
@@ -238,12 +254,18 @@ class GuestLink:
         with self._sending:
             self._socket.sendall(data)
 
-    def send_bulk(self, message: ToSupervisor, bulk: bytes) -> None:
+    def send_bulk(self, message: ToSupervisor, *bulk: bytes) -> None:
         """Send one that is followed by bulk."""
         data = encode(message)
         with self._sending:
             self._socket.sendall(data)
-            self._socket.sendall(bulk)
+            try:
+                for each in bulk:
+                    self._socket.sendall(each)
+            except BaseException:  # of a signal's handler: what is sent next would be taken for the rest
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                raise
 
     def read(self, size: int) -> bytes:
         """So many bytes at most, in place of `receive`; b"" when the supervisor closed the link."""
@@ -271,7 +293,7 @@ class GuestLink:
                 return None
         stop = _LENGTH.size + _LENGTH.unpack_from(data)[0]
         message: ToThread = self._decoder.decode(memoryview(data)[_LENGTH.size : stop])
-        if isinstance(message, Enter) and message.sizes:
+        if isinstance(message, Enter | HostReturn) and message.sizes:
             body, *bulk = self._bulk(message.sizes, memoryview(data)[stop:])
             self.bulk = tuple(bulk)
             return msgspec.structs.replace(message, body=body, sizes=())

@@ -17,7 +17,7 @@ import time
 import traceback
 import weakref
 from _thread import allocate_lock, start_new_thread
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
@@ -32,7 +32,7 @@ from adyton.runtime.process.guest.application import Application
 from adyton.runtime.process.guest.aside import Aside
 from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, current
 from adyton.runtime.process.guest.exceptions import exception_of
-from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return
+from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
 from adyton.trusted import host_functions, tracing
 
@@ -124,7 +124,9 @@ class Guest:
                         if kind == ASIDE:
                             assert self._application is not None
                             become = functools.partial(self._become, None)
-                            aside = Aside(link, self._application, self._calls, become, self._finished, mask)
+                            aside = Aside(
+                                link, self._application, self._calls, become, self._finished, self.send_large, mask
+                            )
                             start_new_thread(aside.run, ())
                         elif kind == STREAM or not main.take(link):
                             work = functools.partial(self._work, link, mask)
@@ -208,13 +210,9 @@ class Guest:
                 self._answer(link, owed)
             else:
                 link.owed -= 1
+                link.bulk = ()
         self._calls.ended(call)
-        if isinstance(body, Bulk):
-            link.send_bulk(Return(ok, b"", sizes=(len(body.value),)), body.value)
-        elif len(body) >= BULK:
-            link.send_bulk(Return(ok, b"", sizes=(len(body),), encoded=True), body)
-        else:
-            link.send(Return(ok, body))
+        link.send_bulk(*returned(ok, body))
 
     def _body(self, link: GuestLink, call: Call, message: Enter) -> bytes | Bulk:
         """Of the answer. Raises what the program does."""
@@ -249,24 +247,23 @@ class Guest:
         entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
         return encode(LoadReply(entries=entries, warnings=warnings, streams=self._application.streams()))
 
-    def call_host(self, name: str, arguments: bytes) -> bytes:
+    def call_host(self, name: str, arguments: bytes, bulk: Sequence[bytes] = ()) -> bytes | Bulk:
         """Call a function of the client from any thread; nested entries run on this thread meanwhile. TimeoutError: no time is left to the
         call that this runs in, or nobody waits for it any more.
         """
         call = current.get()
-        link = getattr(self._current, "link", None)
-        own = link is None or link in self._own
-        if link is None:
-            link = self._current.link = self._own_link()
+        link = self._threads_link()
+        own = link in self._own
+        if len(arguments) >= BULK:
+            arguments, bulk = b"", (arguments, *bulk)
+        called = HostCall(name, arguments, None, tracing.current_span(), tuple(map(len, bulk)))
         if call is None:
-            return self._called_host(link, name, HostCall(name, arguments, span=tracing.current_span()))
+            return self._called_host(link, called, bulk)
         call.check()
         # Of who waits on a client thread's link, that thread says when it waits no longer.
         with call.cancelling(link.interrupt) if own else contextlib.nullcontext():
             try:
-                return self._called_host(
-                    link, name, HostCall(name, arguments, call.left(), tracing.current_span(), call.number)
-                )
+                return self._called_host(link, msgspec.structs.replace(called, left=call.left(), call=call.number), bulk)
             except TimeoutError:
                 if call.until is None or call.until > time.monotonic():
                     raise  # the function did
@@ -274,15 +271,13 @@ class Guest:
                 if not (own and call.cancelled):
                     raise
         if own:
-            self._own.discard(link)
-            self._links.discard(link)
-            link.close()
-            self._current.link = None
+            self._drop_own(link)
         raise TimeoutError(f"{name}(): {NOBODY_WAITS}")
 
-    def _called_host(self, link: GuestLink, name: str, called: HostCall) -> bytes:
+    def _called_host(self, link: GuestLink, called: HostCall, bulk: Sequence[bytes]) -> bytes | Bulk:
+        name = called.name
         until = None if called.left is None else time.monotonic() + called.left
-        link.send(called)
+        link.send_bulk(called, *bulk)
         while True:
             try:
                 message = link.receive(None if until is None else until - time.monotonic())
@@ -294,17 +289,42 @@ class Guest:
             if isinstance(message, Enter):
                 self._answer(link, message)
                 continue
+            beside, link.bulk = link.bulk, ()
             try:
                 result = _RESULT.decode(message.body) if message.ok else decode(message.body, Raised)
             except (RemoteProtocolError, msgspec.MsgspecError, ValueError, RecursionError):
                 raise OSError(5, f"{name}(): the client's answer cannot be read") from None
             if isinstance(result, Raised):
                 raise exception_of(result)
-            if isinstance(result, abi.Value):
-                return result.result
+            if isinstance(result, abi.Value) and len(beside) <= (not result.result):
+                value = beside[0] if beside else result.result
+                return value if result.encoded else Bulk(value)
             if isinstance(result, abi.Failed) and result.errno == "EACCES":
                 raise PermissionError(13, f"the client's policy does not allow the call of {name}()")
             raise OSError(5, f"{name}(): the client answered with {type(result).__name__}")
+
+    def _threads_link(self) -> GuestLink:
+        """The calling thread's; made, if it has none."""
+        link: GuestLink | None = getattr(self._current, "link", None)
+        if link is None:
+            link = self._current.link = self._own_link()
+        return link
+
+    def _drop_own(self, link: GuestLink) -> None:
+        """Of the calling thread."""
+        self._own.discard(link)
+        self._links.discard(link)
+        link.close()
+        self._current.link = None
+
+    def send_large(self, message: Return, data: bytes) -> None:
+        """A large result of a call without a pair, on the calling thread's own link, for it may take long. OSError: the supervisor takes no more links."""
+        link = self._threads_link()
+        try:
+            link.send_bulk(message, data)
+        except OSError:
+            self._drop_own(link)
+            raise
 
     def _own_link(self) -> GuestLink:
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

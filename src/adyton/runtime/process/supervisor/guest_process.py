@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from adyton.runtime.process.guest import link as protocol
-from adyton.runtime.process.supervisor.bulk import Answer
+from adyton.runtime.process.supervisor.bulk import Passed
 from adyton.runtime.process.supervisor.loop import Outbox
 
 
@@ -71,15 +72,23 @@ class Link:
     sock: socket.socket
     outbox: Outbox
     pair: int
+    own: bool = False  # of a thread that no client thread is paired with
     stack: list[tuple[Literal["enter", "host"], int]] = field(default_factory=list)
     reader: protocol.Reader = field(default_factory=lambda: protocol.Reader(protocol.ToSupervisor))
-    answer: Answer | None = None  # whose bytes come
+    passed: Passed | None = None  # whose bytes come
     item: Item | None = None  # the same
+
+    def give(self, message: protocol.ToThread | memoryview) -> None:
+        """What its thread waits for; nothing, if that is gone, or a thread of the guest's own has ended or waits no longer."""
+        data = message if isinstance(message, memoryview) else protocol.encode(message)
+        with suppress(BrokenPipeError) if self.own else nullcontext():
+            if self.sock.fileno() >= 0:
+                self.outbox.put(data)
 
     @property
     def busy(self) -> bool:
         """A call is under way on it, or what it gives is to be completed."""
-        return bool(self.stack) or self.answer is not None or self.item is not None
+        return bool(self.stack) or self.passed is not None or self.item is not None
 
     @property
     def entry(self) -> int:

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
@@ -26,6 +26,7 @@ import msgspec
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator import session as communicator
+from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
 from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError
@@ -44,6 +45,7 @@ from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.connections import Connections
 from adyton.runtime.process.supervisor.emulation import Emulation
 from adyton.runtime.process.supervisor.files import Effect, FileServer
+from adyton.runtime.process.supervisor.function_calls import FunctionCalls
 from adyton.runtime.process.supervisor.fuse_device import FuseDevice
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program, how_ended
 from adyton.runtime.process.supervisor.layout import Layout
@@ -113,7 +115,7 @@ class Supervisor:
         self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
         self._paused: list[Link] = []  # until the client has taken some
-        self._waiting: dict[int, tuple[int, abi.Request] | Link] = {}  # host call → ticket, or link
+        self._waiting: dict[int, tuple[int, abi.Request]] = {}  # host call → ticket
         self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
         self._spans = Spans(self._session.notify)
@@ -121,6 +123,7 @@ class Supervisor:
         self.output = Output(streams, self._loop, self._session, lambda: self._connections.joined, self._guarded)
         slow_down = self._connections.slow_down
         self._bulk = Bulk(self._session, self._read_link, slow_down)
+        self._functions = FunctionCalls(self._session, self._bulk, self._waits, self._spans)
         self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then, slow_down)
         self._emulation = Emulation(
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
@@ -276,9 +279,13 @@ class Supervisor:
                 self._bulk.enters(call, link)
                 if link is not None:
                     self._enter(link, call, pair, method, b"", sizes)
-            case communicator.Piece(call, data, last):
-                if self._bulk.piece(call, data, last=last):
+            case communicator.ReplyBegun():
+                self._functions.reply_begun(event)
+            case communicator.Piece(call, data, last, kind):
+                if self._bulk.piece(kind, call, data, last=last):
                     self._refuse(call, NO_MORE_THREADS)
+                elif last and kind == "reply":
+                    self._functions.over(call)
             case communicator.Replied(call, ok, body, _):
                 if not self._emulation.replied(call, ok=ok, body=body) and not self._streams.replied(call, body):
                     self._replied(call, ok, body)
@@ -330,9 +337,11 @@ class Supervisor:
         else:
             self._enter(link, call, pair, method, body)
 
-    def _passes(self, pair: int, method: str) -> bool:
-        """Whether a large call goes to the guest as it comes."""
-        return self._running and pair > 0 and method in ("enter", "stream", "run")
+    def _passes(self, head: CallFrame | ReplyFrame) -> bool:
+        """Whether a large call, or reply, goes to the guest as it comes."""
+        if isinstance(head, ReplyFrame):
+            return self._functions.made(head.call)
+        return self._running and head.pair > 0 and head.method in ("enter", "stream", "run")
 
     def _link_of(self, pair: int, method: str) -> Link | None:
         """None: the guest's first thread is busy, and has many to begin with already."""
@@ -368,18 +377,9 @@ class Supervisor:
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
     def _replied(self, call: int, ok: bool, body: communicator.Body) -> None:
-        waiting = self._waiting.pop(call)
-        if isinstance(waiting, Link):
-            self._waits.ended(waiting.sock)
-            kind, expected = waiting.stack.pop()
-            assert (kind, expected) == ("host", call), (kind, expected, call)
-            self._spans.answered(call)
-            # A thread of the guest's own may have ended meanwhile, or waits no longer.
-            with suppress(BrokenPipeError) if waiting.sock in self._thread_links else nullcontext():
-                if waiting.sock.fileno() >= 0:
-                    waiting.outbox.put(protocol.encode(protocol.HostReturn(ok, body)))  # type: ignore[arg-type]
+        if self._functions.replied(call, body, ok=ok):
             return
-        ticket, request = waiting
+        ticket, request = self._waiting.pop(call)
         assert self._files is not None
         result = check(request, body) if ok else abi.Failed("EIO")
         self._do(self._files.resume(ticket, result))
@@ -402,8 +402,8 @@ class Supervisor:
             raise
         link.close()
 
-    def _watch_link(self, sock: socket.socket, pair: int) -> Link:
-        link = Link(sock, Outbox(self._loop, sock, self._connections.go_on), pair)
+    def _watch_link(self, sock: socket.socket, pair: int, *, own: bool = False) -> Link:
+        link = Link(sock, Outbox(self._loop, sock, self._connections.go_on), pair, own)
         self._read_link(link)
         return link
 
@@ -446,7 +446,7 @@ class Supervisor:
         if message == THREAD and len(received) == 1:
             if len(self._thread_links) < THREAD_LINKS:
                 self._thread_links.add(received[0])
-                self._watch_link(received[0], 0)
+                self._watch_link(received[0], 0, own=True)
             else:
                 received[0].close()  # that thread's trouble only
             return
@@ -475,9 +475,10 @@ class Supervisor:
             return
         if not data:
             self._loop.forget(link.sock)
-            if link.sock in self._thread_links:
+            if link.own and link.passed is None:
                 self._thread_links.discard(link.sock)
                 self._arriving -= link.reader.held
+                link.outbox.drop()
                 link.sock.close()
             elif (link.busy or link is self._streams.link) and not self._guest_ends():
                 self.end("the enclave was ended: one of its threads closed its link in the middle of a call")
@@ -495,8 +496,7 @@ class Supervisor:
             unpaired = self._streams.from_guest(link, message)
             if unpaired is not None:
                 if unpaired:
-                    self._emulation.tell_counts()
-                    self._returned(unpaired, message)
+                    self._guest_returned(link, unpaired, message)
             elif isinstance(message, protocol.Return):
                 if not link.stack or link.stack[-1][0] != "enter":
                     self.end("the enclave was ended: its guest returned from a call that nobody made")
@@ -504,17 +504,18 @@ class Supervisor:
                 _, call = link.stack.pop()
                 if link is self._main and message.ok:
                     self._running = True  # the first thing that it returns from is the load
-                self._emulation.tell_counts()
-                if message.sizes:
-                    self._bulk.returns(link, call, message.sizes[0], encoded=message.encoded)
-                self._returned(call, message)
+                self._guest_returned(link, call, message)
                 if link.stack:
                     self._waits.began(link.sock, "Call")
             else:
-                if (link.stack and link.stack[-1][0] != "enter") or (not link.stack and link.pair):
-                    self.end("the enclave was ended: its guest made a host call out of turn")
-                    return
-                self._host_call(link, message)
+                self._push()
+                self._functions.called(link, message)
+
+    def _guest_returned(self, link: Link, call: int, message: protocol.Return) -> None:
+        self._emulation.tell_counts()
+        if message.sizes:
+            self._bulk.returns(link, call, message.sizes[0], encoded=message.encoded)
+        self._returned(call, message)
 
     def _tell(self, counts: Counts | None) -> None:
         if counts is not None and self._connections.joined:
@@ -549,21 +550,6 @@ class Supervisor:
         except ResourceLimitError as error:
             raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
             self._session.reply(call, ok=False, body=encode(raised))
-
-    def _host_call(self, link: Link, called: protocol.HostCall) -> None:
-        self._push()
-        self._spans.asked(link.entry or called.call, self._session.next_call, called.span)
-        body = msgspec.msgpack.encode(abi.Call(called.name, called.arguments, called.left))
-        try:
-            call = self._session.call(link.pair, "host" if link.pair else "function", body)
-        except ResourceLimitError as error:  # too deep, too large, or too many: the program's own trouble
-            self._spans.answered(self._session.next_call)
-            raised = Raised("raised", "RecursionError", error.message, "RecursionError")
-            link.outbox.put(protocol.encode(protocol.HostReturn(ok=False, body=encode(raised))))
-            return
-        self._waits.began(link.sock, "Call")
-        self._waiting[call] = link
-        link.stack.append(("host", call))
 
     # -- files --------------------------------------------------------------------------------------------------------
 

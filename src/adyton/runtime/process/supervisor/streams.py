@@ -137,6 +137,10 @@ class Streams:
                 if self._under_way.get(message.call) is not link or message.sizes:
                     raise RemoteProtocolError("its guest returned from a call that nobody made")
                 return message.call
+            case protocol.Return() if message.sizes and link.own and not link.stack:
+                if self.link is None or self._under_way.get(message.call) is not self.link:
+                    raise RemoteProtocolError("its guest returned from a call that nobody made")
+                return message.call
             case _ if link is self.link:
                 raise RemoteProtocolError("its guest made a host call on the link aside")
             case _:
