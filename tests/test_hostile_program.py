@@ -148,6 +148,29 @@ result = sum(mine.recv(1) == b"" for mine, _ in pairs[256:])
 
 
 @sandboxed
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ("frame('Return', True, b'', 1, [1 << 20])", "returned from a call that nobody made"),
+        ("frame('Return', True, b'', 0, [1 << 20])", "returned from a call that nobody made"),
+        ("frame('Return', True, b'', 1)", "returned from a call that nobody made"),
+        ("frame('HostCall', 'lookup', b'', None, '', [1 << 15])", "malformed message"),
+        ("frame('HostCall', 'lookup', b'', None, '', [1 << 20] * 34)", "malformed message"),
+        ("frame('HostCall', 'lookup', b'', None, '', [1 << 16]) + b'\\xff' * ((1 << 16) + 8)", "at most"),
+        ("frame('HostCall', 'lookup', b'') + frame('HostCall', 'lookup', b'')", "out of turn"),
+    ],
+)
+def test_what_a_link_of_the_programs_own_must_not_carry_ends_the_enclave(ward, messages, text):
+    """Results of calls that are not under way, sizes that cannot be, more than was said, a call in the middle of another."""
+    with ward.enclave(lambda request: None if isinstance(request, abi.Call) else abi.Failed("EACCES")) as client:
+        assert client.load().ok
+        code = "mine, other = socket.socketpair(); thread(other.fileno())"
+        client.start("execute", f"{KIT}\n{code}\nmine.sendall({messages})\nmine.recv(1)")
+        client.pump(lambda: client.ended)
+        assert text in client.ended
+
+
+@sandboxed
 def test_what_shows_of_the_server(ward):
     with ward.enclave() as client:
         assert client.load().ok

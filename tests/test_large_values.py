@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 import adyton
 from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.communicator import session as communicator
+from adyton.config import Policy
 from adyton.errors import AdytonError, ConnectionLostError, EnclaveTypeError, RemoteProtocolError
+from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import BULK, MAX_BULK, Bulk, Signature, decode_result, encode_arguments, encode_or_bulk
 from adyton.remote.client_pairs import result_of
 from adyton.runtime.process.guest import link as protocol
@@ -28,7 +30,7 @@ from adyton.runtime.process.supervisor.bulk import MOST
 from adyton.runtime.process.supervisor.bulk import Bulk as Passing
 from adyton.runtime.process.supervisor.guest_process import Link
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
-from adyton.trusted import Enclave
+from adyton.trusted import Enclave, host_function
 
 LARGE = bytes(range(256)) * (BULK // 256)
 MIB = 1 << 20
@@ -238,6 +240,44 @@ def test_a_result_is_read_while_its_client_takes_it():
         assert place.link.passed is None
 
 
+def test_a_call_of_the_guests_is_read_while_its_client_takes_it():
+    with _Passed() as place:
+        call = place.enclave.begin_call(0, "function", b"", 4 * MOST)
+        place.bulk.calls(place.link, call, 4 * MOST)
+        came, events = 0, []
+        while not events:
+            while (not place.listens or place.listens[-1]) and came < 4 * MOST:
+                place.bulk.came(place.link, memoryview(bytes(MIB)))
+                came += MIB
+                assert place.enclave.pending_bytes <= MOST + 2 * MIB
+            events += place.client.receive(place.enclave.data_to_send())
+            place.enclave.receive(place.client.data_to_send())
+            place.bulk.caught_up()
+        assert events == [communicator.Called(call, 0, "function", b"", (bytes(4 * MOST),))]
+        assert False in place.listens
+        assert place.link.passed is None
+
+
+def test_a_call_of_the_guests_that_was_refused_is_dropped_as_it_comes():
+    with _Passed() as place:
+        place.bulk.calls(place.link, 0, 2 * MIB)
+        place.bulk.came(place.link, memoryview(bytes(MIB)))
+        assert place.link.passed is not None
+        place.bulk.came(place.link, memoryview(bytes(MIB)))
+        assert place.link.passed is None
+        assert not place.enclave.pending_bytes
+
+
+def test_of_an_answer_for_a_thread_that_has_ended_nothing_is_kept():
+    with _Passed() as place:
+        place.link.own = True
+        place.bulk.replied(7, place.link)
+        place.other.close()
+        for last in (False, True):
+            place.bulk.piece("reply", 7, memoryview(bytes(MIB)), last=last)
+        assert len(place.link.outbox) == 0
+
+
 # -- enclaves ------------------------------------------------------------------------------------------------------------
 
 app = Enclave("large")
@@ -334,11 +374,110 @@ def test_many_threads_with_large_values_at_once(fake):
     assert found == [True] * 24
 
 
+def doubled_on_client(data: bytes, *, more: bytes = b"") -> bytes:
+    return data + data + more
+
+
+def repeated_on_client(words: list[str]) -> list[str]:
+    return words + words
+
+
+def kinds_on_client(*values: Any) -> str:
+    return " ".join(type(each).__name__ for each in values)
+
+
+calling = Enclave("calling")
+twice = host_function(doubled_on_client)
+repeated = host_function(repeated_on_client)
+
+
+@host_function
+def kinds(*values: Any) -> str: ...
+
+
+@calling.entry
+def through(data: bytes, *, more: bytes = b"") -> bytes:
+    return twice(data, more=more)
+
+
+@calling.entry
+async def through_async(data: bytes) -> bytes:
+    return twice(data)
+
+
+@calling.entry
+def through_words(words: list[str]) -> list[str]:
+    return repeated(words)
+
+
+@calling.entry
+def large_and_small(data: bytes, words: list[str]) -> str:
+    return kinds(data, words, 1, bytearray(data), memoryview(data), b"x")
+
+
+@pytest.fixture(scope="module")
+def with_functions():
+    functions = {
+        "doubled_on_client": doubled_on_client,
+        "repeated_on_client": repeated_on_client,
+        "kinds": kinds_on_client,
+    }
+    arguments = LoadArguments(functions=functions, policy=Policy().extended(call=list(functions)))
+    with load_in_process(calling, arguments) as client:
+        yield client
+
+
+@pytest.mark.parametrize("size", [0, BULK // 2, BULK - 1, BULK, BULK + 1, 5 * MIB + 3])
+def test_whatever_its_size_a_value_gets_to_a_function_of_the_client_and_back(with_functions, size):
+    data = (LARGE * (size // BULK + 1))[:size]
+    client = with_functions
+    assert client.call("through", data) == data + data
+    assert client.call("through", data, more=LARGE) == data + data + LARGE
+    assert client.call("through_async", data) == data + data
+    assert asyncio.run(client.acall("through", data)) == data + data
+    assert asyncio.run(client.acall("through_async", data)) == data + data
+
+
+def test_large_values_that_are_no_bytes_get_to_a_function_of_the_client(with_functions):
+    words = ["word"] * BULK
+    assert with_functions.call("through_words", words) == words + words
+    assert with_functions.call("large_and_small", LARGE, words) == "bytes list int bytes bytes bytes"
+
+
+def test_many_large_results_of_tasks_at_once_are_each_its_own(with_functions, fake):
+    async def all_of_them() -> list[bool]:
+        datas = [bytes([number]) * (BULK + number * 4096) for number in range(40)]
+        entries = [("echo", "echo_async")[number % 2] for number in range(40)]
+        made = [fake.acall(entry, data) for entry, data in zip(entries, datas, strict=True)]
+        small = [fake.acall("echo_async", b"x") for _ in range(40)]
+        found = await asyncio.gather(*made, *small)
+        return [*map(bytes.__eq__, found, (*datas, *[b"x"] * 40))]
+
+    assert asyncio.run(all_of_them()) == [True] * 80
+
+
 PROGRAM = """
+from adyton.trusted import host_function
+
+@host_function
+def taken(data: bytes) -> int: ...
+
+@host_function
+def given(size: int) -> bytes: ...
+
+def call_with(size: int) -> int:
+    return taken(bytes(size))
+
+def call_for(size: int) -> int:
+    return len(given(size))
+
 def take(data: bytes) -> int:
     return len(data)
 
 def give(size: int) -> bytes:
+    return bytes(size)
+
+async def give_async(size: int) -> bytes:
     return bytes(size)
 
 def whole(parts: list[bytes]) -> list[bytes]:
@@ -346,7 +485,7 @@ def whole(parts: list[bytes]) -> list[bytes]:
 """
 
 MEASURE = """
-import json, sys
+import asyncio, json, sys
 import adyton
 
 def peaks(client):
@@ -355,19 +494,32 @@ def peaks(client):
         found["client"] = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
     return found
 
+def taken(data: bytes) -> int:
+    return len(data)
+
+def given(size: int) -> bytes:
+    return bytes(size)
+
+async def length(client, entry, size):
+    return len(await client.acall(entry, size))  # not the task's own result, which asyncio.run would show
+
 size, data = int(sys.argv[2]), bytes(int(sys.argv[2]))
 sum(data[::4096])  # all of it is there
-with adyton.load(sys.argv[1]) as client:
+with adyton.load(sys.argv[1], functions=[taken, given], allow_call=["taken", "given"]) as client:
     assert client.call("take", data[:1 << 20]) == len(client.call("give", 1 << 20))
     first = peaks(client)
     assert client.call("take", data) == size
     second = peaks(client)
     assert len(client.call("give", size)) == size
     third = peaks(client)
+    assert client.call("call_with", size) == client.call("call_for", size) == size
+    for entry in ("give", "give_async"):
+        assert asyncio.run(length(client, entry, size)) == size
+    others = peaks(client)
     del data
     assert len(client.call("whole", [bytes(size)])[0]) == size
     fourth = peaks(client)
-pairs = ((first, second), (second, third), (third, fourth))
+pairs = ((first, second), (second, third), (others, fourth), (third, others))
 print(json.dumps([{name: (b[name] - a[name]) * 1024 / size for name in a} for a, b in pairs]))
 """
 
@@ -378,7 +530,7 @@ def test_only_the_ends_have_a_large_value_whole_and_once(tmp_path):
     (tmp_path / "measure.py").write_text(MEASURE)
     command = [sys.executable, str(tmp_path / "measure.py"), str(tmp_path / "large.py"), str(128 * MIB)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
-    argument, result, encoded = json.loads(done.stdout)
+    argument, result, encoded, others = json.loads(done.stdout)
     assert {name: round(times, 1) for name, times in argument.items()} == {
         "client": pytest.approx(0, abs=0.2),
         "proxy": pytest.approx(0, abs=0.2),
@@ -388,28 +540,84 @@ def test_only_the_ends_have_a_large_value_whole_and_once(tmp_path):
     assert result["client"] < 1.3
     assert max(result["proxy"], result["supervisor"], result["guest"]) < 0.2
     assert max(encoded["proxy"], encoded["supervisor"]) < 0.2
+    assert max(others.values()) < 0.3, others  # functions of the client and tasks: no more than that
 
 
 BREAKS = """
-import socket
+import socket, threading, time
+from adyton.trusted import host_function
 from adyton.runtime.process.guest import link
 
 def result() -> bytes:
-    def breaks(self, message, bulk):
-        self._socket.sendall(link.encode(message))
-        self._socket.sendall(bulk[:100])
-        self._socket.shutdown(socket.SHUT_RDWR)
     link.GuestLink.send_bulk = breaks
     return bytes(1 << 20)
+
+def breaks(self, message, bulk):
+    self._socket.sendall(link.encode(message))
+    self._socket.sendall(bulk[:100])
+    self._socket.shutdown(socket.SHUT_RDWR)
+
+@host_function
+def taken(data: bytes) -> int: ...
+
+def calls() -> int:
+    link.GuestLink.send_bulk = breaks
+    return taken(bytes(1 << 20))
+
+def calls_in_a_thread() -> int:
+    link.GuestLink.send_bulk = breaks
+    thread = threading.Thread(target=taken, args=(bytes(1 << 20),))
+    thread.start()
+    thread.join()
+    time.sleep(1000)
+    return 1
 """
 
 
 @pytest.mark.sandbox
-def test_a_guest_that_breaks_a_large_result_off_ends_its_enclave(tmp_path):
+@pytest.mark.parametrize("entry", ["result", "calls", "calls_in_a_thread"])
+def test_a_guest_that_breaks_a_large_message_off_ends_its_enclave(tmp_path, entry):
     (tmp_path / "breaks.py").write_text(BREAKS)
     with (
         suppress(AdytonError),
-        adyton.load(str(tmp_path / "breaks.py")) as client,
-        pytest.raises(ConnectionLostError, match="closed its link"),
+        adyton.load(str(tmp_path / "breaks.py"), functions={"taken": len}, allow_call=["taken"]) as client,
+        pytest.raises(ConnectionLostError, match=r"closed its link|exited with status 0"),
     ):
-        client.call("result")
+        client.call(entry)
+
+
+LIMITED = """
+from adyton.trusted import host_function
+
+@host_function
+def given(size: int) -> bytes: ...
+
+@host_function
+def taken(data: bytes, more: bytes) -> int: ...
+
+def too_much_comes() -> str:
+    try:
+        given((1 << 30) + 1)
+    except ValueError as error:
+        return str(error)
+
+def too_much_goes() -> str:
+    try:
+        taken(bytes(1 << 29), bytes((1 << 29) + 1))
+    except RecursionError as error:
+        return str(error)
+"""
+
+
+@pytest.mark.sandbox
+def test_too_large_a_value_of_a_function_is_an_error_in_the_enclave_and_no_more(tmp_path):
+    (tmp_path / "limited.py").write_text(LIMITED)
+
+    def given(size: int) -> bytes:
+        return bytes(size)
+
+    functions = {"given": given, "taken": lambda data, more: len(data) + len(more)}
+    with adyton.load(str(tmp_path / "limited.py"), functions=functions, allow_call=list(functions)) as client:
+        assert "the result is too large" in client.call("too_much_comes")
+        assert "at most 1073741824 are carried" in client.call("too_much_goes")
+        assert "the result is too large" in client.call("too_much_comes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -39,6 +40,15 @@ def take(number: int, data: bytes) -> int:
 
 def tell(number: int, data: bytes) -> int:
     return told(number, data)
+
+@trusted.host_function
+def swapped(data: bytes) -> bytes: ...
+
+def swap(data: bytes) -> bytes:
+    return swapped(data)
+
+async def swap_async(data: bytes) -> bytes:
+    return swapped(data)
 
 def give(size: int) -> bytes:
     return bytes(size)
@@ -168,6 +178,36 @@ def test_files_are_read_and_written_over_lost_connections(program, tmp_path):
         assert cutter.result()
         assert (tmp_path / "target").read_bytes() == content
         client.close()
+
+
+def test_large_values_of_functions_and_results_of_tasks_arrive_once_over_cuts(program):
+    told: list[bytes] = []
+
+    def swapped(data: bytes) -> bytes:
+        told.append(data)
+        return data[::-1]
+
+    data = os.urandom(10 << 20)
+    with server() as there, there.load(program, functions=[swapped], allow_call=["swapped"]) as client:
+        over = threading.Event()
+        with ThreadPoolExecutor(3) as threads:
+            cutter = threads.submit(cut_until, there.network, over)
+            try:
+                paired = threads.submit(client.call, "swap", data)
+                asked = threads.submit(lambda: asyncio.run(_swapped(client, data)))
+                assert data[::-1] == paired.result(60)
+                assert asked.result(60)
+                while there.network.accepted < 5:
+                    assert client.call("swap", data[:70_000]) == data[:70_000][::-1]
+                    told.pop()
+            finally:
+                over.set()
+            assert cutter.result() >= 3
+        assert [each == data for each in told] == [True] * 3
+
+
+async def _swapped(client: adyton.EnclaveClient, data: bytes) -> bool:
+    return await client.acall("swap", data) == await client.acall("swap_async", data) == data[::-1]
 
 
 @pytest.mark.parametrize("size", [10, 20 << 20])

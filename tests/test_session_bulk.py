@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adyton.communicator import frames
 from adyton.communicator.frames import CHUNK, MAX_BULK, MAX_CHUNK, CallFrame, MoreFrame, ReplyFrame
-from adyton.communicator.session import Begun, Called, Closed, Piece, Replied, Session, Side
+from adyton.communicator.session import Begun, Called, Closed, Piece, Replied, ReplyBegun, Session, Side
 from adyton.errors import LocalProtocolError, RemoteProtocolError, ResourceLimitError
 
 GIB = 1 << 30
@@ -105,6 +105,96 @@ def test_a_reply_goes_out_as_it_comes(lengths, at, bulk):
     assert events == [Replied(1, True, b"", 1, (whole,)) if bulk else Replied(1, True, whole, 1)]
     with pytest.raises(LocalProtocolError):
         enclave.go_on(1, b"x")
+
+
+@given(st.lists(st.integers(1, 3 * CHUNK), min_size=1, max_size=8), st.integers(0, 8))
+def test_a_call_goes_out_as_it_comes(lengths, at):
+    client, enclave = pair()
+    size = sum(lengths)
+    if len(b"body") + size <= CHUNK:
+        with pytest.raises(LocalProtocolError):
+            enclave.begin_call(0, "function", b"body", size)
+        return
+    call = enclave.begin_call(0, "function", b"body", size)
+    events, whole = [], b""
+    for number, each in enumerate(lengths):
+        if number == at:
+            other = enclave.call(0, "function", bytes(2 * CHUNK))
+            assert moved(enclave, client) == [Called(other, 0, "function", bytes(2 * CHUNK))]
+        piece = bytes([number + 1]) * each
+        enclave.go_on(call, piece, "call")
+        whole += piece
+        events += moved(enclave, client)
+    assert events == [Called(call, 0, "function", b"body", (whole,))]
+    with pytest.raises(LocalProtocolError):
+        enclave.go_on(call, b"x", "call")
+    client.reply(call, True, b"", [whole] if size > CHUNK else ())
+    assert moved(client, enclave) == [Replied(call, True, b"", 0, (whole,) if size > CHUNK else ())]
+
+
+def test_a_call_that_was_begun_is_not_answered_before_all_of_it_is_there():
+    _, enclave = passing()
+    call = enclave.begin_call(0, "function", b"body", 4 * CHUNK)
+    enclave.go_on(call, bytes(CHUNK), "call")
+    enclave.data_to_send()
+    with pytest.raises(RemoteProtocolError, match="before it was sent completely"):
+        enclave.receive(frames.encode(ReplyFrame(call, True, 0, b"")))
+
+
+def test_a_call_has_no_more_than_was_said():
+    _, enclave = pair()
+    with pytest.raises(ResourceLimitError):
+        enclave.begin_call(0, "function", b"", GIB + 1)
+    call = enclave.begin_call(0, "function", b"", 2 * CHUNK)
+    enclave.go_on(call, bytes(CHUNK), "call")
+    with pytest.raises(LocalProtocolError):
+        enclave.go_on(call, bytes(CHUNK + 1), "call")
+
+
+@given(st.integers(0, 2 * CHUNK), st.integers(CHUNK + 1, 5 * CHUNK), st.integers(1, 2), st.booleans())
+def test_a_reply_that_passes_is_told_of_as_it_comes(body, size, count, ok):
+    """And is the answer when all of it is there, not before."""
+    client, enclave = passing()
+    call = enclave.call(0, "function", b"")
+    moved(enclave, client)
+    client.reply(call, ok, bytes(body), [b"b" * size] * count)
+    client.call(1, "enter", b"small")
+    begun, *others = moved(client, enclave)
+    pieces = [each for each in others if isinstance(each, Piece)]
+    assert begun == ReplyBegun(call, ok, (body, *[size] * count))
+    assert b"".join(each.data for each in pieces) == bytes(body) + b"b" * size * count
+    assert {(each.kind, each.call) for each in pieces} == {("reply", call)}
+    assert [each.last for each in pieces] == [False] * (len(pieces) - 1) + [True]
+    with pytest.raises(RemoteProtocolError, match="waits for no reply"):
+        enclave.receive(frames.encode(ReplyFrame(call, True, 0, b"")))
+
+
+def test_what_passes_of_a_reply_is_not_kept():
+    client, enclave = passing()
+    call = enclave.call(0, "function", b"")
+    moved(enclave, client)
+    data = bytes(1 << 25)
+    client.reply(call, True, b"", [data])
+    tracemalloc.start()
+    try:
+        while client.due:
+            enclave.receive(client.data_to_send())
+            client.receive(enclave.data_to_send())
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_peer_does_not_call_in_the_middle_of_a_reply_that_passes():
+    client, enclave = passing()
+    client.call(1, "enter", b"")
+    moved(client, enclave)
+    call = enclave.call(1, "host", b"")
+    moved(enclave, client)
+    client.reply(call, True, b"", [bytes(8 * CHUNK)])
+    enclave.receive(client.data_to_send(CHUNK))
+    with pytest.raises(RemoteProtocolError, match="in the middle of a reply"):
+        enclave.receive(frames.encode(CallFrame(2, 1, "enter", 0, b"")))
 
 
 def test_a_reply_has_no_more_than_was_said():
