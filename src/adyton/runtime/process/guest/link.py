@@ -255,12 +255,12 @@ class GuestLink:
             self._socket.sendall(data)
 
     def send_bulk(self, message: ToSupervisor, *bulk: bytes) -> None:
-        """Send one that is followed by bulk."""
+        """Send one that is followed by bulk, if there is any: the supervisor may close the link once it has all of it."""
         data = encode(message)
         with self._sending:
             self._socket.sendall(data)
             try:
-                for each in bulk:
+                for each in filter(None, bulk):
                     self._socket.sendall(each)
             except BaseException:  # of a signal's handler: what is sent next would be taken for the rest
                 with contextlib.suppress(OSError):

@@ -81,7 +81,7 @@ class Link:
     def give(self, message: protocol.ToThread | memoryview) -> None:
         """What its thread waits for; nothing, if that is gone, or a thread of the guest's own has ended or waits no longer."""
         data = message if isinstance(message, memoryview) else protocol.encode(message)
-        with suppress(BrokenPipeError) if self.own else nullcontext():
+        with suppress(ConnectionError) if self.own else nullcontext():
             if self.sock.fileno() >= 0:
                 self.outbox.put(data)
 

@@ -473,6 +473,10 @@ class Supervisor:
             data = link.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)  # the guest may share the socket, and its flags
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            if not link.own:
+                raise
+            data = b""  # that thread has closed it, and had an answer on it that it does not wait for
         if not data:
             self._loop.forget(link.sock)
             if link.own and link.passed is None:
