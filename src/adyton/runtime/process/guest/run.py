@@ -263,7 +263,9 @@ class Guest:
         # Of who waits on a client thread's link, that thread says when it waits no longer.
         with call.cancelling(link.interrupt) if own else contextlib.nullcontext():
             try:
-                return self._called_host(link, msgspec.structs.replace(called, left=call.left(), call=call.number), bulk)
+                return self._called_host(
+                    link, msgspec.structs.replace(called, left=call.left(), call=call.number), bulk
+                )
             except TimeoutError:
                 if call.until is None or call.until > time.monotonic():
                     raise  # the function did
