@@ -603,12 +603,11 @@ class ProxyClient:
                     pair = self._pairs.get(number)
                     if pair is None or pair.abandoned:
                         settle(self._session, number, pair)  # if that was not done since it came
-                    elif not pair.pooled:
-                        pair.mailbox.put(event)
-                    else:
+                    elif pair.pooled:
                         pair.serving.add(call)
-                if pair is not None and call in pair.serving:
-                    self._hosts.functions.submit(self._hosts.serve, event)
+                        self._hosts.functions.submit(self._hosts.serve, event)
+                    else:
+                        pair.mailbox.put(event)  # the last: its thread serves it from now on
             case communicator.Replied():
                 self._replied(event)
             case communicator.Notified("net", body):
