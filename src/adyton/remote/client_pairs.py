@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -107,13 +110,69 @@ def result_of(reply: communicator.Replied) -> communicator.Body | Bulk:
     return Bulk(reply.bulk[0])
 
 
-class Token:
+class _Token:
     """Dies with its thread's local storage, which is how the end of a thread is noticed."""
 
     __slots__ = ("__weakref__", "pair")
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
+
+
+class ThreadPairs:
+    """Those of a client's threads, among all of its `pairs` by number: each is made for its thread's first call, and ends with the thread."""
+
+    def __init__(
+        self,
+        pairs: dict[int, Pair],
+        lock: threading.Lock,
+        session: communicator.Session,
+        wake: Callable[[], None],
+    ) -> None:
+        """`lock`: the session's; `wake`: has somebody call `dispose_ended` soon, and takes no lock."""
+        self._pairs = pairs
+        self._lock = lock
+        self._session = session
+        self._wake = wake
+        self._numbers = itertools.count(1)
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._local = threading.local()
+
+    def new(self, mailbox: Mailbox | None = None) -> Pair:
+        """One of no thread."""
+        return Pair(next(self._numbers), mailbox, pooled=mailbox is not None)
+
+    def own(self) -> Pair:
+        """The calling thread's."""
+        token: _Token | None = getattr(self._local, "token", None)
+        if token is None or token.pair.abandoned:
+            pair = self.new()
+            token = _Token(pair)
+            # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
+            weakref.finalize(token, note_end, self._ended, self._wake, pair.number).atexit = False
+            with self._lock:
+                self._pairs[pair.number] = pair
+            self._local.token = token  # the last, for it is a pair from then on
+        return token.pair
+
+    def drop_if_idle(self, number: int) -> None:
+        """Under the lock: of a pair that was abandoned."""
+        if number in self._pairs and self._session.idle(number):
+            del self._pairs[number]
+            self._session.dispose(number)
+
+    def dispose_ended(self, *, is_open: bool) -> None:
+        """Under the lock: those whose threads have ended and that nothing is under way on. `is_open`: whether the enclave can be told."""
+        while True:
+            try:
+                number = self._ended.get_nowait()
+            except queue.Empty:
+                return
+            pair = self._pairs.get(number)
+            if pair is not None and not pair.abandoned:
+                del self._pairs[number]
+                if is_open:
+                    self._session.dispose(number)
 
 
 def note_end(ended: queue.SimpleQueue[T], wake: Callable[[], None], what: T) -> None:

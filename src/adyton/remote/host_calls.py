@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -25,12 +25,15 @@ from adyton.remote.deadlines import Deadlines
 if TYPE_CHECKING:
     from adyton.telemetry.calls import Telemetry
 
+_T = TypeVar("_T")
 POOL_THREADS = 8
 FUNCTION_THREADS = (
     32  # for registered functions that no thread waits for: they may wait for the enclave, which waits for its files
 )
 MAX_AHEAD = 1 << 27  # bytes of ordered host calls that wait for one before them
 _REQUEST: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(abi.Request)
+_OUTPUT = msgspec.msgpack.Decoder(abi.Output)
+_REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
 
 
 class Answers(Protocol):
@@ -75,6 +78,14 @@ class HostCalls:
                 self.order.submit(self.serve, each)
         else:
             (self.functions if called.method == "function" else self.pool).submit(self.serve, called)
+
+    def wrote(self, body: communicator.Body) -> None:
+        """The enclave wrote to its standard output or error. RemoteProtocolError."""
+        self._executor.write_output(_decoded(_OUTPUT, body, "output from the enclave"))
+
+    def refused(self, body: communicator.Body) -> None:
+        """A system call of its program was refused there. RemoteProtocolError."""
+        self._executor.refused_call(_decoded(_REFUSED, body, "account of a refused call"))
 
     def serve(self, called: communicator.Called) -> None:
         """Execute one host call and reply."""
@@ -137,3 +148,10 @@ class HostCalls:
         finally:
             self._deadlines.until = around
         self._owner.answer(called, ok=ok, body=body, bulk=bulk)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[_T], body: communicator.Body, what: str) -> _T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"malformed {what}: {error}") from error

@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import itertools
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
@@ -37,7 +35,6 @@ from adyton.errors import (
     ClosedError,
     ConnectionLostError,
     DeadlineError,
-    RemoteProtocolError,
 )
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
@@ -55,8 +52,7 @@ from adyton.remote.client_pairs import (
     Mailbox,
     NotMade,
     Pair,
-    Token,
-    note_end,
+    ThreadPairs,
     reply,
     result_of,
     settle,
@@ -81,8 +77,6 @@ if TYPE_CHECKING:
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
-_OUTPUT = msgspec.msgpack.Decoder(abi.Output)
-_REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
 
 
 class ProxyClient:
@@ -106,10 +100,8 @@ class ProxyClient:
         self._session = communicator.Session(communicator.Side.CLIENT)
         self._line = Line(transport, self._session, self._lock, self)
         self._time = TimeTeller()
-        self._numbers = itertools.count(1)
         self._pairs: dict[int, Pair] = {}
-        self._ended_threads: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._local = threading.local()
+        self._threads = ThreadPairs(self._pairs, self._lock, self._session, self._line.wake_later)
         self.deadlines = Deadlines()
         self._hosts = HostCalls(executor, self, self.deadlines, telemetry)
         self._order = self._hosts.order
@@ -236,7 +228,7 @@ class ProxyClient:
         `timeout` in seconds; a call from inside a host function has no more than is left to the call around it. A host function that
         runs is not interrupted: its caller's time is looked at when it returns. `arguments`: iterators of the request's; `bulk`: beside it.
         """
-        pair = self._own_pair()
+        pair = self._threads.own()
         around = self.deadlines.until
         deadline = self.deadlines.of(timeout)
         denied = self.denials
@@ -327,7 +319,7 @@ class ProxyClient:
 
     def new_results(self, mailbox: Mailbox | None = None) -> Results:
         """For a `stream`: of the calling thread, or of the task whose mailbox it is. `results.cancel` them unless they come to their end."""
-        return Results(Pair(next(self._numbers), mailbox, pooled=mailbox is not None))
+        return Results(self._threads.new(mailbox))
 
     def stream(
         self, results: Results, request: EnterRequest, timeout: float | None, bulk: Sequence[bytes] = ()
@@ -408,18 +400,6 @@ class ProxyClient:
         if self._closing:
             raise ClosedError("the enclave is being destroyed: load it again")
 
-    def _own_pair(self) -> Pair:
-        token: Token | None = getattr(self._local, "token", None)
-        if token is None or token.pair.abandoned:
-            pair = Pair(next(self._numbers))
-            token = Token(pair)
-            # No lock may be taken when a thread's storage dies: the number is queued, and the sender disposes of the pair.
-            weakref.finalize(token, note_end, self._ended_threads, self._line.wake_later, pair.number).atexit = False
-            with self._lock:
-                self._pairs[pair.number] = pair
-            self._local.token = token  # the last, for it is a pair from then on
-        return token.pair
-
     def _abandon(self, pair: Pair, began: list[int], name: str) -> None:
         """Nobody waits on it any more; `began`: the call that was made, if one was."""
         pair.abandoned = True
@@ -430,31 +410,11 @@ class ProxyClient:
                     for call in began:
                         self._session.cancel(call)
                     settle(self._session, pair.number, pair)
-                    self._drop_if_idle(pair.number)
+                    self._threads.drop_if_idle(pair.number)
             self._over(began, name)
             self._line.wake()
 
         steps.take(step)
-
-    def _drop_if_idle(self, number: int) -> None:
-        """Under the lock: of a pair that was abandoned."""
-        if number in self._pairs and self._session.idle(number):
-            del self._pairs[number]
-            self._session.dispose(number)
-
-    def _dispose_ended(self) -> None:
-        """Under the lock: pairs whose threads have ended and that nothing is under way on; and streams that nobody has any more."""
-        self.results.drop_ended()
-        while True:
-            try:
-                number = self._ended_threads.get_nowait()
-            except queue.Empty:
-                return
-            pair = self._pairs.get(number)
-            if pair is not None and not pair.abandoned:
-                del self._pairs[number]
-                if self._error is None and self._line.begun and not self._closing:
-                    self._session.dispose(number)
 
     # -- host calls ---------------------------------------------------------------------------------------------------
 
@@ -516,13 +476,6 @@ class ProxyClient:
             self._tell_changes()
         self._line.wake_if_due()
 
-    def _reply(self, call: int, *, ok: bool, body: bytes) -> None:
-        with self._lock:
-            self._tell_changes()
-            if self._error is None:
-                self._session.reply(call, ok, body)
-        self._line.wake()
-
     def notify(self, method: str, bodies: Iterable[communicator.Parts]) -> None:
         """Tell the enclave what has no answer."""
         with self._lock:
@@ -535,7 +488,11 @@ class ProxyClient:
 
     def replied_host_call(self, call: int, body: bytes) -> None:
         """Answer a host call that something in the enclave waited for."""
-        self._reply(call, ok=True, body=body)
+        with self._lock:
+            self._tell_changes()
+            if self._error is None:
+                self._session.reply(call, ok=True, body=body)
+        self._line.wake()
 
     def sockets_failed(self, error: Exception) -> None:
         """End the connection: programs of the enclave wait for answers that will not come."""
@@ -570,7 +527,8 @@ class ProxyClient:
 
     def sending(self) -> None:
         """See line.Owner."""
-        self._dispose_ended()
+        self.results.drop_ended()
+        self._threads.dispose_ended(is_open=self._error is None and self._line.begun and not self._closing)
 
     def sent(self) -> None:
         """See line.Owner."""
@@ -613,15 +571,9 @@ class ProxyClient:
             case communicator.Notified("net", body):
                 self._sockets.message(net.from_enclave(body))
             case communicator.Notified("refused", body):
-                try:
-                    self._executor.refused_call(_REFUSED.decode(body))
-                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                    raise RemoteProtocolError(f"malformed account of a refused call: {error}") from error
+                self._hosts.refused(body)
             case communicator.Notified("output", body):
-                try:
-                    self._executor.write_output(_OUTPUT.decode(body))
-                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                    raise RemoteProtocolError(f"malformed output from the enclave: {error}") from error
+                self._hosts.wrote(body)
             case communicator.Notified("counts", body):
                 self.tally.told = decode(body, Counts)
                 if self._trace is not None:
@@ -647,7 +599,7 @@ class ProxyClient:
             return
         with self._lock:
             settle(self._session, event.pair, pair)
-            self._drop_if_idle(event.pair)
+            self._threads.drop_if_idle(event.pair)
 
     def processes(self, timeout: float) -> dict[str, ProcessReport]:
         """What the server says of the enclave's processes: see Transport."""
