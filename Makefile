@@ -94,7 +94,7 @@ bench-paths: setup
 soak: setup
 	@$(BIN)/python bench/soak.py --seconds $(SECONDS)
 
-# make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only.
+# make fuzz SECONDS=600 TARGET=policy: each target (or that one) for so long; CPython 3.11 on x86-64 only. What it grows is kept by fuzz/run.py --keep.
 fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r fuzz/requirements.txt
 	@nice $(BIN)/python fuzz/run.py --seconds $(SECONDS) $(TARGET)

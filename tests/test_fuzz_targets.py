@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,8 @@ from targets import TARGETS
 
 from adyton.hostcall import abi
 
-CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
+FUZZ = Path(__file__).parent.parent / "fuzz"
+CORPUS = FUZZ / "corpus"
 MUTATIONS = 200
 
 
@@ -42,6 +44,14 @@ def test_only_documented_errors_leave(name: str) -> None:
     source = random.Random(name)
     for data in (b"", *seeds, *(mutated(source, seeds) for _ in range(MUTATIONS))):
         target(data)
+
+
+@pytest.mark.parametrize("kept", sorted((FUZZ / "grown").iterdir()), ids=lambda kept: kept.stem)
+def test_only_documented_errors_leave_what_earlier_runs_have_grown(kept: Path) -> None:
+    target = TARGETS[kept.stem]
+    with zipfile.ZipFile(kept) as inputs:
+        for name in inputs.namelist():
+            target(inputs.read(name))
 
 
 def test_seeds_are_few_and_small_and_of_a_target() -> None:
