@@ -232,7 +232,7 @@ def test_a_session_is_joined_by_whom_it_was_made_for_and_on_one_connection():
     secret = b"s" * 32
     near, far = control_pair()
     relay = Relays()
-    relay.attach(far, secret)
+    relay.attach(far.dup(), secret)
     server, port = open_server([relay.handler()], "127.0.0.1:0", None, 4)
     server.start()
     address = Address.parse(f"grpc://127.0.0.1:{port}")

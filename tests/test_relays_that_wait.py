@@ -45,7 +45,7 @@ class Parties:
     def __init__(self, address: str) -> None:
         self.control, others = control_pair()
         self.relay, reporter = Relays(), ProcessReporters()
-        self.relay.attach(others, SESSION)
+        self.relay.attach(others.dup(), SESSION)
         reporter.attach(1, SESSION)
         self.server, _ = open_server([self.relay.handler(), reporter.handler()], address, None, 4, UPLOAD_WINDOW)
         self.server.start()
@@ -72,6 +72,7 @@ class Parties:
     def close(self) -> None:
         self.channel.close()
         self.server.stop(None).wait()
+        self.relay.close()
         self.control.close()
         self._others.close()
 

@@ -50,13 +50,14 @@ def check(pieces):
 
 def test_of_a_proxy_server_that_is_dialled(address, supervisor):
     relay = Relays()
-    relay.attach(supervisor, SESSION)
+    relay.attach(supervisor.dup(), SESSION)
     server, _ = open_server([relay.handler()], address, None, 2)
     server.start()
     try:
         check(GrpcTransport(lambda: grpc.insecure_channel(address), "the server", SESSION).run(Said()))
     finally:
         server.stop(None).wait()
+        relay.close()
 
 
 def test_of_a_proxy_server_that_has_dialled(address, supervisor):

@@ -158,7 +158,7 @@ def serve_alone(
                 session = secrets.token_bytes(32)
                 enclave = place.start(order)
                 reporters.attach(enclave.pid, session)
-                relays.attach(enclave.socket, session, stop.set)
+                relays.attach(enclave.socket.dup(), session, stop.set)  # the place closes its own
                 return Ready(enclave_id="0", port=0, session=session)
 
             service = ProvisionService(BlobStore(place.store), start, token, place.check)

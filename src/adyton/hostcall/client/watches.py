@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import select
 import struct
@@ -181,7 +182,9 @@ class Watches:
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
         self._events: list[Event] = []
         self._changing = False
-        self._owes = False  # somebody did not wait for a change of the enclave's
+        self._change = 0  # the number of the enclave's that is under way; 0: none is
+        self._slow = 0  # the number of the last one for which somebody did not wait
+        self._numbers = itertools.count(1)
         self._read_ahead: deque[bytes] = deque()
 
     @property
@@ -302,22 +305,32 @@ class Watches:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """The enclave changes something: nothing is told until it has been noted."""
+        """The enclave changes something: nothing is told until it has been noted. Not within another one."""
+        number = next(self._numbers)
         try:
             with self._lock:
-                self._drain()  # what others did before it is not taken for the enclave's own
-                if not self._followed:
-                    yield
-                    return
-                self._changing = True
+                self._change = number
                 try:
-                    yield
-                    self._drain()  # and what they do afterwards, neither
+                    with self._noting_others():
+                        yield
                 finally:
-                    self._changing = False
+                    self._change = 0
         finally:
-            if self._owes:
+            if self._slow == number:
                 self._changed()
+
+    @contextmanager
+    def _noting_others(self) -> Iterator[None]:
+        self._drain()  # what others did before it is not taken for the enclave's own
+        if not self._followed:
+            yield
+            return
+        self._changing = True
+        try:
+            yield
+            self._drain()  # and what they do afterwards, neither
+        finally:
+            self._changing = False
 
     def made(self, status: os.stat_result) -> None:
         """The enclave changed this file."""
@@ -369,13 +382,15 @@ class Watches:
 
     def _reached(self) -> bool:
         """Whether the lock is held: not where that would take long. What is not told then is told after the change that has it."""
-        if not self._owes and self._lock.acquire(timeout=SLOW_SECONDS):
-            return True
-        self._owes = True
-        if not self._lock.acquire(blocking=False):
-            return False
-        self._owes = False
-        return True
+        while True:
+            change = self._change
+            if change and change == self._slow:
+                return False
+            if self._lock.acquire(timeout=SLOW_SECONDS):
+                return True
+            self._slow = change
+            if change and change == self._change:  # which sees it when it is over
+                return False
 
     def _drain(self) -> None:
         while self._inotify >= 0:
