@@ -55,11 +55,11 @@ _IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.p
 # A session has pings of its own while somebody waits, so this is for idle ones: a client must know that its connection is lost while the
 # enclave still waits for another one. They come more often than the server's, which sends none as long as they do: a ping costs it 0.35 ms
 # to send, over several of gRPC's threads, and a fifth of that to answer; of a thousand idle sessions that is what their server does.
-_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 8_000), ("grpc.http2.ping_timeout_ms", 8_000)]
+_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 4_000), ("grpc.http2.ping_timeout_ms", 6_000)]
 _SERVER_OPTIONS = [
     *_OPTIONS,
-    ("grpc.keepalive_time_ms", 12_000),
-    ("grpc.http2.ping_timeout_ms", 8_000),
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 6_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 400),
     # Pings that a busy machine or network held up arrive together, and that is no reason to hang up.
     ("grpc.http2.max_ping_strikes", 0),
