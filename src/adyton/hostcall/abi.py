@@ -405,13 +405,11 @@ class ReadInput(_Struct, frozen=True):
 
 
 class Call(_Struct, frozen=True):
-    """A registered function; `arguments` as adyton.proto.values encodes them, b"" if they are large, and the first of the bulk.
-    `left`: seconds that its caller will wait at most. `bulk`: on the way it is beside this.
-    """
+    """A registered function; `arguments` as adyton.proto.values encodes them, b"" if they are the first of the bulk, which on the way is beside this."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     arguments: bytes
-    left: Seconds | None = None
+    left: Seconds | None = None  # that its caller will wait at most
     bulk: tuple[bytes, ...] = ()
 
 
@@ -566,9 +564,7 @@ class Conflict(_Struct, frozen=True):
 
 
 class Value(_Struct, frozen=True):
-    """`result`: as adyton.proto.values encodes it, or nothing but large bytes. If it is large, it is beside this on the way."""
-
-    result: bytes
+    result: bytes  # as adyton.proto.values encodes it, or nothing but large bytes; if it is large, on the way it is beside this
     encoded: bool = True
 
 

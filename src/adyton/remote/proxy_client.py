@@ -104,14 +104,7 @@ class ProxyClient:
         self._threads = ThreadPairs(self._pairs, self._lock, self._session, self._line.wake_later)
         self.deadlines = Deadlines()
         self._hosts = HostCalls(executor, self, self.deadlines, telemetry)
-        self._order = self._hosts.order
-        way = StreamWay(
-            self._lock,
-            self._session,
-            self._line.wake,
-            self._line.wake_later,
-            lambda: self._error is None and not self._closing,
-        )
+        way = StreamWay(self._lock, self._session, self._line.wake, self._line.wake_later, self._is_open)
         self.results: ResultStreams = ResultStreams(way, self._pairs)
         self.arguments = ArgumentStreams(way)
         self.unpaired = UnpairedCalls(self)
@@ -394,6 +387,9 @@ class ProxyClient:
         if self._time.due():
             self._session.notify("time", self._time.told().to_bytes(8, "little", signed=True))
 
+    def _is_open(self) -> bool:
+        return self._error is None and not self._closing
+
     def _check_open(self) -> None:
         if self._error is not None:
             raise type(self._error)(*self._error.args)
@@ -461,7 +457,7 @@ class ProxyClient:
 
     def _tell_changes(self) -> None:
         """Under the lock: what others did to files comes before what is said after it."""
-        if self._error is None and self._line.begun and not self._closing:
+        if self._line.begun and self._is_open():
             changes = self._executor.take_changes()
             for start in range(0, len(changes), abi.MAX_CHANGED):
                 self._session.notify("changed", whole(abi.Changed(changes[start : start + abi.MAX_CHANGED])))
@@ -528,7 +524,7 @@ class ProxyClient:
     def sending(self) -> None:
         """See line.Owner."""
         self.results.drop_ended()
-        self._threads.dispose_ended(is_open=self._error is None and self._line.begun and not self._closing)
+        self._threads.dispose_ended(is_open=self._line.begun and self._is_open())
 
     def sent(self) -> None:
         """See line.Owner."""
@@ -544,7 +540,7 @@ class ProxyClient:
         """See line.Owner."""
         # What the enclave had written is written before its files are closed.
         with contextlib.suppress(RuntimeError, TimeoutError):
-            self._order.submit(lambda: None).result(ORDER_TIMEOUT)
+            self._hosts.order.submit(lambda: None).result(ORDER_TIMEOUT)
         self._lost(error)
         self._executor.close()  # the enclave's locks and open files end with it, not when this client is closed
 

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from adyton.hostcall.client.paths import join, split
+from adyton.hostcall.client.removed_paths import RemovedPaths
 from adyton.hostcall.events import Event, Kind
 
 # sys/inotify.h
@@ -121,44 +122,6 @@ def _events(data: bytes) -> Iterator[tuple[int, int, int, str]]:
         start += length
 
 
-class _Removed:
-    """Paths at which the enclave has removed what was there, by directory: MAX_NOTED at most, those of the oldest directories are given up."""
-
-    def __init__(self) -> None:
-        self._names: OrderedDict[str, set[str]] = OrderedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, path: str) -> bool:
-        directory, name = split(path)
-        return name in self._names.get(directory, ())
-
-    def any_in(self, directory: str) -> bool:
-        return directory in self._names
-
-    def note(self, path: str) -> None:
-        directory, name = split(path)
-        names = self._names.setdefault(directory, set())
-        self._count += name not in names
-        names.add(name)
-        while self._count > MAX_NOTED:
-            self.forget_all_in(next(iter(self._names)))
-
-    def forget(self, path: str) -> None:
-        directory, name = split(path)
-        names = self._names.get(directory, set())
-        if name in names:
-            names.remove(name)
-            self._count -= 1
-            if not names:
-                del self._names[directory]
-
-    def forget_all_in(self, directory: str) -> None:
-        self._count -= len(self._names.pop(directory, ()))
-
-
 class Watches:
     """See the module. Thread-safe. `changed` is called, from a thread of this, when there may be something to `take`.
 
@@ -176,7 +139,7 @@ class Watches:
         self._watches: dict[int, _Watch] = {}
         self._by_path: dict[str, int] = {}
         self._own: OrderedDict[tuple[int, int], Seen] = OrderedDict()
-        self._removed = _Removed()
+        self._removed = RemovedPaths()
         self._told: set[str] = set()
         self._found: dict[tuple[str, str], None] = {}
         self._followed: dict[tuple[str, str], int] = {}  # directory and name, as the enclave spells them → watch
