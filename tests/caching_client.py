@@ -100,7 +100,6 @@ class CachingKernel(FakeKernel):
     client: CachingClient
     waits = 0
     lags = False
-    now = 0.0
 
     @classmethod
     def of(cls, client: CachingClient, coherence: Coherence, *, lags: bool = False) -> CachingKernel:

@@ -20,7 +20,7 @@ from adyton.hostcall.check import check
 from adyton.hostcall.encoding import whole
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.calls import Ask, Outcome
-from adyton.runtime.process.supervisor.files import Answer, Effect, FileServer
+from adyton.runtime.process.supervisor.files import PATIENCE_SECONDS, Answer, Effect, FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
 from adyton.runtime.process.supervisor.wanted import Wanted
 
@@ -43,12 +43,13 @@ class FakeKernel:
         self.asks: list[Ask] = []
         self.notices: list[bytes] = []
         self.told: Counter[int] = Counter()
+        self.now = 0.0  # seconds of the server's clock
         self._uniques = itertools.count(2, 2)
 
     @classmethod
     def loaded(cls, client: FakeClient) -> FakeKernel:
         """A kernel that has mounted a server whose client has loaded the enclave."""
-        kernel = cls(FileServer(wanted=nothing_wanted, now=lambda: 1), client)
+        kernel = cls(FileServer(wanted=nothing_wanted, now=lambda: 1, clock=lambda: kernel.now), client)
         kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 44, 1 << 17, 0xFFFFFFFF))
         kernel.server.set_layout(client.layout())
         return kernel
@@ -60,6 +61,12 @@ class FakeKernel:
         unique = next(self._uniques)
         self.apply(self.server.receive(fuse_abi.encode(opcode, unique, node, body, pid=pid)))
         return unique
+
+    def interrupt(self, unique: int) -> None:
+        """A signal for who waits, and time enough that it ends the wait."""
+        self.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+        self.now += PATIENCE_SECONDS
+        self.apply(self.server.lose_patience())
 
     def apply(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -322,7 +322,7 @@ def test_an_open_that_nobody_waits_for_any_more_is_undone(kernel: CachingKernel,
     client.file("/work/out/f", bytes(BLOCK))
     node = kernel.lookup("/work/out/f").node
     unique = kernel.send(Opcode.OPEN, node, fuse_abi.Open(os.O_RDWR))
-    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+    kernel.interrupt(unique)
     with raises(errno.EINTR):
         kernel.taken(unique)
     kernel.run()

@@ -37,7 +37,7 @@ def test_an_interrupted_truncation_is_noticed(client, kernel):
     assert kernel.read(FILE) == b"old"
     node = kernel.lookup(FILE).node
     unique = kernel.send(Opcode.OPEN, node, fuse_abi.Open(os.O_WRONLY | os.O_TRUNC))
-    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+    kernel.interrupt(unique)
     kernel.run()
     assert client.things[FILE].data == b""
     assert kernel.lookup(FILE).attr.size == 0
@@ -345,7 +345,7 @@ def test_an_interrupted_opening_of_what_is_open_leaves_nothing_open(client, kern
     kernel.unlink(FILE)
     kernel.run()
     unique = kernel.send(Opcode.OPEN, f[0], fuse_abi.Open(os.O_RDONLY))
-    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+    kernel.interrupt(unique)
     kernel.run()
     with raises(errno.EINTR):
         kernel.taken(unique)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 import adyton
+from adyton.hostcall.client import openat
 
 pytestmark = pytest.mark.sandbox
 
@@ -544,6 +546,21 @@ class TestSignals:
             result = ticking(syncs)
         """
         assert execute(dedent(self.TICKING) + dedent(code)) == "None"
+
+    def test_files_are_opened_though_the_client_answers_more_slowly_than_signals_come(
+        self, execute: Execute, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = openat.ConfinedTree.open_file
+
+        def slow(*args: Any) -> int:
+            time.sleep(0.02)
+            return original(*args)
+
+        monkeypatch.setattr(openat.ConfinedTree, "open_file", slow)
+        code = f"""
+            result = ticking(lambda: open({file.name!r}, "r+").read())
+        """
+        assert execute(dedent(self.TICKING) + dedent(code)) == "0123456789"
 
     def test_a_mapping_is_read_as_without(self, execute: Execute, file: Path) -> None:
         file.write_bytes(bytes(range(256)) * (8 << 12))

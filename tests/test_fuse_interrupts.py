@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor.files import PATIENCE_SECONDS
 from adyton.runtime.process.supervisor.fuse_abi import Body, Opcode
 
 
@@ -21,10 +22,6 @@ def kernel() -> FakeKernel:
     client = FakeClient({"/work/out": "write"})
     client.file("/work/out/f", b"content")
     return FakeKernel.loaded(client)
-
-
-def interrupt(kernel: FakeKernel, unique: int) -> None:
-    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
 
 
 def test_requests_are_answered_in_the_order_in_which_the_client_answers(kernel: FakeKernel) -> None:
@@ -42,10 +39,25 @@ def test_requests_are_answered_in_the_order_in_which_the_client_answers(kernel: 
     assert kernel.answers[first].errno == 0
 
 
-def test_an_interrupted_open_fails_at_once_and_is_undone_when_the_client_has_done_it(kernel: FakeKernel) -> None:
+def test_an_interrupted_open_is_done_though_signals_come_faster_than_the_client_answers(kernel: FakeKernel) -> None:
+    node = kernel.lookup("/work/out/f").node
+    for _ in range(3):
+        unique = kernel.send(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))
+        kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(unique))
+        kernel.now += PATIENCE_SECONDS * 0.9
+        kernel.apply(kernel.server.lose_patience())
+        assert kernel.server.patience == pytest.approx(PATIENCE_SECONDS * 0.1)
+        kernel.run()
+        assert kernel.answers[unique].errno == 0
+        kernel.now += PATIENCE_SECONDS
+        assert kernel.server.lose_patience() == []
+        assert kernel.server.patience is None
+
+
+def test_an_interrupted_open_fails_after_a_while_and_is_undone_when_the_client_has_done_it(kernel: FakeKernel) -> None:
     node = kernel.lookup("/work/out/f").node
     unique = kernel.send(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))
-    interrupt(kernel, unique)
+    kernel.interrupt(unique)
     assert kernel.answers[unique].errno == errno.EINTR
     kernel.run()
     assert isinstance(kernel.client.log[-1], abi.Close)
@@ -56,7 +68,7 @@ def test_an_interrupted_open_fails_at_once_and_is_undone_when_the_client_has_don
 def test_an_interrupted_open_that_failed_needs_no_undoing(kernel: FakeKernel) -> None:
     node = kernel.lookup("/work/out/f").node
     unique = kernel.send(Opcode.OPEN, node, fuse_abi.Open(os.O_RDONLY))
-    interrupt(kernel, unique)
+    kernel.interrupt(unique)
     del kernel.client.things["/work/out/f"]
     kernel.run()
     assert isinstance(kernel.client.log[-1], abi.Open)
@@ -74,7 +86,7 @@ def test_an_interrupted_open_that_failed_needs_no_undoing(kernel: FakeKernel) ->
 def test_what_must_not_be_done_twice_is_not_interrupted(kernel: FakeKernel, opcode: Opcode, body: Body) -> None:
     node = kernel.lookup("/work/out").node
     unique = kernel.send(opcode, node, body)
-    interrupt(kernel, unique)
+    kernel.interrupt(unique)
     assert unique not in kernel.answers
     kernel.run()
     assert kernel.answers[unique].errno == 0
@@ -83,7 +95,7 @@ def test_what_must_not_be_done_twice_is_not_interrupted(kernel: FakeKernel, opco
 def test_fsync_is_not_interrupted(kernel: FakeKernel) -> None:
     node, handle = kernel.open("/work/out/f", os.O_WRONLY)
     unique = kernel.send(Opcode.FSYNC, node, fuse_abi.Sync(handle, 0))
-    interrupt(kernel, unique)
+    kernel.interrupt(unique)
     assert unique not in kernel.answers
     kernel.run()
     assert kernel.answers[unique].errno == 0
@@ -94,8 +106,8 @@ def test_a_write_has_its_place_or_is_not_interrupted(kernel: FakeKernel) -> None
     appending = kernel.open("/work/out/f", os.O_WRONLY | os.O_APPEND)
     one = kernel.send(Opcode.WRITE, placed[0], fuse_abi.Write(placed[1], 0, 1, 0, os.O_WRONLY, b"x"))
     two = kernel.send(Opcode.WRITE, appending[0], fuse_abi.Write(appending[1], 7, 1, 0, os.O_APPEND, b"y"))
-    interrupt(kernel, one)
-    interrupt(kernel, two)
+    kernel.interrupt(one)
+    kernel.interrupt(two)
     assert kernel.answers[one].errno == errno.EINTR
     assert two not in kernel.answers
     kernel.run()
@@ -104,8 +116,8 @@ def test_a_write_has_its_place_or_is_not_interrupted(kernel: FakeKernel) -> None
 
 def test_an_interrupt_that_comes_too_late_changes_nothing(kernel: FakeKernel) -> None:
     opened = kernel.open("/work/out/f")
-    interrupt(kernel, 2)
-    interrupt(kernel, 1 << 60)
+    kernel.interrupt(2)
+    kernel.interrupt(1 << 60)
     assert kernel.pread(opened, 99, 0) == b"content"
 
 
@@ -190,7 +202,7 @@ def test_whatever_the_order_each_request_has_one_answer_and_each_handle_one_clos
                 continue
         sent[unique] = action in ("open", "create")
         if interrupted:
-            interrupt(kernel, unique)
+            kernel.interrupt(unique)
         collect()
     kernel.run()
     collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -71,6 +72,9 @@ class Guest:
     def _serve(self) -> None:
         try:
             while True:
+                if not select.select([self.fuse], [], [], self.server.patience)[0]:
+                    self.do(self.server.lose_patience())
+                    continue
                 try:
                     message = os.read(self.fuse, (1 << 20) + 8192)
                 except FileNotFoundError:

@@ -154,7 +154,7 @@ def test_a_signal_ends_a_wait_for_a_private_lock(kernel: FakeKernel) -> None:
     file = opened(kernel, "/tmp/f")
     lock(kernel, file, 1)
     waiting = wait(kernel, file, 2)
-    kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(waiting))
+    kernel.interrupt(waiting)
     with raises(errno.EINTR):
         kernel.taken(waiting)
     lock(kernel, file, 1, NONE)

@@ -211,6 +211,6 @@ def test_a_signal_ends_a_wait(kernel, clock):
     read = kernel.send(Opcode.READ, node, fuse_abi.Read(STANDARD_INPUT_HANDLE, 0, 10))
     clock.now += 5
     for each in (unique, read):
-        kernel.send(Opcode.INTERRUPT, 0, fuse_abi.Interrupt(each))
+        kernel.interrupt(each)
     clock.now += 50
     assert waits.report(1).waiting == 5

@@ -121,6 +121,8 @@ SILENT: frozenset[Opcode] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcod
 # (a C library or Python does so unasked). All else takes its time: an exclusive create that had happened after all would then fail;
 # and an `fsync` that fails is taken for the disk's error, by SQLite say, since no local file system's is ended by a signal.
 INTERRUPTIBLE: frozenset[Opcode] = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE})
+# ... once it has waited so much longer: else a program whose signals come faster than its client answers would begin anew for ever.
+PATIENCE_SECONDS = 1.0
 
 
 STANDARD_INPUT_TICKET = 0
@@ -186,6 +188,7 @@ class FileServer:
         clock: Callable[[], float] = time.monotonic,
         capacity: int = PRIVATE_CAPACITY,
     ) -> None:
+        self._clock = clock
         self._leases = Leases(clock)
         self._view = View(uid, gid, wanted, now, self._leases, capacity)
         self._handles = Handles()
@@ -217,6 +220,7 @@ class FileServer:
         self._waiting: dict[int, _Task] = {}  # by the request's unique
         self._ready: deque[tuple[_Task, Any]] = deque()  # what they waited for is there
         self._parked: list[Pending] = []  # of those that wait for locks to be given back
+        self._interrupted: deque[tuple[float, int]] = deque()  # until when, and the request's unique
         self._input = StandardInput()
         self.believed = 0.0  # seconds after `changed` for which the kernel may still believe what was before
 
@@ -341,6 +345,20 @@ class FileServer:
         """Send what is held back."""
         self.cache.push()
         return list(self._calls.take())
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which `lose_patience` is to be called; None if no signal came for a program that waits."""
+        return max(0.0, self._interrupted[0][0] - self._clock()) if self._interrupted else None
+
+    def lose_patience(self) -> list[Effect]:
+        """End what was interrupted, and has waited long enough since."""
+        answers: list[Effect] = []
+        while self._interrupted and self._interrupted[0][0] <= self._clock():
+            task = self._waiting.get(self._interrupted.popleft()[1])
+            if task is not None:
+                answers += self._give_up(task, errno.EINTR)
+        return [*self._run(), *answers]
 
     def settle(self) -> tuple[list[Effect], Pending | None]:
         """Let all that the program did reach the client; what to wait for until it has: None if it has."""
@@ -487,7 +505,10 @@ class FileServer:
                     self._view.tree.forget(node, lookups)
             case fuse_abi.Interrupt(unique):
                 task = self._waiting.get(unique)
-                if task is not None and (task.interruptible or isinstance(task.request, Park)):
+                if task is not None and task.interruptible:
+                    self._interrupted.append((self._clock() + PATIENCE_SECONDS, unique))
+                    return []
+                if task is not None and isinstance(task.request, Park):
                     answer = self._give_up(task, errno.EINTR)
                     return [*self._run(), *answer]
                 if (

@@ -136,6 +136,7 @@ class Supervisor:
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
         self._pushes = False  # in a moment, what was written
+        self._impatient = False  # in a while, of what was interrupted
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -573,6 +574,11 @@ class Supervisor:
         if self._files is not None:
             self._do(self._files.push())
 
+    def _lose_patience(self) -> None:
+        self._impatient = False
+        if self._files is not None:
+            self._do(self._files.lose_patience())
+
     def _do(self, effects: list[Effect]) -> None:
         assert self.fuse is not None
         self._emulation.tell_events()
@@ -591,3 +597,6 @@ class Supervisor:
         if self._files.holds and not self._pushes:
             self._pushes = True
             self._loop.later(HOLD_SECONDS, self._guarded(self._push))
+        if not self._impatient and (patience := self._files.patience) is not None:
+            self._impatient = True
+            self._loop.later(patience, self._guarded(self._lose_patience))
