@@ -26,6 +26,7 @@ class Files:
     def __init__(self) -> None:
         self.waits = Waits()
         self.watching = None
+        self.patience = None
         self.holds = False
         self.pushed = 0
 
