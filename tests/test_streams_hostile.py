@@ -304,6 +304,8 @@ class _Outbox:
         self.size += len(data)
         self.told += self._reader.receive(data)
 
+    gather = put
+
 
 class _Link:
     def __init__(self) -> None:

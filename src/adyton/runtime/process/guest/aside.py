@@ -15,6 +15,7 @@ import contextlib
 import functools
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,10 @@ from adyton.runtime.process.guest.link import (
 from adyton.trusted import tracing
 
 THREADS = 32  # for entries that are no coroutines
+MOST_HELD, QUICK_SECONDS = (
+    32,
+    0.001,
+)  # of their answers; that an entry takes, for its answer to be held while it runs again
 ANSWERING_THREADS = 8  # for large results of those that are
 _READ_SIZE = 1 << 18
 
@@ -72,10 +77,14 @@ class Aside:
         self._work: deque[_Work] = deque()  # for threads
         self._threads = 0
         self._idle = 0  # of them
+        self._coming = False  # one of them was told, or begins, and has not looked
+        self._held: list[Return] = []  # answers of threads, which who comes sends, if nobody does before
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Event | None = None
         self._begun: deque[_Work] = deque()  # for the loop
+        self._arrived: list[_Work] = []  # with the reader, for threads
+        self._arrived_for_loop: list[_Work] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._returned: list[Return] = []  # of the loop's, to be sent together
 
@@ -86,7 +95,9 @@ class Aside:
         with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
             while data := self._link.read(_READ_SIZE):
                 for message in reader.receive(data):
-                    if isinstance(message, Enter | Batch) and message.sizes:
+                    if arriving is None and isinstance(message, Enter) and not message.sizes:
+                        self._enter(message, self._calls.find(message.call, aside=False))
+                    elif isinstance(message, Enter | Batch) and message.sizes:
                         arriving = Arriving(message, message.sizes)
                     elif arriving is None:
                         self._take(message)
@@ -95,6 +106,7 @@ class Aside:
                         if not arriving.left:
                             self._take_large(arriving)
                             arriving = None
+                self._give()
         with self._due:
             self._ended = True
             self._due.notify_all()
@@ -111,8 +123,6 @@ class Aside:
             return
         call = self._calls.find(message.call, aside=True)
         match message:
-            case Enter():
-                self._enter(message, call)
             case Batch():
                 call.arrived(message, self._link.send)
             case Taken():
@@ -126,8 +136,9 @@ class Aside:
         if isinstance(head, Batch):
             self._take(msgspec.structs.replace(head, payload=body))
             return
-        self._calls.find(head.call, aside=True).bulk = bulk
-        self._take(msgspec.structs.replace(head, body=body))
+        call = self._calls.find(head.call, aside=False)
+        call.bulk = bulk
+        self._enter(msgspec.structs.replace(head, body=body), call)
 
     def _enter(self, message: Enter, call: Call) -> None:
         try:
@@ -135,31 +146,47 @@ class Aside:
         except Exception as error:  # noqa: BLE001 - of whatever a client sends, only its call fails
             self._answer(call, error, b"")
             return
-        try:
-            if self._application.is_async(request.entry):
-                self._begun.append((request, call))
-                if len(self._begun) == 1:
-                    self._wake_loop()
-                return
-            with self._due:
-                self._work.append((request, call))
-                if len(self._work) <= self._idle:
-                    self._due.notify()
-                elif self._threads < THREADS:
-                    self._start_thread()
-        except RuntimeError as error:  # no more threads can begin
-            self._begun.clear()
-            self._answer(call, error, b"")
+        (self._arrived_for_loop if self._application.is_async(request.entry) else self._arrived).append((request, call))
 
-    def _start_thread(self) -> None:
-        """RuntimeError: it cannot begin, and there is no other."""
-        try:
-            threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
-            self._threads += 1
-        except RuntimeError:
-            if not self._threads:
-                self._work.clear()
-                raise
+    def _give(self) -> None:
+        """What the reader has, to who runs it."""
+        if self._arrived_for_loop:
+            arrived, self._arrived_for_loop = self._arrived_for_loop, []
+            self._begun.extend(arrived)
+            if len(self._begun) <= len(arrived):  # else it is about to be looked at
+                try:
+                    self._wake_loop()
+                except RuntimeError as error:  # no more threads can begin
+                    self._refuse(self._begun, error)
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            with self._due:
+                self._work.extend(arrived)
+                try:
+                    self._call_thread()
+                except RuntimeError as error:  # and there is none
+                    self._refuse(self._work, error)
+
+    def _refuse(self, work: deque[_Work], error: RuntimeError) -> None:
+        while work:
+            self._answer(work.popleft()[1], error, b"")
+
+    def _call_thread(self) -> None:
+        """Under the lock: have one more look for work, if none is about to. RuntimeError: it cannot begin, and there is no other."""
+        if self._coming:
+            return
+        if self._idle:
+            self._coming = True
+            self._due.notify()
+        elif self._threads < THREADS:
+            try:
+                threading.Thread(target=self._run_threads, name="adyton-entry", daemon=True).start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+            else:
+                self._coming = True
+                self._threads += 1
 
     def _answer(self, call: Call, error: BaseException | None, body: bytes | Bulk) -> None:
         answer, data = self._answer_of(call, error, body)
@@ -192,18 +219,40 @@ class Aside:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         self._become()
         with contextlib.suppress(OSError):  # the supervisor is gone, and so will be this process
-            while (work := self._next()) is not None:
+            work = self._next(came=True)
+            while work is not None:
+                began = time.monotonic()
                 self._run_entry(*work)
+                quick = work[0].entry if time.monotonic() - began < QUICK_SECONDS else ""
+                work = self._next(quick)
         self._application.end_of_thread()
 
-    def _next(self) -> _Work | None:
-        """For a thread; None: it is to end."""
-        with self._due:
-            self._idle += 1  # also while it has been told, and what it is to do stands there still
-            while not (self._work or self._ended):
-                self._due.wait()
-            self._idle -= 1
-            return self._work.popleft() if self._work else None
+    def _next(self, quick: str = "", *, came: bool = False) -> _Work | None:
+        """For a thread, which may have `come` for it, or have run the entry `quick` just now; None: it is to end."""
+        while True:
+            with self._due:
+                if came:
+                    self._coming = False
+                work = self._work.popleft() if self._work else None
+                if self._work:
+                    with contextlib.suppress(RuntimeError):  # others are there
+                        self._call_thread()
+                held: list[Return] = []
+                # Where an entry that takes no time runs again and again, its answers go out together; at the latest when who comes has its turn.
+                holds = not came and work is not None and work[0].entry == quick and self._coming
+                if not holds or len(self._held) >= MOST_HELD:
+                    held, self._held = self._held, held
+                if not (held or work or self._ended):
+                    self._idle += 1
+                    self._due.wait()
+                    self._idle -= 1
+                    came = True
+                    continue
+            if held:
+                self._link.send(*held)
+            if work is not None or self._ended:
+                return work
+            came = False
 
     def _run_entry(self, request: EnterRequest, call: Call) -> None:
         token = current.set(call)
@@ -219,7 +268,12 @@ class Aside:
             error = raised
         finally:
             current.reset(token)
-        self._answer(call, error, body)
+        answer, data = self._answer_of(call, error, body)
+        if data:
+            self._answer_large(answer, data)
+        else:
+            with self._due:
+                self._held.append(answer)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

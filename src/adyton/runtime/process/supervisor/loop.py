@@ -28,6 +28,7 @@ class Loop:
         self._alarm: tuple[float, Callback] | None = None
         self._later: list[tuple[float, int, Callback]] = []  # a heap
         self._counted = 0
+        self._soon: list[Callback] = []
         self._running = True
 
     def read(self, source: Any, callback: Callback | None) -> None:
@@ -75,6 +76,10 @@ class Loop:
         self._counted += 1  # of two at the same time, the first comes first
         heapq.heappush(self._later, (time.monotonic() + seconds, self._counted, callback))
 
+    def soon(self, callback: Callback) -> None:
+        """Call back once, at the end of this turn."""
+        self._soon.append(callback)
+
     def stop(self) -> None:
         """Make `turn` return False from now on."""
         self._running = False
@@ -84,7 +89,7 @@ class Loop:
         due = self._later[0][0] if self._later else None
         if self._alarm is not None and (due is None or self._alarm[0] < due):
             due = self._alarm[0]
-        left = None if due is None else max(0.0, due - time.monotonic())
+        left = 0.0 if self._soon else None if due is None else max(0.0, due - time.monotonic())
         for descriptor, events in self._epoll.poll(left, _MOST_READY):
             # An end or an error is told to whoever watches.
             if events != select.EPOLLOUT and (reader := self._readers.get(descriptor)):
@@ -96,6 +101,10 @@ class Loop:
             callback()
         while self._later and time.monotonic() >= self._later[0][0]:
             heapq.heappop(self._later)[2]()
+        while self._soon:
+            soon, self._soon = self._soon, []
+            for callback in soon:
+                callback()
         return self._running
 
     def close(self) -> None:
@@ -114,12 +123,29 @@ class Outbox:
         self._refill = refill
         self._waiting: deque[memoryview] = deque()
         self._size = 0  # bytes of them
+        self._gathered: list[bytes | bytearray] = []
+        self._gathered_size = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self._size + self._gathered_size
+
+    def gather(self, data: bytes | bytearray) -> None:
+        """Send `data`, which is small, in one piece with all else that comes in this turn of the loop."""
+        if not self._gathered:
+            self._loop.soon(self._put_gathered)
+        self._gathered.append(data)
+        self._gathered_size += len(data)
+
+    def _put_gathered(self) -> None:
+        if self._gathered:
+            data = b"".join(self._gathered)
+            self._gathered.clear()
+            self._gathered_size = 0
+            self.put(data)
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, which nobody changes from now on, as soon as the socket takes it. OSError when the peer is gone."""
+        self._put_gathered()
         sent = 0
         if not self._waiting:
             with suppress(BlockingIOError):
@@ -133,7 +159,8 @@ class Outbox:
     def drop(self) -> None:
         """Keep nothing, and call nobody: the socket is of no use any more."""
         self._waiting.clear()
-        self._size = 0
+        self._gathered.clear()
+        self._size = self._gathered_size = 0
         self._refill = None
 
     def push(self) -> None:

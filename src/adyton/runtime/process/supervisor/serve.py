@@ -494,14 +494,17 @@ class Supervisor:
         if self._arriving + self._streams.held > MAX_ARRIVING:
             self.end(f"the enclave was ended: its guest began messages of more than {MAX_ARRIVING} bytes together")
             return
+        returned: list[tuple[int, protocol.Return]] = []  # of calls without a pair
         for message in messages:
             if isinstance(message, memoryview):
                 (self._bulk.came if link.item is None else self._streams.piece)(link, message)
                 continue
             unpaired = self._streams.from_guest(link, message)
             if unpaired is not None:
-                if unpaired:
+                if unpaired and message.sizes:
                     self._guest_returned(link, unpaired, message)
+                elif unpaired:
+                    returned.append((unpaired, message))
             elif isinstance(message, protocol.Return):
                 if not link.stack or link.stack[-1][0] != "enter":
                     self.end("the enclave was ended: its guest returned from a call that nobody made")
@@ -515,46 +518,49 @@ class Supervisor:
             else:
                 self._push()
                 self._functions.called(link, message)
+        if returned:
+            self._returned(returned)
 
     def _guest_returned(self, link: Link, call: int, message: protocol.Return) -> None:
-        self._emulation.tell_counts()
         if message.sizes:
             self._bulk.returns(link, call, message.sizes[0], encoded=message.encoded)
-        self._returned(call, message)
+        self._returned([(call, message)])
 
     def _tell(self, counts: Counts | None) -> None:
         if counts is not None and self._connections.joined:
             self._session.notify("counts", encode(counts))
 
-    def _returned(self, call: int, message: protocol.Return) -> None:
-        """What an entry did to files has reached the client when its caller hears that it is done."""
-        message = self._streams.ended(call, message)
+    def _returned(self, returned: list[tuple[int, protocol.Return]]) -> None:
+        """What entries did to files has reached the client when their callers hear that they are done."""
+        self._emulation.tell_counts()
+        answers = [(call, self._streams.ended(call, message)) for call, message in returned]
         if self._files is not None:
             effects, pending = self._files.settle()
             if effects:
                 self._do(effects)
             if pending is not None:
                 self._waits.began(pending, "Settle")
-                pending.after.append(lambda _: self._settled(pending, call, message))
+                pending.after.append(lambda _: self._settled(pending, answers))
                 return
-        self.output.then(partial(self._reply, call, message))
+        self.output.then(partial(self._reply, answers))
 
-    def _settled(self, pending: Pending, call: int, message: protocol.Return) -> None:
+    def _settled(self, pending: Pending, answers: list[tuple[int, protocol.Return]]) -> None:
         self._waits.ended(pending)
-        self.output.then(partial(self._reply, call, message))
+        self.output.then(partial(self._reply, answers))
 
-    def _reply(self, call: int, result: protocol.Return) -> None:
-        if self._waits.changed or self._waits.keep:
-            self._tell(self._waits.report(call))
-        self._spans.returned(call)
-        try:
-            if result.sizes:
-                self._bulk.begin(call)
-            else:
-                self._session.reply(call, result.ok, result.body)
-        except ResourceLimitError as error:
-            raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
-            self._session.reply(call, ok=False, body=encode(raised))
+    def _reply(self, answers: list[tuple[int, protocol.Return]]) -> None:
+        for call, answer in answers:
+            if self._waits.changed or self._waits.keep:
+                self._tell(self._waits.report(call))
+            self._spans.returned(call)
+            try:
+                if answer.sizes:
+                    self._bulk.begin(call)
+                else:
+                    self._session.reply(call, answer.ok, answer.body)
+            except ResourceLimitError as error:
+                raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
+                self._session.reply(call, ok=False, body=encode(raised))
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -85,17 +85,17 @@ class Streams:
 
     def enter(self, call: int, body: Body, bulk: tuple[bytes, ...], trace: TraceContext | None = None) -> None:
         """One without a pair."""
-        link = self._aside(call)
-        self._under_way[call] = link
+        link = self._under_way[call] = self._aside()
         if not bulk:
-            self._give(link, protocol.encode(protocol.Enter("enter", bytes(body), call, trace)))
+            self._give(link, protocol.Enter("enter", bytes(body), call, trace))
             return
         sizes = tuple(map(len, (body, *bulk)))
-        self._give(link, protocol.encode(protocol.Enter("enter", b"", call, trace, sizes)), body, *bulk)
+        self._give(link, protocol.Enter("enter", b"", call, trace, sizes), body, *bulk)
 
-    def _give(self, link: Link, *parts: Body | memoryview) -> None:
+    def _give(self, link: Link, message: protocol.Enter | protocol.Batch, *bulk: Body | memoryview) -> None:
         """What the client sent, over the link aside: no faster for long than the guest takes it."""
-        for part in parts:
+        link.outbox.gather(protocol.encode(message))
+        for part in bulk:
             link.outbox.put(part)
         if len(link.outbox) > MOST:
             self._slow_down()
@@ -103,7 +103,7 @@ class Streams:
     def cancel(self, call: int) -> None:
         """The client does not wait for it any more."""
         if call in self._under_way:
-            self._aside(call).outbox.put(protocol.encode(protocol.Cancel(call)))
+            self._tells(call).outbox.gather(protocol.encode(protocol.Cancel(call)))
 
     def ended(self, call: int, message: protocol.Return) -> protocol.Return:
         """The guest has returned; what the client is to be told."""
@@ -115,7 +115,7 @@ class Streams:
         if call in self._told:
             self._told.discard(call)
             assert self.link is not None
-            self.link.outbox.put(protocol.encode(protocol.Forget(call)))
+            self.link.outbox.gather(protocol.encode(protocol.Forget(call)))
         results = self._results.pop(call, None) if self._results else None
         if results is None:
             return message
@@ -134,7 +134,7 @@ class Streams:
             case protocol.Took():
                 self._took(link, message)
             case protocol.Return() if link is self.link:
-                if self._under_way.get(message.call) is not link or message.sizes:
+                if self._under_way.pop(message.call, None) is not link or message.sizes:
                     raise RemoteProtocolError("its guest returned from a call that nobody made")
                 return message.call
             case protocol.Return() if message.sizes and link.own and not link.stack:
@@ -147,11 +147,15 @@ class Streams:
                 return None
         return 0
 
-    def _aside(self, call: int) -> Link:
+    def _aside(self) -> Link:
         if self.link is None:
             self.link = self._new_link()
-        self._told.add(call)
         return self.link
+
+    def _tells(self, call: int) -> Link:
+        """The link aside, to tell more of a call than that it begins."""
+        self._told.add(call)
+        return self._aside()
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
@@ -170,13 +174,13 @@ class Streams:
         argument.unanswered.add(number)
         for due, each in argument.incoming.arrived(number, batch):
             argument.given.append((due, len(each.payload)))
-            link = self._aside(each.call)
+            link = self._tells(each.call)
             if each.kind == LARGE:
                 head = protocol.Batch(each.call, each.stream, LARGE, b"", (len(each.payload),))
-                self._give(link, protocol.encode(head), each.payload)
+                self._give(link, head, each.payload)
             else:
                 message = protocol.Batch(each.call, each.stream, each.kind, each.payload)  # type: ignore[arg-type]
-                self._give(link, protocol.encode(message))
+                self._give(link, message)
 
     def _took(self, link: Link, took: protocol.Took) -> None:
         if took.call not in self._under_way:
@@ -229,5 +233,5 @@ class Streams:
         if results is not None:
             results.bytes -= results.untaken.popleft()
             taken = protocol.Taken(call, hungry=body == HUNGRY)
-            self._aside(call).outbox.put(protocol.encode(taken))
+            self._tells(call).outbox.gather(protocol.encode(taken))
         return True
