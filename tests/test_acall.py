@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import adyton
+from adyton.communicator.messages import EnterRequest
 from adyton.communicator.streams import FIRST_BATCHES, MOST_ITEMS
 from adyton.config import Policy
 from adyton.errors import (
@@ -23,6 +24,7 @@ from adyton.errors import (
     UnknownEntryError,
 )
 from adyton.loader import LoadArguments, load_in_process
+from adyton.proto.values import encode_arguments
 from adyton.remote import unpaired
 from adyton.runtime.process.guest.aside import THREADS
 from adyton.trusted import Enclave, host_function
@@ -93,6 +95,13 @@ def waits(number: int) -> int:
     place.started.set()
     go_on.wait(LIMIT)
     order.append(-number)
+    return number
+
+
+@app.entry
+def waits_if(number: int) -> int:
+    if number:
+        place.go_on.wait(LIMIT)
     return number
 
 
@@ -241,8 +250,42 @@ def test_a_call_that_waits_for_others_is_never_made_once_nobody_waits_for_it(cli
         assert client.stats()["entry_calls"] == before + 1
 
     asyncio.run(main())
-    assert not client._core.proxy.unpaired._waiting
+    assert not client._core.proxy.unpaired._open
     assert not client._core.proxy._session._sent_calls
+
+
+def test_calls_after_a_loss_fail_though_others_had_waited_for_room(client, monkeypatch):
+    monkeypatch.setattr(unpaired, "MOST_CALLS", 1)
+
+    async def main() -> None:
+        calls = [asyncio.ensure_future(client.acall("waits", 1)), asyncio.ensure_future(client.acall("plus_one", 1))]
+        await eventually(place.started.is_set)
+        client._core.proxy.abort()
+        calls.append(asyncio.ensure_future(client.acall("plus_one", 2)))
+        place.go_on.set()
+        async with asyncio.timeout(LIMIT):
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in found] == [ClosedError] * 3
+
+    asyncio.run(main())
+    with pytest.raises(ClosedError):
+        client.close()
+
+
+@pytest.mark.parametrize("busy", [0, THREADS - 1])
+def test_answers_of_quick_entries_come_though_the_same_entry_takes_its_time_next(client, busy):
+    async def main() -> None:
+        others = [asyncio.ensure_future(client.acall("waits", number + 1)) for number in range(busy)]
+        await eventually(lambda: len(place.order) == busy)
+        numbers = [0] * 50 + [7] + [0] * 50
+        calls = [asyncio.ensure_future(client.acall("waits_if", number)) for number in numbers]
+        async with asyncio.timeout(LIMIT / 2):
+            assert await asyncio.gather(*calls[:50]) == [0] * 50
+        place.go_on.set()
+        assert await asyncio.gather(*calls) == numbers
+        await asyncio.gather(*others)
+
+    asyncio.run(main())
 
 
 def test_plain_entries_run_on_a_bounded_number_of_threads_and_the_rest_waits_in_order(client):
@@ -277,6 +320,38 @@ def test_a_cancelled_task_cancels_its_coroutine_in_the_enclave(client):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await client.acall("for_ever")
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_that_is_let_go_of_cancels_its_call(client):
+    async def main() -> None:
+        call = client.acall("for_ever")
+        call.send(None)
+        await eventually(place.started.is_set)
+        call.close()
+        await eventually(place.cancelled.is_set)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+def test_what_nobody_waits_for_in_the_moment_in_which_it_is_made_is_cancelled(client, monkeypatch, how):
+    make_all = type(client._core.proxy).make_all
+    moment: list[Any] = []
+
+    def slow(self, calls):
+        moment.pop()()
+        make_all(self, calls)
+
+    monkeypatch.setattr(type(client._core.proxy), "make_all", slow)
+
+    async def main() -> None:
+        request = EnterRequest("for_ever", encode_arguments("for_ever", (), {}))
+        call = client._core.proxy.async_call(request, LIMIT, [])
+        moment.append(call.late if how == "late" else call.cancel)
+        await eventually(lambda: call.number)
+        await eventually(lambda: not client._core.proxy._session._sent_calls)
 
     asyncio.run(main())
 

@@ -203,7 +203,7 @@ class EnclaveClient:
                 return decode_result(name, await call.future, annotation)
             except CallFailed as failed:
                 error = _failure(failed, arguments)
-            except asyncio.CancelledError:
+            except BaseException:  # CancelledError, or GeneratorExit of a coroutine that is let go of
                 call.cancel()
                 raise
             raise error

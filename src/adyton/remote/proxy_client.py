@@ -291,17 +291,12 @@ class ProxyClient:
         bulk: Sequence[bytes] = (),
     ) -> int:
         """Make a call; its number, which `began` is told before anything can come of it. DeadlineError: no time is left for it."""
-        if deadline.over:
-            raise deadline.error(WAITED_FOR.get(method, "the entry"))
-        if isinstance(body, EnterRequest):
-            if len(body.arguments) >= BULK:
-                bulk, body = (body.arguments, *bulk), msgspec.structs.replace(body, arguments=b"")
-            body = encode(msgspec.structs.replace(body, left=deadline.left()))
+        encoded, bulk = self._encoded(method, body, deadline, bulk)
         with self._lock:
             self._check_open()
             self._tell_changes()
             self._tell_time()
-            call = self._send_call(pair, method, body, bulk)
+            call = self._send_call(pair, method, encoded, bulk)
             if method in ("enter", "stream", "run"):
                 self.tally.entered()
             began(call)
@@ -309,6 +304,49 @@ class ProxyClient:
                 self._trace.entered(call)
         self._line.wake()
         return call
+
+    def _encoded(
+        self, method: str, body: bytes | EnterRequest, deadline: Deadline, bulk: Sequence[bytes]
+    ) -> tuple[bytes, Sequence[bytes]]:
+        """What is to be said of a call now, and what beside it. DeadlineError."""
+        if deadline.over:
+            raise deadline.error(WAITED_FOR.get(method, "the entry"))
+        if isinstance(body, EnterRequest):
+            if len(body.arguments) >= BULK:
+                bulk, body = (body.arguments, *bulk), msgspec.structs.replace(body, arguments=b"")
+            body = encode(msgspec.structs.replace(body, left=deadline.left()))
+        return body, bulk
+
+    def make_all(self, calls: Sequence[UnpairedCall]) -> None:
+        """Make calls of tasks, to be sent at the next `wake`; each has its number then, or has failed."""
+        made: list[UnpairedCall] = []
+        failed: list[tuple[UnpairedCall, Exception]] = []
+        with self._lock:
+            if self._is_open():
+                self._tell_changes()
+                self._tell_time()
+            for call in calls:
+                try:
+                    self._check_open()
+                    body, bulk = self._encoded("enter", call.request, call.deadline, call.bulk)
+                    if call.context is None:
+                        call.number = self._send_call(0, "enter", body, bulk)
+                    else:
+                        call.number = call.context.run(self._send_call, 0, "enter", body, bulk)
+                except Exception as error:  # noqa: BLE001 - for who waits
+                    failed.append((call, error))
+                    continue
+                made.append(call)
+                self.tally.entered()
+                if self._trace is not None:
+                    self._trace.entered(call.number)
+            self.unpaired.made(made)
+        for call, why in failed:
+            call.failed(why)
+
+    def wake(self) -> None:
+        """Calls were made that are to be sent."""
+        self._line.wake()
 
     def new_results(self, mailbox: Mailbox | None = None) -> Results:
         """For a `stream`: of the calling thread, or of the task whose mailbox it is. `results.cancel` them unless they come to their end."""

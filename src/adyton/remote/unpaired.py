@@ -1,6 +1,6 @@
 """Calls that no thread waits for: each is one of the session's without a pair, and the future of a task. Any number at once.
 
-    task ──► begin ──► session          reader ──► answered ──► the loop, once for all that came together ──► futures
+    tasks ──► begin ──► the session, once a turn of their loop          reader ──► answered ──► the loop, once for all that came together ──► futures
 
 One thread of the client's watches over them: it looks after the peer, as who waits does, and ends those whose time is over.
 """
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import Context
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import EnterRequest, Raised, decode
 from adyton.errors import AdytonError, RemoteProtocolError
+from adyton.remote import steps
 from adyton.remote.client_pairs import CallFailed, result_of
 from adyton.remote.deadlines import Deadline
 from adyton.remote.pulse import TICK
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from adyton.remote.proxy_client import ProxyClient
 
 MOST_CALLS = 2048  # unanswered; the others wait here, in order
+TOGETHER = 64  # calls, at most, for which others wait that are made or answered
 KEPT = 1024  # times of calls that are over, at most, beside as many as are not
 
 
@@ -39,7 +42,8 @@ class Watch:
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self._tick = tick
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._watched: dict[object, Callable[[], None]] = {}
         self._due: list[tuple[float, int, object]] = []  # a heap; of some that are over already
         self._numbers = itertools.count()
@@ -48,7 +52,7 @@ class Watch:
 
     def add(self, key: object, until: float | None, late: Callable[[], None]) -> None:
         """Watch it until `remove`; `late` is called from the thread here at `until` (monotonic)."""
-        with self._changed:
+        with self._lock:
             self._watched[key] = late
             if until is not None:
                 heapq.heappush(self._due, (until, next(self._numbers), key))
@@ -60,7 +64,7 @@ class Watch:
 
     def remove(self, key: object) -> None:
         """It is over."""
-        with self._changed:
+        with self._lock:
             self._watched.pop(key, None)
             if len(self._due) > 2 * len(self._watched) + KEPT:
                 self._due = [each for each in self._due if each[2] in self._watched]
@@ -100,22 +104,29 @@ class Watch:
                 self._tick()
 
 
-class _Delivery:
-    """What comes to the futures of one loop, together."""
+class _Tasks:
+    """The calls of one loop's tasks: those that are to be made, and what comes to their futures, each together. `due` and `making` under the lock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._came: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._scheduled = False
+        self.due: deque[UnpairedCall] = deque()
+        self.making = False  # soon, or when there is room
 
     def put(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         """From any thread."""
         self._came.append((future, result, error))
-        loop = self._loop()
-        if not self._scheduled and loop is not None:
+        if not self._scheduled:
             self._scheduled = True
+            self.schedule(self._deliver)
+
+    def schedule(self, step: Callable[[], None], context: Context | None = None) -> None:
+        """From any thread."""
+        loop = self._loop()
+        if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._deliver)
+                loop.call_soon_threadsafe(step, context=context)
 
     def _deliver(self) -> None:
         self._scheduled = False
@@ -138,34 +149,42 @@ class UnpairedCall:
         request: EnterRequest,
         deadline: Deadline,
         arguments: list[Argument],
-        delivery: _Delivery,
+        tasks: _Tasks,
         bulk: Sequence[bytes],
         context: Context | None,
+        future: asyncio.Future[Any],
     ) -> None:
         self.request = request
         self.bulk = bulk
         self.deadline = deadline
         self.arguments = arguments
-        self.context = context  # that it is to be made in
+        self.context = context  # that it is to be made in, and its arguments read; None: any
         self.number = 0  # until it is made
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future = future
         self._calls = calls
-        self._delivery = delivery
+        self._tasks = tasks
         self._denials = calls.client.denials
         self.over = False
+
+    def begin_arguments(self) -> None:
+        """In the loop, when it has been made."""
+        if not self.over:
+            for each in self.arguments:
+                each.begin(self.number, self.future.get_loop())
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         if not self.over:
             self._end()
-            self._calls.drop(self)
+            if self.number:
+                self._calls.client.cancel(self.number)
 
     def late(self) -> None:
         """Its time is over."""
         if not self.over:
-            self._delivery.put(self.future, None, self.deadline.error("the entry"))
-            self._end()
-            self._calls.drop(self)
+            self._settle(None, self.deadline.error("the entry"))
+            if self.number:
+                self._calls.client.cancel(self.number)
 
     def answered(self, event: communicator.Replied) -> None:
         """The enclave's answer."""
@@ -173,30 +192,33 @@ class UnpairedCall:
             return
         if event.ok:
             try:
-                self._delivery.put(self.future, result_of(event), None)
+                self._settle(result_of(event), None)
             except RemoteProtocolError as malformed:
-                self._delivery.put(self.future, None, malformed)
+                self._settle(None, malformed)
         elif self.deadline.over:  # the enclave was the first to notice
-            self._delivery.put(self.future, None, self.deadline.error("the entry"))
+            self._settle(None, self.deadline.error("the entry"))
         else:
             try:
                 denied = self._calls.client.denials > self._denials
                 error: BaseException = CallFailed(decode(event.body, Raised), denied=denied)
             except AdytonError as malformed:
                 error = malformed
-            self._delivery.put(self.future, None, error)
-        self._end()
+            self._settle(None, error)
 
-    def failed(self, error: AdytonError) -> None:
+    def failed(self, error: Exception) -> None:
         """The connection is lost, or the call cannot be made."""
         if not self.over:
-            self._delivery.put(self.future, None, type(error)(*error.args))
-            self._end()
+            self._settle(None, type(error)(*error.args) if isinstance(error, AdytonError) else error)
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        self._end()
+        self._tasks.put(self.future, result, error)
 
     def _end(self) -> None:
         self.over = True
         if self.number:
             self._calls.client.over(self.number, self.request.entry)
+        self._calls.over(self)
         self._calls.watch.remove(self)
         for each in self.arguments:
             each.stop()
@@ -209,10 +231,11 @@ class UnpairedCalls:
         self.client = client
         self.watch = Watch(client.tick)
         self._lock = threading.Lock()
-        self._answered = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
+        self._open: set[UnpairedCall] = set()  # that somebody waits for
         self._under_way: dict[int, UnpairedCall] = {}
-        self._waiting: deque[UnpairedCall] = deque()
-        self._deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Delivery] = weakref.WeakKeyDictionary()
+        self._held: deque[_Tasks] = deque()  # until there is room
+        self._tasks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Tasks] = weakref.WeakKeyDictionary()
 
     def begin(
         self,
@@ -222,82 +245,88 @@ class UnpairedCalls:
         bulk: Sequence[bytes] = (),
         context: Context | None = None,
     ) -> UnpairedCall:
-        """Make a call from a task, whose future gets the body of its result, or CallFailed or an AdytonError. `context`: the calling one, if it
-        matters which.
+        """A call from a task, whose future gets the body of its result, or CallFailed or an AdytonError. It is made when the tasks that run now have
+        had their turn, together with theirs. `context`: the calling one, if it matters which.
         """
         loop = asyncio.get_running_loop()
-        delivery = self._deliveries.get(loop)
-        if delivery is None:
-            delivery = self._deliveries[loop] = _Delivery(loop)
-        call = UnpairedCall(self, request, deadline, arguments, delivery, bulk, context)
+        tasks = self._tasks.get(loop)
+        if tasks is None:
+            tasks = self._tasks[loop] = _Tasks(loop)
+        if arguments and context is None:
+            context = copy_context()
+        call = UnpairedCall(self, request, deadline, arguments, tasks, bulk, context, loop.create_future())
         with self._lock:
-            waits = len(self._under_way) >= MOST_CALLS
-            if waits:
-                self._waiting.append(call)
-        if not waits:
-            self._make(call)
+            self._open.add(call)
+            tasks.due.append(call)
+            making = tasks.making
+        if not making:
+            loop.call_soon(steps.take, functools.partial(self._make, tasks))
+            tasks.making = True  # behind it: who is interrupted in between makes no other wait for nothing
         self.watch.add(call, deadline.until, call.late)
         return call
 
-    def _make(self, call: UnpairedCall) -> None:
-        """Raises what `ProxyClient.made` does."""
+    def _make(self, tasks: _Tasks) -> None:
+        """As far as there is room."""
+        while calls := self._next_due(tasks):
+            self.client.make_all(calls)
+            for call in calls:
+                if call.arguments:
+                    tasks.schedule(call.begin_arguments, call.context)
+                if call.over and call.number:  # its time was over in this moment
+                    self.client.cancel(call.number)
+        self.client.wake()
 
-        def made(number: int) -> None:
-            """Before its answer can come."""
-            call.number = number
-            with self._lock:
-                self._under_way[number] = call
+    def _next_due(self, tasks: _Tasks) -> list[UnpairedCall]:
+        calls: list[UnpairedCall] = []
+        with self._lock:
+            while tasks.due and len(calls) < TOGETHER:
+                if len(self._under_way) + len(calls) >= MOST_CALLS:
+                    if not calls:
+                        self._held.append(tasks)
+                    return calls
+                call = tasks.due.popleft()
+                if not call.over:
+                    calls.append(call)
+            if not calls:
+                tasks.making = False
+        return calls
 
-        self.client.made(0, "enter", call.request, call.deadline, made, call.bulk)
-        for each in call.arguments:
-            each.begin(call.number, call.future.get_loop())
+    def made(self, calls: Iterable[UnpairedCall]) -> None:
+        """They have their numbers; before their answers can come."""
+        with self._lock:
+            self._under_way.update((call.number, call) for call in calls)
 
     def answered(self, event: communicator.Replied) -> None:
         """The answer to a call without a pair."""
         with self._lock:
             call = self._under_way.pop(event.call, None)
-            following = self._waiting.popleft() if self._waiting else None
-            self._answered.notify_all()
+            held = self._held.popleft() if self._held and len(self._under_way) <= MOST_CALLS * 7 // 8 else None
         if call is not None:
             call.answered(event)
-        if following is not None:
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-                loop = following.future.get_loop()
-                loop.call_soon_threadsafe(self._make_following, following, context=following.context)
+        if held is not None:
+            self._make(held)
 
-    def _make_following(self, call: UnpairedCall) -> None:
-        try:
-            if not call.over:
-                self._make(call)
-        except AdytonError as error:
-            call.failed(error)
-
-    def drop(self, call: UnpairedCall) -> None:
-        """Nobody waits for it: the enclave is told, if it knows of it."""
+    def over(self, call: UnpairedCall) -> None:
+        """Nobody waits for it any more."""
         with self._lock:
-            if call in self._waiting:
-                self._waiting.remove(call)
-            self._answered.notify_all()
-        if call.number:
-            self.client.cancel(call.number)
+            self._open.discard(call)
+            if not self._open:
+                self._ended.notify_all()
 
     def wait(self, seconds: float | None) -> int:
         """Until none is waited for by its task, or that time is over; how many are."""
-
-        def waited_for() -> Iterator[UnpairedCall]:
-            return (each for each in (*self._under_way.values(), *self._waiting) if not each.over)
-
         with self._lock:
-            self._answered.wait_for(lambda: next(waited_for(), None) is None, seconds)
-            return len(list(waited_for()))
+            self._ended.wait_for(lambda: not self._open, seconds)
+            return len(self._open)
 
     def lost(self, error: AdytonError) -> None:
         """The connection is."""
         with self._lock:
-            calls = [*self._under_way.values(), *self._waiting]
+            calls = [*self._open]
             self._under_way.clear()
-            self._waiting.clear()
-            self._answered.notify_all()
+            held, self._held = self._held, deque()
+            for tasks in held:
+                tasks.making = False
         for each in calls:
             each.failed(error)
         self.watch.close()
