@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ import adyton
 from adyton import EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.communicator import session as communicator
 from adyton.config import Policy
-from adyton.errors import AdytonError, ConnectionLostError, EnclaveTypeError, RemoteProtocolError
+from adyton.errors import AdytonError, ConnectionLostError, DeadlineError, EnclaveTypeError, RemoteProtocolError
 from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import BULK, MAX_BULK, Bulk, Signature, decode_result, encode_arguments, encode_or_bulk
 from adyton.remote.client_pairs import result_of
@@ -291,6 +292,36 @@ def test_many_large_results_of_tasks_at_once_are_each_its_own(with_functions, fa
         return [*map(bytes.__eq__, found, (*datas, *[b"x"] * 40))]
 
     assert asyncio.run(all_of_them()) == [True] * 80
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late", "late of a thread"])
+def test_what_is_given_up_in_the_midst_of_a_large_host_call_leaves_nothing(with_functions, how):
+    client, data = with_functions, bytes(4 * MIB)
+    session = client._core.proxy._session
+
+    async def given_up(seconds: float) -> None:
+        call = client if how == "cancelled" else client.options(timeout=seconds)
+        with suppress(TimeoutError, DeadlineError, asyncio.CancelledError):
+            async with asyncio.timeout(seconds if how == "cancelled" else None):
+                await call.acall("through", data)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(given_up(0.0005 * number) for number in range(1, 60)))
+
+    if how == "late of a thread":
+        for number in range(1, 60):
+            with suppress(DeadlineError):
+                client.options(timeout=0.0005 * number).call("through", data)
+    else:
+        asyncio.run(all_of_them())
+    assert client.call("through", LARGE) == LARGE + LARGE
+    until = time.monotonic() + 40
+    while (session._sent_calls or session._received_calls or session.pending_bytes) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not session._sent_calls
+    assert not session._received_calls
+    assert not session._arriving
+    assert not session.pending_bytes
 
 
 PROGRAM = """
