@@ -100,3 +100,13 @@ def test_what_was_dropped_is_not_sent(loop, pair):
     assert len(outbox) == 0
     assert loop.turn()
     assert sock.sent == []
+
+
+def test_who_is_gone_ends_no_turn(loop, pair):
+    sock, other = pair
+    outbox = Outbox(loop, sock)
+    other.close()
+    outbox.gather(b"x")
+    assert loop.turn()
+    with pytest.raises(OSError, match="Broken pipe"):
+        outbox.put(b"what is large is told as before")

@@ -141,7 +141,8 @@ class Outbox:
             data = b"".join(self._gathered)
             self._gathered.clear()
             self._gathered_size = 0
-            self.put(data)
+            with suppress(OSError):  # the reader side notices the end
+                self.put(data)
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, which nobody changes from now on, as soon as the socket takes it. OSError when the peer is gone."""
