@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 from parties import PROGRAM, descendants, gone, is_relays, stop
 
 import adyton
-from adyton.errors import AdytonError, ConnectionLostError
+from adyton.errors import AdytonError, ConnectionLostError, UnreachableError
 from adyton.handing_over import accept, control_pair
 from adyton.loader import LoadArguments, load_enclave
 from adyton.provision import relay_processes
@@ -110,6 +111,29 @@ def test_the_end_of_the_process_is_told_to_all_whose_relays_it_had_and_the_serve
             each.close()
     with back, load(program, url) as again:  # that one dials from a process of its own
         assert back.call("quick") + again.call("quick") == 2
+
+
+def test_a_process_that_is_stopped_while_it_starts_is_given_up_soon():
+    settings = RelaySettings(remote_proxy="sh -c 'kill -STOP $$'")
+    before, started = descendants(os.getpid()), time.monotonic()
+    with pytest.raises(UnreachableError, match="was stopped while it was started"):
+        relay_processes._Process(settings, listens=True, changed=lambda _: None)
+    assert time.monotonic() - started < relay_processes.START_SECONDS
+    assert gone(set(descendants(os.getpid())) - set(before)) == set()
+
+
+def test_a_process_that_is_stopped_when_it_gets_an_enclave_is_given_up_soon():
+    process = relay_processes._Process(RelaySettings(), listens=True, changed=lambda _: None)
+    mine, other = socket.socketpair()
+    with mine, other:
+        os.kill(process.pid, signal.SIGSTOP)
+        number, started = process.reserve(lambda: None), time.monotonic()
+        with pytest.raises(UnreachableError, match="it was stopped"):
+            process.carry(number, types.SimpleNamespace(pid=os.getpid(), socket=mine), bytes(16), None)
+        assert time.monotonic() - started < relay_processes.START_SECONDS
+        assert not process.shares
+        process.kill()
+    assert gone({process.pid}) == set()
 
 
 def test_nothing_is_left_of_enclaves_that_have_ended(program, serving):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
     from adyton.runtime.launch import Enclave
+
+T = TypeVar("T")
 
 PROCESSES = 16  # that there are before any is shared
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
@@ -98,13 +100,28 @@ class _Process:
         self.pid = self._process.pid
         threading.Thread(target=self._receive, name="adyton-relays", daemon=True).start()
         try:
-            first = self._first.get(timeout=START_SECONDS)
+            first = self._await(self._first)
         except queue.Empty:
             first = None
         if not isinstance(first, Ready):
+            halted = stopped(self.pid)
             self.kill()
-            raise UnreachableError(_why_not(settings, no_port=isinstance(first, Failed)))
+            raise UnreachableError(
+                "the server's proxy server was stopped while it was started"
+                if halted
+                else _why_not(settings, no_port=isinstance(first, Failed))
+            )
         self.port = first.port
+
+    def _await(self, answers: queue.SimpleQueue[T]) -> T:
+        """What it says; queue.Empty if that takes too long, or it stands still."""
+        until, still = time.monotonic() + START_SECONDS, 0.0
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=LOOK_SECONDS)
+            still = still + LOOK_SECONDS if stopped(self.pid) else 0.0
+            if still >= STOPPED_SECONDS or time.monotonic() >= until:
+                raise queue.Empty
 
     @property
     def has_room(self) -> bool:
@@ -129,9 +146,9 @@ class _Process:
             raise BrokenPipeError
         try:
             order(self._socket, Carry(number, enclave.pid, session, dial), enclave.socket.fileno())
-            why = share.answer.get(timeout=START_SECONDS)
+            why = self._await(share.answer)
         except queue.Empty:
-            why = f"no answer within {START_SECONDS:g} s"
+            why = "it was stopped" if stopped(self.pid) else f"no answer within {START_SECONDS:g} s"
         except OSError:
             self._over(number)
             raise
