@@ -26,6 +26,7 @@ from adyton.errors import (
 from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import encode_arguments
 from adyton.remote import unpaired
+from adyton.remote.arguments import Argument
 from adyton.runtime.process.guest.aside import THREADS
 from adyton.trusted import Enclave, host_function
 
@@ -103,6 +104,11 @@ def waits_if(number: int) -> int:
     if number:
         place.go_on.wait(LIMIT)
     return number
+
+
+@app.entry
+def total_of(numbers: Iterator[int]) -> int:
+    return sum(numbers)
 
 
 @app.entry
@@ -284,6 +290,59 @@ def test_answers_of_quick_entries_come_though_the_same_entry_takes_its_time_next
         place.go_on.set()
         assert await asyncio.gather(*calls) == numbers
         await asyncio.gather(*others)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["in the loop", "after the loop"])
+def test_an_enclave_is_closed_though_a_call_waits_for_its_loop(where):
+    place.__init__()  # type: ignore[misc]
+    client = load_in_process(app, LoadArguments())
+
+    async def main() -> asyncio.Task[Any]:
+        made = asyncio.ensure_future(client.acall("plus_one", 1))
+        arguments = asyncio.ensure_future(client.acall("total_of", iter([1, 2])))
+        await asyncio.sleep(0)  # they have begun, and are not made
+        if where == "in the loop":
+            client.close()
+            assert await asyncio.gather(made, arguments) == [2, 3]
+        return made
+
+    loop = asyncio.new_event_loop()
+    made = loop.run_until_complete(main())
+    if where == "after the loop":
+        client.close()
+        assert loop.run_until_complete(made) == 2
+    loop.close()
+
+
+def test_calls_that_are_given_up_while_there_is_no_room_are_not_kept(client, monkeypatch):
+    monkeypatch.setattr(unpaired, "MOST_CALLS", 1)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(client.acall("waits", 1))
+        await eventually(place.started.is_set)
+        for _ in range(20):
+            with pytest.raises(DeadlineError):
+                await client.options(timeout=0.001).acall("plus_one", 1)
+        (tasks,) = client._core.proxy.unpaired._tasks.values()
+        assert not tasks.due
+        place.go_on.set()
+        await first
+
+    asyncio.run(main())
+
+
+def test_an_argument_that_no_thread_can_read_fails_its_call(client, monkeypatch):
+    def begin(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Argument, "begin", begin)
+
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(RuntimeError, match="new thread"):
+                await client.acall("total_of", iter([1]))
 
     asyncio.run(main())
 

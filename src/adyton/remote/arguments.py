@@ -36,6 +36,11 @@ class Argument:
         self._waker: Callable[[], None] | None = None  # of the task that reads it
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether it is read by a loop."""
+        return not isinstance(self._source, Iterator)
+
     def begin(self, call: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """For that call, which has been made. `loop`: the running one, if the call is one of its tasks'."""
         self._call = call

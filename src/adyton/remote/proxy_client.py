@@ -319,7 +319,7 @@ class ProxyClient:
 
     def make_all(self, calls: Sequence[UnpairedCall]) -> None:
         """Make calls of tasks, to be sent at the next `wake`; each has its number then, or has failed."""
-        made: list[UnpairedCall] = []
+        made: list[tuple[UnpairedCall, int]] = []
         failed: list[tuple[UnpairedCall, Exception]] = []
         with self._lock:
             if self._is_open():
@@ -330,17 +330,19 @@ class ProxyClient:
                     self._check_open()
                     body, bulk = self._encoded("enter", call.request, call.deadline, call.bulk)
                     if call.context is None:
-                        call.number = self._send_call(0, "enter", body, bulk)
+                        number = self._send_call(0, "enter", body, bulk)
                     else:
-                        call.number = call.context.run(self._send_call, 0, "enter", body, bulk)
+                        number = call.context.run(self._send_call, 0, "enter", body, bulk)
                 except Exception as error:  # noqa: BLE001 - for who waits
                     failed.append((call, error))
                     continue
-                made.append(call)
                 self.tally.entered()
                 if self._trace is not None:
-                    self._trace.entered(call.number)
-            self.unpaired.made(made)
+                    self._trace.entered(number)
+                made.append((call, number))
+            over = self.unpaired.made(made)
+        for call in over:  # in this moment
+            call.account(cancels=True)
         for call, why in failed:
             call.failed(why)
 

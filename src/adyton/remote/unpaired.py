@@ -111,7 +111,7 @@ class _Tasks:
         self._loop = weakref.ref(loop)
         self._came: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._scheduled = False
-        self.due: deque[UnpairedCall] = deque()
+        self.due: dict[UnpairedCall, None] = {}  # in order
         self.making = False  # soon, or when there is room
 
     def put(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -166,25 +166,22 @@ class UnpairedCall:
         self._denials = calls.client.denials
         self.over = False
 
-    def begin_arguments(self) -> None:
-        """In the loop, when it has been made."""
-        if not self.over:
+    def begin_arguments(self, *, asynchronous: bool) -> None:
+        """When it has been made; of asynchronous ones in the loop."""
+        try:
             for each in self.arguments:
-                each.begin(self.number, self.future.get_loop())
+                if each.asynchronous == asynchronous and not self.over:
+                    each.begin(self.number, self.future.get_loop())
+        except Exception as error:  # noqa: BLE001 - no thread can be started, say: for who waits
+            self._settle(None, error, cancels=True)
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
-        if not self.over:
-            self._end()
-            if self.number:
-                self._calls.client.cancel(self.number)
+        self._end(cancels=True)
 
     def late(self) -> None:
         """Its time is over."""
-        if not self.over:
-            self._settle(None, self.deadline.error("the entry"))
-            if self.number:
-                self._calls.client.cancel(self.number)
+        self._settle(None, self.deadline.error("the entry"), cancels=True)
 
     def answered(self, event: communicator.Replied) -> None:
         """The enclave's answer."""
@@ -207,21 +204,28 @@ class UnpairedCall:
 
     def failed(self, error: Exception) -> None:
         """The connection is lost, or the call cannot be made."""
-        if not self.over:
-            self._settle(None, type(error)(*error.args) if isinstance(error, AdytonError) else error)
+        self._settle(None, type(error)(*error.args) if isinstance(error, AdytonError) else error)
 
-    def _settle(self, result: Any, error: BaseException | None) -> None:
-        self._end()
-        self._tasks.put(self.future, result, error)
+    def _settle(self, result: Any, error: BaseException | None, *, cancels: bool = False) -> None:
+        if self._end(cancels=cancels):
+            self._tasks.put(self.future, result, error)
 
-    def _end(self) -> None:
-        self.over = True
-        if self.number:
-            self._calls.client.over(self.number, self.request.entry)
-        self._calls.over(self)
+    def _end(self, *, cancels: bool = False) -> bool:
+        """False: it is over already. `cancels`: the enclave is told."""
+        if not self._calls.ended(self, self._tasks):
+            return False
         self._calls.watch.remove(self)
         for each in self.arguments:
             each.stop()
+        if self.number:  # else, if it is being made, who does that sees to it
+            self.account(cancels=cancels)
+        return True
+
+    def account(self, *, cancels: bool) -> None:
+        """It was made, and is over."""
+        self._calls.client.over(self.number, self.request.entry)
+        if cancels:
+            self._calls.client.cancel(self.number)
 
 
 class UnpairedCalls:
@@ -257,44 +261,54 @@ class UnpairedCalls:
         call = UnpairedCall(self, request, deadline, arguments, tasks, bulk, context, loop.create_future())
         with self._lock:
             self._open.add(call)
-            tasks.due.append(call)
+            tasks.due[call] = None
             making = tasks.making
-        if not making:
-            loop.call_soon(steps.take, functools.partial(self._make, tasks))
-            tasks.making = True  # behind it: who is interrupted in between makes no other wait for nothing
-        self.watch.add(call, deadline.until, call.late)
+        try:
+            if not making:
+                loop.call_soon(steps.take, functools.partial(self._make, tasks))
+                tasks.making = True  # behind it: who is interrupted in between makes no other wait for nothing
+            self.watch.add(call, deadline.until, call.late)
+        except BaseException:
+            call.cancel()
+            raise
         return call
 
     def _make(self, tasks: _Tasks) -> None:
-        """As far as there is room."""
+        """As far as there is room. From any thread but the main one."""
         while calls := self._next_due(tasks):
-            self.client.make_all(calls)
+            try:
+                self.client.make_all(calls)
+            except Exception as error:  # noqa: BLE001 - a defect, told to who waits
+                for call in calls:
+                    call.failed(error)
             for call in calls:
-                if call.arguments:
-                    tasks.schedule(call.begin_arguments, call.context)
-                if call.over and call.number:  # its time was over in this moment
-                    self.client.cancel(call.number)
+                if call.arguments and call.context is not None:
+                    call.context.run(call.begin_arguments, asynchronous=False)
+                    tasks.schedule(functools.partial(call.begin_arguments, asynchronous=True), call.context)
         self.client.wake()
 
     def _next_due(self, tasks: _Tasks) -> list[UnpairedCall]:
-        calls: list[UnpairedCall] = []
         with self._lock:
-            while tasks.due and len(calls) < TOGETHER:
-                if len(self._under_way) + len(calls) >= MOST_CALLS:
-                    if not calls:
-                        self._held.append(tasks)
-                    return calls
-                call = tasks.due.popleft()
-                if not call.over:
-                    calls.append(call)
-            if not calls:
-                tasks.making = False
+            room = MOST_CALLS - len(self._under_way)
+            calls = list(itertools.islice(tasks.due, max(0, min(room, TOGETHER))))
+            for call in calls:
+                del tasks.due[call]
+            if not tasks.due:
+                tasks.making = bool(calls)
+            elif not calls and tasks not in self._held:
+                self._held.append(tasks)
         return calls
 
-    def made(self, calls: Iterable[UnpairedCall]) -> None:
-        """They have their numbers; before their answers can come."""
+    def made(self, calls: Iterable[tuple[UnpairedCall, int]]) -> list[UnpairedCall]:
+        """They have these numbers; before their answers can come. Those that were over before."""
+        over = []
         with self._lock:
-            self._under_way.update((call.number, call) for call in calls)
+            for call, number in calls:
+                call.number = number
+                self._under_way[number] = call
+                if call.over:
+                    over.append(call)
+        return over
 
     def answered(self, event: communicator.Replied) -> None:
         """The answer to a call without a pair."""
@@ -306,15 +320,22 @@ class UnpairedCalls:
         if held is not None:
             self._make(held)
 
-    def over(self, call: UnpairedCall) -> None:
-        """Nobody waits for it any more."""
+    def ended(self, call: UnpairedCall, tasks: _Tasks) -> bool:
+        """Nobody waits for it any more. False: nobody did."""
         with self._lock:
+            if call.over:
+                return False
+            call.over = True
+            tasks.due.pop(call, None)
             self._open.discard(call)
             if not self._open:
                 self._ended.notify_all()
+        return True
 
     def wait(self, seconds: float | None) -> int:
-        """Until none is waited for by its task, or that time is over; how many are."""
+        """Until none is waited for by its task, or that time is over; how many are. Their loops need not run meanwhile."""
+        for tasks in [*self._tasks.values()]:
+            steps.take_and_wait(functools.partial(self._make, tasks))
         with self._lock:
             self._ended.wait_for(lambda: not self._open, seconds)
             return len(self._open)
