@@ -255,7 +255,9 @@ class UnpairedCalls:
         loop = asyncio.get_running_loop()
         tasks = self._tasks.get(loop)
         if tasks is None:
-            tasks = self._tasks[loop] = _Tasks(loop)
+            tasks = _Tasks(loop)
+            with self._lock:
+                self._tasks[loop] = tasks
         if arguments and context is None:
             context = copy_context()
         call = UnpairedCall(self, request, deadline, arguments, tasks, bulk, context, loop.create_future())
@@ -334,7 +336,9 @@ class UnpairedCalls:
 
     def wait(self, seconds: float | None) -> int:
         """Until none is waited for by its task, or that time is over; how many are. Their loops need not run meanwhile."""
-        for tasks in [*self._tasks.values()]:
+        with self._lock:
+            loops = [*self._tasks.values()]
+        for tasks in loops:
             steps.take_and_wait(functools.partial(self._make, tasks))
         with self._lock:
             self._ended.wait_for(lambda: not self._open, seconds)
