@@ -70,7 +70,8 @@ import sys, time
 import adyton
 
 def say(*words):
-    print(*words, time.monotonic(), flush=True)
+    sys.stdout.write(" ".join(map(str, (*words, time.monotonic()))) + "\\n")  # whole, or not at all
+    sys.stdout.flush()
 
 def back(number: int) -> int:
     return number

@@ -29,6 +29,7 @@ from adyton.runtime.process.idle_watch import (
     NEAR_SECONDS,
     NEAR_SHARE,
     RAN,
+    RARE_SECONDS,
     SIGN_SECONDS,
     WATCH,
     WATCHED,
@@ -163,7 +164,7 @@ def test_who_is_near_its_limit_is_looked_at_as_often_as_it_asks_and_others_are_n
     assert zygote.told() == RAN
     zygote.asked(0)
     assert zygote.watch.pause() == pytest.approx(NEAR_SECONDS * 1000, abs=1)
-    zygote.asked(10)
+    zygote.asked(1)
     assert zygote.watch.pause() == LONGEST_SECONDS * 1000
     zygote.used[clock_of(GUEST)] += 1
     near, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -175,6 +176,14 @@ def test_who_is_near_its_limit_is_looked_at_as_often_as_it_asks_and_others_are_n
         assert zygote.told() is None, "its time has not come"
         zygote.passes(LONGEST_SECONDS)
         assert zygote.told() == RAN
+
+
+def test_who_need_not_be_told_soon_is_looked_at_rarely(zygote):
+    zygote.asked(10)
+    assert zygote.watch.pause() == RARE_SECONDS * 1000
+    zygote.used[clock_of(GUEST)] += 1
+    zygote.passes(RARE_SECONDS)
+    assert zygote.told() == RAN
 
 
 def test_many_that_are_near_their_limits_are_looked_at_less_often(zygote):
@@ -205,7 +214,10 @@ def test_there_is_a_sign_as_long_as_any_are_watched(zygote):
     zygote.asked()
     for _ in range(40):
         zygote.passes()
-    began = zygote.clock - 40 * LOOK_SECONDS
+    zygote.asked(10)
+    for _ in range(8):
+        zygote.passes(RARE_SECONDS)
+    began = zygote.clock - 40 * LOOK_SECONDS - 8 * RARE_SECONDS
     times = [began, *(at for at, _ in signs), zygote.clock]
     assert {seconds for _, seconds in signs} == {SIGN_SECONDS}
     assert max(after - before for before, after in itertools.pairwise(times)) < SIGN_SECONDS / 2
@@ -286,7 +298,7 @@ def test_what_was_told_of_those_before_is_not_taken_for_an_answer():
 def test_who_waits_looks_every_now_and_then():
     supervisor, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with supervisor, zygote:
-        IdleClient(supervisor).wait(0)  # and comes back, though nobody says anything
+        assert IdleClient(supervisor).wait(0), "and comes back, though nobody says anything"
         zygote.send(RAN)
         zygote.send(WATCHED.pack(b"watched", 7))
         assert IdleClient(supervisor).watch(1) == 7
@@ -306,12 +318,12 @@ def test_who_sleeps_is_woken_when_the_zygote_looks_no_more(switch):
         zygote.send(WATCHED.pack(b"watched", 7))
         assert client.watch(1) == 7
         switch.put_off(600)
-        client.wait(0)
+        assert client.wait(0)
         switch.put_off(0.01)
-        client.wait(600)
+        assert not client.wait(600)
         switch.put_off(600)
         zygote.send(RAN)
-        client.wait(600)
+        assert not client.wait(600)
 
 
 def test_a_zygote_that_does_not_answer_is_asked_once_until_it_does(monkeypatch):

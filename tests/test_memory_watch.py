@@ -186,8 +186,9 @@ class Idle:
         return self.processes
 
     def wait(self, seconds):
+        self.seconds = seconds
         self.waits.set()
-        self.runs.wait(seconds)
+        return not self.runs.wait(seconds)
 
 
 class Guest:
@@ -233,6 +234,37 @@ def test_a_guest_that_does_nothing_is_looked_at_no_more_until_it_runs(proc, asle
     assert process.wait(60) == -signal.SIGKILL
     assert "200 MiB in 2 processes" in said[0]
     assert guest.looks == looks + 1 or not sleeps
+
+
+def test_a_guest_that_sleeps_on_is_looked_at_once_and_not_asked_for_again(proc, asleep, monkeypatch):
+    monkeypatch.setattr(memory_watch, "SLEEP_SECONDS", 0.01)
+    monkeypatch.setattr(memory_watch, "LONGEST_SLEEP_SECONDS", 0.01)
+    idle = Idle(processes=2)
+    watch = watching(proc, 64 * MIB, asleep[1], idle=idle)
+    guest = Guest(watch, 20 * MIB)
+    watch.start()
+    assert idle.waits.wait(60)
+    idle.asked.clear()
+    assert guest.is_looked_at(5)
+    assert not idle.asked.is_set()
+    guest.memory += 1 * MIB  # given to it by the kernel
+    assert idle.asked.wait(60)
+    guest.memory = 1 << 40
+    idle.runs.set()
+    assert asleep[0].wait(60) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("memory", "seconds"), [(20 * MIB, 600), (444 * MIB, 60 * 1.0), (164 * MIB, 200)])
+def test_the_kernel_gives_a_sleeper_little_until_it_is_looked_at(proc, asleep, memory, seconds):
+    idle = Idle(processes=2)
+    watch = watching(proc, (2048 if memory < 100 * MIB else 400) * MIB, asleep[1], idle=idle)
+    guest = Guest(watch, memory)
+    watch.start()
+    assert idle.waits.wait(60)
+    assert idle.seconds == pytest.approx(seconds)
+    guest.memory = 1 << 40
+    idle.runs.set()
+    assert asleep[0].wait(60) == -signal.SIGKILL
 
 
 def test_looks_are_the_more_frequent_the_nearer_the_wall_is(proc, asleep, monkeypatch):

@@ -249,7 +249,7 @@ class _ServerProvision(RemoteProvision):
         if ready.port > 65535 or (ready.port and not self._address.host):
             raise RemoteProtocolError(f"{target} named no usable port of its proxy server: {ready.port}")
         proxy = self._address.with_port(ready.port) if ready.port else self._address
-        return GrpcTransport(channel_opener(proxy, tls), Peer(proxy, tls), ready.session)
+        return GrpcTransport(channel_opener(proxy, tls, grace=ready.grace / 1000), Peer(proxy, tls), ready.session)
 
     def another(self) -> RemoteProvision:
         return self  # it keeps nothing of a load
@@ -338,7 +338,7 @@ class _LocalProvision(RemoteProvision):
         except BaseException:
             self.finalize()
             raise
-        return GrpcTransport(channel_opener(address, None), target, ready.session)
+        return GrpcTransport(channel_opener(address, None, grace=ready.grace / 1000), target, ready.session)
 
     def another(self) -> RemoteProvision:
         return _LocalProvision(*self._given, self._dial_back)

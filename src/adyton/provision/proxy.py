@@ -159,11 +159,11 @@ def serve_alone(
                 enclave = place.start(order)
                 reporters.attach(enclave.pid, session)
                 relays.attach(enclave.socket.dup(), session, stop.set)  # the place closes its own
-                return Ready(enclave_id="0", port=0, session=session)
+                return Ready(enclave_id="0", port=0, session=session, grace=int(grace * 1000))
 
             service = ProvisionService(BlobStore(place.store), start, token, place.check)
             handlers = [service.handler(), relays.handler(), reporters.handler()]
-            server, port = open_server(handlers, listen, tls, THREADS)
+            server, port = open_server(handlers, listen, tls, THREADS, grace=grace)
             listening = True
             server.start()
             announce(announced(listen, port))

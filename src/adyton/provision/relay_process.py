@@ -64,7 +64,7 @@ def listen(spawner: socket.socket, grace: float, host: str, ports: range, files:
     stop.on_signals()
     tls = TLS(ca=files[2] if len(files) > 2 else None, cert=files[0], key=files[1]) if files else None
     relays, reporters = Relays(grace), ProcessReporters()
-    started = _server([relays.handler(), reporters.handler()], host, ports, tls)
+    started = _server([relays.handler(), reporters.handler()], host, ports, tls, grace)
     if started is None:
         say(spawner, Failed())
         return
@@ -98,7 +98,7 @@ def listen(spawner: socket.socket, grace: float, host: str, ports: range, files:
 
 
 def _server(
-    handlers: list[grpc.GenericRpcHandler], host: str, ports: range, tls: TLS | None
+    handlers: list[grpc.GenericRpcHandler], host: str, ports: range, tls: TLS | None, grace: float
 ) -> tuple[grpc.Server, int] | None:
     """One that serves, and its port; None: none of them can be had."""
     from adyton.remote.connection import open_server
@@ -106,7 +106,9 @@ def _server(
 
     for each in ports:
         with contextlib.suppress(UsageError):
-            server, port = open_server(handlers, f"{host}:{each}", tls, ThreadEach("adyton-rpc"), rpcs=RPCS)
+            server, port = open_server(
+                handlers, f"{host}:{each}", tls, ThreadEach("adyton-rpc"), rpcs=RPCS, grace=grace
+            )
             server.start()
             return server, port
     return None

@@ -1,6 +1,7 @@
 """The spawner's side of its relay processes, without grpc: they are started as enclaves come, and ended when they are empty.
 
-The first enclaves have one each; more share them, each the one that has the fewest: an idle process costs more than hundreds of idle relays in it.
+As many enclaves as the machine has processors have one each; more share them, each the one that has the fewest: an idle process costs more
+than hundreds of idle relays in it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PROCESSES = 16  # that there are before any is shared
+PROCESSES = min(max(2, os.cpu_count() or 1), 16)  # that there are before any is shared
 LOOK_SECONDS = 0.5  # between two looks at whether a process was stopped
 START_SECONDS = 20.0  # until a process must have said where it listens, or that its client has it
 _ATTEMPTS = 3  # to find a process that does not end

@@ -70,7 +70,9 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
             spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial)
-            return Ready(enclave_id=spawned.enclave, port=spawned.port, session=spawned.session)
+            return Ready(
+                enclave_id=spawned.enclave, port=spawned.port, session=spawned.session, grace=int(options.grace * 1000)
+            )
 
         service = ProvisionService(store, start, options.token)
         server, port = open_server([service.handler()], f"{host}:{options.port}", tls, THREADS, UPLOAD_WINDOW)

@@ -52,13 +52,15 @@ _CHANNEL_OPTIONS = [
 ]
 # Somebody waits for each answer: known within 5 s.
 _IMPATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 800), ("grpc.http2.ping_timeout_ms", 3_000)]
-# A session has pings of its own while somebody waits, so this is for idle ones: a client must know that its connection is lost while the
+_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.http2.ping_timeout_ms", 6_000)]
+# A session has pings of its own while somebody waits, so these are for idle ones: a client must know that its connection is lost while the
 # enclave still waits for another one. They come more often than the server's, which sends none as long as they do: a ping costs it 0.35 ms
-# to send, over several of gRPC's threads, and a fifth of that to answer; of a thousand idle sessions that is what their server does.
-_PATIENT = [*_CHANNEL_OPTIONS, ("grpc.keepalive_time_ms", 4_000), ("grpc.http2.ping_timeout_ms", 6_000)]
+# to send, over several of gRPC's threads, and half of that to answer; of a thousand idle sessions that is most of what their server does.
+_PING_SECONDS = (4.0, 40.0)  # at least, and at most
+_TO_REDIAL_SECONDS = 20.0  # are left of the grace, the ping's timeout included
+_SERVER_PATIENCE = 1.5  # times as long
 _SERVER_OPTIONS = [
     *_OPTIONS,
-    ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 6_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 400),
     # Pings that a busy machine or network held up arrive together, and that is no reason to hang up.
@@ -84,15 +86,22 @@ class Peer:
         return self.address.target
 
 
+def _pings(grace: float, times: float = 1.0) -> tuple[str, int]:
+    least, most = _PING_SECONDS
+    return "grpc.keepalive_time_ms", round(min(max(grace - _TO_REDIAL_SECONDS, least), most) * times * 1000)
+
+
 def open_channel(address: Address, tls: TLS | None, *, impatient: bool = False) -> grpc.Channel:
     """A channel; nothing is sent yet. `impatient`: RPCs end within 5 s when the server stands still."""
     return channel_opener(address, tls, impatient=impatient)()
 
 
-def channel_opener(address: Address, tls: TLS | None, *, impatient: bool = False) -> Callable[[], grpc.Channel]:
+def channel_opener(
+    address: Address, tls: TLS | None, *, impatient: bool = False, grace: float = 0.0
+) -> Callable[[], grpc.Channel]:
     """What opens a channel, as often as it is called. It reads the files again, and keeps to what it had if they are of no use by then:
-    their dates are judged once, whatever the clock says later."""
-    options: list[tuple[str, int]] = _IMPATIENT if impatient else _PATIENT
+    their dates are judged once, whatever the clock says later. `grace`: seconds that the enclave there waits for another connection."""
+    options: list[tuple[str, int]] = _IMPATIENT if impatient else [*_PATIENT, _pings(grace)]
     if not address.host or is_loopback(address.host):
         # What stays within this machine may be in clear, so no http_proxy of the environment may carry it elsewhere.
         options = [*options, ("grpc.enable_http_proxy", 0)]
@@ -120,7 +129,11 @@ def channel_opener(address: Address, tls: TLS | None, *, impatient: bool = False
 
 def open_pinned_channel(target: str, certificate: bytes) -> grpc.Channel:
     """To a client that waits, whose launch certificate (PEM) we were told; empty: without TLS. Nothing is sent yet."""
-    options = [*_PATIENT, ("grpc.enable_http_proxy", 0)]  # a client's address is dialled as it is, or not at all
+    options = [
+        *_PATIENT,
+        _pings(0.0),
+        ("grpc.enable_http_proxy", 0),
+    ]  # a client's address is dialled as it is, or not at all
     if not certificate:
         return grpc.insecure_channel(target, options=options)
     credentials = grpc.ssl_channel_credentials(certificate)
@@ -146,15 +159,17 @@ def open_server(
     window: int = SESSION_WINDOW,
     connections: int | None = None,
     rpcs: int | None = None,
+    grace: float = 0.0,
 ) -> tuple[grpc.Server, int]:
     """A server that listens at `listen` (HOST:PORT or unix:PATH) but serves only after its `start`; and its port.
 
     `window`: bytes that a client may have under way. UPLOAD_WINDOW where impatient clients come over slow lines.
     `connections`: at once, of whoever; those beyond are closed. None: as many as a server takes, whose process may have descriptors for them.
-    `rpcs`: at once, of whoever, where an executor is given (None: its owner's business).
+    `rpcs`: at once, of whoever, where an executor is given (None: its owner's business). `grace`: see `channel_opener`.
     """
     options = [
         *_SERVER_OPTIONS,
+        _pings(grace, _SERVER_PATIENCE),
         ("grpc.http2.lookahead_bytes", window),
         ("grpc.max_allowed_incoming_connections", _room() if connections is None else connections),
     ]

@@ -195,10 +195,12 @@ class Telemetry:
         with self._lock:
             self._over(call, end)
         call.span.end(call.since_1970(end))
-        self._instruments.in_flight(-1, {"enclave": self._enclave})
         self._instruments.count("adyton.client.calls", 1, shown)
         self._instruments.took("adyton.client.call.duration", (end - call.began) / 1e9, shown)
         self.tell_traffic()
+        self._instruments.in_flight(
+            -1, {"enclave": self._enclave}
+        )  # after it is counted: there are none that are neither
 
     def bound(self, function: Callable[..., _R]) -> Callable[..., _R]:
         """The function, for another thread, in what is current here."""

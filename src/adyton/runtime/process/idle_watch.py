@@ -1,6 +1,6 @@
 """Enclaves that do nothing: the zygote looks for all of them at once whether any has run, so that their supervisors can sleep.
 
-    supervisor ── WATCH + seconds ─► zygote: IdleWatch, two to four times a second, or as often as the supervisor has to know
+    supervisor ── WATCH + seconds ─► zygote: IdleWatch, two to four times a second, or as often as the supervisor has to know, or may
                ◄── WATCHED + number of processes, 0: it cannot tell
                ◄── RAN, once: one of them has used processor time, or ended
                ◄── switch: the zygote was stopped, and looks no more
@@ -34,8 +34,9 @@ from adyton.runtime.process.proc_file import read as read_file
 
 # Between two looks: at least, and at most; and, where an enclave is near its limit, at least.
 LOOK_SECONDS, LONGEST_SECONDS, NEAR_SECONDS = 0.25, 0.5, 0.01
+RARE_SECONDS = 2.0  # … where that is enough for who asks
 SHARE, NEAR_SHARE = 200, 50  # pauses are so many times the time that the look before took, within these bounds
-SIGN_SECONDS = 2.0  # without a look, until supervisors take it that there will be none
+SIGN_SECONDS = 5.0  # without a look, until supervisors take it that there will be none
 ANSWER_SECONDS = 0.25  # that a supervisor waits for WATCHED
 WATCH = struct.Struct("<5sI")  # and in how many microseconds at most it is to be told
 WATCHED = struct.Struct("<7sI")
@@ -112,6 +113,8 @@ class IdleWatch:
         self._signed = -math.inf
         self._far = _Rhythm(LOOK_SECONDS, LONGEST_SECONDS, SHARE)
         self._near = _Rhythm(NEAR_SECONDS, LOOK_SECONDS, NEAR_SHARE)
+        self._rare = _Rhythm(RARE_SECONDS, RARE_SECONDS, SHARE)
+        self._rhythms = self._near, self._far, self._rare
 
     def join(self, pid: int, sock: socket.socket) -> None:
         """A supervisor that may ask on `sock`, which is ours now."""
@@ -140,7 +143,8 @@ class IdleWatch:
         if now > began:
             supervisor.rests = now + NEAR_SHARE * (now - began)
         if processes:
-            (self._near if wanted < LOOK_SECONDS else self._far).add(descriptor, clocks, wanted, now)
+            often = self._far if wanted >= LOOK_SECONDS else self._near
+            (self._rare if wanted >= RARE_SECONDS else often).add(descriptor, clocks, wanted, now)
             self._signs(now)
         self._tell(supervisor.sock, WATCHED.pack(b"watched", processes))
         return True
@@ -158,12 +162,12 @@ class IdleWatch:
 
     def pause(self) -> int | None:
         """Milliseconds until `look` has something to do; None: until somebody asks."""
-        dues = [rhythm.due for rhythm in (self._far, self._near) if rhythm.watched]
+        dues = [rhythm.due for rhythm in self._rhythms if rhythm.watched]
         return max(0, math.ceil((min(dues) - self._now()) * 1000)) if dues else None
 
     def look(self) -> None:
         """Tell each whose processes have run, if it is time."""
-        for rhythm in (self._near, self._far):
+        for rhythm in self._rhythms:
             began = self._now()
             if rhythm.watched and began >= rhythm.due:
                 self._signs(began)
@@ -218,7 +222,7 @@ class IdleWatch:
             self._leave(sock)
 
     def _forget(self, descriptor: int) -> None:
-        for rhythm in (self._far, self._near):
+        for rhythm in self._rhythms:
             rhythm.drop(descriptor)
 
     def _leave(self, sock: socket.socket) -> None:
@@ -256,11 +260,17 @@ class IdleClient:
             return self._answer(ANSWER_SECONDS) or 0
         return 0
 
-    def wait(self, seconds: float) -> None:
-        """Until one of them has run, or so long, or the zygote looks no more. Only after a `watch` that was not answered by 0."""
+    def wait(self, seconds: float) -> bool:
+        """Until one of them has run, or so long, or the zygote looks no more. Only after a `watch` that was not answered by 0.
+
+        True: it was so long, and they are watched on.
+        """
         with contextlib.suppress(OSError):
-            if any(each == self._socket.fileno() for each, _ in self._signs.poll(seconds * 1000)):
+            signs = self._signs.poll(seconds * 1000)
+            if any(each == self._socket.fileno() for each, _ in signs):
                 self._socket.recv(_MESSAGE_SIZE)
+            return not signs
+        return False
 
     def _answer(self, seconds: float) -> int | None:
         """None: there was none yet. ConnectionError."""

@@ -53,7 +53,9 @@ from adyton.runtime.process.supervisor.socket_memory import listed, most_sent, q
 # Between two looks: at least, at most while what they see changes, and at most.
 SHORTEST_SECONDS, BUSY_SECONDS, IDLE_SECONDS = 0.005, 0.1, 0.5
 EXACT_SECONDS = 0.1  # at least between exact looks; and at most without any other look while there is one
-SLEEP_SECONDS = 60.0  # at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s
+# At most without a look, at least and at most: khugepaged gives memory to who does nothing, by default 16 MiB in 10 s, to all together.
+SLEEP_SECONDS, LONGEST_SLEEP_SECONDS = 60.0, 600.0
+GIVEN = 2 << 20  # bytes a second, a bit more than that
 EXACT_LOOKS = 3  # one after the other have to see too much
 SAME_LOOKS = 3  # one after the other have seen the same before the zygote is asked to tell
 # Bytes that a processor fills in a second, with huge pages that it is given (a third of that with ordinary ones), and how many of a server's
@@ -63,6 +65,7 @@ _SHARE = 9  # pauses are at least so many times the processor time that the look
 PATIENCE = 30.0  # seconds that looks may fail, or one of them take
 CHECK_SECONDS = 5.0
 STUCK_CHECKS = 2  # further ones find an exact look at the same process: no processor needs so long for it
+BOUNDED_SECONDS = 5.0  # until one that the kernel bounds is told that it has run, which is at most how long it may have too much of what is not bounded
 WAKING = 256 << 20  # bytes that who did nothing may take beyond the wall until the zygote has told of it
 MARGIN = 64 << 20  # bytes beyond the limit and a quarter of it: stacks, shared memory, what several limits leave open
 # Bytes: the least that a pipe may hold; all of a user's pipes that hold more, hold 16384 pages (pipe(7)).
@@ -228,12 +231,15 @@ class MemoryWatch:
         """Sleep until the guest has run; False: it has run since this was seen, or it cannot be told whether it has."""
         if self._idle is None or self._exactly.under_way:  # what it finds was before
             return False
-        if self._idle.watch(self._seconds_to(self.wall + WAKING, seen)) != seen.processes:
+        within = self._seconds_to(self.wall + WAKING, seen) if self._group is None else BOUNDED_SECONDS
+        if self._idle.watch(within) != seen.processes:
             return False
         if self._looked(exactly=True) != seen or self._exactly.under_way:
             return False
         self._sleeps = True
-        self._idle.wait(SLEEP_SECONDS)
+        longest = min(max((self.wall - seen.bytes) / GIVEN, SLEEP_SECONDS), LONGEST_SLEEP_SECONDS)
+        while self._idle.wait(longest) and self._looked(exactly=False) == seen:
+            pass
         self._sleeps = False
         self._exact_due = time.monotonic() + EXACT_SECONDS  # what it had then, is known
         os.write(self._waker, b"x")
