@@ -30,6 +30,7 @@ from processes import MIB
 from soak_program import DATA, result
 
 import adyton
+from adyton.allocator import give_back_freed_memory
 from adyton.errors import AdytonError
 
 HERE = Path(__file__).parent
@@ -120,6 +121,7 @@ class Watch:
         self.looks: list[dict[str, dict[str, int]]] = []
 
     def look(self) -> dict[str, dict[str, int]]:
+        give_back_freed_memory()  # of ours, who are the client: as an application may, and a supervisor does
         found = {}
         for name, pid in self._parties.items():
             with contextlib.suppress(OSError):  # it has ended

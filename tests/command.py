@@ -25,6 +25,24 @@ def adyton(
     )
 
 
+_SERVER = """
+import functools
+import sys
+from adyton.cli import main
+from adyton.provision import server
+server.RelaySettings = functools.partial(server.RelaySettings, processes=int(sys.argv[1]))
+sys.argv[1:] = ["serve", "--port", "0"]
+main()
+"""
+
+
+def start_server(relay_processes: int) -> tuple[subprocess.Popen[str], str]:
+    """A provision server, which has so many relay processes before any is shared, whatever the machine, and its URL."""
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(relay_processes)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
+
+
 def start(*arguments: str, **attributes: object) -> subprocess.Popen[str]:
     """`adyton ARGUMENTS` as a process that goes on; the caller ends it."""
     return subprocess.Popen(

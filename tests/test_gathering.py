@@ -110,3 +110,25 @@ def test_who_is_gone_ends_no_turn(loop, pair):
     assert loop.turn()
     with pytest.raises(OSError, match="Broken pipe"):
         outbox.put(b"what is large is told as before")
+
+
+def test_it_is_tidied_a_while_after_something_happened_and_not_where_nothing_does(loop, monkeypatch):
+    later, tidied = [], []
+    monkeypatch.setattr(loop, "later", lambda seconds, callback: later.append((seconds, callback)))
+    one, other = socket.socketpair()
+    with one, other:
+        loop.tidy(20, lambda: tidied.append("tidied"))
+        loop.read(one, lambda: one.recv(1))
+        loop.soon(lambda: None)
+        loop.turn()
+        assert not later
+        other.send(b"xy")
+        loop.turn()
+        loop.turn()
+        ((seconds, callback),) = later
+        assert seconds == 20
+        callback()
+        assert tidied == ["tidied"]
+        other.send(b"z")
+        loop.turn()
+        assert len(later) == 2

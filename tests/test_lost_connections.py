@@ -148,7 +148,7 @@ def test_a_load_goes_on_over_a_lost_connection(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 700, 2_000, 3_500, 4_200, 4_600, 4_800, 5_000, 5_500])
 def test_a_connection_that_is_lost_anywhere_while_it_is_made_is_an_error_at_once_or_no_loss(program, size):
-    """About 4700 bytes of both directions are the handshakes and the evidence: whose connection is lost before, has lost nothing yet."""
+    """4700 to 5000 bytes of both directions are the handshakes and the evidence: whose connection is lost before, has lost nothing yet."""
     with server("--grace", "1") as there:
         before = children(there.process.pid)
         there.network.limits[2] = size  # the first one is for provisioning
@@ -158,7 +158,7 @@ def test_a_connection_that_is_lost_anywhere_while_it_is_made_is_an_error_at_once
                 assert client.call("take", 1, b"") == 0
                 assert client.call("ledger") == {1: 1}
         except (ConnectionLostError, UnreachableError):
-            assert size < 5_000
+            assert size < 5_500
         assert time.monotonic() - began < 30  # not until gRPC, or the grace, has an end
         started = children(there.process.pid) - before
         assert there.process.wait(60) == 0

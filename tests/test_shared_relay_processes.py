@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import types
 from pathlib import Path
 
 import pytest
+from command import start_server
 from parties import PROGRAM, descendants, gone, is_relays, stop
 
 import adyton
@@ -35,25 +34,14 @@ def program(workplace) -> str:
     return str(Path("waiting.py").absolute())
 
 
-SERVER = """
-import functools
-import sys
-from adyton.cli import main
-from adyton.provision import server
-server.RelaySettings = functools.partial(server.RelaySettings, processes=1)
-sys.argv[1:] = ["serve", "--port", "0"]
-main()
-"""
-
-
 @pytest.fixture
 def serving():
     """A provision server's process, which shares its first relay process, and its URL."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield process, "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
+    process, url = start_server(relay_processes=1)
+    yield process, url
     process.terminate()
     assert process.wait(80) == 0
+    assert process.stdout is not None
     process.stdout.close()
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
-from command import start
+from command import start, start_server
 from parties import descendants, executes, gone, litter, party, processes, stop
 
 import adyton
@@ -57,14 +57,13 @@ def short_grace(request, monkeypatch):
 
 @pytest.fixture
 def serving(short_grace):
-    """A provision server's process and its URL."""
-    process = start("serve", "--port", "0")
-    assert process.stdout is not None
-    url = "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
+    """A provision server's process, each of whose enclaves has a relay process of its own, and its URL."""
+    process, url = start_server(relay_processes=16)
     yield process, url
     process.send_signal(signal.SIGCONT)
     process.terminate()
     assert process.wait(40) == 0
+    assert process.stdout is not None
     process.stdout.close()
 
 

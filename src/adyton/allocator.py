@@ -1,5 +1,5 @@
 """The C library's allocator, where much data goes through a process: it gives the system back what a message took, and asks for it again for
-the next, with a page fault for each page."""
+the next, with a page fault for each page; and keeps what lies between what is used."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def keep_freed_memory() -> None:
     if change is not None:
         change(_TRIM_THRESHOLD, _KEPT)
         change(_MMAP_THRESHOLD, _LARGE)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system all pages that nothing uses. Nothing where the C library has no malloc_trim(3)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def have_freed_much() -> None:

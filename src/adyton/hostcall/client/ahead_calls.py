@@ -9,8 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from adyton.hostcall import abi
-from adyton.hostcall.client import paths
-from adyton.hostcall.client.attributes import attributes_of
+from adyton.hostcall.client import openat, paths
+from adyton.hostcall.client.attributes import attributes_at, attributes_of
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.places import Places
@@ -55,7 +55,7 @@ class AheadCalls:
         self._watches.looked(path)
         try:
             with self._tree.parent(path) as (directory, name):
-                return abi.Found(attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False)))
+                return abi.Found(attributes_at(directory, name))
         except (FileNotFoundError, NotADirectoryError):
             return abi.Found(None)
 
@@ -70,7 +70,7 @@ class AheadCalls:
                     return abi.Failed("EFBIG")
                 data = os.pread(descriptor, request.size + 1, 0)
                 if len(data) == status.st_size:
-                    return abi.Content(attributes_of(status), data)
+                    return abi.Content(attributes_of(status, openat.born(descriptor)[1]), data)
         finally:
             os.close(descriptor)
         return abi.Failed("EAGAIN")

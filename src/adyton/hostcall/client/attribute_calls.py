@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from adyton.hostcall import abi
 from adyton.hostcall.check import extended_name
 from adyton.hostcall.client import openat
-from adyton.hostcall.client.attributes import attributes_of
+from adyton.hostcall.client.attributes import attributes_at, attributes_of_open
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.places import Places, Refused
@@ -45,14 +45,13 @@ class AttributeCalls:
     def _stat(self, request: abi.Stat) -> abi.Result:
         if request.handle is not None:
             with self._files.using(request.handle) as file:
-                born = openat.born(file.descriptor) if request.birth else None
-                return attributes_of(os.fstat(file.descriptor), born)
+                return attributes_of_open(file.descriptor, birth=request.birth)
         path = self._places.enterable(request.path)
         if request.birth:
             with self._tree.found(path) as descriptor:
-                return attributes_of(os.fstat(descriptor), openat.born(descriptor))
+                return attributes_of_open(descriptor, birth=True)
         with self._tree.parent(path) as (directory, name):
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            return attributes_at(directory, name)
 
     def _stat_file_system(self, request: abi.StatFileSystem) -> abi.Result:
         with self._tree.parent(self._places.allowed(request.path, "read")) as (directory, _):
@@ -84,7 +83,7 @@ class AttributeCalls:
                 openat.set_mode(directory, name, request.mode)
             if request.accessed is not None or request.modified is not None:
                 openat.set_times(directory, name, request.accessed, request.modified)
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            return attributes_at(directory, name)
 
     # -- extended attributes ------------------------------------------------------------------------------------------
 
@@ -138,4 +137,4 @@ def _set_open(descriptor: int, request: abi.SetAttributes) -> abi.Attributes:
         os.fchmod(descriptor, request.mode)
     if request.accessed is not None or request.modified is not None:
         openat.set_times(descriptor, "", request.accessed, request.modified)
-    return attributes_of(os.fstat(descriptor))
+    return attributes_of_open(descriptor)

@@ -7,14 +7,35 @@ import stat
 from hashlib import blake2b
 
 from adyton.hostcall import abi
+from adyton.hostcall.client import openat
 
 _KINDS: dict[int, abi.Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _LARGEST = (1 << 63) - 1
+_ATTEMPTS = 3
 
 
-def attributes_of(status: os.stat_result, born: int | None = None) -> abi.Attributes:
-    """The attributes of what was stat'ed. `born`: when it was made, in nanoseconds."""
-    identity = blake2b(b"%d:%d" % (status.st_dev, status.st_ino), digest_size=8).digest()
+def attributes_at(directory: int, name: str) -> abi.Attributes:
+    """Of what has this name in a directory, itself if it is a symbolic link. OSError."""
+    for _ in range(_ATTEMPTS):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        inode, born = openat.born(directory, name)
+        if inode in (status.st_ino, 0):  # else it was replaced in between
+            break
+    return attributes_of(status, born)
+
+
+def attributes_of_open(descriptor: int, *, birth: bool = False) -> abi.Attributes:
+    """Of what is open. `birth`: tell when it was made, too."""
+    return attributes_of(os.fstat(descriptor), openat.born(descriptor)[1], birth=birth)
+
+
+def attributes_of(status: os.stat_result, born: int | None, *, birth: bool = False) -> abi.Attributes:
+    """The same, of what was stat'ed, and made at `born` (nanoseconds).
+
+    That is part of its identity: file systems give the inode number of a file that was removed to the next one that is made, and the enclave
+    may have the first one open while nothing here has.
+    """
+    identity = blake2b(b"%d:%d:%d" % (status.st_dev, status.st_ino, born or 0), digest_size=8).digest()
     return abi.Attributes(
         kind=_KINDS.get(stat.S_IFMT(status.st_mode), "other"),
         identity=(int.from_bytes(identity, "little") & _LARGEST) or 1,
@@ -25,7 +46,7 @@ def attributes_of(status: os.stat_result, born: int | None = None) -> abi.Attrib
         modified=time_of(status.st_mtime_ns),
         changed=time_of(status.st_ctime_ns),
         blocks=status.st_blocks,
-        born=None if born is None else time_of(born),
+        born=time_of(born) if birth and born is not None else None,
     )
 
 

@@ -8,7 +8,7 @@ import stat
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat
-from adyton.hostcall.client.attributes import attributes_of, time_of
+from adyton.hostcall.client.attributes import attributes_of_open, time_of
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
@@ -82,7 +82,7 @@ class FileCalls:
         """`path`: by which it was allowed, if that is not the request's."""
         path = request.path if path is None else path
         try:
-            attributes = attributes_of(os.fstat(descriptor))
+            attributes = attributes_of_open(descriptor)
             writable = self._places.writable(path)
             self._files.add(request.handle, OpenFile(descriptor, path, request.access, writable, request.append))
         except OSError:

@@ -5,6 +5,7 @@ Each works from a descriptor of the directory that holds the name, and never fol
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,7 +14,7 @@ from collections import OrderedDict
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat, paths
-from adyton.hostcall.client.attributes import attributes_of
+from adyton.hostcall.client.attributes import attributes_at
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.link_targets import LinkTargets
 from adyton.hostcall.client.open_files import OpenFiles
@@ -81,11 +82,8 @@ class NameCalls:
             while position < len(names) and len(entries) < abi.MAX_ENTRIES:
                 name = names[position]
                 position += 1
-                try:
-                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue  # gone since the names were read
-                entries.append(abi.Entry(name, attributes_of(status)))
+                with contextlib.suppress(FileNotFoundError):  # gone since the names were read
+                    entries.append(abi.Entry(name, attributes_at(descriptor, name)))
         finally:
             os.close(descriptor)
         if position < len(names):
@@ -129,7 +127,7 @@ class NameCalls:
     def _make_directory(self, request: abi.MakeDirectory) -> abi.Result:
         with self._tree.parent(self._places.allowed(request.path, "write")) as (directory, name):
             openat.make_directory(directory, name, request.mode & ~_SET_ID, request.umask)
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            return attributes_at(directory, name)
 
     def _remove(self, request: abi.Remove) -> abi.Result:
         with self._tree.parent(self._places.allowed(request.path, "write")) as (directory, name):
@@ -163,11 +161,11 @@ class NameCalls:
                 with self._moving, self._tree.parent(source) as (above, old):
                     self._targets.check_move(source, target)
                     os.link(old, name, src_dir_fd=above, dst_dir_fd=directory, follow_symlinks=False)
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            return attributes_at(directory, name)
 
     def _symbolic_link(self, request: abi.SymbolicLink) -> abi.Result:
         path = self._places.allowed(request.path, "write")
         with self._moving, self._tree.parent(path) as (directory, name):
             self._targets.check(path, request.target)
             os.symlink(request.target, name, dir_fd=directory)
-            return attributes_of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            return attributes_at(directory, name)

@@ -359,21 +359,31 @@ def allocate(descriptor: int, way: abi.Allocation, offset: int, size: int) -> No
     )
 
 
-_STATX_BTIME = 0x800
+_STATX_INO, _STATX_BTIME = 0x100, 0x800
 _AT_EMPTY_PATH = 0x1000
-_BORN = 80  # where struct statx holds stx_btime: seconds, nanoseconds
+_INODE, _BORN = 32, 80  # where struct statx holds stx_ino, and stx_btime: seconds, nanoseconds
 
 
-def born(descriptor: int) -> int | None:
-    """When what is open was made, in nanoseconds; None if its file system, or this C library, does not know."""
+def born(descriptor: int, name: str = "") -> tuple[int, int | None]:
+    """When what is open, or has this name in the directory that is, was made, in nanoseconds, and its inode number.
+
+    0, None: its file system, or this C library, does not know, or there is nothing of that name.
+    """
     if not hasattr(_libc, "statx"):
-        return None
+        return 0, None
     buffer = ctypes.create_string_buffer(256)
-    flags = ctypes.c_int(_AT_EMPTY_PATH)
-    if _libc.statx(ctypes.c_int(descriptor), ctypes.c_char_p(b""), flags, ctypes.c_uint(_STATX_BTIME), buffer):
-        return None
+    arguments = (
+        ctypes.c_int(descriptor),
+        ctypes.c_char_p(os.fsencode(name)),
+        ctypes.c_int(_AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW),
+        ctypes.c_uint(_STATX_INO | _STATX_BTIME),
+        buffer,
+    )
+    if _libc.statx(*arguments):
+        return 0, None
     (mask,) = struct.unpack_from("<I", buffer.raw)
     if not mask & _STATX_BTIME:
-        return None
+        return 0, None
+    (inode,) = struct.unpack_from("<Q", buffer.raw, _INODE)
     seconds, nanoseconds = struct.unpack_from("<qI", buffer.raw, _BORN)
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    return int(inode), int(seconds) * 1_000_000_000 + int(nanoseconds)

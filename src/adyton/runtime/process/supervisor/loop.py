@@ -29,6 +29,8 @@ class Loop:
         self._later: list[tuple[float, int, Callback]] = []  # a heap
         self._counted = 0
         self._soon: list[Callback] = []
+        self._tidy: tuple[float, Callback] | None = None
+        self._tidies = False
         self._running = True
 
     def read(self, source: Any, callback: Callback | None) -> None:
@@ -80,6 +82,15 @@ class Loop:
         """Call back once, at the end of this turn."""
         self._soon.append(callback)
 
+    def tidy(self, seconds: float, callback: Callback) -> None:
+        """Call back so much later than anything happened, again and again; never where nothing does."""
+        self._tidy = seconds, callback
+
+    def _tidied(self) -> None:
+        assert self._tidy is not None
+        self._tidies = False
+        self._tidy[1]()
+
     def stop(self) -> None:
         """Make `turn` return False from now on."""
         self._running = False
@@ -90,7 +101,11 @@ class Loop:
         if self._alarm is not None and (due is None or self._alarm[0] < due):
             due = self._alarm[0]
         left = 0.0 if self._soon else None if due is None else max(0.0, due - time.monotonic())
-        for descriptor, events in self._epoll.poll(left, _MOST_READY):
+        ready = self._epoll.poll(left, _MOST_READY)
+        if ready and not self._tidies and self._tidy is not None:
+            self._tidies = True
+            self.later(self._tidy[0], self._tidied)
+        for descriptor, events in ready:
             # An end or an error is told to whoever watches.
             if events != select.EPOLLOUT and (reader := self._readers.get(descriptor)):
                 reader()

@@ -24,6 +24,7 @@ from typing import Literal
 
 import msgspec
 
+from adyton.allocator import give_back_freed_memory
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
@@ -64,6 +65,7 @@ READ_SIZE = 1 << 19
 HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
 END_MOMENT = 0.5  # seconds
 END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
+TIDY_SECONDS = 20.0  # after anything happened: what it took of memory is given back to the system
 END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 # Bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest.
@@ -154,6 +156,7 @@ class Supervisor:
             Stops(self._loop, guest.pidfd, self.end, self._patience).begin(self._guarded)
         if self._watch is not None:
             self._watch.attach(self._loop, self.end)
+        self._loop.tidy(TIDY_SECONDS, give_back_freed_memory)
         flush = self._guarded(self._flush)
         try:
             while self._loop.turn():
