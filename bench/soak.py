@@ -161,7 +161,7 @@ class Watch:
     def grown(self) -> Iterator[str]:
         """What has become more since the first quarter of the time, in which all that is kept is made: by much, or steadily."""
         size = len(self.looks) // QUARTERS
-        for name in self.looks[0]:
+        for name in self.looks[0] if self.looks else ():
             for what in ("descriptors", "threads"):
                 each = [
                     [look[name][what] for look in looks if name in look]

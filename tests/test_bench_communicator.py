@@ -253,20 +253,50 @@ def test_what_grows_is_told(early, late, grown):
 
 
 @pytest.mark.parametrize(
-    ("curve", "grown"),
+    ("resident", "grown"),
     [
-        (lambda look: 200 + look / 3, True),  # 30 MiB an hour's third, and 12 % of all
-        (lambda look: 200 + 16 * (look > 200), False),  # once
-        (lambda look: 220 - 100 * 0.97**look, False),  # to a plateau
-        (lambda look: 200 + 30 * (look % 7), False),  # comes and goes
+        ((200, 204, 208, 212), "went up steadily"),
+        ((200, 200, 200, 250), "went from"),
+        ((200, 216, 216, 216), ""),  # once
+        ((200, 215, 219, 220), ""),  # to a plateau
+        ((200, 230, 200, 230), ""),  # comes and goes
+        ((200, 300), ""),  # there were not all pauses
     ],
 )
-def test_what_grows_steadily_is_no_plateau(curve, grown):
+def test_what_is_resident_while_nobody_calls_is_not_to_grow(resident, grown):
     watch = soak.Watch({})
-    for look in range(360):
-        resident = int(curve(look) * processes.MIB)
-        watch.looks.append({"a": {"resident": resident, "descriptors": 9, "threads": 1}})
-    assert bool(list(watch.grown())) == grown
+    watch.quiet = [{"a": {"resident": each * processes.MIB, "descriptors": 9, "threads": 1}} for each in resident]
+    watch.looks = watch.quiet
+    found = list(watch.grown())
+    assert [grown in each for each in found] == [True] * bool(grown)
+
+
+def test_all_callers_pause_and_go_on():
+    ledger, pace = soak.Ledger(), soak.Pace()
+    client = _AnsweringClient()
+    thread = threading.Thread(target=soak.run_threads, args=(client, ledger, range(2), pace))
+    thread.start()
+    assert client.called.wait(60)
+    pace.goes_on.clear()
+    before = -1
+    while before != ledger.done.total() or ledger.calling:  # for ever, if they did not
+        before = ledger.done.total()
+        time.sleep(0.1)
+    client.called.clear()
+    pace.goes_on.set()
+    assert client.called.wait(60)
+    pace.end()
+    thread.join()
+    assert not ledger.errors
+
+
+class _AnsweringClient:
+    def __init__(self):
+        self.called = threading.Event()
+
+    def call(self, _name, caller, number, data, size):
+        self.called.set()
+        return soak.result(caller, number, data, size)
 
 
 class _FailingClient:
@@ -275,10 +305,10 @@ class _FailingClient:
 
 
 def test_a_caller_that_fails_in_any_way_fails_the_soak():
-    ledger, ends = soak.Ledger(), threading.Event()
-    soak.run_threads(_FailingClient(), ledger, range(2), ends)
+    ledger, pace = soak.Ledger(), soak.Pace()
+    soak.run_threads(_FailingClient(), ledger, range(2), pace)
     assert ledger.errors == {"TypeError: ": ledger.unknown.total()}
-    assert ends.is_set()
+    assert pace.ends.is_set()
 
 
 @sandboxed
