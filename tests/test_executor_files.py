@@ -15,7 +15,6 @@ from executing import DENIED, Client, furnished
 
 from adyton.hostcall import abi
 from adyton.hostcall.client import executor as executor_module
-from adyton.hostcall.client import openat
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.openat import has_openat2
 from adyton.hostcall.client.policy import HostCallPolicy
@@ -294,17 +293,6 @@ def test_a_hard_link_is_a_name_like_any_other(client):
     assert attributes.links == 2
     os.link(client.home / "read/file", client.home / "read/same")
     assert client.stat("read/same").identity == client.stat("read/file").identity != attributes.identity
-
-
-def test_a_file_that_has_the_number_of_one_that_was_removed_is_another_one(client, monkeypatch):
-    before = client.stat("read/file").identity
-    os.utime(client.home / "read/file")
-    (client.home / "read/file").chmod(0o600)
-    assert client.stat("read/file").identity == client.open("read/file").identity == before
-    inode = (client.home / "read/file").stat().st_ino
-    for told in ((inode, 7), (0, None)):  # made at another time; and a file system that does not say
-        monkeypatch.setattr(openat, "born", lambda _descriptor, _name="", told=told: told)
-        assert client.stat("read/file").identity == client.stat("read/file").identity != before
 
 
 def test_only_regular_files_are_opened(client):

@@ -1,4 +1,4 @@
-"""Links that an enclave makes on its client: hard ones, and symbolic ones that must not lead the client's other programs astray."""
+"""Links that an enclave makes on its client: hard ones, and symbolic ones that must not lead the client's other programs astray; and what is one file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executing import DENIED, Client, furnished
 from hypothesis import given, settings
 
 from adyton.hostcall import abi
-from adyton.hostcall.client import link_targets
+from adyton.hostcall.client import link_targets, openat
 
 
 @pytest.fixture
@@ -206,3 +206,14 @@ def test_two_names_change_places(client):
     assert (client.home / "write/d").read_text() == "a"
     assert client(abi.Rename(a, client.path("write/none"), exchange=True)) == abi.Failed("ENOENT")
     assert client(abi.Rename(a, client.path("read/file"), exchange=True)) == DENIED
+
+
+def test_a_file_that_has_the_number_of_one_that_was_removed_is_another_one(client, monkeypatch):
+    before = client.stat("read/file").identity
+    os.utime(client.home / "read/file")
+    (client.home / "read/file").chmod(0o600)
+    assert client.stat("read/file").identity == client.open("read/file").identity == before
+    inode = (client.home / "read/file").stat().st_ino
+    for told in ((inode, 7), (0, None)):  # made at another time; and a file system that does not say
+        monkeypatch.setattr(openat, "born", lambda _descriptor, _name="", told=told: told)
+        assert client.stat("read/file").identity == client.stat("read/file").identity != before

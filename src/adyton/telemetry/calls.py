@@ -198,9 +198,8 @@ class Telemetry:
         self._instruments.count("adyton.client.calls", 1, shown)
         self._instruments.took("adyton.client.call.duration", (end - call.began) / 1e9, shown)
         self.tell_traffic()
-        self._instruments.in_flight(
-            -1, {"enclave": self._enclave}
-        )  # after it is counted: there are none that are neither
+        # After it is counted: there are none that are neither.
+        self._instruments.in_flight(-1, {"enclave": self._enclave})
 
     def bound(self, function: Callable[..., _R]) -> Callable[..., _R]:
         """The function, for another thread, in what is current here."""

@@ -365,7 +365,7 @@ _INODE, _BORN = 32, 80  # where struct statx holds stx_ino, and stx_btime: secon
 
 
 def born(descriptor: int, name: str = "") -> tuple[int, int | None]:
-    """When what is open, or has this name in the directory that is, was made, in nanoseconds, and its inode number.
+    """The inode number of what is open, or has this name in the directory that is, and when it was made, in nanoseconds.
 
     0, None: its file system, or this C library, does not know, or there is nothing of that name.
     """
