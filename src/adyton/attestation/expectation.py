@@ -7,28 +7,12 @@ that names too little is an error and never a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
-
 import msgspec
 
+from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity, Number
 from adyton.crypto.digest import is_digest
 from adyton.errors import UsageError
-
-Stage = Literal["malformed", "genuine", "collateral", "tcb", "binding", "expectation"]
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """One finding against evidence: what was expected of a field, and what it was."""
-
-    stage: Stage
-    field: str
-    expected: str
-    got: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: expected {self.expected}, got {self.got}"
-
 
 class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[expect]` table. Empty lists and None: not named. `debug`: accept enclaves in debug too.
