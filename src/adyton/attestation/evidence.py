@@ -151,8 +151,9 @@ def raw_kind(data: bytes) -> tuple[Platform, bytes] | None:
 
 def _decoded(text: bytes) -> list[bytes]:
     found = []
-    if _HEX.fullmatch(text.strip()):
-        found.append(bytes.fromhex(text.decode()))
+    digits = text.strip().removeprefix(b"0x")
+    if _HEX.fullmatch(digits):
+        found.append(bytes.fromhex(digits.decode()))
     if _BASE64.fullmatch(text):
         try:
             found.append(base64.b64decode(b"".join(text.split()), validate=True))

@@ -31,17 +31,17 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tcb: Sequence[str] = ("UpToDate",)
     machines: Sequence[str] = ()
 
-    def check(self) -> None:
-        """UsageError unless this expectation is complete and well-formed, with every reason."""
-        problems = [problem for condition, problem in self._conditions() if not condition]
+    def check(self, *, raw: bool = False) -> None:
+        """UsageError unless this expectation is complete and well-formed, with every reason. `raw`: for evidence that says nothing of an image."""
+        problems = [problem for condition, problem in self._conditions(raw=raw) if not condition]
         if problems:
             raise UsageError(f"the expectation cannot be used: {'; '.join(problems)}. Complete its [expect] table")
 
-    def _conditions(self) -> list[tuple[bool, str]]:
+    def _conditions(self, *, raw: bool) -> list[tuple[bool, str]]:
         conditions = [
             (bool(self.platforms), f"platforms is empty: name some of {' '.join(PLATFORMS)}"),
             (
-                bool(self.measurement) or (bool(self.signer) and self.product_id is not None),
+                raw or bool(self.measurement) or (bool(self.signer) and self.product_id is not None),
                 "no image is named: give measurement, or signer and product_id",
             ),
         ]
@@ -91,7 +91,7 @@ _RULES: tuple[_Rule, ...] = (
         "measurement",
         lambda want, is_: is_.measurement in want.measurement or not want.measurement,
         lambda want: _one_of(want.measurement),
-        lambda is_: is_.measurement,
+        lambda is_: is_.measurement or "none: the evidence says nothing of an image",
     ),
     (
         "signer",
