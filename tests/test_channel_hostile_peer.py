@@ -8,7 +8,7 @@ from OpenSSL import SSL
 
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
-from adyton.channel.binding import VERSION
+from adyton.attestation.binding import VERSION
 from adyton.channel.client import ClientChannel, Closed, Data, EvidenceReceived
 from adyton.channel.machine import CLIENT_STEPS, SERVER_STEPS
 from adyton.channel.messages import Accept, AttestRequest, Evidence, MessageReader

@@ -55,7 +55,7 @@ class ImageClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What report data was made of, besides the identity: see `adyton.channel.binding`."""
+    """What report data was made of, besides the identity: see `adyton.attestation.binding`."""
 
     role: Annotated[str, msgspec.Meta(max_length=32)]
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]

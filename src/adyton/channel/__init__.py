@@ -8,6 +8,6 @@
       │ ── Accept ──────────────────────────────────────────► │     ← accept → Established
       │ ◄────────────────────── data ───────────────────────► │
 
-Nothing secret moves before Accept, in either direction. What the evidence must be bound to: `adyton.channel.binding`. Nothing can be
+Nothing secret moves before Accept, in either direction. What the evidence must be bound to: `adyton.attestation.binding`. Nothing can be
 resumed and there is no early data, so each connection is attested anew.
 """

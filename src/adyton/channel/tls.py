@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL
 
-from adyton.channel.binding import EXPORTER_LABEL, EXPORTER_SIZE
+from adyton.attestation.binding import EXPORTER_LABEL, EXPORTER_SIZE
 from adyton.crypto.self_signed import self_signed
 from adyton.errors import RemoteProtocolError
 
