@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.attestation.evidence import REPORT_DATA_SIZE
-from adyton.attestation.expectation import Expectation, Failure
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity
 from adyton.attestation.verify import Verified, validate
 from adyton.errors import AttestationError, BindingError, ExpectationError, LocalProtocolError, TcbError, UsageError

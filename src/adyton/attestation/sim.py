@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.attestation.evidence import REPORT_DATA_SIZE, Envelope, decode, seal
-from adyton.attestation.expectation import Failure
+from adyton.attestation.findings import Failure
 from adyton.attestation.identity import EnclaveIdentity, length_prefixed
 from adyton.errors import LocalProtocolError, NotGenuineError
 
