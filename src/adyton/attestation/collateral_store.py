@@ -129,3 +129,61 @@ class CollateralStore:
         with lock, open(f"{path}.lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _read(path: str, url: str) -> tuple[_Head, bytes] | None:
+    try:
+        with open(path, "rb") as file:
+            head = msgspec.json.decode(file.readline(4096), type=_Head)
+            body = file.read(2 * MAX_FILE)
+    except (OSError, msgspec.MsgspecError, UnicodeError):
+        return None
+    return (head, body) if head.url == url and len(body) >= head.size else None
+
+
+def _write(path: str, url: str, now: dt.datetime, document: bytes) -> None:
+    head = _Head(url, now, _holds_until(document, now), len(document))
+    _replace(path, msgspec.json.encode(head) + b"\n" + document)
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Whole, or not at all; a folder that cannot be written costs a request more."""
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path))
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(name, path)
+        except OSError:
+            os.unlink(name)
+            raise
+
+
+def _holds_until(document: bytes, now: dt.datetime) -> dt.datetime:
+    """When something newer is due, by what the document says itself."""
+    found = read_blobs((document,))
+    times = [each.next_update_utc for each in found.revocation_lists if each.next_update_utc is not None]
+    for fields, _ in found.documents:
+        for part in fields.values():
+            if isinstance(part, dict) and isinstance(part.get("nextUpdate"), str):
+                with contextlib.suppress(ValueError):
+                    times.append(dt.datetime.fromisoformat(part["nextUpdate"]).astimezone(dt.UTC))
+    return min(times, default=now + UNSAID)
+
+
+def _time_in(path: str) -> dt.datetime:
+    try:
+        with open(path, "rb") as file:
+            return dt.datetime.fromisoformat(file.read(64).decode())
+    except (OSError, ValueError):
+        return dt.datetime.fromtimestamp(0, dt.UTC)
+
+
+def _retry_after(answer: Answer, now: dt.datetime) -> float:
+    """Seconds, by RFC 9110, 10.2.3."""
+    said = answer.headers.get("retry-after", "")
+    if said.isdigit():
+        return min(float(said), 86_400.0)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, min((parsedate_to_datetime(said) - now).total_seconds(), 86_400.0))
+    return REFUSED
