@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import forged
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -185,6 +186,12 @@ def _control() -> list[bytes]:
     return [b"\0" + inet, b"\n" + inet6, b"\n" + inet6[:-8]]
 
 
+def _collateral() -> list[bytes]:
+    document = {"tcbInfo": {"id": "TDX", "fmspc": "00", "issueDate": "2025-01-01T00:00:00Z"}, "signature": "00"}
+    amd = forged.Amd()
+    return [msgspec.json.encode(document), forged.der(amd.endorsement()), forged.revocations("SEV-Milan", amd.between, 9)]
+
+
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "evidence": lambda: [
         b"\0" + sim.attest(_IDENTITY, bytes(64)),
@@ -209,6 +216,12 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "value": _values,
     "server-certificate": _certificates,
     "name-query": _queries,
+    "dcap-quote": lambda: [forged.quote(3, signature=b""), forged.quote(4, signature=b""), forged.quote(5, kind=3, signature=b"")],
+    "snp-report": lambda: [forged.Amd().report(2), forged.Amd("Turin").report(5)],
+    "nitro-document": lambda: [forged.Aws().document()],
+    "certificate": lambda: [forged.p256_certificate(), forged.der(forged.Amd("Turin").endorsement())],
+    "collateral": _collateral,
+    "any-evidence": lambda: [forged.quote(4, signature=b""), forged.Amd().report(), sim.attest(_IDENTITY, bytes(64))],
     "datagram-message": _control,
     "socket-message": _socket_messages,
 }

@@ -12,6 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
+from target_attestation import (
+    any_evidence,
+    certificate,
+    collateral,
+    dcap_quote,
+    nitro_document,
+    snp_report,
+)
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
@@ -78,4 +86,10 @@ TARGETS: Mapping[str, Target] = {
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
+    "dcap-quote": Target(dcap_quote, (AttestationError,)),
+    "snp-report": Target(snp_report, (AttestationError,)),
+    "nitro-document": Target(nitro_document, (AttestationError,)),
+    "certificate": Target(certificate, (AttestationError,)),
+    "collateral": Target(collateral),
+    "any-evidence": Target(any_evidence, (AttestationError,)),
 }

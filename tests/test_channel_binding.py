@@ -11,7 +11,8 @@ from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
 from adyton.attestation.verify import validate, verify
-from adyton.channel import binding, tls
+from adyton.attestation import binding
+from adyton.channel import tls
 from adyton.channel.client import ClientChannel
 from adyton.channel.server import ServerChannel
 from adyton.errors import BindingError

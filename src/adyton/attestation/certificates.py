@@ -6,6 +6,7 @@ Vendors' hierarchies have one way from a key to the root, so a chain is a list; 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,10 @@ from adyton.attestation.findings import Failure, refuse
 MAX_CERTIFICATE = 1 << 14  # bytes of DER
 
 
+# What cryptography says of bytes that are no certificate or list.
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
+
 def read_certificate(der: bytes, what: str) -> x509.Certificate:
     """EvidenceMalformedError, which says `what` it is to be."""
     if len(der) > MAX_CERTIFICATE:
@@ -27,8 +32,8 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
             certificate = x509.load_der_x509_certificate(der)
-            certificate.extensions, certificate.public_key()  # noqa: B018 - which read the rest
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            certificate.extensions, certificate.public_key()
+    except UNREADABLE as error:
         raise refuse("malformed", what, "a certificate", f"what cannot be read: {error}") from error
     if certificate.public_bytes(Encoding.DER) != der:
         raise refuse("malformed", what, "a certificate alone", "more bytes behind it")
@@ -61,14 +66,16 @@ def _may_sign_certificates(issuer: x509.Certificate) -> bool:
 def chain_failures(chain: Sequence[x509.Certificate], at: dt.datetime) -> list[Failure]:
     """What is wrong with a chain, from the key that signed to a root that is trusted, at a time."""
     failures = []
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         if not is_issued_by(certificate, issuer):
             failures.append(Failure("genuine", f"issuer of {name_of(certificate)}", name_of(issuer), "another"))
     for certificate in chain:
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not first <= at <= last:
             failures.append(
-                Failure("genuine", f"time of {name_of(certificate)}", f"{first:%FT%TZ} to {last:%FT%TZ}", f"{at:%FT%TZ}")
+                Failure(
+                    "genuine", f"time of {name_of(certificate)}", f"{first:%FT%TZ} to {last:%FT%TZ}", f"{at:%FT%TZ}"
+                )
             )
     return failures
 
@@ -78,7 +85,7 @@ def revocation_failures(
 ) -> tuple[list[Failure], set[str]]:
     """What the lists say of a chain at a time; and the names of the issuers whose list there was. A list that is out of date is none."""
     failures, checked = [], set[str]()
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         for each in lists:
             if each.issuer != issuer.subject or not _is_signed_by(each, issuer):
                 continue
@@ -88,7 +95,9 @@ def revocation_failures(
             found = each.get_revoked_certificate_by_serial_number(certificate.serial_number)
             if found is not None and found.revocation_date_utc <= at:
                 failures.append(
-                    Failure("tcb", f"revocation of {name_of(certificate)}", "none", f"{found.revocation_date_utc:%FT%TZ}")
+                    Failure(
+                        "tcb", f"revocation of {name_of(certificate)}", "none", f"{found.revocation_date_utc:%FT%TZ}"
+                    )
                 )
     return failures, checked
 

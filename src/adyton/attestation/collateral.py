@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.utils import CryptographyDeprecationWarning
 
+from adyton.attestation.certificates import UNREADABLE
 from adyton.errors import UsageError
 
 MAX_FILE = 1 << 22  # bytes; Intel's processor list has 300 KiB
@@ -118,7 +118,7 @@ def _read_pem(match: re.Match[bytes], found: _Found) -> None:
                 found.certificates.append(x509.load_pem_x509_certificate(match[0]))
             else:
                 found.lists.append(x509.load_pem_x509_crl(match[0]))
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             return
 
 
@@ -127,12 +127,12 @@ def _read_der(data: bytes, found: _Found) -> bool:
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:
             found.certificates.append(x509.load_der_x509_certificate(data))
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             pass
         else:
             return True
         try:
             found.lists.append(x509.load_der_x509_crl(data))
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             return False
     return True

@@ -19,7 +19,12 @@ AMD = "https://kdsintf.amd.com"
 Vendor = Literal["intel", "amd"]
 
 # Intel's answers have the certificates of who signed them in these headers, percent-encoded PEM.
-CHAIN_HEADERS = ("TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain", "SGX-Enclave-Identity-Issuer-Chain", "SGX-PCK-CRL-Issuer-Chain")
+CHAIN_HEADERS = (
+    "TCB-Info-Issuer-Chain",
+    "SGX-TCB-Info-Issuer-Chain",
+    "SGX-Enclave-Identity-Issuer-Chain",
+    "SGX-PCK-CRL-Issuer-Chain",
+)
 
 
 @dataclass(frozen=True)

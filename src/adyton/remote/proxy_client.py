@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from adyton.attestation.expectation import Expectation
+from adyton.attestation.acl import Acl
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
@@ -86,7 +86,7 @@ class ProxyClient:
         self,
         transport: Transport,
         executor: Executor,
-        expectation: Expectation,
+        expectation: Acl,
         trace: Trace | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -158,7 +158,7 @@ class ProxyClient:
 
     def _judged(self, evidence: bytes, channel: channel_client.ClientChannel) -> EnclaveIdentity:
         verified = verify(evidence)
-        return validate(verified, self._expectation, channel.report_data(verified.identity.digest()))
+        return validate(verified, self._expectation, channel.report_data(verified.identity_digest))
 
     def close(self) -> None:
         """Say goodbye, and end the connection. No call may be under way."""

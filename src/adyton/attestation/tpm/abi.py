@@ -143,7 +143,9 @@ def parse_public(data: bytes) -> PublicArea:
         modulus = int.from_bytes(reader.sized(), "big")
         if bits < 2048 or modulus.bit_length() != bits:
             raise refuse("malformed", "the attestation key", "RSA of 2048 bits or more", f"{modulus.bit_length()} bits")
-        key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = _made(lambda: rsa.RSAPublicNumbers(exponent, modulus).public_key())
+        key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = _made(
+            lambda: rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        )
     elif kind == _ECC:
         curve = _CURVES.get(reader.number(2))
         if curve is None or reader.number(2) != _NULL:
@@ -154,7 +156,12 @@ def parse_public(data: bytes) -> PublicArea:
         raise refuse("malformed", "the attestation key", "RSA or ECC", f"{kind:#06x}")
     reader.end()
     if attributes & (_RESTRICTED | _SIGN | _FIXED) != _RESTRICTED | _SIGN | _FIXED or attributes & _DECRYPT:
-        raise refuse("genuine", "the attestation key", "one that signs what its TPM says only, and stays there", f"attributes {attributes:#x}")
+        raise refuse(
+            "genuine",
+            "the attestation key",
+            "one that signs what its TPM says only, and stays there",
+            f"attributes {attributes:#x}",
+        )
     if name_hash not in HASHES:
         raise refuse("malformed", "name of the attestation key", " or ".join(HASHES.values()), f"{name_hash:#06x}")
     name = name_hash.to_bytes(2, "big") + hashlib.new(HASHES[name_hash], data).digest()

@@ -22,7 +22,11 @@ from adyton.attestation.evidence import decode
 from adyton.attestation.findings import Failure, failed
 from adyton.attestation.tpm.abi import PublicArea, Signature, parse_public, parse_quote, parse_signature
 
-_HASHES: dict[str, hashes.HashAlgorithm] = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
 _LONGEST_CHAIN = 4
 
 
@@ -49,9 +53,15 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
     report = decode(data, TpmReport)
     quoted, signature, area = parse_quote(report.quote), parse_signature(report.signature), parse_public(report.key)
     # (2) The key signed the quote.
-    failures = [] if _signs(area, signature, quoted.raw) else [Failure("genuine", "signature of the quote", "one of its key", "another")]
+    failures = (
+        []
+        if _signs(area, signature, quoted.raw)
+        else [Failure("genuine", "signature of the quote", "one of its key", "another")]
+    )
     # (3) The values are those of the PCRs that were quoted; the report data is what the quote was asked to sign along.
-    values = b"".join(report.pcrs.get(bank, {}).get(number, b"") for bank, numbers in quoted.selected for number in numbers)
+    values = b"".join(
+        report.pcrs.get(bank, {}).get(number, b"") for bank, numbers in quoted.selected for number in numbers
+    )
     digest = hashlib.new(signature.hash, values).digest()
     if not hmac.compare_digest(digest, quoted.digest):
         failures.append(Failure("genuine", "digest of the PCRs", quoted.digest.hex(), digest.hex()))
