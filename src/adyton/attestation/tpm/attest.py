@@ -17,7 +17,7 @@ import msgspec
 from adyton.attestation.evidence import REPORT_DATA_SIZE
 from adyton.attestation.tpm import commands
 from adyton.attestation.tpm.abi import MAX_SIZE, RESTRICTED, SIGN, parse_public, parse_quote, parse_signature
-from adyton.attestation.tpm.commands import HEADER, MAX_RESPONSE, MOST_DIGESTS, MOST_NV, Command, TpmError
+from adyton.attestation.tpm.commands import HEADER, MAX_RESPONSE, MOST_DIGESTS, MOST_NV, RETRY, Command, TpmError
 from adyton.attestation.tpm.event_log import MAX_LOG, is_agile
 from adyton.attestation.tpm.report import TpmReport
 from adyton.errors import EvidenceMalformedError, LocalProtocolError, PlatformError
@@ -27,7 +27,7 @@ EVENT_LOG = "/sys/kernel/security/tpm0/binary_bios_measurements"
 BANK = "sha256"
 # 0 to 7: the firmware, its settings, and what it started; 8 to 15: the operating system's, by its own rules.
 PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-ATTEMPTS = 8  # at values that are those which were quoted
+ATTEMPTS = 8  # at a command, and at values that are those which were quoted
 
 _T = TypeVar("_T")
 
@@ -91,10 +91,15 @@ class Tpm:
 
     def ask(self, command: Command[_T]) -> _T:
         """TpmError: it refuses; PlatformError: it does not work."""
-        try:
-            return command.answered(self._exchange(command.data))
-        except OSError as error:
-            raise PlatformError(f"the TPM does not work: {error.strerror}") from error
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return command.answered(self._exchange(command.data))
+            except OSError as error:
+                raise PlatformError(f"the TPM does not work: {error.strerror}") from error
+            except TpmError as error:  # the kernel waits and repeats what its devices want so; an emulated TPM behind a socket has nobody
+                if error.response != RETRY or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
 
     def _exchange(self, data: bytes) -> bytes:
         """A device takes a command whole, and gives an answer whole; a socket to an emulated one need not."""

@@ -31,6 +31,7 @@ from adyton.errors import EvidenceMalformedError, PlatformError
 _T = TypeVar("_T")
 
 MAX_RESPONSE = 4096  # bytes
+RETRY = 0x922  # the TPM could not begin: to be asked again
 HEADER = struct.Struct(">HII")  # tag, size, code
 _PLAIN, _AUTHORISED = 0x8001, 0x8002
 _EMPTY_PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)  # TPM_RS_PW, with a value of no bytes
@@ -42,15 +43,6 @@ MOST_NV = 512  # bytes in an answer to NV_Read: what every TPM can
 
 CREATE_PRIMARY, NV_READ, QUOTE, FLUSH_CONTEXT = 0x131, 0x14E, 0x158, 0x165
 NV_READ_PUBLIC, READ_PUBLIC, PCR_READ = 0x169, 0x173, 0x17E
-NAMES = {
-    CREATE_PRIMARY: "CreatePrimary",
-    NV_READ: "NV_Read",
-    QUOTE: "Quote",
-    FLUSH_CONTEXT: "FlushContext",
-    NV_READ_PUBLIC: "NV_ReadPublic",
-    READ_PUBLIC: "ReadPublic",
-    PCR_READ: "PCR_Read",
-}
 
 # Made from the TPM's own endorsement seed, so it is the same key each time: there is nothing to keep, and policies can name it.
 OWN_KEY = struct.pack(
@@ -65,42 +57,40 @@ OWN_KEY = struct.pack(
 class TpmError(PlatformError):
     """`response`: the TPM's code (TPM_RC)."""
 
-    def __init__(self, code: int, response: int) -> None:
+    def __init__(self, name: str, response: int) -> None:
         super().__init__(
-            f"the TPM refused TPM2_{NAMES[code]} with TPM_RC {response:#x}: `tpm2_rc_decode {response:#x}` says what that is"
+            f"the TPM refused TPM2_{name} with TPM_RC {response:#x}: `tpm2_rc_decode {response:#x}` says what that is"
         )
         self.response = response
 
 
 @dataclass(frozen=True)
 class Command(Generic[_T]):
-    """`data`: for the TPM. `read`: what its answer says."""
+    """`name`: in the library's part 3, without TPM2_. `data`: for the TPM. `read`: what its answer says."""
 
-    code: int
+    name: str
     data: bytes
     read: Callable[[Reader], _T]
 
     def answered(self, response: bytes) -> _T:
         """TpmError: it was refused; PlatformError: it is no answer."""
         try:
-            reader = Reader(response, f"the answer to TPM2_{NAMES[self.code]}", most=MAX_RESPONSE)
+            reader = Reader(response, f"the answer to TPM2_{self.name}", most=MAX_RESPONSE)
             _tag, size, code = HEADER.unpack(reader.take(HEADER.size))
             if code:
-                raise TpmError(self.code, code)
+                raise TpmError(self.name, code)
             if size != len(response):
-                raise PlatformError(f"the TPM answered TPM2_{NAMES[self.code]} with {len(response)} bytes of {size}")
+                raise PlatformError(f"the TPM answered TPM2_{self.name} with {len(response)} bytes of {size}")
             return self.read(reader)
         except EvidenceMalformedError as error:
-            raise PlatformError(
-                f"the TPM answered TPM2_{NAMES[self.code]} with what cannot be read: {error}"
-            ) from error
+            raise PlatformError(f"the TPM answered TPM2_{self.name} with what cannot be read: {error}") from error
 
 
 def _command(
-    code: int, read: Callable[[Reader], _T], *handles: int, parameters: bytes = b"", authorised: bool = False
+    name: str, code: int, read: Callable[[Reader], _T], *handles: int, parameters: bytes = b"", authorised: bool = False
 ) -> Command[_T]:
     body = b"".join(struct.pack(">I", each) for each in handles) + (_EMPTY_PASSWORD if authorised else b"") + parameters
-    return Command(code, HEADER.pack(_AUTHORISED if authorised else _PLAIN, HEADER.size + len(body), code) + body, read)
+    return Command(name, HEADER.pack(_AUTHORISED if authorised else _PLAIN, HEADER.size + len(body), code) + body, read)
 
 
 def _sized(data: bytes) -> bytes:
@@ -121,17 +111,17 @@ def create_primary(template: bytes) -> Command[tuple[int, bytes]]:
         return handle, reader.sized()
 
     parameters = _sized(_sized(b"") + _sized(b"")) + _sized(template) + _sized(b"") + struct.pack(">I", 0)
-    return _command(CREATE_PRIMARY, read, _ENDORSEMENT, parameters=parameters, authorised=True)
+    return _command("CreatePrimary", CREATE_PRIMARY, read, _ENDORSEMENT, parameters=parameters, authorised=True)
 
 
 def flush_context(handle: int) -> Command[None]:
     """The TPM forgets a key that was loaded."""
-    return _command(FLUSH_CONTEXT, lambda _: None, handle)
+    return _command("FlushContext", FLUSH_CONTEXT, lambda _: None, handle)
 
 
 def read_public(handle: int) -> Command[bytes]:
     """A key's TPMT_PUBLIC."""
-    return _command(READ_PUBLIC, Reader.sized, handle)
+    return _command("ReadPublic", READ_PUBLIC, Reader.sized, handle)
 
 
 def quote(handle: int, extra: bytes, pcrs: Sequence[int]) -> Command[tuple[bytes, bytes]]:
@@ -142,7 +132,7 @@ def quote(handle: int, extra: bytes, pcrs: Sequence[int]) -> Command[tuple[bytes
         return parameters.sized(), parameters.rest()
 
     parameters = _sized(extra) + struct.pack(">H", NULL) + _selection(pcrs)
-    return _command(QUOTE, read, handle, parameters=parameters, authorised=True)
+    return _command("Quote", QUOTE, read, handle, parameters=parameters, authorised=True)
 
 
 def pcr_read(pcrs: Sequence[int]) -> Command[list[bytes]]:
@@ -155,7 +145,7 @@ def pcr_read(pcrs: Sequence[int]) -> Command[list[bytes]]:
             reader.take(reader.number(1))
         return [reader.sized() for _ in range(min(reader.number(4), MOST_DIGESTS))]
 
-    return _command(PCR_READ, read, parameters=_selection(pcrs))
+    return _command("PCR_Read", PCR_READ, read, parameters=_selection(pcrs))
 
 
 class NvIndex(NamedTuple):
@@ -176,7 +166,7 @@ def nv_read_public(index: int) -> Command[NvIndex]:
         allowed = index if attributes & _NV_AUTH_READ else _OWNER if attributes & _NV_OWNER_READ else 0
         return NvIndex(public.number(2), allowed)
 
-    return _command(NV_READ_PUBLIC, read, index)
+    return _command("NV_ReadPublic", NV_READ_PUBLIC, read, index)
 
 
 def nv_read(index: int, reader: int, size: int, offset: int) -> Command[bytes]:
@@ -186,4 +176,6 @@ def nv_read(index: int, reader: int, size: int, offset: int) -> Command[bytes]:
         answer.number(4)
         return answer.sized()
 
-    return _command(NV_READ, read, reader, index, parameters=struct.pack(">HH", size, offset), authorised=True)
+    return _command(
+        "NV_Read", NV_READ, read, reader, index, parameters=struct.pack(">HH", size, offset), authorised=True
+    )

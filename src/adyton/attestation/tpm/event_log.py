@@ -7,7 +7,7 @@ TPM 1.2, and says which digests those behind it have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from adyton.attestation.findings import Failure, refuse
@@ -31,13 +31,20 @@ class Event(NamedTuple):
     data: bytes
 
 
+class Log(NamedTuple):
+    """`banks`: those that it has digests for. `events`: those behind the first."""
+
+    banks: frozenset[str]
+    events: tuple[Event, ...]
+
+
 def is_agile(data: bytes) -> bool:
     """Whether it has the format that is read here; older firmware logs SHA-1 only."""
     return data[32 : 32 + len(_HEAD)] == _HEAD
 
 
-def parse(data: bytes) -> list[Event]:
-    """The events behind the first, of hostile bytes. Only EvidenceMalformedError leaves."""
+def parse(data: bytes) -> Log:
+    """Hostile bytes. Only EvidenceMalformedError leaves."""
     reader = Reader(data, "the event log", "little", most=MAX_LOG)
     sizes = _sizes(reader)
     events: list[Event] = []
@@ -45,14 +52,14 @@ def parse(data: bytes) -> list[Event]:
         if len(events) == MAX_EVENTS:
             raise refuse("malformed", "the event log", f"at most {MAX_EVENTS} events", "more")
         events.append(_event(reader, sizes))
-    return events
+    return Log(frozenset(HASHES[number] for number in sizes if number in HASHES), tuple(events))
 
 
 def _sizes(reader: Reader) -> dict[int, int]:
     """Of the digests, by number of their hash."""
-    pcr, kind, _digest = reader.number(4), reader.number(4), reader.take(20)
+    _pcr, kind, _digest = reader.number(4), reader.number(4), reader.take(20)
     head = Reader(reader.take(reader.number(4)), "the event log's head", "little")
-    if (pcr, kind) != (0, _NO_ACTION) or head.take(len(_HEAD)) != _HEAD:
+    if kind != _NO_ACTION or head.take(len(_HEAD)) != _HEAD:
         raise refuse("malformed", "the event log", "one of TPM 2.0 (crypto-agile)", "another")
     head.take(8)  # the platform's class, the profile's version, the size of its numbers
     count = head.number(4)
@@ -90,16 +97,14 @@ def initial(bank: str, pcr: int) -> bytes:
     return (b"\xff" if 17 <= pcr <= 22 else b"\0") * SIZES[bank]
 
 
-def replay(events: list[Event], bank: str) -> dict[int, bytes]:
-    """What the PCRs that the log is of must be, if it is true and nothing else extended them; empty: it is not of that bank."""
+def replay(events: Iterable[Event], bank: str) -> dict[int, bytes]:
+    """What the PCRs that the events are of must be in one of the log's banks, if it is true and nothing else extended them."""
     values: dict[int, bytes] = {}
     for event in events:
         if event.kind == _NO_ACTION:
             if event.pcr == 0 and event.data.startswith(_LOCALITY) and len(event.data) == len(_LOCALITY) + 1:
                 values.setdefault(0, event.data[-1:].rjust(SIZES[bank], b"\0"))  # from where the firmware was started
             continue
-        if bank not in event.digests:
-            return {}
         value = values.get(event.pcr, initial(bank, event.pcr))
         values[event.pcr] = hashlib.new(bank, value + event.digests[bank]).digest()
     return values
@@ -118,15 +123,16 @@ def explain(data: bytes, values: Mapping[tuple[str, int], bytes]) -> Explained:
 
     Only EvidenceMalformedError leaves.
     """
-    events = parse(data)
-    replayed = {bank: replay(events, bank) for bank in {bank for bank, _ in values}}
+    log = parse(data)
+    replayed = {bank: replay(log.events, bank) for bank in log.banks}
     whole, further, failures = [], [], []
     for (bank, number), value in values.items():
-        wanted = replayed[bank].get(number, initial(bank, number))
         name = f"{bank}:{number}"
-        if not replayed[bank]:
+        if bank not in replayed:
             further.append(name)
-        elif wanted == value:
+            continue
+        wanted = replayed[bank].get(number, initial(bank, number))
+        if wanted == value:
             whole.append(name)
         elif number in FIRMWARES:
             failures.append(Failure("genuine", f"event log of {name}", value.hex(), wanted.hex()))
