@@ -223,7 +223,8 @@ def _tpm_reports() -> list[bytes]:
     """adyton's; and keys that lie beside a quote of others."""
     quote = _tpm_quotes()[0]
     report = msgspec.json.encode(TpmReport(quote, signed(quote), AREA, {"sha256": {0: bytes(32)}}, bytes(64)))
-    return [b"\0" + report[1:], b"\1" + bytes([len(AREA)]) + AREA + sized(AREA)]
+    certificates = [b"\1\0" + certificate for certificate in _certificates()]
+    return [b"\0" + report[1:], b"\1" + bytes([len(AREA)]) + AREA + sized(AREA), *certificates]
 
 
 def _event_logs() -> list[bytes]:

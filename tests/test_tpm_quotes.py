@@ -412,3 +412,17 @@ def test_only_attestation_errors_leave(field, at, taken, put):
 def test_only_malformed_leaves_for_bytes_that_are_nothing(data):
     with pytest.raises(EvidenceMalformedError):
         judged(b"{" + data)
+
+
+CERTIFIED = der(Authority().certified(KEY.public_key()))
+
+
+@given(st.integers(0, len(CERTIFIED)), st.integers(0, 4), st.binary(max_size=4))
+def test_any_certificate_may_come_along(at, taken, put):
+    spoilt = report(certificate=CERTIFIED[:at] + put + CERTIFIED[at + taken :])
+    assert judged(spoilt, read_blobs((CERTIFIED[:at] + put,))).tcb == "Unknown"
+
+
+def test_certificates_that_cannot_be_read_are_none():
+    for version in (b"\xa0\3\2\1\3", b"\xa0\3\2\1\7"):
+        assert judged(report(certificate=CERTIFIED.replace(b"\xa0\3\2\1\2", version, 1))).tcb == "Unknown"

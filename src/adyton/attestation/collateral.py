@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.utils import CryptographyDeprecationWarning
 
+from adyton.attestation.certificates import UNREADABLE, look_at
 from adyton.errors import UsageError
 
 MAX_FILE = 1 << 22  # bytes; Intel's processor list has 300 KiB
@@ -142,10 +142,10 @@ def _read_pem(match: re.Match[bytes], found: _Found) -> None:
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:
             if match[1] == b"CERTIFICATE":
-                found.certificates.append(x509.load_pem_x509_certificate(match[0]))
+                found.certificates.append(look_at(x509.load_pem_x509_certificate(match[0])))
             else:
-                found.lists.append(x509.load_pem_x509_crl(match[0]))
-        except (ValueError, UnsupportedAlgorithm):
+                found.lists.append(_looked_at(x509.load_pem_x509_crl(match[0])))
+        except UNREADABLE:
             return
 
 
@@ -153,13 +153,19 @@ def _read_der(data: bytes, found: _Found) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:
-            found.certificates.append(x509.load_der_x509_certificate(data))
-        except (ValueError, UnsupportedAlgorithm):
+            found.certificates.append(look_at(x509.load_der_x509_certificate(data)))
+        except UNREADABLE:
             pass
         else:
             return True
         try:
-            found.lists.append(x509.load_der_x509_crl(data))
-        except (ValueError, UnsupportedAlgorithm):
+            found.lists.append(_looked_at(x509.load_der_x509_crl(data)))
+        except UNREADABLE:
             return False
     return True
+
+
+def _looked_at(found: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """The same, of which nothing more can be unreadable before its signature is judged; else UNREADABLE."""
+    _ = found.issuer, found.last_update_utc, found.next_update_utc, found.signature_hash_algorithm
+    return found

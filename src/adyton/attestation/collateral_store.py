@@ -117,7 +117,11 @@ class CollateralStore:
                 _replace(wait, (self._now() + dt.timedelta(seconds=pause)).isoformat().encode())
         if answer.status != 200 or len(answer.body) > MAX_FILE:
             return None
-        chains = [urllib.parse.unquote(answer.headers[name.lower()]) for name in CHAIN_HEADERS if name.lower() in answer.headers]
+        chains = [
+            urllib.parse.unquote(answer.headers[name.lower()])
+            for name in CHAIN_HEADERS
+            if name.lower() in answer.headers
+        ]
         return answer.body + b"".join(b"\n" + chain.encode() for chain in chains)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from adyton.attestation.certificates import chain_failures, is_issued_by, name_of
+from adyton.attestation.certificates import UNREADABLE, chain_failures, is_issued_by, name_of
 from adyton.attestation.collateral import Collateral
 from adyton.attestation.findings import Failure
 from adyton.attestation.tpm.abi import Key
@@ -54,10 +54,7 @@ def fingerprint(key: Key) -> str:
 
 def key_of(certificate: x509.Certificate) -> Key | None:
     """Of the kinds that TPMs have."""
-    try:
-        key = certificate.public_key()
-    except ValueError:  # UnsupportedAlgorithm is none, but such a key is no TPM's either
-        return None
+    key = certificate.public_key()
     return key if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else None
 
 
@@ -84,7 +81,7 @@ def _use_failures(leaf: x509.Certificate) -> list[Failure]:
     """A certificate that says what it is for must say that it is for this."""
     try:
         uses = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except x509.ExtensionNotFound:
         return []
     if _USES & set(uses):
         return []
@@ -105,6 +102,6 @@ def _path_failures(leaf: x509.Certificate, collateral: Collateral, at: dt.dateti
     verifier = policy.extension_policies(ca_policy=_CA, ee_policy=_ANY).build_client_verifier()
     try:
         verifier.verify(leaf, list(collateral.certificates))
-    except (verification.VerificationError, ValueError) as error:
+    except (verification.VerificationError, *UNREADABLE) as error:
         return [Failure("genuine", f"certificate of {name_of(leaf)}", "one that its root allows", str(error)[:200])]
     return []
