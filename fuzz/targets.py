@@ -27,6 +27,7 @@ from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
+from target_tpm import tpm_answer, tpm_event_log, tpm_public, tpm_quote, tpm_report, tpm_signature
 from target_tracing import told_spans, trace_contexts
 from target_values import value
 
@@ -34,7 +35,9 @@ from adyton.communicator.session import Side
 from adyton.errors import (
     AttestationError,
     EnclaveTypeError,
+    EvidenceMalformedError,
     ImageError,
+    PlatformError,
     RemoteProtocolError,
     ResourceLimitError,
     SignatureError,
@@ -62,6 +65,12 @@ TARGETS: Mapping[str, Target] = {
     "client-channel": Target(client_channel, (RemoteProtocolError,)),
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
+    "tpm-quote": Target(tpm_quote, (AttestationError,)),
+    "tpm-signature": Target(tpm_signature, (AttestationError,)),
+    "tpm-public": Target(tpm_public, (EvidenceMalformedError,)),
+    "tpm-event-log": Target(tpm_event_log, (EvidenceMalformedError,)),
+    "tpm-report": Target(tpm_report, (AttestationError,)),
+    "tpm-answer": Target(tpm_answer, (PlatformError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),

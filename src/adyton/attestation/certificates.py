@@ -6,7 +6,6 @@ Vendors' hierarchies have one way from a key to the root, so a chain is a list; 
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -18,10 +17,23 @@ from cryptography.utils import CryptographyDeprecationWarning
 from adyton.attestation.findings import Failure, refuse
 
 MAX_CERTIFICATE = 1 << 14  # bytes of DER
+# What hostile certificates and lists raise, some of it when they are looked at: these have no base but Exception.
+UNREADABLE = (
+    TypeError,
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
-# What cryptography says of bytes that are no certificate or list.
-UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+def look_at(certificate: x509.Certificate) -> x509.Certificate:
+    """The same, of which nothing more can be unreadable; else UNREADABLE."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+        _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
+    return certificate
 
 
 def read_certificate(der: bytes, what: str) -> x509.Certificate:
@@ -31,8 +43,7 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
-            certificate = x509.load_der_x509_certificate(der)
-            certificate.extensions, certificate.public_key()
+            certificate = look_at(x509.load_der_x509_certificate(der))
     except UNREADABLE as error:
         raise refuse("malformed", what, "a certificate", f"what cannot be read: {error}") from error
     if certificate.public_bytes(Encoding.DER) != der:
@@ -66,7 +77,7 @@ def _may_sign_certificates(issuer: x509.Certificate) -> bool:
 def chain_failures(chain: Sequence[x509.Certificate], at: dt.datetime) -> list[Failure]:
     """What is wrong with a chain, from the key that signed to a root that is trusted, at a time."""
     failures = []
-    for certificate, issuer in itertools.pairwise(chain):
+    for certificate, issuer in zip(chain, chain[1:], strict=False):
         if not is_issued_by(certificate, issuer):
             failures.append(Failure("genuine", f"issuer of {name_of(certificate)}", name_of(issuer), "another"))
     for certificate in chain:
@@ -85,7 +96,7 @@ def revocation_failures(
 ) -> tuple[list[Failure], set[str]]:
     """What the lists say of a chain at a time; and the names of the issuers whose list there was. A list that is out of date is none."""
     failures, checked = [], set[str]()
-    for certificate, issuer in itertools.pairwise(chain):
+    for certificate, issuer in zip(chain, chain[1:], strict=False):
         for each in lists:
             if each.issuer != issuer.subject or not _is_signed_by(each, issuer):
                 continue

@@ -21,7 +21,7 @@ from adyton.attestation.identity import PLATFORMS, Digest, DigestOrNone, Enclave
 from adyton.errors import EvidenceMalformedError
 
 VERSION = 1
-MAX_EVIDENCE = 1 << 16  # bytes
+MAX_EVIDENCE = 1 << 18  # bytes; the event log of a TPM has up to 1 << 17, in base64 twice
 REPORT_DATA_SIZE = 64  # bytes: what every platform can sign along
 
 _T = TypeVar("_T")

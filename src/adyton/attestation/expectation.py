@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from adyton.attestation.claims import UNVOUCHED
 from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity, Number
 from adyton.crypto.digest import is_digest
@@ -82,6 +83,15 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         if identity.platform != "sim" and tcb not in self.tcb:
             failures.append(Failure("tcb", "tcb", _one_of(self.tcb), tcb or "none"))
+        if tcb == UNVOUCHED and identity.machine not in self.machines:
+            wanted = (
+                "a certificate of it by a CA whose root is in the collateral, or its machine among machines of [expect]"
+            )
+            failures.append(
+                Failure(
+                    "genuine", "attestation key", wanted, f"the key of {identity.machine}, which nobody vouches for"
+                )
+            )
         return failures
 
 
