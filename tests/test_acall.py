@@ -27,6 +27,7 @@ from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import encode_arguments
 from adyton.remote import unpaired
 from adyton.remote.arguments import Argument
+from adyton.remote.speaker import Speaker
 from adyton.runtime.process.guest.aside import THREADS
 from adyton.trusted import Enclave, host_function
 
@@ -396,14 +397,14 @@ def test_a_coroutine_that_is_let_go_of_cancels_its_call(client):
 
 @pytest.mark.parametrize("how", ["late", "cancelled"])
 def test_what_nobody_waits_for_in_the_moment_in_which_it_is_made_is_cancelled(client, monkeypatch, how):
-    make_all = type(client._core.proxy).make_all
+    make_all = Speaker.make_all
     moment: list[Any] = []
 
-    def slow(self, calls):
+    def slow(self, calls, note):
         moment.pop()()
-        make_all(self, calls)
+        make_all(self, calls, note)
 
-    monkeypatch.setattr(type(client._core.proxy), "make_all", slow)
+    monkeypatch.setattr(Speaker, "make_all", slow)
 
     async def main() -> None:
         request = EnterRequest("for_ever", encode_arguments("for_ever", (), {}))
