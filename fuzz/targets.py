@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
+from target_platforms import host_certificates
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
@@ -26,6 +27,7 @@ from adyton.communicator.session import Side
 from adyton.errors import (
     AttestationError,
     EnclaveTypeError,
+    EvidenceMalformedError,
     ImageError,
     RemoteProtocolError,
     ResourceLimitError,
@@ -54,6 +56,7 @@ TARGETS: Mapping[str, Target] = {
     "client-channel": Target(client_channel, (RemoteProtocolError,)),
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
+    "host-certificates": Target(host_certificates, (EvidenceMalformedError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),
