@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
 WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
-EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
+EVIDENCE_TIMEOUT = 60.0  # seconds at most for evidence, which hardware makes one at a time; until it is there, nothing of the program runs
 
 
 class ProxyClient:
@@ -118,6 +118,7 @@ class ProxyClient:
             telemetry.count_traffic(self._line.traffic)
             self._send_call = functools.partial(telemetry.send, self._session)
         self.streaming: frozenset[str] = frozenset()  # the entries whose results are streams
+        self.enclave_id = transport.enclave_id
         self.identity: EnclaveIdentity | None = None
         self.evidence = b""
 

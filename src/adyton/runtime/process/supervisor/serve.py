@@ -55,6 +55,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.proving import Prove
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -84,7 +85,7 @@ class Supervisor:
         guest: GuestProcess,
         program: Program,
         identity: EnclaveIdentity,
-        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        prove: Prove,
         files: FileServer | None,
         ready: Callable[[], None],
         fetcher: Fetching | None = None,
@@ -110,7 +111,7 @@ class Supervisor:
         self._session = communicator.Session(communicator.Side.ENCLAVE, passes=self._passes)
         self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
-            *(control, self._loop, self._session, identity, attest),
+            *(control, self._loop, self._session, identity, prove),
             *(self._from_client, self._loop.stop, self._flush, self._guarded, grace),
         )
         self._arrivals = self._connections.arrivals
