@@ -245,6 +245,14 @@ def _event_logs() -> list[bytes]:
     return [b"\0" + log, b"\1" + bytes(200), b"\1" + bytes(range(256))]
 
 
+def _host_certificates() -> list[bytes]:
+    """A chip's key and its issuer's; a cloud's; and none."""
+    kinds = ("63da758de6644564adc5f4b93be8accd", "4ab7b379bbac4fe4a02f05aef327c782", "a8074bc2a25a483eaae639c045a0b8a1")
+    chip, issuer, cloud = (bytes.fromhex(kind) for kind in kinds)
+    two = struct.pack("<16sII16sII", issuer, 76, 6, chip, 72, 4) + bytes(24) + b"chipissuer"
+    return [two, struct.pack("<16sII", cloud, 48, 5) + bytes(24) + b"cloud", bytes(48)]
+
+
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "evidence": lambda: [
         b"\0" + sim.attest(_IDENTITY, bytes(64)),
@@ -256,6 +264,7 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "tpm-event-log": _event_logs,
     "tpm-report": _tpm_reports,
     "tpm-answer": _tpm_answers,
+    "host-certificates": _host_certificates,
     "image-file": lambda: [*_image_file(), *_parts(b"\3")],
     "image-parts": _parts,
     "signature": lambda: [

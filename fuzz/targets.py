@@ -23,6 +23,7 @@ from target_attestation import (
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
+from target_platforms import host_certificates
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
@@ -71,6 +72,7 @@ TARGETS: Mapping[str, Target] = {
     "tpm-event-log": Target(tpm_event_log, (EvidenceMalformedError,)),
     "tpm-report": Target(tpm_report, (AttestationError,)),
     "tpm-answer": Target(tpm_answer, (PlatformError,)),
+    "host-certificates": Target(host_certificates, (EvidenceMalformedError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),

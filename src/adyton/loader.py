@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adyton.attestation import attesters
 from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import CONFIGS, PLATFORMS, PLATFORMS_HERE
+from adyton.attestation.identity import CONFIGS, PLATFORMS
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Mount, Policy
@@ -189,12 +190,12 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         stats=_writable("--stats", arguments.stats or os.environ.get("ADYTON_STATS")),
         trace=_writable("--trace", arguments.trace or os.environ.get("ADYTON_TRACE")),
     )
-    if provision.local and platform not in PLATFORMS_HERE:
-        raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
         raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
+    if provision.local:
+        platform = _local_platform(platform, policy)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
     host_calls = policy.host_calls(working_directory(arguments.config))
     own = provision.another()  # the caller's may be in use for another load
@@ -211,6 +212,20 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     except BaseException:
         own.finalize()
         raise
+
+
+def _local_platform(wanted: str, policy: Policy) -> str:
+    """Of an enclave of this machine. Nobody named one: the hardware that is here, if the policy has a reference value for it; else it could only be refused.
+
+    PlatformError: what was named is not here.
+    """
+    if wanted in ("auto", "sim"):
+        knows_hardware = policy.acl is not None or bool(policy.expect and policy.expect.runtime)
+        return wanted if knows_hardware else "sim"
+    try:
+        return attesters.chosen(wanted)
+    except PlatformError as error:
+        raise PlatformError(f"{error.message}. adyton doctor says what this machine has") from None
 
 
 def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:

@@ -83,6 +83,11 @@ def seal(platform: Platform, body: Any) -> bytes:
     return msgspec.json.encode(Envelope(VERSION, platform, msgspec.Raw(msgspec.json.encode(body))))
 
 
+def with_bound(evidence: bytes, bound: Bound) -> bytes:
+    """Evidence that came on a connection, with what it is bound to there, to be judged elsewhere. EvidenceMalformedError."""
+    return msgspec.json.encode(msgspec.structs.replace(open_envelope(evidence), bound=bound))
+
+
 def open_envelope(evidence: bytes) -> Envelope:
     """The envelope of hostile bytes; EvidenceMalformedError says why it is none."""
     if len(evidence) > MAX_EVIDENCE:

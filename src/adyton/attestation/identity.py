@@ -9,7 +9,6 @@ import msgspec
 
 Platform = Literal["sim", "sgx", "tdx", "sev-snp", "nitro", "tpm"]
 PLATFORMS: tuple[Platform, ...] = get_args(Platform)
-PLATFORMS_HERE = ("auto", "sim")  # what this version can be asked for
 CONFIGS: dict[str, Platform] = {"sgx": "sgx", "sgx-sim": "sim"}  # by the names that the original's --config has
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from adyton.attestation.evidence import Bound
 from adyton.attestation.binding import ENCLAVE_ROLE, NONCE_SIZE, VERSION, report_data
 from adyton.channel import messages
 from adyton.channel.events import Closed, Data, Event, EvidenceReceived
@@ -26,6 +27,11 @@ class ClientChannel(Channel):
         self._exporter = b""
         self._key_digest = b""
 
+    @property
+    def awaits_evidence(self) -> bool:
+        """The enclave was asked for it, on a connection that works, and has not answered."""
+        return self._state == "evidence"
+
     def report_data(self, identity_digest: bytes) -> bytes:
         """What the evidence of an enclave of this identity must be bound to (64 bytes), once the handshake is over."""
         if not self._exporter:
@@ -37,6 +43,13 @@ class ClientChannel(Channel):
             key_digest=self._key_digest,
             identity_digest=identity_digest,
         )
+
+    @property
+    def bound(self) -> Bound:
+        """The same parts of it, for evidence that is to be judged elsewhere."""
+        if not self._exporter:
+            raise LocalProtocolError("there is nothing to bind evidence to before the handshake is over")
+        return Bound(ENCLAVE_ROLE.decode(), self._nonce, self._exporter, self._key_digest)
 
     def accept(self) -> None:
         """The evidence has been verified and validated: data may flow, unless the channel has ended meanwhile.

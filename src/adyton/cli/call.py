@@ -65,6 +65,8 @@ def command(
         stdout=2,
         **_lists_and_connection(load),
     )
+    if verbose and client.enclave_id:
+        click.echo(f"adyton: the enclave is {client.enclave_id} on its server", err=True)
     try:
         with client:
             if client.gives_stream(entry):

@@ -16,6 +16,7 @@ from adyton.cli.command import Command
 from adyton.errors import AdytonError
 
 COMMANDS = (
+    "attest",
     "build",
     "call",
     "doctor",
@@ -30,7 +31,6 @@ COMMANDS = (
     "verify",
 )
 LATER = {
-    "attest": "evidence is asked for and checked at each load",
     "ps": "a server says nothing of its enclaves",
     "stop": "an enclave ends with its client",
 }

@@ -171,7 +171,10 @@ class Line:
         """
         with self._lock:
             connection = self._connection
-            if self._dispatching or connection.over or (self.begun and not connection.carries):
+            proving = (
+                connection.channel.awaits_evidence
+            )  # of which hardware may take its time, and who waits has a limit of his own
+            if self._dispatching or connection.over or proving or (self.begun and not connection.carries):
                 self._pulse.heard()
                 return None
             before_ping()

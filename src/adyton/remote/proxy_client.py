@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from adyton.telemetry.calls import Telemetry
 
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
-EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
+EVIDENCE_TIMEOUT = 60.0  # seconds at most for evidence, which hardware makes one at a time; until it is there, nothing of the program runs
 
 
 class ProxyClient:
@@ -113,6 +113,7 @@ class ProxyClient:
         if telemetry is not None:
             telemetry.count_traffic(self._line.traffic)
         self.streaming: frozenset[str] = frozenset()  # the entries whose results are streams
+        self.enclave_id = transport.enclave_id
         self.identity: EnclaveIdentity | None = None
         self.evidence = b""
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sim import attest
 from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
 from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.runtime.process.supervisor.proving import simulated
 from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
@@ -63,7 +63,7 @@ def launch(application: TrustedApplication) -> socket.socket:
         machine="",
     )
     program = Program(entry="application", entries=[], debug=True)
-    supervisor = Supervisor(relay, _GuestThreads(control), program, identity, attest, None, lambda: None)
+    supervisor = Supervisor(relay, _GuestThreads(control), program, identity, simulated(identity), None, lambda: None)
     guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()
     threading.Thread(target=supervisor.run, name="adyton-in-process-supervisor", daemon=True).start()

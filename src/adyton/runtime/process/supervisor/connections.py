@@ -25,6 +25,7 @@ from adyton.errors import RemoteProtocolError
 from adyton.handing_over import accept
 from adyton.runtime.process.supervisor.arrivals import Arrivals
 from adyton.runtime.process.supervisor.loop import Callback, Loop, Outbox
+from adyton.runtime.process.supervisor.proving import Prove
 
 READ_SIZE = 1 << 19
 HIGH_WATER = 1 << 20  # bytes for the relay that wait to be written
@@ -58,7 +59,7 @@ class Connections:
         loop: Loop,
         session: Session,
         identity: EnclaveIdentity,
-        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        prove: Prove,
         take: Callable[[Event], None],
         gone: Callback,
         flush: Callback,
@@ -71,7 +72,7 @@ class Connections:
         self._loop = loop
         self._session = session
         self._identity = identity
-        self._attest = attest
+        self._prove = prove
         self.arrivals: Arrivals[Event] = Arrivals(loop, self._listen, take, guarded)
         self._gone = gone
         self._flush = flush
@@ -177,7 +178,7 @@ class Connections:
         for event in events:
             match event:
                 case channel_server.EvidenceRequested(report_data):
-                    connection.channel.provide(self._attest(self._identity, report_data))
+                    self._prove(self._loop, report_data, partial(self._proved, connection))
                 case channel_server.Data(plaintext):
                     self._said(connection, plaintext)
                 case channel_server.Closed() if connection is self._current or self._alone(connection):
@@ -191,6 +192,19 @@ class Connections:
                 connection.push()
             except OSError:
                 self._drop(connection)
+
+    def _proved(self, connection: _Connection, evidence: bytes | None) -> None:
+        """There is evidence for a connection, or none to be had: its client may dial again."""
+        if connection not in self._joining:
+            return  # meanwhile
+        if evidence is None:
+            self._drop(connection)
+            return
+        connection.channel.provide(evidence)
+        try:
+            connection.push()
+        except OSError:
+            self._drop(connection)
 
     def _said(self, connection: _Connection, plaintext: bytes) -> None:
         if connection.refused:

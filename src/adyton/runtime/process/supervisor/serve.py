@@ -48,6 +48,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.proving import Prove
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -75,7 +76,7 @@ class Supervisor:
         guest: GuestProcess,
         program: Program,
         identity: EnclaveIdentity,
-        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        prove: Prove,
         files: FileServer | None,
         ready: Callable[[], None],
         fetcher: Fetching | None = None,
@@ -99,7 +100,7 @@ class Supervisor:
         self.fuse = None if self._requests is None else self._requests.fuse
         self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
-            *(control, self._loop, self._session, identity, attest),
+            *(control, self._loop, self._session, identity, prove),
             *(self._from_client, self._loop.stop, self._flush, self._guarded, grace),
         )
         self._arrivals = self._connections.arrivals
