@@ -25,6 +25,7 @@ import msgspec
 
 from adyton.attestation.acl import Acl
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.vendors import collateral_for
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
@@ -153,7 +154,7 @@ class ProxyClient:
             raise
 
     def _judged(self, evidence: bytes, channel: channel_client.ClientChannel) -> EnclaveIdentity:
-        verified = verify(evidence)
+        verified = verify(evidence, collateral_for(evidence))
         return validate(verified, self._expectation, channel.report_data(verified.identity_digest))
 
     def close(self) -> None:
