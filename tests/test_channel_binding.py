@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from adyton.attestation import binding
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
 from adyton.attestation.verify import validate, verify
-from adyton.attestation import binding
 from adyton.channel import tls
 from adyton.channel.client import ClientChannel
 from adyton.channel.server import ServerChannel

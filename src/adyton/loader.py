@@ -346,9 +346,7 @@ def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *
         platforms = expectation.platforms or _platforms(simulated=local or allow_sim)
         if allow_sim:
             platforms = list(dict.fromkeys([*platforms, "sim"]))
-        expectation = msgspec.structs.replace(
-            expectation, platforms=platforms, debug=expectation.debug or allow_sim
-        )
+        expectation = msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
     if policy.acl is not None:
         return policy.acl if expectation is None else AllOf(expectation, policy.acl)
     if expectation is not None:

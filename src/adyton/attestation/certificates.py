@@ -6,6 +6,7 @@ Vendors' hierarchies have one way from a key to the root, so a chain is a list; 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -77,7 +78,7 @@ def _may_sign_certificates(issuer: x509.Certificate) -> bool:
 def chain_failures(chain: Sequence[x509.Certificate], at: dt.datetime) -> list[Failure]:
     """What is wrong with a chain, from the key that signed to a root that is trusted, at a time."""
     failures = []
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         if not is_issued_by(certificate, issuer):
             failures.append(Failure("genuine", f"issuer of {name_of(certificate)}", name_of(issuer), "another"))
     for certificate in chain:
@@ -96,7 +97,7 @@ def revocation_failures(
 ) -> tuple[list[Failure], set[str]]:
     """What the lists say of a chain at a time; and the names of the issuers whose list there was. A list that is out of date is none."""
     failures, checked = [], set[str]()
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         for each in lists:
             if each.issuer != issuer.subject or not _is_signed_by(each, issuer):
                 continue

@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from adyton.attestation.binding import report_data as bind
 from adyton.attestation.acl import Acl
+from adyton.attestation.binding import report_data as bind
 from adyton.attestation.collateral import Collateral
 from adyton.attestation.findings import Failure, failed
 from adyton.attestation.verify import Verified, verify

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self, TypeVar
 import msgspec
 
 from adyton.attestation.evidence import REPORT_DATA_SIZE
+from adyton.attestation.hardware import HardwareReport
 from adyton.attestation.tpm import commands
 from adyton.attestation.tpm.abi import MAX_SIZE, RESTRICTED, SIGN, parse_public, parse_quote, parse_signature
 from adyton.attestation.tpm.commands import HEADER, MAX_RESPONSE, MOST_DIGESTS, MOST_NV, RETRY, Command, TpmError
@@ -88,6 +89,10 @@ class Tpm:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def report(self, report_data: bytes) -> HardwareReport:
+        """See `hardware.Attester`."""
+        return HardwareReport(attest(report_data, self))
 
     def ask(self, command: Command[_T]) -> _T:
         """TpmError: it refuses; PlatformError: it does not work."""
