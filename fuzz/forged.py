@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import struct
 from dataclasses import dataclass, field
 
@@ -78,7 +79,7 @@ class Amd:
     between: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
 
-    @property
+    @functools.cached_property
     def chain(self) -> tuple[x509.Certificate, x509.Certificate]:
         """The root, and who signs chips' keys."""
         return (
@@ -86,7 +87,7 @@ class Amd:
             certificate(f"SEV-{self.product}", self.between, f"ARK-{self.product}", self.root, ca=True, serial=7),
         )
 
-    @property
+    @functools.cached_property
     def clouds(self) -> x509.Certificate:
         """Who signs clouds' keys."""
         return certificate(f"SEV-VLEK-{self.product}", self.between, f"ARK-{self.product}", self.root, ca=True)
@@ -150,7 +151,7 @@ class Aws:
     root: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
 
-    @property
+    @functools.cached_property
     def root_certificate(self) -> x509.Certificate:
         """Of AWS."""
         return certificate("aws.nitro-enclaves", self.root, ca=True)
