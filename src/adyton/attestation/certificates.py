@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.utils import CryptographyDeprecationWarning
 
 from adyton.attestation.findings import Failure, refuse
 
@@ -31,7 +30,7 @@ UNREADABLE = (
 def look_at(certificate: x509.Certificate) -> x509.Certificate:
     """The same, of which nothing more can be unreadable; else UNREADABLE."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+        warnings.simplefilter("ignore")  # AMD's have the serial number 0; hostile ones have countries of three letters
         _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
     return certificate
 
@@ -42,7 +41,9 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
         raise refuse("malformed", what, f"a certificate of at most {MAX_CERTIFICATE} bytes", f"{len(der)} bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+            warnings.simplefilter(
+                "ignore"
+            )  # AMD's have the serial number 0; hostile ones have countries of three letters
             certificate = look_at(x509.load_der_x509_certificate(der))
     except UNREADABLE as error:
         raise refuse("malformed", what, "a certificate", f"what cannot be read: {error}") from error
