@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -338,6 +339,12 @@ def test_a_tpm_that_could_not_begin_is_asked_again():
     assert next(remaining, None) is None
     with Scripted(lambda _: answered(b"", code=commands.RETRY)) as tpm, pytest.raises(TpmError, match="0x922"):
         tpm.ask(commands.flush_context(0x80000000))
+
+
+def test_threads_take_turns():
+    with Scripted(GOOD.__getitem__) as tpm, ThreadPoolExecutor(8) as threads:
+        areas = threads.map(lambda _: tpm.ask(commands.create_primary(commands.OWN_KEY))[1], range(40))
+        assert set(areas) == {public_area()}
 
 
 def test_a_tpm_without_the_bank_says_so():

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple, Self, TypeVar
 
@@ -59,6 +60,7 @@ class Tpm:
 
     def __init__(self, descriptor: int, event_log: bytes = b"") -> None:
         self._descriptor = descriptor
+        self._turn = threading.Lock()  # an answer is of whoever asked last
         self.event_log = event_log if is_agile(event_log) and len(event_log) <= MAX_LOG else b""
 
     @classmethod
@@ -98,7 +100,9 @@ class Tpm:
         """TpmError: it refuses; PlatformError: it does not work."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return command.answered(self._exchange(command.data))
+                with self._turn:
+                    answer = self._exchange(command.data)
+                return command.answered(answer)
             except OSError as error:
                 raise PlatformError(f"the TPM does not work: {error.strerror}") from error
             except TpmError as error:  # the kernel waits and repeats what its devices want so; an emulated TPM behind a socket has nobody
