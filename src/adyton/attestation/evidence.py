@@ -61,6 +61,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     exporter: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     key_digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    verifier_key_digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
 class HardwareBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

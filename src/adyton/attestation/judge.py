@@ -69,6 +69,7 @@ def _binding(verified: Verified, report_data: bytes | None) -> tuple[list[Failur
             exporter=verified.bound.exporter,
             key_digest=verified.bound.key_digest,
             identity_digest=verified.identity_digest,
+            verifier_key_digest=verified.bound.verifier_key_digest,
         )
     got = verified.report_data
     if wanted is None:
