@@ -15,7 +15,7 @@ from adyton._version import __version__
 from adyton.cli.command import Command
 from adyton.errors import AdytonError
 
-COMMANDS = ("build", "call", "doctor", "init", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls", "verify")
+COMMANDS = ("broker", "build", "call", "doctor", "init", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls", "verify")
 LATER = {
     "attest": "evidence is asked for and checked at each load",
     "ps": "a server says nothing of its enclaves",
