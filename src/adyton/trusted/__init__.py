@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adyton.trusted.aead import AeadCryptor
     from adyton.trusted.application import Enclave, TrustedApplication, entry
     from adyton.trusted.host_functions import host_function
+    from adyton.trusted.secrets import secret
     from adyton.trusted.tracing import trace_context
 
 _HOME = {
@@ -33,6 +34,7 @@ _HOME = {
     "TrustedApplication": "adyton.trusted.application",
     "entry": "adyton.trusted.application",
     "host_function": "adyton.trusted.host_functions",
+    "secret": "adyton.trusted.secrets",
     "trace_context": "adyton.trusted.tracing",
     "user_message": "adyton.proto.enclave",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "TrustedApplication",
     "entry",
     "host_function",
+    "secret",
     "trace_context",
     "user_message",
 ]

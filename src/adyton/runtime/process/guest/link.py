@@ -143,6 +143,7 @@ class GuestLoad(_Message, frozen=True):
     streams: Streams = Streams()
     logging: Logging | None = None
     umask: int = 0o022
+    broker: tuple[str, list[str]] | None = None  # address and keys, if the image names one
 
 
 ToThread = Enter | HostReturn

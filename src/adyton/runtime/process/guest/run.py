@@ -34,7 +34,8 @@ from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, curren
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
-from adyton.trusted import host_functions, tracing
+from adyton.runtime.process.guest.secrets import SupervisorAsker
+from adyton.trusted import host_functions, secrets, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -75,6 +76,7 @@ class Guest:
         self._own: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # that no client thread is paired with
         self._application: Application | None = None
         self._calls = Calls()
+        self.asker = SupervisorAsker(control)
         self._forked = False
 
     def main(self) -> None:
@@ -103,6 +105,7 @@ class Guest:
         """Make host calls of this thread on that link; None: on one of its own, when it makes one."""
         self._current.link = link
         host_functions.connect(self.call_host, whole_process=False)
+        secrets.connection.connect(self.asker, whole_process=False)
 
     def _keep_door(self, main_link: GuestLink, main: MainThread) -> None:
         """Give new links to threads, and each finalize to the main thread, unless that is in a call."""
@@ -242,6 +245,7 @@ class Guest:
             _end_forked(error)
 
     def _load(self, load: GuestLoad) -> bytes:
+        self.asker.image = load.broker
         warnings = self._prepare(load)
         self._application = Application(debug=load.debug)
         entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
@@ -342,6 +346,8 @@ class Guest:
         self._forked = True
         host_functions.connect(None, whole_process=True)
         host_functions.connect(None, whole_process=False)
+        secrets.connection.connect(None, whole_process=True)
+        secrets.connection.connect(None, whole_process=False)
         signal.set_wakeup_fd(-1)
         self._control.close()
         for link in list(self._links):
@@ -413,5 +419,6 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
 
     guest = Guest(control, prepare, find)
     host_functions.connect(guest.call_host, whole_process=True)
+    secrets.connection.connect(guest.asker, whole_process=True)
     os.register_at_fork(after_in_child=guest.forked)
     guest.main()

@@ -34,4 +34,5 @@ def guest_load(program: Program, request: LoadRequest, *, mount_tmp: bool) -> Gu
         streams=request.streams,
         logging=request.logging,
         umask=request.umask,
+        broker=None if program.broker is None else (program.broker.address, program.broker.key),
     )

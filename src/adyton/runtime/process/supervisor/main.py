@@ -72,7 +72,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     keep_freed_memory()
-    program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
+    program = Program(
+        image.manifest.entry,
+        [entry.name for entry in image.manifest.entries],
+        identity.debug,
+        image.manifest.names_broker,
+    )
     clock = Clock(guest.clock)
     inside = ThreadNumbers().inside
     threads = GuestThreads(PROGRAM, ".", INIT, inside)

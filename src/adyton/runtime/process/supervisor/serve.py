@@ -38,6 +38,7 @@ from adyton.hostcall.encoding import restored
 from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
+from adyton.runtime.process.guest.secrets import SECRET
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
@@ -55,6 +56,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.secrets import SecretLinks
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -131,6 +133,7 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
         )
+        self._secrets = SecretLinks(self._loop, identity, attest, self._guarded)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -229,6 +232,7 @@ class Supervisor:
         for each in (self._main, self._streams.link):
             if each is not None:
                 each.sock.close()
+        self._secrets.close()
         self._emulation.close()
         self._connections.close()
         self._loop.close()
@@ -453,6 +457,9 @@ class Supervisor:
                 self._watch_link(received[0], 0, own=True)
             else:
                 received[0].close()  # that thread's trouble only
+            return
+        if message == SECRET and len(received) == 1:
+            self._secrets.take(received[0])
             return
         for sock in received:
             sock.close()
