@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
+from target_broker import broker_log, broker_message, guest_question
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
@@ -77,5 +78,8 @@ TARGETS: Mapping[str, Target] = {
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "broker-log": Target(broker_log),
+    "broker-message": Target(broker_message, (RemoteProtocolError,)),
+    "guest-question": Target(guest_question, (RemoteProtocolError,)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
 }
