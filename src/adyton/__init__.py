@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     )
     from adyton.proto.enclave import EnclaveOutput, user_message
     from adyton.provision.client import RemoteProvision
-    from adyton.remote.address import TLS
+    from adyton.remote.address import TLS, Caller
     from adyton.remote_loader_pb2 import RemoteLoadConfig, remote_load_config
     from adyton.sgx_loader_pb2 import SgxLoadConfig, sgx_load_config
 
 _HOME = {
     "AdytonError": "adyton.errors",
+    "Caller": "adyton.remote.address",
     "EnclaveClient": "adyton.client",
     "EnclaveConfig": "adyton.proto.enclave",
     "EnclaveError": "adyton.errors",
@@ -61,6 +62,7 @@ _HOME = {
 __all__ = [
     "TLS",
     "AdytonError",
+    "Caller",
     "EnclaveClient",
     "EnclaveConfig",
     "EnclaveError",

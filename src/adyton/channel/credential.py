@@ -14,6 +14,7 @@ from adyton.crypto.self_signed import PrivateKey, self_signed
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _RSA_BITS = range(2048, 8193)
+MAX_CERTIFICATES = 64 << 10  # bytes in DER that an end may show
 KINDS = "ECDSA (P-256, P-384, P-521), Ed25519 or RSA (2048 to 8192 bits)"
 
 

@@ -11,7 +11,7 @@ from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
 from adyton.channel.messages import Accept, AttestRequest, Evidence, Message, MessageReader, encode
 from adyton.channel.steps import STEPS, Input, Part, State
-from adyton.channel.tls import Tls
+from adyton.channel.tls import KEY_BYTES, Tls
 from adyton.errors import LocalProtocolError, RemoteProtocolError
 
 _INPUT: Mapping[type[Message], Input] = {
@@ -58,6 +58,15 @@ class Channel:
     def peer_key_digest(self) -> bytes:
         """SHA-256 of the DER SubjectPublicKeyInfo of the key that the peer has proven to hold; b"": of none, or not yet."""
         return self._peer_key
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether its keys were used for so much that another connection is to take its place: see `tls`."""
+        return max(self._tls.received, self._tls.sent) >= KEY_BYTES
+
+    def peer_certificates(self) -> tuple[bytes, ...]:
+        """What the peer has shown in the handshake, in DER: its own certificate, then others. Only its key was checked. RemoteProtocolError."""
+        return self._tls.peer_certificates()
 
     def report_data(self, identity_digest: bytes) -> bytes:
         """What the evidence of a peer of this identity must be bound to (64 bytes), once the handshake is over."""

@@ -1,19 +1,29 @@
-"""One end of a TLS 1.3 connection over memory: ciphertext in, plaintext out, and the reverse. Nothing is authenticated here."""
+"""One end of a TLS 1.3 connection over memory: ciphertext in, plaintext out, and the reverse. Nothing is authenticated here.
+
+A traffic key must not be used for ever. RFC 8446 section 5.5 allows 2^24.5 records of full size under one of AES-GCM, which is 2^34.5 blocks, or
+2^38.5 bytes (360 GiB) of ciphertext in either direction; then somebody who sees it all tells it from random with a probability of (2^34.5)² / 2^129
+= 2^-60. Here no connection comes to more than `MOST_BYTES`, 2^-63, and who dials replaces it at `KEY_BYTES` (2^-65). (It is done by another
+connection, of which every key is new, the one of the key exchange too. pyOpenSSL has no call for TLS's own KeyUpdate, and OpenSSL makes none by
+itself.)
+"""
 
 from __future__ import annotations
 
 import struct
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from adyton.attestation.binding import EXPORTER_LABEL, EXPORTER_SIZE
-from adyton.channel.credential import Credential, key_digest
+from adyton.channel.credential import MAX_CERTIFICATES, Credential, key_digest
 from adyton.errors import RemoteProtocolError
 
 _RECORD = 1 << 14  # bytes of plaintext in a TLS record, RFC 8446 section 5.1
 _LONGEST = _RECORD + 256  # bytes of one as it is sent, without its head; section 5.2
 _HEAD = struct.Struct(">BHH")  # of a record: type, version, length
+KEY_BYTES = 1 << 36  # of ciphertext in one direction after which a connection is to be replaced
+MOST_BYTES = 1 << 37  # … beyond which nothing is read
 _TAKE = 1 << 20  # bytes read at once from the memory that TLS writes to
 
 
@@ -35,13 +45,17 @@ def _context(credential: Credential | None) -> SSL.Context:
 
 
 class Tls:
-    """See the module. `finished`: the handshake is complete; `ended`: the peer said that it sends no more; `due`: there may be ciphertext to take."""
+    """See the module. `finished`: the handshake is complete; `ended`: the peer said that it sends no more; `due`: there may be ciphertext to take.
+
+    `received`, `sent`: bytes of ciphertext.
+    """
 
     def __init__(self, connection: SSL.Connection) -> None:
         self._connection = connection
         self.due = True
         self.finished = False
         self.ended = False
+        self.received = self.sent = 0
         self._head = b""  # of a record of which not even that is there
         self._missing = 0  # bytes of a record that has begun
 
@@ -73,6 +87,9 @@ class Tls:
         if not ciphertext or self.ended:
             return b""
         connection = self._connection
+        self.received += len(ciphertext)
+        if max(self.received, self.sent) > MOST_BYTES:
+            raise RemoteProtocolError("the peer goes on with keys that were used for long enough")
         connection.bio_write(ciphertext)
         records = self._completed(ciphertext)
         if not self.finished:
@@ -133,7 +150,9 @@ class Tls:
                     break
         except SSL.WantReadError:
             pass
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.sent += len(data)
+        return data
 
     def close(self) -> None:
         """Tell the peer that nothing more is sent, if the handshake got that far."""
@@ -161,6 +180,20 @@ class Tls:
             return b"" if certificate is None else key_digest(certificate)
         except (ValueError, x509.InvalidVersion) as error:
             raise RemoteProtocolError(f"the peer's certificate is of no use: {error}") from error
+
+    def peer_certificates(self) -> tuple[bytes, ...]:
+        """The peer's, in DER, its own first. RemoteProtocolError: they cannot be read, or are more than `MAX_CERTIFICATES` bytes."""
+        try:
+            own = self._connection.get_peer_certificate(as_cryptography=True)
+            chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        except (ValueError, x509.InvalidVersion) as error:
+            raise RemoteProtocolError(f"the peer's certificates cannot be read: {error}") from error
+        if own is None:
+            return ()
+        shown = tuple(each.public_bytes(Encoding.DER) for each in (own, *(each for each in chain if each != own)))
+        if sum(map(len, shown)) > MAX_CERTIFICATES:
+            raise RemoteProtocolError(f"the peer shows certificates of more than {MAX_CERTIFICATES} bytes")
+        return shown
 
     def _handshake(self) -> bool:
         try:

@@ -35,7 +35,7 @@ from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
 from adyton.runtime.process.guest.secrets import SupervisorAsker
-from adyton.trusted import host_functions, secrets, tracing
+from adyton.trusted import callers, host_functions, secrets, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -75,6 +75,7 @@ class Guest:
         self._links: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # each is its thread's, and ends with it
         self._own: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # that no client thread is paired with
         self._application: Application | None = None
+        self._caller: callers.Caller | None = None
         self._calls = Calls()
         self.asker = SupervisorAsker(control)
         self._forked = False
@@ -106,6 +107,7 @@ class Guest:
         self._current.link = link
         host_functions.connect(self.call_host, whole_process=False)
         secrets.connection.connect(self.asker, whole_process=False)
+        callers.tell(self._caller, whole_process=False)
 
     def _keep_door(self, main_link: GuestLink, main: MainThread) -> None:
         """Give new links to threads, and each finalize to the main thread, unless that is in a call."""
@@ -247,6 +249,8 @@ class Guest:
     def _load(self, load: GuestLoad) -> bytes:
         self.asker.image = load.broker
         warnings = self._prepare(load)
+        self._caller = load.caller
+        callers.tell(self._caller, whole_process=False)
         self._application = Application(debug=load.debug)
         entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
         return encode(LoadReply(entries=entries, warnings=warnings, streams=self._application.streams()))
@@ -408,6 +412,7 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
             from adyton.runtime.process.guest.log import set_up
 
             warnings += set_up(load.logging, load.name)
+        callers.tell(load.caller, whole_process=True)
         sys.argv = [load.entry.partition(":")[0]]
         sys.executable = PYTHON
         sys.path.insert(0, root.IMAGE)

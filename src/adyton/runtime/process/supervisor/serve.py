@@ -380,7 +380,7 @@ class Supervisor:
             if request.streams.stdin:
                 self._files.open_standard_input()
         self._host_name = request.host_name
-        load = guest_load(self._program, request, mount_tmp=not layout.needs_private_tmp)
+        load = guest_load(self._program, request, self._connections.caller, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
