@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from sandbox import children, status
 
 import adyton
@@ -127,11 +131,11 @@ def with_no_message_in_it(kind: str) -> str:
     return "still here"
 
 @enclave.entry
-def many_sockets() -> int:
-    """How many of 100 sockets the supervisor serves at once."""
+def many_sockets() -> tuple[int, str]:
+    """How many of 300 sockets the supervisor serves at once."""
     from adyton.trusted.sealing import connection
     pairs = []
-    for _ in range(100):
+    for _ in range(300):
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(connection.made._control, [b"seal"], [other.fileno()])
         other.close()
@@ -144,9 +148,14 @@ def many_sockets() -> int:
             served += bool(mine.recv(100))
         except OSError:
             pass
+    try:
+        trusted.seal(b"one too many")
+        refused = "nothing"
+    except Exception as error:
+        refused = type(error).__name__
     for mine in pairs:
         mine.close()
-    return served
+    return served, refused
 
 @enclave.entry
 def plant() -> None:
@@ -266,7 +275,7 @@ def test_threads_children_and_signals(program: Path) -> None:
         assert enclave.call("in_a_child") == "ClosedError"
         assert enclave.call("with_a_time_limit_of_sockets") == b"x"
         assert enclave.call("interrupted") == (5, b"after all")
-        assert enclave.call("many_sockets") == 64
+        assert enclave.call("many_sockets") == (256, "ResourceLimitError")
         assert enclave.call("with_no_message_in_it", "silent") == "still here"
         assert enclave.call("in_threads", 4, 10) == 8
 
@@ -369,3 +378,12 @@ def found_in_memory(pid: int, **patterns: bytes) -> set[str]:
                 continue  # a device's, or beyond the end of a file
             found |= {name for name, pattern in patterns.items() if pattern in content}
     return found
+
+
+@pytest.mark.sandbox
+def test_the_example_of_the_documentation_counts_its_runs(workplace: Path) -> None:
+    for block in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", (ROOT / "docs/sealing.md").read_text(), re.DOTALL):
+        (workplace / block[1]).write_text(block[0])
+    for number in (1, 2, 3):
+        run = subprocess.run([sys.executable, "counter.py"], capture_output=True, text=True, check=True)
+        assert run.stdout == f"{number}\n"

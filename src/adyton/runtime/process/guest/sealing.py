@@ -1,18 +1,18 @@
 """The guest's side of sealing: each value has a socket of its own to the supervisor, which keeps the keys, and goes over it segment by segment.
 
     guest → supervisor    Seal(to, additional) or Unseal(head, additional), then for each segment: 1 if it is the last, else 0 ‖ its bytes
-    supervisor → guest    one answer to each: OK ‖ what sealed data begins with, or how many bytes those are, then what became of the segment; or REFUSED ‖ Refusal
+    supervisor → guest    one answer to each: OK ‖ what sealed data begins with, or how many bytes those are, then what the segment is now; or REFUSED ‖ Refusal
 
 One message is one packet (SEQPACKET), and none is sent before the last one was answered, so neither side holds more than a segment. As no thread shares
-its socket, any thread may seal at any time, in a signal's handler too; one that is interrupted leaves nothing behind but an end of its socket.
+its socket, any thread may seal at any time, in a signal's handler too; of one that is interrupted nothing stays.
 """
 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import io
 import socket
-import threading
 from collections.abc import Callable
 from typing import Annotated, Self
 
@@ -27,8 +27,7 @@ SEAL = b"seal"  # guest → supervisor, on the control socket: a socket for one 
 MAX_HEAD = MAX_SIZE + RANDOM_SIZE
 MAX_PACKET = 1 + SEGMENT + TAG_SIZE
 OK, REFUSED = b"\0", b"\1"
-AT_ONCE = 32  # values of one guest; more wait
-_SIZE = 2  # bytes of the head's size, big-endian
+AT_ONCE = 256  # values of one guest
 
 _Additional = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Exchange = Callable[[bytes], bytes]  # a message → the answer to it
@@ -40,7 +39,7 @@ class Seal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Unseal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
-    """`head`: the first bytes of what is sealed, as many as may belong to what is before its segments."""
+    """`head`: the first bytes of what is sealed, as many as may be before its segments. The answer: how many are, two bytes, big-endian."""
 
     head: Annotated[bytes, msgspec.Meta(max_length=MAX_HEAD)]
     additional: _Additional
@@ -101,14 +100,13 @@ class SupervisorSealer:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def seal(self, data: memoryview, to: To, additional: bytes) -> bytes:
-        with self._turns, _Asking(self._control) as asking:
+        with _Asking(self._control) as asking:
             return seal(asking.exchange, data, to, additional)
 
     def unseal(self, sealed: memoryview, additional: bytes) -> bytes:
-        with self._turns, _Asking(self._control) as asking:
+        with _Asking(self._control) as asking:
             return unseal(asking.exchange, sealed, additional)
 
 
@@ -134,8 +132,12 @@ class _Asking:
         self._socket.close()
 
     def exchange(self, message: bytes) -> bytes:
-        self._socket.send(message)
-        answer = self._socket.recv(MAX_PACKET)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            self._socket.send(message, socket.MSG_NOSIGNAL)
+            answer = self._socket.recv(MAX_PACKET)
         if not answer:
-            raise ConnectionError("the supervisor is gone")
+            raise ResourceLimitError(
+                f"the enclave seals and opens {AT_ONCE} values already, or is ending: let fewer threads do so at once"
+            )
         return answer

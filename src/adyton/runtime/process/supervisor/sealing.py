@@ -9,10 +9,8 @@ import msgspec
 
 from adyton.attestation.sealing.keys import Sealing
 from adyton.errors import AdytonError, LocalProtocolError, RemoteProtocolError
-from adyton.runtime.process.guest.sealing import MAX_PACKET, OK, REFUSED, Refusal, Seal, Unseal
+from adyton.runtime.process.guest.sealing import AT_ONCE, MAX_PACKET, OK, REFUSED, Refusal, Seal, Unseal
 from adyton.runtime.process.supervisor.loop import Loop
-
-MOST = 64  # sockets; a guest that keeps to its own number never has as many
 
 _DECODER: msgspec.msgpack.Decoder[Seal | Unseal] = msgspec.msgpack.Decoder(Seal | Unseal)
 
@@ -74,7 +72,7 @@ class SealLinks:
 
     def take(self, sock: socket.socket) -> None:
         """Serve it until it is closed."""
-        if len(self._sockets) >= MOST:
+        if len(self._sockets) >= AT_ONCE:
             sock.close()  # its own trouble
             return
         self._sockets.add(sock)
