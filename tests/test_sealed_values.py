@@ -274,8 +274,8 @@ def test_threads_children_and_signals(program: Path) -> None:
         assert enclave.call("in_threads", 60, 100_000) == 120
         assert enclave.call("in_a_child") == "ClosedError"
         assert enclave.call("with_a_time_limit_of_sockets") == b"x"
-        assert enclave.call("interrupted") == (5, b"after all")
-        assert enclave.call("many_sockets") == (256, "ResourceLimitError")
+        assert enclave.call("interrupted") == [5, b"after all"]
+        assert enclave.call("many_sockets") == [256, "ResourceLimitError"]
         assert enclave.call("with_no_message_in_it", "silent") == "still here"
         assert enclave.call("in_threads", 4, 10) == 8
 
@@ -297,14 +297,15 @@ def test_other_calls_go_on_beside_a_large_value(program: Path) -> None:
             enclave.call("keep", b"small", "measurement", b"")
             calls += 1
         thread.join()
-        assert result == [((1 << 24) + (1 << 8) * 16 + len(enclave.call("keep", b"", "measurement", b"")) - 16, True)]
+        head_and_tag = len(enclave.call("keep", b"", "measurement", b""))
+        assert result == [[(1 << 24) + (1 << 8) * 16 + head_and_tag - 16, True]]
         assert calls > 3
 
 
 @pytest.mark.sandbox
 @pytest.mark.parametrize("kind", ["large", "malformed"])
 def test_a_guest_that_says_what_no_runtime_says_is_ended(program: Path, kind: str) -> None:
-    with adyton.load(program) as enclave, pytest.raises(AdytonError, match="the enclave was ended"):
+    with pytest.raises(AdytonError, match="the enclave was ended"), adyton.load(program) as enclave:
         enclave.call("with_no_message_in_it", kind)
 
 
