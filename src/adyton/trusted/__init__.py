@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adyton.trusted.application import Enclave, TrustedApplication, entry
     from adyton.trusted.callers import Caller, caller
     from adyton.trusted.host_functions import host_function
+    from adyton.trusted.sealing import seal, unseal
     from adyton.trusted.secrets import secret
     from adyton.trusted.tracing import trace_context
 
@@ -37,8 +38,10 @@ _HOME = {
     "caller": "adyton.trusted.callers",
     "entry": "adyton.trusted.application",
     "host_function": "adyton.trusted.host_functions",
+    "seal": "adyton.trusted.sealing",
     "secret": "adyton.trusted.secrets",
     "trace_context": "adyton.trusted.tracing",
+    "unseal": "adyton.trusted.sealing",
     "user_message": "adyton.proto.enclave",
 }
 
@@ -54,8 +57,10 @@ __all__ = [
     "caller",
     "entry",
     "host_function",
+    "seal",
     "secret",
     "trace_context",
+    "unseal",
     "user_message",
 ]
 
