@@ -36,5 +36,14 @@ def report_data(
     verifier_key_digest: bytes = b"",
 ) -> bytes:
     """The 64 bytes. `key_digest`: SHA-256 of the DER SubjectPublicKeyInfo of the prover's certificate; `verifier_key_digest`: of the other's, b"" if it has none."""
-    fields = (_LABEL, VERSION.to_bytes(4, "big"), role, nonce, exporter, key_digest, verifier_key_digest, identity_digest)
+    fields = (
+        _LABEL,
+        VERSION.to_bytes(4, "big"),
+        role,
+        nonce,
+        exporter,
+        key_digest,
+        verifier_key_digest,
+        identity_digest,
+    )
     return hashlib.sha512(b"".join(length_prefixed(field) for field in fields)).digest()
