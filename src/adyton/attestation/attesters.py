@@ -34,8 +34,7 @@ ROWS: Mapping[Platform, Row] = {
     "tdx": Row("dcap.attest:Tdx", "/dev/tdx_guest", "an Intel TDX guest", _STAND_IN),
     "nitro": Row("nitro.attest:Nitro", "/dev/nsm", "an AWS Nitro enclave", _STAND_IN, extra="attest"),
     "tpm": Row(
-        *("tpm.attest:Tpm", "/dev/tpmrm0", "a machine with a TPM 2.0", "has met swtpm, and no chip"),
-        extra="tpm",
+        *("tpm.attest:TpmAttester", "/dev/tpmrm0", "a machine with a TPM 2.0", "has met swtpm, and no chip"),
         automatic=False,  # it proves what was booted, and does not keep the machine's owner out
     ),
     "sgx": Row(
@@ -60,7 +59,8 @@ def open_attester(platform: Platform) -> Attester:
         if not os.path.exists(row.device):
             raise PlatformError(_absent(row)) from error
         missing = f"{error.name} is missing" if error.name else str(error)
-        raise PlatformError(f"{missing}: install adyton[{row.extra}] on this machine") from error
+        package = f"adyton[{row.extra}]" if row.extra else "adyton"
+        raise PlatformError(f"{missing}: install {package} on this machine") from error
     except PlatformError as error:
         if os.path.exists(row.device):
             raise

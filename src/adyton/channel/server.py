@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
-from adyton.attestation.binding import ENCLAVE_ROLE, VERSION, report_data
+from adyton.attestation.binding import ENCLAVE_ROLE, VERSION, bound_to, connection_digest
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceRequested
 from adyton.channel.machine import SERVER_STEPS, Channel
 from adyton.channel.tls import Tls
@@ -38,11 +38,10 @@ class ServerChannel(Channel):
                 f"the client speaks version {message.version} of the attested channel, and this enclave version {VERSION}: "
                 "use the same release on both sides"
             )
-        bound = report_data(
+        connection = connection_digest(
             role=ENCLAVE_ROLE,
             nonce=message.nonce,
             exporter=self._tls.exporter(ENCLAVE_ROLE),
             key_digest=self._tls.own_key_digest(),
-            identity_digest=self._identity_digest,
         )
-        return EvidenceRequested(bound)
+        return EvidenceRequested(bound_to(connection, self._identity_digest), connection)
