@@ -1,11 +1,10 @@
-"""Calls from asyncio: any number at once, cancelled with their tasks, streams both ways, and errors as of `call`."""
+"""Calls from asyncio: any number at once, cancelled with their tasks, and errors as of `call`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 import adyton
 from adyton.communicator.messages import EnterRequest
-from adyton.communicator.streams import FIRST_BATCHES, MOST_ITEMS
 from adyton.config import Policy
 from adyton.errors import (
     ClosedError,
@@ -27,6 +25,7 @@ from adyton.loader import LoadArguments, load_in_process
 from adyton.proto.values import encode_arguments
 from adyton.remote import unpaired
 from adyton.remote.arguments import Argument
+from adyton.remote.speaker import Speaker
 from adyton.runtime.process.guest.aside import THREADS
 from adyton.trusted import Enclave, host_function
 
@@ -39,7 +38,6 @@ class Place:
     """What the entries below tell a test that runs in the same process."""
 
     def __init__(self) -> None:
-        self.produced = 0
         self.closed = threading.Event()
         self.started = threading.Event()
         self.go_on = threading.Event()
@@ -134,21 +132,9 @@ async def exits() -> None:
 @app.entry
 def count(numbers: int) -> Iterator[int]:
     try:
-        for number in range(numbers):
-            place.produced += 1
-            yield number
+        yield from range(numbers)
     finally:
         place.closed.set()
-
-
-@app.entry
-async def total(numbers: AsyncIterator[int]) -> int:
-    return sum([each async for each in numbers])
-
-
-@app.entry
-def total_of_a_thread(numbers: Iterator[int]) -> int:
-    return sum(numbers)
 
 
 @app.entry
@@ -172,13 +158,6 @@ def client() -> Iterator[adyton.EnclaveClient]:
         client.function_threads = threads  # type: ignore[attr-defined]
         yield client
         place.go_on.set()
-
-
-def until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not done():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
 
 
 async def eventually(done: Callable[[], object]) -> None:
@@ -396,14 +375,14 @@ def test_a_coroutine_that_is_let_go_of_cancels_its_call(client):
 
 @pytest.mark.parametrize("how", ["late", "cancelled"])
 def test_what_nobody_waits_for_in_the_moment_in_which_it_is_made_is_cancelled(client, monkeypatch, how):
-    make_all = type(client._core.proxy).make_all
+    make_all = Speaker.make_all
     moment: list[Any] = []
 
-    def slow(self, calls):
+    def slow(self, calls, note):
         moment.pop()()
-        make_all(self, calls)
+        make_all(self, calls, note)
 
-    monkeypatch.setattr(type(client._core.proxy), "make_all", slow)
+    monkeypatch.setattr(Speaker, "make_all", slow)
 
     async def main() -> None:
         request = EnterRequest("for_ever", encode_arguments("for_ever", (), {}))
@@ -457,105 +436,9 @@ def test_deadlines(client):
     asyncio.run(main())
 
 
-def test_streams_of_results_hold_back_their_producer_and_end_with_their_iterator(client):
-    async def main() -> None:
-        found = [each async for each in await client.acall("count", 10_000)]
-        assert found == list(range(10_000))
-        place.closed.clear()
-        place.produced = 0
-        async with await client.acall("count", 10**9) as items:
-            assert await anext(items) == 0
-            ahead = -1
-            while ahead != (ahead := place.produced):  # noqa: ASYNC110 - until it grows no more
-                await asyncio.sleep(0.1)
-            assert ahead < 3 * FIRST_BATCHES * MOST_ITEMS
-        await eventually(place.closed.is_set)
-        place.closed.clear()
-        items = await client.acall("count", 10**9)
-        assert await anext(items) == 0
-        del items
-        await eventually(place.closed.is_set)
-        slow = await client.options(timeout=0.2).acall("asks_each", never())
-        with pytest.raises(DeadlineError):
-            await anext(slow)
-
-    asyncio.run(main())
-
-
-def test_what_a_task_has_let_go_of_is_looked_after_no_more(client):
-    async def main() -> None:
-        ended = asyncio.Event()
-
-        async def numbers() -> AsyncIterator[int]:
-            try:
-                yield 1
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-
-        items = await client.acall("asks_each", numbers())
-        assert await anext(items) == 3
-        watched = client._core.proxy.unpaired.watch._watched
-        assert watched
-        del items
-        async with asyncio.timeout(LIMIT):
-            await ended.wait()
-        await eventually(lambda: not watched)
-        call = asyncio.ensure_future(client.acall("total", numbers()))
-        ended.clear()
-        await asyncio.sleep(0.01)
-        call.cancel()
-        async with asyncio.timeout(LIMIT):
-            await ended.wait()
-
-    asyncio.run(main())
-
-
 async def never() -> AsyncIterator[int]:
     await asyncio.Event().wait()
     yield 1
-
-
-@pytest.mark.parametrize("entry", ["total", "total_of_a_thread"])
-def test_asynchronous_arguments_are_read_by_the_callers_loop(client, entry):
-    async def main() -> None:
-        loops = set()
-
-        async def numbers() -> AsyncIterator[int]:
-            for number in range(5000):
-                loops.add(asyncio.get_running_loop())
-                yield number
-
-        assert await client.acall(entry, numbers()) == sum(range(5000))
-        assert loops == {asyncio.get_running_loop()}
-        assert await client.acall(entry, iter(range(5000))) == sum(range(5000))
-
-    asyncio.run(main())
-
-
-def test_a_stream_both_ways_whose_items_are_asked_of_the_client(client):
-    async def main() -> None:
-        async def numbers() -> AsyncIterator[int]:
-            for number in range(20):
-                yield number
-
-        assert [each async for each in await client.acall("asks_each", numbers())] == [3 * n for n in range(20)]
-
-    asyncio.run(main())
-
-
-def test_what_an_asynchronous_iterator_raises_is_raised_again(client):
-    class OddError(LookupError): ...
-
-    async def numbers() -> AsyncIterator[int]:
-        yield 1
-        raise OddError("of the client's")
-
-    async def main() -> None:
-        with pytest.raises(OddError):
-            await client.acall("total", numbers())
-
-    asyncio.run(main())
 
 
 def test_a_lost_connection_ends_every_call_with_one_clear_error(client):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from adyton.attestation.binding import VERSION
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
-from adyton.attestation.binding import VERSION
 from adyton.channel.client import ClientChannel, Closed, Data, EvidenceReceived
 from adyton.channel.machine import CLIENT_STEPS, SERVER_STEPS
 from adyton.channel.messages import Accept, AttestRequest, Evidence, MessageReader

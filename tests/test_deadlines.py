@@ -99,9 +99,9 @@ def timed(function, *arguments, **keywords):
 
 
 def ours():
-    """Threads that clients started; the server's rest in its pool."""
+    """Threads that clients started; the server's rest in its pool, and one for steps is the whole process'."""
     found = {each for each in threading.enumerate() if each.name.startswith("adyton")}
-    return {each for each in found if not each.name.startswith("adyton-rpc")}
+    return {each for each in found if not each.name.startswith(("adyton-rpc", "adyton-steps"))}
 
 
 # -- a load: each stage at a server that hangs there -------------------------------------------------------------------

@@ -68,8 +68,9 @@ def test_a_write_that_had_to_wait_for_room_is_sent_though_nothing_follows_it(gue
     with client, relay:
         program = serve.Program("application", [], debug=True)
         supervisor = serve.Supervisor(relay, guest, program, identity, simulated(identity), files, lambda: None)  # type: ignore[arg-type]
-        supervisor._waiting[1] = TICKET, abi.Write(1, 0, bytes(9))
-        supervisor._replied(1, True, msgspec.msgpack.encode(abi.Written(9)))
+        assert supervisor._requests is not None
+        supervisor._requests._waiting[1] = TICKET, abi.Write(1, 0, bytes(9))
+        supervisor._requests.replied(1, msgspec.msgpack.encode(abi.Written(9)), ok=True)
         supervisor._loop.later(PATIENCE, supervisor._loop.stop)
         while not files.pushed and supervisor._loop.turn():
             pass

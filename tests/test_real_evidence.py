@@ -167,7 +167,9 @@ def policy(tmp_path):
 
     def written(vector: Vector, runtime: str) -> Path:
         path = tmp_path / f"{vector.name}.toml"
-        path.write_text(f'[expect]\nplatforms = ["{vector.platform}"]\nruntime = ["{runtime}"]\ntcb = ["{vector.tcb}"]\n')
+        path.write_text(
+            f'[expect]\nplatforms = ["{vector.platform}"]\nruntime = ["{runtime}"]\ntcb = ["{vector.tcb}"]\n'
+        )
         return path
 
     return written

@@ -123,7 +123,7 @@ def test_an_enclave_that_breaks_the_rules_of_a_stream_loses_its_client(opened, s
 
     items = opened(script)
     deadline = time.monotonic() + PATIENCE
-    while items._client._error is None:  # nothing is taken meanwhile
+    while items._client._speaker.error is None:  # nothing is taken meanwhile
         assert time.monotonic() < deadline
         threading.Event().wait(0.002)
     with pytest.raises((ProtocolError, ConnectionLostError), match=text):
@@ -142,7 +142,7 @@ def test_items_that_are_none_are_an_error_of_the_iterator_only(opened):
     assert over.wait(PATIENCE)
     with pytest.raises(EnclaveTypeError, match="an item does not fit"):
         list(items)
-    assert items._client._error is None
+    assert items._client._speaker.error is None
 
 
 def test_what_ended_before_it_began_is_raised(opened):

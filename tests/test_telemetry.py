@@ -529,7 +529,7 @@ def test_off_means_that_a_call_does_nothing_of_it():
     """Not one function of the package is called; and the client's session is called without one in between."""
     client = loaded()
     assert client._core.proxy.telemetry is None
-    assert client._core.proxy._send_call == client._core.proxy._session.call
+    assert client._core.proxy._speaker._send_call == client._core.proxy._session.call
     seen: set[str] = set()
     sys.setprofile(lambda frame, _event, _argument: seen.add(frame.f_code.co_filename))
     try:

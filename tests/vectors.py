@@ -51,7 +51,10 @@ _DCAP, _SNP, _NITRO = "sgx-tdx-dcap-qvl/sample/", "snp-virtee-sev/tests/certs_da
 VECTORS = (
     Vector(
         *("sgx", "sgx", f"{_DCAP}sgx_quote", f"{_DCAP}sgx_quote_collateral.json", _utc(2025, 6, 20)),
-        *("ConfigurationAndSWHardeningNeeded", "sha256:33d8736db756ed4997e04ba358d27833188f1932ff7b1d156904d3f560452fbb"),
+        *(
+            "ConfigurationAndSWHardeningNeeded",
+            "sha256:33d8736db756ed4997e04ba358d27833188f1932ff7b1d156904d3f560452fbb",
+        ),
         *("d04ec06d4e6d92dc90d0ad3cf5ee2ddf", lambda _: slice(0, 48 + 384)),
     ),
     Vector(

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from adyton._version import __version__
 
 if TYPE_CHECKING:
+    from adyton.attestation.acl import AllOf, AnyOf, Not
+    from adyton.attestation.expectation import Expectation
     from adyton.client import EnclaveClient
     from adyton.config import Policy
     from adyton.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveLoadConfig
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdytonError": "adyton.errors",
+    "AllOf": "adyton.attestation.acl",
+    "AnyOf": "adyton.attestation.acl",
     "EnclaveClient": "adyton.client",
     "EnclaveConfig": "adyton.proto.enclave",
     "EnclaveError": "adyton.errors",
@@ -45,7 +49,9 @@ _HOME = {
     "EnclaveManagerOptions": "adyton.manager",
     "EnclaveOutput": "adyton.proto.enclave",
     "EnclaveTypeError": "adyton.errors",
+    "Expectation": "adyton.attestation.expectation",
     "FakeEnclaveLoader": "adyton.manager",
+    "Not": "adyton.attestation.acl",
     "Policy": "adyton.config",
     "RemoteLoadConfig": "adyton.remote_loader_pb2",
     "RemoteProvision": "adyton.provision.client",
@@ -61,6 +67,8 @@ _HOME = {
 __all__ = [
     "TLS",
     "AdytonError",
+    "AllOf",
+    "AnyOf",
     "EnclaveClient",
     "EnclaveConfig",
     "EnclaveError",
@@ -72,7 +80,9 @@ __all__ = [
     "EnclaveManagerOptions",
     "EnclaveOutput",
     "EnclaveTypeError",
+    "Expectation",
     "FakeEnclaveLoader",
+    "Not",
     "Policy",
     "RemoteLoadConfig",
     "RemoteProvision",

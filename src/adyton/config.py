@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import PLATFORMS
 from adyton.communicator.messages import Coherence
@@ -103,11 +104,15 @@ class Mount:
 
 @dataclass(frozen=True)
 class Policy:
-    """What an enclave must prove, and what it may do. `expect` is None where nothing was said; immutable."""
+    """What an enclave must prove, and what it may do. `expect` is None where nothing was said; immutable.
+
+    `acl`: what was put together in Python, which must hold besides.
+    """
 
     expect: Expectation | None = None
     allow: AllowSettings = field(default_factory=AllowSettings)
     mounts: tuple[Mount, ...] = ()
+    acl: Acl | None = None
 
     @classmethod
     def read(cls, source: PathLike | Policy | None) -> Policy:
@@ -130,24 +135,22 @@ class Policy:
         )
 
     @classmethod
-    def of_environment(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+    def of_environment(cls, expect: Mapping[str, Any] | Acl | None, allow: Mapping[str, Any] | None) -> Policy:
         """The file that ADYTON_POLICY names, with the tables added to it, and ADYTON_ALLOW_… for lists that `allow` has not."""
         tables = cls.from_tables(None, allow)
         lists: dict[str, Any] = {name: getattr(tables.allow, name) for name in _LISTS}
         return cls.read(os.environ.get("ADYTON_POLICY") or None).extended(expect=expect, **lists)
 
     @classmethod
-    def from_tables(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+    def from_tables(cls, expect: Mapping[str, Any] | Acl | None, allow: Mapping[str, Any] | None) -> Policy:
         """The tables of a policy file, given in Python; relative paths are below the working directory."""
-        return cls(
-            None if expect is None else _expectation(expect, "expect="),
-            AllowSettings() if allow is None else _allow(allow, "allow=", os.getcwd()),
-        )
+        given = AllowSettings() if allow is None else _allow(allow, "allow=", os.getcwd())
+        return cls(allow=given).extended(expect=expect, environment={})
 
     def extended(
         self,
         *,
-        expect: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | Acl | None = None,
         read: Iterable[PathLike] = (),
         write: Iterable[PathLike] = (),
         net: Iterable[str] = (),
@@ -158,13 +161,18 @@ class Policy:
     ) -> Policy:
         """The policy with what arguments add to it; where a list is not given, what `environment` (os.environ) adds.
 
-        Lists of `expect` are added too; its other values replace those of this policy.
+        Lists of `expect` are added too; its other values replace those of this policy. An `Acl` must hold besides.
         """
         base = os.getcwd()
         given = AllowSettings.create(base=base, read=read, write=write, net=net, listen=listen, env=env, call=call)
         variables = AllowSettings.from_environment(os.environ if environment is None else environment, base=base)
-        expectation = self.expect if expect is None else _expectation(expect, "expect=", self.expect)
-        return Policy(expectation, self.allow + given.or_else(variables), self.mounts)
+        expectation, acl = self.expect, self.acl
+        if isinstance(expect, Acl):
+            expect.check()
+            acl = expect if acl is None else AllOf(acl, expect)
+        elif expect is not None:
+            expectation = _expectation(expect, "expect=", self.expect)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, acl)
 
     def host_calls(self, working_directory: str | None = None) -> HostCallPolicy:
         """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adyton.attestation import attesters
+from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import CONFIGS, PLATFORMS
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
@@ -76,7 +77,7 @@ def load(
     *,
     on: str | None = None,
     policy: str | os.PathLike[str] | Policy | None = None,
-    expect: Mapping[str, Any] | None = None,
+    expect: Mapping[str, Any] | Acl | None = None,
     allow_read: Iterable[str | os.PathLike[str]] = (),
     allow_write: Iterable[str | os.PathLike[str]] = (),
     allow_net: Iterable[str] = (),
@@ -99,7 +100,8 @@ def load(
     """Load a confidential program into an enclave, and return the client that calls it.
 
     `image`: a .enclave or .py path, a `trusted.Enclave`, or "sha256:…" of an image that the server has. `on`: the server (else
-    ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it) and `allow_…` add to it.
+    ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it, or expectations put together) and
+    `allow_…` add to it.
     `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
     server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
@@ -193,7 +195,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
     if provision.local:
-        platform = _local_platform(platform, expectation)
+        platform = _local_platform(platform, policy)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
     host_calls = policy.host_calls(working_directory(arguments.config))
     own = provision.another()  # the caller's may be in use for another load
@@ -212,12 +214,14 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         raise
 
 
-def _local_platform(wanted: str, expectation: Expectation) -> str:
+def _local_platform(wanted: str, policy: Policy) -> str:
     """Of an enclave of this machine. Nobody named one: the hardware that is here, if the policy has a reference value for it; else it could only be refused.
 
-    PlatformError: what was named is not here."""
+    PlatformError: what was named is not here.
+    """
     if wanted in ("auto", "sim"):
-        return wanted if expectation.runtime else "sim"
+        knows_hardware = policy.acl is not None or bool(policy.expect and policy.expect.runtime)
+        return wanted if knows_hardware else "sim"
     try:
         return attesters.chosen(wanted)
     except PlatformError as error:
@@ -240,7 +244,7 @@ def _connect(
     provide: Callable[[], Transport],
     provision: RemoteProvision | None,
     policy: HostCallPolicy,
-    expectation: Expectation,
+    expectation: Acl,
     arguments: LoadArguments,
     name: str,
     mounts: Sequence[Mount],
@@ -300,7 +304,7 @@ def _connect(
 def _connected(
     provide: Callable[[], Transport],
     executor: Executor,
-    expectation: Expectation,
+    expectation: Acl,
     request: LoadRequest,
     timeout: float | None,
     trace: Trace | None,
@@ -331,18 +335,22 @@ def _connected(
     return proxy
 
 
-def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Expectation:
+def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Acl:
     """What the evidence must say: what the policy says of it, else what is safe for where the enclave runs."""
     allow_sim = arguments.allow_sim if arguments.allow_sim is not None else _flag("ADYTON_ALLOW_SIM")
     measurement = [image if isinstance(image, str) else image.measurement]
-    if policy.expect is not None:
-        expectation = policy.expect
+    expectation = policy.expect
+    if expectation is not None:
         if not expectation.measurement and not expectation.signer:
             expectation = msgspec.structs.replace(expectation, measurement=measurement)
         platforms = expectation.platforms or _platforms(simulated=local or allow_sim)
         if allow_sim:
             platforms = list(dict.fromkeys([*platforms, "sim"]))
-        return msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
+        expectation = msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
+    if policy.acl is not None:
+        return policy.acl if expectation is None else AllOf(expectation, policy.acl)
+    if expectation is not None:
+        return expectation
     platforms = _platforms(simulated=local or allow_sim)
     return Expectation(platforms=platforms, measurement=measurement, debug=local or allow_sim or arguments.accept_debug)
 

@@ -17,6 +17,23 @@ from cryptography.utils import CryptographyDeprecationWarning
 from adyton.attestation.findings import Failure, refuse
 
 MAX_CERTIFICATE = 1 << 14  # bytes of DER
+# What hostile certificates and lists raise, some of it when they are looked at: these have no base but Exception.
+UNREADABLE = (
+    TypeError,
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
+
+def look_at(certificate: x509.Certificate) -> x509.Certificate:
+    """The same, of which nothing more can be unreadable; else UNREADABLE."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+        _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
+    return certificate
 
 
 def read_certificate(der: bytes, what: str) -> x509.Certificate:
@@ -26,9 +43,8 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
-            certificate = x509.load_der_x509_certificate(der)
-            certificate.extensions, certificate.public_key()  # noqa: B018 - which read the rest
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            certificate = look_at(x509.load_der_x509_certificate(der))
+    except UNREADABLE as error:
         raise refuse("malformed", what, "a certificate", f"what cannot be read: {error}") from error
     if certificate.public_bytes(Encoding.DER) != der:
         raise refuse("malformed", what, "a certificate alone", "more bytes behind it")
@@ -68,7 +84,9 @@ def chain_failures(chain: Sequence[x509.Certificate], at: dt.datetime) -> list[F
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not first <= at <= last:
             failures.append(
-                Failure("genuine", f"time of {name_of(certificate)}", f"{first:%FT%TZ} to {last:%FT%TZ}", f"{at:%FT%TZ}")
+                Failure(
+                    "genuine", f"time of {name_of(certificate)}", f"{first:%FT%TZ} to {last:%FT%TZ}", f"{at:%FT%TZ}"
+                )
             )
     return failures
 
@@ -88,7 +106,9 @@ def revocation_failures(
             found = each.get_revoked_certificate_by_serial_number(certificate.serial_number)
             if found is not None and found.revocation_date_utc <= at:
                 failures.append(
-                    Failure("tcb", f"revocation of {name_of(certificate)}", "none", f"{found.revocation_date_utc:%FT%TZ}")
+                    Failure(
+                        "tcb", f"revocation of {name_of(certificate)}", "none", f"{found.revocation_date_utc:%FT%TZ}"
+                    )
                 )
     return failures, checked
 

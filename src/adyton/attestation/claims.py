@@ -11,6 +11,8 @@ import msgspec
 from adyton.attestation.findings import Failure
 from adyton.attestation.identity import Platform, length_prefixed
 
+UNVOUCHED = "Unknown"  # a `tcb`: nobody has said that the key is a platform's: it is one's only for a policy that names its machine
+
 
 class Claims(msgspec.Struct, frozen=True):
     """`runtime`: one digest of all that is measured, "sha256:HEX", see `digest_of_measured`. `measured`: the registers that it is of, in hex.

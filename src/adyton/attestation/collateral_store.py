@@ -1,7 +1,7 @@
 """What vendors publish, kept in a folder: fetched once for all who wait, and again only when it says that something newer is due.
 
-A file for each document, named by the digest of its address: a line of JSON (address, when it was fetched, until when it holds), then the
-document, then the certificates that came along. Signed all of it, so nothing depends on who wrote the folder; a file that cannot be read is fetched again.
+A file for each document, named by the digest of its address: a line of JSON (address, until when it holds, sizes), then the document, then the
+certificates that came along. All of it is signed, so nothing depends on who wrote the folder; what cannot be read is fetched again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import os
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -30,6 +31,8 @@ UNSAID = dt.timedelta(hours=24)  # that a document holds which does not say how 
 # Between two requests, in seconds: AMD answers one in ten seconds from an address, and 429 to more.
 PAUSE: dict[Vendor, float] = {"amd": 10.0, "intel": 0.0}
 REFUSED = 60.0  # seconds until a vendor that refused is asked again, unless it says so itself
+LONGEST = 86_400.0  # seconds that a vendor may ask for
+PATIENCE = 15.0  # seconds, for a vendor's next turn: a longer pause is not waited for
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,8 @@ class Answer:
 
 class _Head(msgspec.Struct, frozen=True):
     url: str
-    fetched: dt.datetime
     until: dt.datetime
-    size: int  # of the document, behind which certificates are
+    sizes: list[int]  # of the document, and of what came along
 
 
 def fetch(url: str) -> Answer:
@@ -68,82 +70,96 @@ class CollateralStore:
         folder: str,
         fetch: Callable[[str], Answer] | None = fetch,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        wait: Callable[[float], None] = time.sleep,
         intel: str = INTEL,
     ) -> None:
+        """`now`, `wait`: the clock; seconds. `intel`: where Intel's documents are, a PCCS perhaps."""
         self._folder = folder
         self._fetch = fetch
         self._now = now
+        self._wait = wait
         self._intel = intel
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
 
     def for_evidence(self, evidence: bytes) -> Collateral:
         """What there is for it, fetched if need be; what cannot be had is left out, and missed by who verifies."""
-        found = Collateral()
-        for need in needed(evidence, intel=self._intel):
-            document = self._document(need)
-            if document is not None:
-                found += read_blobs((document,))
-        return found
+        for first, *others in needed(evidence, intel=self._intel):
+            if (document := self._document(first)) is not None:
+                more = [found for need in others if (found := self._document(need)) is not None]
+                return read_blobs(tuple(blob for blobs in (document, *more) for blob in blobs))
+        return Collateral()
 
-    def _document(self, need: Need) -> bytes | None:
+    def _document(self, need: Need) -> list[bytes] | None:
         path = os.path.join(self._folder, hashlib.sha256(need.url.encode()).hexdigest())
-        kept = _read(path, need.url)
-        if kept is not None and (need.lives or self._now() <= kept[0].until):
-            return kept[1]
+        kept = self._kept(path, need)
+        if kept is not None and kept[1]:
+            return kept[0]
+        stale = None if kept is None else kept[0]  # better than nothing: who verifies says that it is old
         if self._fetch is None:
-            return None if kept is None else kept[1]
+            return stale
         with self._alone(path):
-            again = _read(path, need.url)
-            if again is not None and (need.lives or self._now() <= again[0].until):
-                return again[1]  # somebody else has fetched it meanwhile
-            fresh = self._ask(need)
+            kept = self._kept(path, need)
+            if kept is not None and kept[1]:
+                return kept[0]  # somebody else has fetched it meanwhile
+            fresh = self._ask(self._fetch, need)
             if fresh is None:
-                return None if kept is None else kept[1]
-            _write(path, need.url, self._now(), fresh)
+                return stale
+            _write(path, need.url, _holds_until(fresh, self._now()), fresh)
             return fresh
 
-    def _ask(self, need: Need) -> bytes | None:
-        assert self._fetch is not None
-        wait = os.path.join(self._folder, f"{need.vendor}.wait")
-        with self._alone(wait):
-            if self._now() < _time_in(wait):
+    def _kept(self, path: str, need: Need) -> tuple[list[bytes], bool] | None:
+        """What is in the folder, and whether it still holds."""
+        found = _read(path, need.url)
+        return None if found is None else (found[1], need.lives or self._now() <= found[0].until)
+
+    def _ask(self, ask: Callable[[str], Answer], need: Need) -> list[bytes] | None:
+        turn = os.path.join(self._folder, f"{need.vendor}.wait")
+        with self._alone(turn):
+            left = (_time_in(turn) - self._now()).total_seconds()
+            if PATIENCE < left <= LONGEST:  # beyond it, the clock was set back
                 return None
-            answer = self._fetch(need.url)
+            if 0 < left <= PATIENCE:
+                self._wait(left)
+            answer = ask(need.url)
             pause = PAUSE[need.vendor]
             if answer.status in (0, 429, 503):
                 pause = max(pause, _retry_after(answer, self._now()))
             if pause:
-                _replace(wait, (self._now() + dt.timedelta(seconds=pause)).isoformat().encode())
+                _replace(turn, (self._now() + dt.timedelta(seconds=pause)).isoformat().encode())
         if answer.status != 200 or len(answer.body) > MAX_FILE:
             return None
-        chains = [urllib.parse.unquote(answer.headers[name.lower()]) for name in CHAIN_HEADERS if name.lower() in answer.headers]
-        return answer.body + b"".join(b"\n" + chain.encode() for chain in chains)
+        chains = [answer.headers[name.lower()] for name in CHAIN_HEADERS if name.lower() in answer.headers]
+        return [answer.body, *(urllib.parse.unquote(chain).encode() for chain in chains)]
 
     @contextlib.contextmanager
     def _alone(self, path: str) -> Iterator[None]:
-        """One at a time, of all threads and processes."""
+        """One at a time, of all threads, and of all processes if the folder can be written."""
         with self._lock:
             lock = self._locks.setdefault(path, threading.Lock())
-        os.makedirs(self._folder, 0o700, exist_ok=True)
-        with lock, open(f"{path}.lock", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with lock, contextlib.ExitStack() as opened:
+            try:
+                os.makedirs(self._folder, 0o700, exist_ok=True)
+                file = opened.enter_context(open(f"{path}.lock", "wb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass  # then each process fetches for itself
             yield
 
 
-def _read(path: str, url: str) -> tuple[_Head, bytes] | None:
+def _read(path: str, url: str) -> tuple[_Head, list[bytes]] | None:
     try:
         with open(path, "rb") as file:
             head = msgspec.json.decode(file.readline(4096), type=_Head)
-            body = file.read(2 * MAX_FILE)
+            blobs = [file.read(min(max(size, 0), MAX_FILE)) for size in head.sizes]
     except (OSError, msgspec.MsgspecError, UnicodeError):
         return None
-    return (head, body) if head.url == url and len(body) >= head.size else None
+    return (head, blobs) if head.url == url and [len(blob) for blob in blobs] == head.sizes else None
 
 
-def _write(path: str, url: str, now: dt.datetime, document: bytes) -> None:
-    head = _Head(url, now, _holds_until(document, now), len(document))
-    _replace(path, msgspec.json.encode(head) + b"\n" + document)
+def _write(path: str, url: str, until: dt.datetime, blobs: list[bytes]) -> None:
+    head = _Head(url, until, [len(blob) for blob in blobs])
+    _replace(path, msgspec.json.encode(head) + b"\n" + b"".join(blobs))
 
 
 def _replace(path: str, data: bytes) -> None:
@@ -159,9 +175,9 @@ def _replace(path: str, data: bytes) -> None:
             raise
 
 
-def _holds_until(document: bytes, now: dt.datetime) -> dt.datetime:
+def _holds_until(blobs: list[bytes], now: dt.datetime) -> dt.datetime:
     """When something newer is due, by what the document says itself."""
-    found = read_blobs((document,))
+    found = read_blobs(tuple(blobs))
     times = [each.next_update_utc for each in found.revocation_lists if each.next_update_utc is not None]
     for fields, _ in found.documents:
         for part in fields.values():
@@ -183,7 +199,7 @@ def _retry_after(answer: Answer, now: dt.datetime) -> float:
     """Seconds, by RFC 9110, 10.2.3."""
     said = answer.headers.get("retry-after", "")
     if said.isdigit():
-        return min(float(said), 86_400.0)
+        return min(float(said), LONGEST)
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, min((parsedate_to_datetime(said) - now).total_seconds(), 86_400.0))
+        return max(0.0, min((parsedate_to_datetime(said) - now).total_seconds(), LONGEST))
     return REFUSED

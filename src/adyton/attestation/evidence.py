@@ -21,7 +21,7 @@ from adyton.attestation.identity import PLATFORMS, Digest, DigestOrNone, Enclave
 from adyton.errors import EvidenceMalformedError
 
 VERSION = 1
-MAX_EVIDENCE = 1 << 16  # bytes
+MAX_EVIDENCE = 1 << 18  # bytes; the event log of a TPM has up to 1 << 17, in base64 twice
 REPORT_DATA_SIZE = 64  # bytes: what every platform can sign along
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ class ImageClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def on(self, platform: Platform) -> EnclaveIdentity:
         """The identity as far as the runtime knows it."""
-        return EnclaveIdentity(platform, *msgspec.structs.astuple(self), runtime="", machine="")
+        return EnclaveIdentity(platform=platform, **msgspec.structs.asdict(self), runtime="", machine="")
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,7 +118,9 @@ def decode(text: bytes | msgspec.Raw, kind: type[_T]) -> _T:
 
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}\s*)+")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
-_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # behind the version, the kind of key and of TEE, and two numbers
+_INTEL = bytes.fromhex(
+    "939a7233f79c4ca9940a0db3957f0607"
+)  # behind the version, the kind of key and of TEE, and two numbers
 _TEES: dict[int, Platform] = {0x00: "sgx", 0x81: "tdx"}
 _TPM_MAGIC = b"\xffTCG"
 

@@ -7,12 +7,15 @@ that names too little is an error and never a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import msgspec
 
+from adyton.attestation.claims import UNVOUCHED
 from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity, Number
 from adyton.crypto.digest import is_digest
 from adyton.errors import UsageError
+
 
 class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[expect]` table. Empty lists and None: not named. `debug`: accept enclaves in debug too.
@@ -56,6 +59,21 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ]
         return conditions
 
+    def check_names(self) -> None:
+        """UsageError unless it names something, and nothing but whom: what `names` looks at."""
+        given = {field for field in self.__struct_fields__ if getattr(self, field) != _DEFAULTS[field]}
+        if not given or given - _NAMING.keys():
+            named = ", ".join(sorted(given - _NAMING.keys())) or "nothing"
+            raise UsageError(f"an exclusion names whom not to accept, by {', '.join(_NAMING)}; this one names {named}")
+
+    def names(self, identity: EnclaveIdentity) -> bool:
+        """Whether the identity is one of those that it names; `debug` and states do not matter."""
+        return all(
+            getattr(identity, of) in (want if isinstance(want, list | tuple) else [want])
+            for field, of in _NAMING.items()
+            if (want := getattr(self, field)) != _DEFAULTS[field]
+        )
+
     def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:
         """Every finding against an identity and the state of its TCB ("" for a simulated one)."""
         failures = [
@@ -65,7 +83,24 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         if identity.platform != "sim" and tcb not in self.tcb:
             failures.append(Failure("tcb", "tcb", _one_of(self.tcb), tcb or "none"))
+        if tcb == UNVOUCHED and identity.machine not in self.machines:
+            wanted = (
+                "a certificate of it by a CA whose root is in the collateral, or its machine among machines of [expect]"
+            )
+            failures.append(
+                Failure(
+                    "genuine", "attestation key", wanted, f"the key of {identity.machine}, which nobody vouches for"
+                )
+            )
         return failures
+
+
+_DEFAULTS = msgspec.structs.asdict(Expectation())
+# What says whom, and not in which state: the field of an expectation, and the identity's.
+_NAMING = {
+    **{"platforms": "platform", "measurement": "measurement", "signer": "signer"},
+    **{"product_id": "product_id", "runtime": "runtime", "machines": "machine"},
+}
 
 
 def _one_of(values: Sequence[str]) -> str:

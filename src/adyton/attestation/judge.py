@@ -11,11 +11,11 @@ from typing import Literal
 
 import msgspec
 
+from adyton.attestation.binding import report_data as bind
+from adyton.attestation.acl import Acl
 from adyton.attestation.collateral import Collateral
-from adyton.attestation.expectation import Expectation
 from adyton.attestation.findings import Failure, failed
 from adyton.attestation.verify import Verified, verify
-from adyton.attestation.binding import report_data as bind
 from adyton.errors import AttestationError
 
 Binding = Literal["ok", "not checked"]
@@ -40,7 +40,7 @@ class Judgement(msgspec.Struct, frozen=True):
 
 
 def judge(
-    evidence: bytes, expectation: Expectation, collateral: Collateral, at: dt.datetime, report_data: bytes | None = None
+    evidence: bytes, expectation: Acl, collateral: Collateral, at: dt.datetime, report_data: bytes | None = None
 ) -> Judgement:
     """Every finding against evidence. `report_data`: what it is to be bound to; None: what it says itself, if it does.
 
@@ -52,7 +52,7 @@ def judge(
     except AttestationError as error:
         failures = tuple(each for each in error.failures if isinstance(each, Failure))
         return Judgement(None, "not checked", failures or (Failure("malformed", "the evidence", "some", str(error)),))
-    expectation.check(raw=not verified.identity_digest)
+    expectation.check(raw=not verified.identity.measurement)
     failures_of_binding, binding = _binding(verified, report_data)
     found = [*verified.failures, *failures_of_binding, *expectation.compare(verified.identity, verified.tcb)]
     order = failed(found).failures if found else ()
@@ -72,9 +72,11 @@ def _binding(verified: Verified, report_data: bytes | None) -> tuple[list[Failur
         )
     got = verified.report_data
     if wanted is None:
-        if not verified.identity_digest or verified.identity.platform == "sim":
+        if not verified.identity.measurement or verified.identity.platform == "sim":
             return [], "not checked"
-        return [Failure("binding", "report_data", "what binds the image to it", "nothing: give --report-data")], "not checked"
+        return [
+            Failure("binding", "report_data", "what binds the image to it", "nothing: give --report-data")
+        ], "not checked"
     if wanted and hmac.compare_digest(got, wanted):
         return [], "ok"
     return [Failure("binding", "report_data", wanted.hex() or "some", got.hex() or "none")], "not checked"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from adyton.attestation.acl import Acl
 from adyton.attestation.claims import Claims
 from adyton.attestation.collateral import Collateral, read_blobs
 from adyton.attestation.evidence import (
@@ -23,7 +24,6 @@ from adyton.attestation.evidence import (
     open_envelope,
     raw_kind,
 )
-from adyton.attestation.expectation import Expectation
 from adyton.attestation.findings import Failure, failed
 from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.attestation.sim import open_simulated
@@ -87,7 +87,7 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
     return _verified(identity, claimed.digest(), claims, envelope)
 
 
-def validate(verified: Verified, expectation: Expectation, report_data: bytes) -> EnclaveIdentity:
+def validate(verified: Verified, expectation: Acl, report_data: bytes) -> EnclaveIdentity:
     """The identity, if it is what was expected and bound to `report_data` (64 bytes).
 
     UsageError for an expectation that names too little. TcbError, BindingError or ExpectationError with every finding.
@@ -95,7 +95,7 @@ def validate(verified: Verified, expectation: Expectation, report_data: bytes) -
     if len(report_data) != REPORT_DATA_SIZE:
         raise LocalProtocolError(f"report data has {REPORT_DATA_SIZE} bytes, not {len(report_data)}")
     # (1) The expectation is complete.
-    expectation.check(raw=not verified.identity_digest)
+    expectation.check()
     # (2) The evidence was made for this connection, just now.
     failures = [*verified.failures, *binding_failures(verified, report_data)]
     # (3) The enclave is the expected one.

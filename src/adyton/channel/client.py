@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from adyton.attestation.evidence import Bound
-from adyton.channel import messages
 from adyton.attestation.binding import ENCLAVE_ROLE, NONCE_SIZE, VERSION, report_data
+from adyton.channel import messages
 from adyton.channel.events import Closed, Data, Event, EvidenceReceived
 from adyton.channel.machine import CLIENT_STEPS, Channel
 from adyton.channel.tls import Tls

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from adyton.attestation.binding import ENCLAVE_ROLE, VERSION, bound_to, connection_digest
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
-from adyton.attestation.binding import ENCLAVE_ROLE, VERSION, bound_to, connection_digest
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceRequested
 from adyton.channel.machine import SERVER_STEPS, Channel
 from adyton.channel.tls import Tls

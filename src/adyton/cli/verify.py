@@ -22,7 +22,9 @@ MAX_FILE = 1 << 20  # bytes
 @click.argument("evidence", type=PATH)
 @click.option("--policy", type=PATH, metavar="FILE", required=True, help="A policy file; its table [expect] is read.")
 @click.option("--collateral", type=PATH, metavar="DIR", help="What vendors published: PCCS JSON, certificates, CRLs.")
-@click.option("--at", metavar="TIME", help="Judge as of then, such as 2025-06-20 or 2025-06-20T12:00:00Z. Default: now.")
+@click.option(
+    "--at", metavar="TIME", help="Judge as of then, such as 2025-06-20 or 2025-06-20T12:00:00Z. Default: now."
+)
 @click.option("--report-data", metavar="HEX", help="What the evidence must be bound to.")
 @click.option("-v", "--verbose", is_flag=True, help="Explain line by line.")
 @json_option("Print JSON.")
@@ -82,7 +84,9 @@ def _time(text: str | None) -> dt.datetime:
     try:
         found = dt.datetime.fromtimestamp(int(text), dt.UTC) if text.isdigit() else dt.datetime.fromisoformat(text)
     except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(f"{text!r} is no time: write 2025-06-20 or 2025-06-20T12:00:00Z", param_hint="--at") from None
+        raise click.BadParameter(
+            f"{text!r} is no time: write 2025-06-20 or 2025-06-20T12:00:00Z", param_hint="--at"
+        ) from None
     return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
 
 
@@ -95,7 +99,13 @@ def _bytes(text: str) -> bytes:
 
 def _shown(judgement: Judgement) -> dict[str, Any]:
     verified = judgement.verified
-    shown: dict[str, Any] = {"ok": judgement.ok, "platform": None, "identity": None, "tcb": None, "binding": judgement.binding}
+    shown: dict[str, Any] = {
+        "ok": judgement.ok,
+        "platform": None,
+        "identity": None,
+        "tcb": None,
+        "binding": judgement.binding,
+    }
     if verified is not None:
         shown["platform"] = verified.identity.platform
         shown["identity"] = {**msgspec.to_builtins(verified.identity), "vouchers": verified.identity.vouchers}
@@ -118,7 +128,9 @@ def _explain(judgement: Judgement, *, verbose: bool) -> None:
         if verbose:
             for field, voucher in identity.vouchers.items():
                 value = getattr(identity, field)
-                click.echo(f"  {field:17} {str(value).lower() if isinstance(value, bool) else value or 'none'}  ({voucher} vouches for it)")
+                click.echo(
+                    f"  {field:17} {str(value).lower() if isinstance(value, bool) else value or 'none'}  ({voucher} vouches for it)"
+                )
             for name, value in verified.measured.items():
                 click.echo(f"  {name:17} {value}")
             for name, value in verified.more.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -36,27 +37,29 @@ _OUTPUT = msgspec.msgpack.Decoder(abi.Output)
 _REFUSED = msgspec.msgpack.Decoder(abi.RefusedCall)
 
 
-class Answers(Protocol):
-    """What the owner does."""
+class Answer(Protocol):
+    """How a host call is answered."""
 
-    def answer(
+    def __call__(
         self, called: communicator.Called, *, ok: bool, body: communicator.Parts, bulk: tuple[bytes, ...] = ()
-    ) -> None:
-        """Answer a host call."""
-
-    def fail(self, error: AdytonError) -> None:
-        """The enclave misbehaves: end the connection."""
+    ) -> None: ...
 
 
 class HostCalls:
-    """Made with its owner's executor. `deadlines`: the owner's, whose calls have no more time than that."""
+    """`fail` ends the connection: the enclave misbehaves. `deadlines`: the client's, whose calls have no more time than that."""
 
     def __init__(
-        self, executor: Executor, owner: Answers, deadlines: Deadlines, telemetry: Telemetry | None = None
+        self,
+        executor: Executor,
+        answer: Answer,
+        fail: Callable[[AdytonError], None],
+        deadlines: Deadlines,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._executor = executor
-        self._owner = owner
+        self._answer = answer
+        self._fail = fail
         self._deadlines = deadlines
         self._sequence: Sequence[communicator.Called] = Sequence(communicator.Limits().in_flight, MAX_AHEAD)
         self._lock_waits = threading.Semaphore(abi.MAX_LOCK_WAITS)
@@ -91,21 +94,21 @@ class HostCalls:
         """Execute one host call and reply."""
         if called.method not in ("host", "function", "order"):
             body = encode(Raised("state", "Refused", f"no method {called.method!r} on the client"))
-            self._owner.answer(called, ok=False, body=body)
+            self._answer(called, ok=False, body=body)
             return
         try:
             start = ORDER.size if called.method == "order" else 0
             request = restored(_REQUEST.decode(memoryview(called.body)[start:]), called.body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._owner.fail(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
+            self._fail(RemoteProtocolError(f"malformed host call from the enclave: {error}"))
             return
         if isinstance(request, abi.Call):
             request = msgspec.structs.replace(request, bulk=called.bulk)
         elif called.bulk:
-            self._owner.fail(RemoteProtocolError("a host call from the enclave with bulk that it cannot have"))
+            self._fail(RemoteProtocolError("a host call from the enclave with bulk that it cannot have"))
             return
         if may_wait(request) and not self._lock_waits.acquire(blocking=False):
-            self._owner.answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
+            self._answer(called, ok=True, body=msgspec.msgpack.encode(abi.Failed("ENOLCK")))
         elif may_wait(request):
             # Not on a thread of the pool, nor on a caller's: it may wait for long.
             threading.Thread(
@@ -143,11 +146,11 @@ class HostCalls:
         except FunctionRaised as raised:
             ok, body = False, encode(Raised(raised.kind, *raised.described()))
         except BaseException:  # KeyboardInterrupt and SystemExit are for this thread; the enclave's goes on
-            self._owner.answer(called, ok=False, body=NOBODY_WAITS)
+            self._answer(called, ok=False, body=NOBODY_WAITS)
             raise
         finally:
             self._deadlines.until = around
-        self._owner.answer(called, ok=ok, body=body, bulk=bulk)
+        self._answer(called, ok=ok, body=body, bulk=bulk)
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[_T], body: communicator.Body, what: str) -> _T:

@@ -6,7 +6,7 @@ a pair (files) are executed by a small pool. One reader thread sorts what arrive
 (`pulse`): a connection on which nothing comes and no ping is answered is given up after seconds, and another one made (`line`). Nothing is
 sent for that while nobody waits.
 
-    caller ──► session ──► line        line's reader ──► mailbox of the pair ──► caller
+    caller ──► speaker ──► session ──► line        line's reader ──► mailbox of the pair ──► caller
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from adyton.attestation.expectation import Expectation
+from adyton.attestation.acl import Acl
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.vendors import collateral_for
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
 from adyton.communicator import session as communicator
@@ -33,17 +34,13 @@ from adyton.errors import (
     AdytonError,
     AttestationError,
     ClosedError,
-    ConnectionLostError,
     DeadlineError,
 )
-from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.sockets import CAUGHT_UP, ClientSockets
-from adyton.hostcall.encoding import whole
-from adyton.hostcall.events import MAX_HAPPENED, Happened
 from adyton.processes_pb2 import ProcessReport
-from adyton.proto.values import BULK, Bulk
+from adyton.proto.values import Bulk
 from adyton.remote import steps
 from adyton.remote.arguments import Argument, ArgumentStreams
 from adyton.remote.client_pairs import (
@@ -53,7 +50,6 @@ from adyton.remote.client_pairs import (
     NotMade,
     Pair,
     ThreadPairs,
-    reply,
     result_of,
     settle,
 )
@@ -63,6 +59,7 @@ from adyton.remote.line import Line
 from adyton.remote.pulse import TICK
 from adyton.remote.results import Results, ResultStreams
 from adyton.remote.socket_way import SocketWay
+from adyton.remote.speaker import WAITED_FOR, Speaker
 from adyton.remote.stream_way import StreamWay
 from adyton.remote.tally import Tally
 from adyton.remote.time_teller import TimeTeller
@@ -75,7 +72,6 @@ if TYPE_CHECKING:
     from adyton.telemetry.calls import Telemetry
 
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
-WAITED_FOR = {"load": "the program's initialize", "run": "the program's run", "finalize": "the program's finalize"}
 EVIDENCE_TIMEOUT = 60.0  # seconds at most for evidence, which hardware makes one at a time; until it is there, nothing of the program runs
 
 
@@ -86,7 +82,7 @@ class ProxyClient:
         self,
         transport: Transport,
         executor: Executor,
-        expectation: Expectation,
+        expectation: Acl,
         trace: Trace | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -94,8 +90,6 @@ class ProxyClient:
         self._executor = executor
         self._expectation = expectation
         self._lock = threading.Lock()
-        self._closing = False
-        self._error: AdytonError | None = None
         self.ended_because = ""
         self._session = communicator.Session(communicator.Side.CLIENT)
         self._line = Line(transport, self._session, self._lock, self)
@@ -103,20 +97,22 @@ class ProxyClient:
         self._pairs: dict[int, Pair] = {}
         self._threads = ThreadPairs(self._pairs, self._lock, self._session, self._line.wake_later)
         self.deadlines = Deadlines()
-        self._hosts = HostCalls(executor, self, self.deadlines, telemetry)
+        self.tally = Tally(executor, self._line.traffic)
+        self._speaker = Speaker(
+            *(self._session, self._lock, self._line, self._pairs, executor, self._time, self.tally, trace, telemetry)
+        )
+        self._is_open = self._speaker.is_open
+        executor.changed = self._speaker.files_changed
+        self._hosts = HostCalls(executor, self._speaker.answer, self.fail, self.deadlines, telemetry)
         way = StreamWay(self._lock, self._session, self._line.wake, self._line.wake_later, self._is_open)
         self.results: ResultStreams = ResultStreams(way, self._pairs)
         self.arguments = ArgumentStreams(way)
-        self.unpaired = UnpairedCalls(self)
-        executor.changed = self._files_changed
-        self._sockets = ClientSockets(executor.net, SocketWay(self, executor))
+        self.unpaired = UnpairedCalls(self, self._speaker)
+        self._sockets = ClientSockets(executor.net, SocketWay(self._speaker, executor, self._hosts.pool, self.fail))
         self._trace = trace
-        self.tally = Tally(executor, self._line.traffic)
         self.telemetry = telemetry
-        self._send_call = self._session.call
         if telemetry is not None:
             telemetry.count_traffic(self._line.traffic)
-            self._send_call = functools.partial(telemetry.send, self._session)
         self.streaming: frozenset[str] = frozenset()  # the entries whose results are streams
         self.enclave_id = transport.enclave_id
         self.identity: EnclaveIdentity | None = None
@@ -136,7 +132,7 @@ class ProxyClient:
             with step(self.telemetry, "adyton.attest"):
                 evidence = self.wait(handshake, time.monotonic() + patience)
                 if isinstance(evidence, AdytonError):
-                    raise self._error or evidence
+                    raise self._speaker.error or evidence
                 self.evidence = evidence
                 self.identity = self._judged(evidence, self._line.channel)
                 self._line.accept()
@@ -158,22 +154,22 @@ class ProxyClient:
             raise
 
     def _judged(self, evidence: bytes, channel: channel_client.ClientChannel) -> EnclaveIdentity:
-        verified = verify(evidence)
-        return validate(verified, self._expectation, channel.report_data(verified.identity.digest()))
+        verified = verify(evidence, collateral_for(evidence))
+        return validate(verified, self._expectation, channel.report_data(verified.identity_digest))
 
     def close(self) -> None:
         """Say goodbye, and end the connection. No call may be under way."""
         with self._lock:
-            if self._error is None and self._line.begun:
+            if self._speaker.error is None and self._line.begun:
                 self._session.close("the client is done")
-            self._closing = True
+            self._speaker.closing = True
         self._line.end(at_once=False)
         self._finish()
 
     def abort(self) -> None:
         """End the connection at once; waiting calls raise."""
         with self._lock:
-            self._closing = True
+            self._speaker.closing = True
         self._line.end(at_once=True)
         self._finish()
 
@@ -185,13 +181,13 @@ class ProxyClient:
 
     def _lost(self, error: AdytonError) -> None:
         with self._lock:
-            if self._error is not None:
+            if self._speaker.error is not None:
                 return
-            if self._closing:
+            if self._speaker.closing:
                 error = ClosedError(
                     "the enclave was destroyed; the outcome of calls under way is unknown. Load it again"
                 )
-            self._error = error
+            self._speaker.error = error
             streams = self.results.lost()
             mailboxes = {each.mailbox for each in self._pairs.values()}
         mailboxes |= {each.pair.mailbox for each in streams if each.wanted}
@@ -232,7 +228,7 @@ class ProxyClient:
             if pair.abandoned:  # before it was made
                 return
             try:
-                call = self.made(pair.number, method, body, deadline, began.append, bulk)
+                call = self._speaker.made(pair.number, method, body, deadline, began.append, bulk)
                 for each in arguments:
                     each.begin(call)
             except BaseException as error:  # noqa: BLE001 - for who waits
@@ -282,75 +278,6 @@ class ProxyClient:
             raise deadline.error(WAITED_FOR.get(method, "the entry"))
         raise CallFailed(decode(item.body, Raised), denied=self.denials > denied)
 
-    def made(
-        self,
-        pair: int,
-        method: str,
-        body: bytes | EnterRequest,
-        deadline: Deadline,
-        began: Callable[[int], None] = lambda _: None,
-        bulk: Sequence[bytes] = (),
-    ) -> int:
-        """Make a call; its number, which `began` is told before anything can come of it. DeadlineError: no time is left for it."""
-        encoded, bulk = self._encoded(method, body, deadline, bulk)
-        with self._lock:
-            self._check_open()
-            self._tell_changes()
-            self._tell_time()
-            call = self._send_call(pair, method, encoded, bulk)
-            if method in ("enter", "stream", "run"):
-                self.tally.entered()
-            began(call)
-            if self._trace is not None:
-                self._trace.entered(call)
-        self._line.wake()
-        return call
-
-    def _encoded(
-        self, method: str, body: bytes | EnterRequest, deadline: Deadline, bulk: Sequence[bytes]
-    ) -> tuple[bytes, Sequence[bytes]]:
-        """What is to be said of a call now, and what beside it. DeadlineError."""
-        if deadline.over:
-            raise deadline.error(WAITED_FOR.get(method, "the entry"))
-        if isinstance(body, EnterRequest):
-            if len(body.arguments) >= BULK:
-                bulk, body = (body.arguments, *bulk), msgspec.structs.replace(body, arguments=b"")
-            body = encode(msgspec.structs.replace(body, left=deadline.left()))
-        return body, bulk
-
-    def make_all(self, calls: Sequence[UnpairedCall]) -> None:
-        """Make calls of tasks, to be sent at the next `wake`; each has its number then, or has failed."""
-        made: list[tuple[UnpairedCall, int]] = []
-        failed: list[tuple[UnpairedCall, Exception]] = []
-        with self._lock:
-            if self._is_open():
-                self._tell_changes()
-                self._tell_time()
-            for call in calls:
-                try:
-                    self._check_open()
-                    body, bulk = self._encoded("enter", call.request, call.deadline, call.bulk)
-                    if call.context is None:
-                        number = self._send_call(0, "enter", body, bulk)
-                    else:
-                        number = call.context.run(self._send_call, 0, "enter", body, bulk)
-                except Exception as error:  # noqa: BLE001 - for who waits
-                    failed.append((call, error))
-                    continue
-                self.tally.entered()
-                if self._trace is not None:
-                    self._trace.entered(number)
-                made.append((call, number))
-            over = self.unpaired.made(made)
-        for call in over:  # in this moment
-            call.account(cancels=True)
-        for call, why in failed:
-            call.failed(why)
-
-    def wake(self) -> None:
-        """Calls were made that are to be sent."""
-        self._line.wake()
-
     def new_results(self, mailbox: Mailbox | None = None) -> Results:
         """For a `stream`: of the calling thread, or of the task whose mailbox it is. `results.cancel` them unless they come to their end."""
         return Results(self._threads.new(mailbox))
@@ -362,7 +289,9 @@ class ProxyClient:
         pair, deadline = results.pair, self.deadlines.of(timeout)
 
         def begin() -> None:
-            self.made(pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk)
+            self._speaker.made(
+                pair.number, "stream", request, deadline, lambda call: self.results.began(call, results), bulk
+            )
 
         begin_here = begin if pair.pooled else functools.partial(steps.take_and_wait, begin)
         if self.telemetry is None:
@@ -384,13 +313,6 @@ class ProxyClient:
             return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk)
         with self.telemetry.within(seen):
             return self.unpaired.begin(request, self.deadlines.of(timeout), arguments, bulk, contextvars.copy_context())
-
-    def cancel(self, call: int) -> None:
-        """Nobody waits for a call without a pair any more."""
-        with self._lock:
-            if self._error is None:
-                self._session.cancel(call)
-        self._line.wake()
 
     @property
     def denials(self) -> int:
@@ -420,22 +342,8 @@ class ProxyClient:
 
     def tick(self) -> None:
         """Somebody waits, twice a second: look whether the peer lives."""
-        if self._error is None and (error := self._line.tick(self._tell_time)) is not None:
+        if self._speaker.error is None and (error := self._line.tick(self._speaker.tell_time)) is not None:
             self.fail(error)
-
-    def _tell_time(self) -> None:
-        """Under the lock: say what time it is, if the enclave cannot know."""
-        if self._time.due():
-            self._session.notify("time", self._time.told().to_bytes(8, "little", signed=True))
-
-    def _is_open(self) -> bool:
-        return self._error is None and not self._closing
-
-    def _check_open(self) -> None:
-        if self._error is not None:
-            raise type(self._error)(*self._error.args)
-        if self._closing:
-            raise ClosedError("the enclave is being destroyed: load it again")
 
     def _abandon(self, pair: Pair, began: list[int], name: str) -> None:
         """Nobody waits on it any more; `began`: the call that was made, if one was."""
@@ -443,7 +351,7 @@ class ProxyClient:
 
         def step() -> None:
             with self._lock:
-                if self._error is None:
+                if self._speaker.error is None:
                     for call in began:
                         self._session.cancel(call)
                     settle(self._session, pair.number, pair)
@@ -471,82 +379,6 @@ class ProxyClient:
         """End the connection: the enclave, or this client, does what it must not."""
         self._lost(error)
         self._line.break_off()
-
-    def answer(
-        self, called: communicator.Called, *, ok: bool, body: communicator.Parts, bulk: tuple[bytes, ...] = ()
-    ) -> None:
-        """Answer a host call, once that is in order."""
-
-        def step() -> None:
-            with self._lock:
-                self._tell_changes()
-                pair = self._pairs.get(called.pair)
-                if pair is not None:
-                    pair.serving.discard(called.call)
-                if self._error is not None:
-                    return
-                if pair is not None and pair.abandoned:
-                    settle(
-                        self._session, pair.number, pair
-                    )  # not before a call inside of it, which the enclave may still run
-                elif not called.pair or self._session.owed_on(called.pair) == called.call:
-                    # Else it was settled, of a stream that nobody has any more, say.
-                    reply(self._session, called.call, body, bulk, ok=ok)
-            self._line.wake()
-
-        steps.take(step)
-
-    def _tell_changes(self) -> None:
-        """Under the lock: what others did to files comes before what is said after it."""
-        if self._line.begun and self._is_open():
-            changes = self._executor.take_changes()
-            for start in range(0, len(changes), abi.MAX_CHANGED):
-                self._session.notify("changed", whole(abi.Changed(changes[start : start + abi.MAX_CHANGED])))
-            events = self._executor.take_events()
-            for start in range(0, len(events), MAX_HAPPENED):
-                happened = Happened(events[start : start + MAX_HAPPENED])
-                self._session.notify("happened", whole(happened))
-
-    def _files_changed(self) -> None:
-        """From the executor's thread."""
-        with self._lock:
-            self._tell_changes()
-        self._line.wake_if_due()
-
-    def notify(self, method: str, bodies: Iterable[communicator.Parts]) -> None:
-        """Tell the enclave what has no answer."""
-        with self._lock:
-            if self._error is not None:
-                return
-            self._tell_changes()
-            for body in bodies:
-                self._session.notify(method, body)
-        self._line.wake()
-
-    def replied_host_call(self, call: int, body: bytes) -> None:
-        """Answer a host call that something in the enclave waited for."""
-        with self._lock:
-            self._tell_changes()
-            if self._error is None:
-                self._session.reply(call, ok=True, body=body)
-        self._line.wake()
-
-    def sockets_failed(self, error: Exception) -> None:
-        """End the connection: programs of the enclave wait for answers that will not come."""
-        self.fail(
-            ConnectionLostError(
-                f"this client can serve no sockets any more, which is a defect of it: {error!r}. "
-                "The outcome of calls under way is unknown. Load it again"
-            )
-        )
-
-    def bytes_pending(self) -> int:
-        """How much is on its way out, and not sent yet."""
-        return self._session.pending_bytes
-
-    def submit(self, step: Callable[[], None]) -> None:
-        """Run a step on a thread of the pool for host calls. RuntimeError: the client is closed."""
-        self._hosts.pool.submit(step)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 

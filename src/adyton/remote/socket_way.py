@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
+from adyton.errors import AdytonError, ConnectionLostError
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
 from adyton.hostcall.client.executor import Executor
-
-if TYPE_CHECKING:
-    from adyton.remote.proxy_client import ProxyClient
+from adyton.remote.speaker import Speaker
 
 
 class SocketWay:
-    """See hostcall.client.socket_way.Way."""
+    """See hostcall.client.socket_way.Way. `threads`: for steps that may wait; `fail` ends the connection."""
 
-    def __init__(self, client: ProxyClient, executor: Executor) -> None:
-        self._client = client
+    def __init__(
+        self, speaker: Speaker, executor: Executor, threads: ThreadPoolExecutor, fail: Callable[[AdytonError], None]
+    ) -> None:
+        self._speaker = speaker
+        self._threads = threads
+        self._fail = fail
         self.note = executor.note
         self.denied = executor.report
-        self.failed = client.sockets_failed
+        self.bytes_pending = speaker.bytes_pending
 
     def send(self, *messages: net.FromClient) -> None:
-        self._client.notify("net", map(net.parts, messages))
+        self._speaker.notify("net", map(net.parts, messages))
 
     def reply(self, call: int, result: net.Result | abi.Failed) -> None:
-        self._client.replied_host_call(call, net.encode(result))
-
-    def bytes_pending(self) -> int:
-        return self._client.bytes_pending()
+        self._speaker.reply_to(call, net.encode(result))
 
     def submit(self, step: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the enclave is being destroyed
-            self._client.submit(step)
+            self._threads.submit(step)
+
+    def failed(self, error: Exception) -> None:
+        """End the connection: programs of the enclave wait for answers that will not come."""
+        self._fail(
+            ConnectionLostError(
+                f"this client can serve no sockets any more, which is a defect of it: {error!r}. "
+                "The outcome of calls under way is unknown. Load it again"
+            )
+        )

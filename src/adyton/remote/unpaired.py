@@ -31,6 +31,7 @@ from adyton.remote.pulse import TICK
 if TYPE_CHECKING:
     from adyton.remote.arguments import Argument
     from adyton.remote.proxy_client import ProxyClient
+    from adyton.remote.speaker import Speaker
 
 MOST_CALLS = 2048  # unanswered; the others wait here, in order
 TOGETHER = 64  # calls, at most, for which others wait that are made or answered
@@ -225,14 +226,15 @@ class UnpairedCall:
         """It was made, and is over."""
         self._calls.client.over(self.number, self.request.entry)
         if cancels:
-            self._calls.client.cancel(self.number)
+            self._calls.speaker.cancel(self.number)
 
 
 class UnpairedCalls:
     """All of one client's. Thread-safe."""
 
-    def __init__(self, client: ProxyClient) -> None:
+    def __init__(self, client: ProxyClient, speaker: Speaker) -> None:
         self.client = client
+        self.speaker = speaker
         self.watch = Watch(client.tick)
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
@@ -279,7 +281,7 @@ class UnpairedCalls:
         """As far as there is room. From any thread but the main one."""
         while calls := self._next_due(tasks):
             try:
-                self.client.make_all(calls)
+                self.speaker.make_all(calls, self.made)
             except Exception as error:  # noqa: BLE001 - a defect, told to who waits
                 for call in calls:
                     call.failed(error)
@@ -287,7 +289,7 @@ class UnpairedCalls:
                 if call.arguments and call.context is not None:
                     call.context.run(call.begin_arguments, asynchronous=False)
                     tasks.schedule(functools.partial(call.begin_arguments, asynchronous=True), call.context)
-        self.client.wake()
+        self.speaker.wake()
 
     def _next_due(self, tasks: _Tasks) -> list[UnpairedCall]:
         with self._lock:

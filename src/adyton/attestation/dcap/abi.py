@@ -1,6 +1,6 @@
 """A quote: bytes to fields, and nothing else.
 
-    header (48 bytes) ‖ [version 5: kind and size of the body] ‖ body ‖ size of the signature's data ‖ that data
+header (48 bytes) ‖ [version 5: kind and size of the body] ‖ body ‖ size of the signature's data ‖ that data
 """
 
 from __future__ import annotations
@@ -91,8 +91,16 @@ def _td(raw: bytes, version: int, body: bytes) -> Quote:
     ) = _TD_BODY.unpack_from(body)
     # fmt: on
     registers = {
-        **{"mrtd": td, "rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2, "rtmr3": rtmr3},
-        **{"mrconfigid": config, "mrowner": owner, "mrownerconfig": owner_config, "mrseam": seam, "mrsignerseam": seam_signer},
+        "mrtd": td,
+        "rtmr0": rtmr0,
+        "rtmr1": rtmr1,
+        "rtmr2": rtmr2,
+        "rtmr3": rtmr3,
+        "mrconfigid": config,
+        "mrowner": owner,
+        "mrownerconfig": owner_config,
+        "mrseam": seam,
+        "mrsignerseam": seam_signer,
     }
     return Quote(raw, "tdx", version, registers, attributes, bool(attributes[0] & _TD_DEBUG), report_data, 0, 0)
 

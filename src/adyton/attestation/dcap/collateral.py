@@ -66,7 +66,11 @@ def collateral_for(quote: Quote, collateral: Collateral, at: dt.datetime) -> dca
         raise refuse("malformed", "certificates of the quote", "a PCK certificate chain", str(error)[:200]) from error
     documents = list(_documents(collateral))
     tcb = _best(
-        [each for each in documents if each.fields.get("id") == _TCB[quote.platform] and str(each.fields.get("fmspc")).lower() == fmspc],
+        [
+            each
+            for each in documents
+            if each.fields.get("id") == _TCB[quote.platform] and str(each.fields.get("fmspc")).lower() == fmspc
+        ],
         at,
         f"Intel's TCB info for {_TCB[quote.platform]}, FMSPC {fmspc}",
     )
@@ -141,7 +145,11 @@ def _revocation_list(collateral: Collateral, issuer: str, at: dt.datetime) -> by
     if not found:
         raise refuse("collateral", "collateral", f"the revocation list of {issuer}", "none")
     found.sort(key=lambda each: each.last_update_utc)
-    hold = [each for each in found if each.last_update_utc <= at and (each.next_update_utc is None or at <= each.next_update_utc)]
+    hold = [
+        each
+        for each in found
+        if each.last_update_utc <= at and (each.next_update_utc is None or at <= each.next_update_utc)
+    ]
     return (hold or found)[-1].public_bytes(Encoding.DER)
 
 

@@ -12,19 +12,31 @@ from adyton.attestation.claims import Claims, digest_of_measured
 from adyton.attestation.collateral import Collateral
 from adyton.attestation.dcap.abi import Quote, parse
 from adyton.attestation.dcap.collateral import collateral_for
-from adyton.attestation.findings import Failure, Stage, refuse
+from adyton.attestation.findings import Stage, refuse
 
 # What dcap-qvl says → stage, and what it is about. The first that fits; everything else is "genuine".
-_MEANINGS: tuple[tuple[re.Pattern[str], Stage, str, str], ...] = tuple(
-    (re.compile(pattern), stage, field, expected)
-    for pattern, stage, field, expected in (
-        (r"Failed to decode quote|Unsupported DCAP|Unsupported quote|Failed to decode QE report", "malformed", "the quote", "one of Intel's"),
-        (r"CrlExpired|expired|in the future|CertNotValidYet|CertExpired", "collateral", "time of the collateral", "one that holds then"),
-        (r"CertRevoked|TCB status is invalid: Revoked", "tcb", "revocation", "none"),
-        (r"No matching TCB level|TDX module|below minimum required|No TCB levels", "tcb", "TCB level", "one that Intel knows"),
-        (r"Fmspc mismatch|non-TDX TCB|non-SGX TCB|Unsupported QE Identity", "collateral", "collateral", "of this processor"),
-        (r"tcb_info in quote_collateral|qe_identity in quote_collateral|CRL|TcbInfo|TCB Info|QeIdentity|QE Identity", "collateral", "collateral", "what Intel signed"),
-    )
+_MEANINGS: tuple[tuple[str, Stage, str, str], ...] = (
+    ("decode quote|Unsupported (DCAP|quote)|decode QE report", "malformed", "the quote", "one of Intel's"),
+    (
+        "CrlExpired|expired|in the future|CertNotValidYet|CertExpired",
+        "collateral",
+        "time of the collateral",
+        "one that holds then",
+    ),
+    ("CertRevoked|TCB status is invalid: Revoked", "tcb", "revocation", "none"),
+    (
+        "No matching TCB level|TDX module|below minimum required|No TCB levels",
+        "tcb",
+        "TCB level",
+        "one that Intel knows",
+    ),
+    ("Fmspc mismatch|non-(TDX|SGX) TCB|Unsupported QE Identity", "collateral", "collateral", "of this processor"),
+    (
+        "(tcb_info|qe_identity) in quote_collateral|CRL|T(cb|CB )Info|TcbInfo|QE ?Identity|QeIdentity",
+        "collateral",
+        "collateral",
+        "what Intel signed",
+    ),
 )
 
 
@@ -67,11 +79,13 @@ def _verified(quote: Quote, collateral: Any, at: dt.datetime) -> dict[str, Any]:
 
     now = int(at.timestamp())
     try:
-        claims = dcap_qvl.QuoteVerifier().verify_with_policy(quote.raw, collateral, now, dcap_qvl.QuotePolicy.claims_only(now))
+        claims = dcap_qvl.QuoteVerifier().verify_with_policy(
+            quote.raw, collateral, now, dcap_qvl.QuotePolicy.claims_only(now)
+        )
     except ValueError as error:
         text = " ".join(str(error).split())
         for pattern, stage, field, expected in _MEANINGS:
-            if pattern.search(text):
+            if re.search(pattern, text):
                 raise refuse(stage, field, expected, text[:300]) from error
         raise refuse("genuine", "the quote", "one of Intel's hardware", text[:300]) from error
     found: dict[str, Any] = msgspec.json.decode(claims.to_json())

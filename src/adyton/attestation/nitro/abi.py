@@ -56,7 +56,7 @@ def parse(data: bytes) -> Document:
         signed=cbor2.dumps(["Signature1", protected, b"", payload]),
         signature=signature,
         module=_field(fields, "module_id", str),
-        milliseconds=_field(fields, "timestamp", int),
+        milliseconds=_milliseconds(fields),
         pcrs=_pcrs(fields.get("pcrs")),
         chain=(_field(fields, "certificate", bytes), *reversed(_bundle(fields.get("cabundle")))),
         public_key=_optional(fields, "public_key"),
@@ -81,9 +81,14 @@ def _field(fields: dict[Any, Any], name: str, kind: type) -> Any:
     value = fields.get(name)
     if type(value) is not kind:
         raise refuse("malformed", name, kind.__name__, type(value).__name__)
-    if kind is int and not 0 <= value < 1 << 48:
-        raise refuse("malformed", name, "milliseconds since 1970", str(value)[:64])
     return value
+
+
+def _milliseconds(fields: dict[Any, Any]) -> int:
+    found: int = _field(fields, "timestamp", int)
+    if not 0 <= found < 1 << 48:
+        raise refuse("malformed", "timestamp", "milliseconds since 1970", str(found)[:64])
+    return found
 
 
 def _optional(fields: dict[Any, Any], name: str) -> bytes:

@@ -122,16 +122,39 @@ def parse(data: bytes) -> Report:
     key = flags >> 2 & 7
     if key >= len(_SIGNED_BY):
         raise refuse("genuine", "the report's key", " or ".join(_SIGNED_BY), "none" if key == 7 else f"number {key}")
-    r, s, rest = data[SIGNED : SIGNED + _COMPONENT], data[SIGNED + _COMPONENT : SIGNED + 2 * _COMPONENT], data[SIGNED + 2 * _COMPONENT :]
+    r, s, rest = (
+        data[SIGNED : SIGNED + _COMPONENT],
+        data[SIGNED + _COMPONENT : SIGNED + 2 * _COMPONENT],
+        data[SIGNED + 2 * _COMPONENT :],
+    )
     if any(r[_P384:]) or any(s[_P384:]) or any(rest):
         raise refuse("malformed", "bytes behind the signature", "zero", "others")
     return Report(
-        *(bytes(data), version, guest_svn, policy, family, image, vmpl, current, platform_info),
-        *(bool(flags & 1), bool(flags & _MASKED), _SIGNED_BY[key]),
-        *(report_data, measurement, host_data, id_key, author_key, report_id, reported),
-        _product(version, cpu_family, cpu_model),
-        *(chip, committed, (major, minor, build), launch),
-        (int.from_bytes(r, "little"), int.from_bytes(s, "little")),
+        raw=bytes(data),
+        version=version,
+        guest_svn=guest_svn,
+        policy=policy,
+        family_id=family,
+        image_id=image,
+        vmpl=vmpl,
+        tcb_current=current,
+        platform_info=platform_info,
+        author_key_enabled=bool(flags & 1),
+        chip_masked=bool(flags & _MASKED),
+        signed_by=_SIGNED_BY[key],
+        report_data=report_data,
+        measurement=measurement,
+        host_data=host_data,
+        id_key_digest=id_key,
+        author_key_digest=author_key,
+        report_id=report_id,
+        tcb_reported=reported,
+        product=_product(version, cpu_family, cpu_model),
+        chip_id=chip,
+        tcb_committed=committed,
+        firmware=(major, minor, build),
+        tcb_launch=launch,
+        signature=(int.from_bytes(r, "little"), int.from_bytes(s, "little")),
     )
 
 

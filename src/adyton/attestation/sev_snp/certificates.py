@@ -19,7 +19,13 @@ from adyton.attestation.sev_snp.abi import Product, Tcb
 
 _AMD = "1.3.6.1.4.1.3704.1."
 _PRODUCT_NAME, _CHIP, _CLOUD = _AMD + "2", _AMD + "4", _AMD + "5"
-_TCB = {"bootloader": _AMD + "3.1", "tee": _AMD + "3.2", "snp": _AMD + "3.3", "microcode": _AMD + "3.8", "fmc": _AMD + "3.9"}
+_TCB = {
+    "bootloader": _AMD + "3.1",
+    "tee": _AMD + "3.2",
+    "snp": _AMD + "3.3",
+    "microcode": _AMD + "3.8",
+    "fmc": _AMD + "3.9",
+}
 _INTEGER, _IA5_STRING, _OCTET_STRING = 0x02, 0x16, 0x04
 
 

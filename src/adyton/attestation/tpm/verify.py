@@ -5,113 +5,122 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
-from typing import Annotated
+from collections.abc import Iterable
 
-import msgspec
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-from adyton.attestation.certificates import chain_failures, is_issued_by, name_of
-from adyton.attestation.claims import Claims, digest_of_measured
-from adyton.attestation.collateral import Collateral
-from adyton.attestation.evidence import decode
+from adyton.attestation.certificates import name_of, revocation_failures
+from adyton.attestation.claims import UNVOUCHED, Claims, digest_of_measured
+from adyton.attestation.collateral import Collateral, read_blobs
 from adyton.attestation.findings import Failure, failed
-from adyton.attestation.tpm.abi import PublicArea, Signature, parse_public, parse_quote, parse_signature
+from adyton.attestation.tpm.abi import (
+    DECRYPT,
+    FIXED_PARENT,
+    FIXED_TPM,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SIGN,
+    Quoted,
+)
+from adyton.attestation.tpm.event_log import explain, initial
+from adyton.attestation.tpm.raw import of_raw
+from adyton.attestation.tpm.report import Shown, of_report
+from adyton.attestation.tpm.signatures import is_signed_by
+from adyton.attestation.tpm.trust import chain_of
 
-_HASHES: dict[str, hashes.HashAlgorithm] = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
-_LONGEST_CHAIN = 4
-
-
-class TpmReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What adyton's attester puts together: a quote, its signature, the key that made it, and the PCRs' values by bank and number.
-
-    All as the TPM writes them (TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC). `report_data`: what the quote's extra data is the SHA-256 of.
-    """
-
-    quote: bytes
-    signature: bytes
-    key: bytes
-    pcrs: dict[str, dict[int, bytes]]
-    report_data: Annotated[bytes, msgspec.Meta(max_length=64)]
+_NEEDED = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | SIGN
 
 
 def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
-    """What a report proves at a time. Only AttestationErrors leave: EvidenceMalformedError, NotGenuineError.
+    """What adyton's report, or a raw quote with what is beside it in the collateral, proves at a time.
 
-    Without a certificate of the key nobody has said yet that it is a TPM's: `tcb` is "Unknown" then, and it is genuine only for a policy
-    that names it among its machines.
+    Only AttestationErrors leave: EvidenceMalformedError, NotGenuineError, CollateralMissingError. A key that nobody vouches for is genuine
+    only for a policy that names its machine: see `claims.UNVOUCHED`.
     """
     # (1) All of it is well-formed.
-    report = decode(data, TpmReport)
-    quoted, signature, area = parse_quote(report.quote), parse_signature(report.signature), parse_public(report.key)
-    # (2) The key signed the quote.
-    failures = [] if _signs(area, signature, quoted.raw) else [Failure("genuine", "signature of the quote", "one of its key", "another")]
-    # (3) The values are those of the PCRs that were quoted; the report data is what the quote was asked to sign along.
-    values = b"".join(report.pcrs.get(bank, {}).get(number, b"") for bank, numbers in quoted.selected for number in numbers)
-    digest = hashlib.new(signature.hash, values).digest()
-    if not hmac.compare_digest(digest, quoted.digest):
-        failures.append(Failure("genuine", "digest of the PCRs", quoted.digest.hex(), digest.hex()))
-    extra = hashlib.sha256(report.report_data).digest()
-    if not hmac.compare_digest(extra, quoted.extra):
-        failures.append(Failure("genuine", "extra data of the quote", extra.hex(), quoted.extra.hex() or "none"))
-    # (4) Who vouches for the key.
-    chain = _chain_of(area, collateral)
-    failures += chain_failures(chain, at)
+    shown = of_report(data) if data[:1] == b"{" else of_raw(data, collateral)
+    quoted = shown.quoted
+    # (2) The key signed the quote; it signs nothing but what its TPM says, and never was elsewhere.
+    failures = [*_signature_failures(shown), *_key_failures(shown)]
+    # (3) The quote is of what it seems to be of: these PCRs, these values, that report data.
+    failures += _pcr_failures(shown)
+    if not hmac.compare_digest(shown.extra, quoted.extra):
+        failures.append(Failure("genuine", "extra data of the quote", shown.extra.hex(), quoted.extra.hex() or "none"))
+    # (4) The event log, if there is one, does not contradict it.
+    explained = explain(shown.event_log, shown.values) if shown.event_log and shown.values is not None else None
+    failures += explained.failures if explained else ()
+    # (5) Who vouches for the key.
+    chain, of_chain = chain_of(shown.key, collateral + read_blobs((shown.certificate,)), at)
+    failures += of_chain
     if failures:
         raise failed(failures)
-    registers = {
-        f"{bank}:{number}": report.pcrs[bank][number] for bank, numbers in quoted.selected for number in numbers
-    }
     return Claims(
         platform="tpm",
-        runtime=digest_of_measured("tpm", registers),
-        measured={name: value.hex() for name, value in registers.items()},
-        report_data=report.report_data,
-        debug=False,
-        machine=area.name.hex(),
-        tcb="UpToDate" if chain else "Unknown",
+        runtime=reference_value(quoted, shown.signature.hash),
+        measured=_measured(shown),
+        report_data=shown.report_data,
+        debug=_is_blank(quoted, shown.signature.hash),
+        machine=shown.machine,
+        tcb="UpToDate" if chain else UNVOUCHED,
         more={
+            "pcrs": quoted.selection,
             "firmware": f"{quoted.firmware:#x}",
             "resets": quoted.resets,
             "restarts": quoted.restarts,
             "key_certified_by": name_of(chain[-1]) if chain else "",
+            "explained_by_event_log": " ".join(explained.whole) if explained else "",
+            "not_explained": " ".join(explained.further) if explained else quoted.selection,
         },
+        failures=tuple(revocation_failures(chain, collateral.revocation_lists, at)[0]),
     )
 
 
-def _signs(area: PublicArea, signature: Signature, data: bytes) -> bool:
-    if area.scheme != signature.scheme:
-        return False
-    digest = _HASHES[signature.hash]
-    try:
-        if isinstance(area.key, ec.EllipticCurvePublicKey):
-            area.key.verify(encode_dss_signature(*signature.point), data, ec.ECDSA(digest))
-        elif signature.scheme == "rsapss":
-            area.key.verify(signature.value, data, padding.PSS(padding.MGF1(digest), padding.PSS.AUTO), digest)
-        else:
-            area.key.verify(signature.value, data, padding.PKCS1v15(), digest)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+def reference_value(quoted: Quoted, hash_name: str) -> str:
+    """Of which PCRs, and the digest of them that the TPM signed: so it is the same whether or not their values came along."""
+    return digest_of_measured("tpm", {"pcrs": quoted.selection.encode(), hash_name: quoted.digest})
 
 
-def _chain_of(area: PublicArea, collateral: Collateral) -> list[x509.Certificate]:
-    """From the key's certificate to one that is its own issuer; empty: there is none."""
-    wanted = _der(area.key)
-    chain = [each for each in collateral.certificates if _der(each.public_key()) == wanted][:1]
-    while chain and len(chain) < _LONGEST_CHAIN and chain[-1].issuer != chain[-1].subject:
-        above = [each for each in collateral.issued_to(chain[-1].issuer) if is_issued_by(chain[-1], each)]
-        if not above:
-            return []
-        chain.append(above[0])
-    return chain
+def _signature_failures(shown: Shown) -> list[Failure]:
+    signature = shown.signature
+    if signature.hash == "sha1":
+        return [Failure("genuine", "hash of the signature", "sha256 or longer", "sha1")]
+    if shown.scheme != signature.scheme:
+        return [Failure("genuine", "scheme of the signature", f"{shown.scheme}, which is the key's", signature.scheme)]
+    if not is_signed_by(shown.key, signature, shown.quoted.raw):
+        return [Failure("genuine", "signature of the quote", f"one by the key of {shown.machine}", "another")]
+    return []
 
 
-def _der(key: object) -> bytes:
-    if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-        return b""
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+def _key_failures(shown: Shown) -> list[Failure]:
+    if shown.attributes is None or shown.attributes & (_NEEDED | DECRYPT) == _NEEDED:
+        return []
+    wanted = "one that signs what its TPM says only, and was made there to stay"
+    return [Failure("genuine", "the attestation key", wanted, f"attributes {shown.attributes:#x}")]
+
+
+def _pcr_failures(shown: Shown) -> list[Failure]:
+    quoted = shown.quoted
+    if not quoted.registers:
+        return [Failure("genuine", "PCRs of the quote", "some", "none: the TPM has no such bank")]
+    if weak := [bank for bank, _ in quoted.selected if bank == "sha1"]:
+        return [Failure("genuine", "bank of the PCRs", "sha256 or longer", weak[0])]
+    if shown.values is None:
+        return []
+    values = shown.values
+    digest = _digest_of((values[each] for each in quoted.registers), shown.signature.hash)
+    if hmac.compare_digest(digest, quoted.digest):
+        return []
+    return [Failure("genuine", "digest of the PCRs", quoted.digest.hex(), digest.hex())]
+
+
+def _digest_of(values: Iterable[bytes], hash_name: str) -> bytes:
+    return hashlib.new(hash_name, b"".join(values)).digest()
+
+
+def _is_blank(quoted: Quoted, hash_name: str) -> bool:
+    """Nothing was measured: as good as an enclave in debug mode."""
+    return _digest_of((initial(bank, number) for bank, number in quoted.registers), hash_name) == quoted.digest
+
+
+def _measured(shown: Shown) -> dict[str, str]:
+    if shown.values is None:
+        return {shown.quoted.selection: shown.quoted.digest.hex()}
+    return {f"{bank}:{number}": shown.values[bank, number].hex() for bank, number in shown.quoted.registers}

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hmac
 import mmap
+import select
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -28,6 +30,8 @@ from adyton.runtime.process.supervisor.proving import Prove
 READ_SIZE = 1 << 19
 HIGH_WATER = 1 << 20  # bytes for the relay that wait to be written
 SLOW_SECONDS = 0.02
+END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
+END_SECONDS = 10.0  # for one that takes what is left slowly
 _MOST = 4  # that have not joined; of more, the oldest goes
 
 
@@ -129,21 +133,6 @@ class Connections:
             if not self._session.due:
                 break
         return sent
-
-    @property
-    def unsent(self) -> int:
-        """Bytes of the session that the relay has not taken."""
-        return 0 if self._current is None else len(self._current.outbox)
-
-    def push(self) -> None:
-        """At the end: without the loop."""
-        if self._current is not None:
-            self._current.outbox.push()
-
-    @property
-    def current(self) -> socket.socket | None:
-        """The one that carries the session."""
-        return None if self._current is None else self._current.socket
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -288,10 +277,29 @@ class Connections:
         connection.socket.close()
         connection.outbox.drop()  # it refers to the connection: neither, nor their TLS, shall wait for the garbage collector
 
-    def hear(self) -> bool:
-        """At the end: what the client says moves nothing any more but its own reading. False: it is gone."""
-        connection = self._current
-        assert connection is not None
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Send all that is left, without the loop, to a client that may be behind. OSError, AdytonError: it is gone as well."""
+        self._flush()
+        deadline = time.monotonic() + END_SECONDS
+        while (
+            (connection := self._current) is not None
+            and (connection.outbox or self._session.due)
+            and time.monotonic() < deadline
+        ):
+            sock = connection.socket
+            ready = select.select([sock], [sock] if connection.outbox else [], [], END_PATIENCE)
+            if not any(ready):
+                break
+            if ready[0] and not self._hear(connection):
+                break
+            if ready[1]:
+                connection.outbox.push()
+            self._flush()
+
+    def _hear(self, connection: _Connection) -> bool:
+        """What the client says moves nothing any more but its own reading. False: it is gone."""
         size = connection.socket.recv_into(self._received)
         for event in connection.channel.receive(self._received[:size]):
             if isinstance(event, channel_server.Data):

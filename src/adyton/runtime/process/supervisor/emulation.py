@@ -9,7 +9,7 @@ import msgspec
 from adyton.communicator.session import Session
 from adyton.hostcall import abi
 from adyton.hostcall import sockets as net
-from adyton.runtime.process.supervisor.files import Effect, FileServer
+from adyton.runtime.process.supervisor.file_requests import FileRequests
 from adyton.runtime.process.supervisor.guest_process import GuestProcess
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.memory_files import MemoryFiles
@@ -26,8 +26,7 @@ from adyton.runtime.process.table_rows import Refused
 class Emulation:
     """Of one guest. It begins with `listen`; the client's replies and messages about sockets are given to `replied` and `take`.
 
-    `guarded`: what a callback of the loop is wrapped in; `do`: carries out what `files`
-    wants; `directory`: see wanted.GuestThreads; `lists`: see SocketCalls.
+    `guarded`: what a callback of the loop is wrapped in; `requests`: the guest's for files; `directory`: see wanted.GuestThreads; `lists`: see SocketCalls.
     """
 
     def __init__(
@@ -37,8 +36,7 @@ class Emulation:
         guarded: Callable[[Callback], Callback],
         fetcher: Fetching | None,
         waits: Waits,
-        files: FileServer | None,
-        do: Callable[[list[Effect]], None],
+        requests: FileRequests | None,
         directory: Callable[[Note], str | None],
         *,
         lists: bool,
@@ -48,8 +46,12 @@ class Emulation:
         self._loop = loop
         self._guarded = guarded
         self._fetcher = fetcher
-        self._watches = WatchCalls(files, loop, guarded, do, directory) if files else None
-        self._syncs = SyncCalls(files, do) if files else None
+        self._watches: WatchCalls | None = None
+        self._syncs: SyncCalls | None = None
+        if requests is not None:
+            self._watches = WatchCalls(requests.files, loop, guarded, requests.do, directory)
+            self._syncs = SyncCalls(requests.files, requests.do)
+            requests.tell_events = self._watches.tell
         self._client = SocketClient(session, waits)
         self._listener: Listener | None = None
         self._sockets: SocketCalls | None = None
@@ -102,11 +104,6 @@ class Emulation:
         """Before the client hears of a result, it hears of what was refused meanwhile."""
         if self._calls is not None:
             self._calls.tell_counts()
-
-    def tell_events(self) -> None:
-        """What has happened to files is told before the calls end that did it."""
-        if self._watches is not None:
-            self._watches.tell()
 
     def close(self) -> None:
         if self._watches is not None:

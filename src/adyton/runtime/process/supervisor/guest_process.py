@@ -33,6 +33,12 @@ class GuestProcess(Protocol):
     def shared(self) -> int | None: ...
 
 
+def kill(pidfd: int) -> None:
+    """A guest; nothing if it has ended."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
 def how_ended(pidfd: int) -> str:
     """What is said of a guest that has ended."""
     try:

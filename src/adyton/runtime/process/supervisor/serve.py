@@ -3,7 +3,7 @@
     relay socket ──► channel ──► session ──► links ──► guest threads        (entries)
                          ▲           ▲          │
                          └───────────┴──── host calls of registered functions
-    /dev/fuse ──► FileServer ──► session (pair 0) ──► client ──► check ──► FileServer ──► /dev/fuse
+    /dev/fuse ──► FileRequests ──► session (pair 0) ──► client and back
     the filter's listener ──► SystemCalls ──► SocketCalls ──► session (pair 0, "net") ──► client and back;  stand-ins ◄─► Pump
 
 Single-threaded. The guest's bytes, its file requests and the relay's bytes are hostile; each breach ends the enclave with a reason,
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -29,26 +27,21 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
-from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import Counts, LoadRequest, Raised, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError
-from adyton.hostcall import abi
-from adyton.hostcall.check import check
-from adyton.hostcall.encoding import encode as encode_call
-from adyton.hostcall.encoding import restored
-from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
-from adyton.runtime.process.supervisor.calls import Ask, Pending
+from adyton.runtime.process.supervisor.calls import Pending
 from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.connections import Connections
 from adyton.runtime.process.supervisor.emulation import Emulation
-from adyton.runtime.process.supervisor.files import Effect, FileServer
+from adyton.runtime.process.supervisor.file_requests import FileRequests
+from adyton.runtime.process.supervisor.files import FileServer
 from adyton.runtime.process.supervisor.function_calls import FunctionCalls
-from adyton.runtime.process.supervisor.fuse_device import FuseDevice
-from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program, how_ended
+from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program, how_ended, kill
 from adyton.runtime.process.supervisor.layout import Layout
 from adyton.runtime.process.supervisor.loading import check_load, guest_load
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
@@ -63,11 +56,9 @@ from adyton.runtime.process.supervisor.waits import Waits
 from adyton.stopped import STOPPED_SECONDS
 
 READ_SIZE = 1 << 19
-HOLD_SECONDS = 0.02  # that what a program writes waits for more of it
+RETRY_SECONDS = 0.02  # for a link that the guest has no room for
 END_MOMENT = 0.5  # seconds
-END_PATIENCE = 5.0  # seconds, at the end, for a client that takes nothing
 TIDY_SECONDS = 20.0  # after anything happened: what it took of memory is given back to the system
-END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 # Bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest.
 MAX_UNSENT = 1 << 31
@@ -98,17 +89,15 @@ class Supervisor:
     ) -> None:
         self._guest = guest
         self._program = program
-        self._files = files
         self._ready = ready
         self._clock = clock or Clock()
         self._watch = watch
         self._loop = Loop()
-        self.fuse = (
-            None
-            if guest.fuse is None
-            else FuseDevice(guest.fuse, lambda: self._loop.later(0, self._guarded(self._from_fuse)))
-        )
         self._session = communicator.Session(communicator.Side.ENCLAVE, passes=self._passes)
+        self._requests: FileRequests | None = None
+        if files is not None and guest.fuse is not None:
+            self._requests = FileRequests(files, guest.fuse, self._session, self._loop, self._guarded)
+        self.fuse = None if self._requests is None else self._requests.fuse
         self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
             *(control, self._loop, self._session, identity, prove),
@@ -118,8 +107,6 @@ class Supervisor:
         self._links: dict[int, Link] = {}
         self._thread_links: set[socket.socket] = set()
         self._paused: list[Link] = []  # until the client has taken some
-        self._waiting: dict[int, tuple[int, abi.Request]] = {}  # host call → ticket
-        self._ordered = 0  # host calls that were numbered
         self._waits = files.waits if files is not None else Waits()
         self._spans = Spans(self._session.notify)
         streams: dict[Literal["stdout", "stderr"], int | None] = {"stdout": guest.stdout, "stderr": guest.stderr}
@@ -129,7 +116,7 @@ class Supervisor:
         self._functions = FunctionCalls(self._session, self._bulk, self._waits, self._spans)
         self._streams = Streams(self._session, lambda: self._new_link(0, ASIDE), self.output.then, slow_down)
         self._emulation = Emulation(
-            *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
+            *(self._session, self._loop, self._guarded, fetcher, self._waits, self._requests, directory),
             lists=lists,
         )
         self._host_name = ""
@@ -138,8 +125,6 @@ class Supervisor:
         self._running = False  # and has succeeded
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
-        self._pushes = False  # in a moment, what was written
-        self._impatient = False  # in a while, of what was interrupted
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -149,8 +134,8 @@ class Supervisor:
         guest.control.setblocking(False)
         self._connections.begin()
         self._loop.read(guest.control, self._guarded(self._from_control))
-        if self.fuse is not None:
-            self._loop.read(self.fuse.descriptor, self._guarded(self._from_fuse))
+        if self._requests is not None:
+            self._requests.begin()
         self.output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
@@ -173,32 +158,18 @@ class Supervisor:
         if self._reason is not None:
             return
         self._reason = reason if self._watch is None else self._watch.reason or reason  # it has killed the guest then
-        self._close_fuse()
+        if self._requests is not None:
+            self._requests.close()
         if self._guest.pidfd is not None:
-            self._kill(self._guest.pidfd)  # what it printed before is all that is waited for
+            kill(self._guest.pidfd)  # what it printed before is all that is waited for
         try:
             self.output.finish()
             if self._connections.joined:
-                self._push()
+                if self._requests is not None:
+                    self._requests.push()
                 self._session.notify("ended", self._reason.encode())
                 self._session.close(self._reason)
-                self._flush()
-                deadline = time.monotonic() + END_SECONDS
-                # A client that is behind gets all of it.
-                while (
-                    (relay := self._connections.current) is not None
-                    and (self._connections.unsent or self._session.due)
-                    and time.monotonic() < deadline
-                ):
-                    writable = [relay] if self._connections.unsent else []
-                    ready = select.select([relay], writable, [], END_PATIENCE)
-                    if not any(ready):
-                        break
-                    if ready[0] and not self._connections.hear():
-                        break
-                    if ready[1]:
-                        self._connections.push()
-                    self._flush()
+                self._connections.finish()
         except (OSError, AdytonError):
             pass  # the client is gone as well
         self._loop.stop()
@@ -216,9 +187,10 @@ class Supervisor:
 
     def _close(self) -> None:
         guest = self._guest
-        self._close_fuse()
+        if self._requests is not None:
+            self._requests.close()
         if guest.pidfd is not None:
-            self._kill(guest.pidfd)
+            kill(guest.pidfd)
             with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, guest.pidfd, os.WEXITED)
         self.output.close()
@@ -233,17 +205,6 @@ class Supervisor:
         self._emulation.close()
         self._connections.close()
         self._loop.close()
-
-    def _close_fuse(self) -> None:
-        """Abort what the guest waits for, so that it can be killed; and so can this process, which may have got a file that is served here (`fetching`)."""
-        if self.fuse is not None and self.fuse.descriptor >= 0:
-            self._loop.forget(self.fuse.descriptor)
-            self.fuse.close()
-
-    @staticmethod
-    def _kill(pidfd: int) -> None:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _guest_ends(self) -> bool:
         """A guest's sockets close a moment before its end can be seen: wait for that, and if it comes, say how it ended."""
@@ -292,8 +253,13 @@ class Supervisor:
                 elif last and kind == "reply":
                     self._functions.over(call)
             case communicator.Replied(call, ok, body, _):
-                if not self._emulation.replied(call, ok=ok, body=body) and not self._streams.replied(call, body):
-                    self._replied(call, ok, body)
+                if not (
+                    self._emulation.replied(call, ok=ok, body=body)
+                    or self._streams.replied(call, body)
+                    or self._functions.replied(call, body, ok=ok)
+                ):
+                    assert self._requests is not None
+                    self._requests.replied(call, body, ok=ok)
             case communicator.Cancelled(call):
                 self._streams.cancel(call)
             case communicator.Notified("net", body):
@@ -308,13 +274,13 @@ class Supervisor:
                     self._loop.forget(link.sock)
                     link.sock.close()
             case communicator.Notified("changed", body):
-                if self._files is not None:
-                    self._do(self._files.changed(restored(decode(body, abi.Changed), body)))
-                    if self._files.believed:
-                        self._arrivals.hold(self._files.believed)
+                if self._requests is not None:
+                    self._requests.changed(body)
+                    if self._requests.files.believed:
+                        self._arrivals.hold(self._requests.files.believed)
             case communicator.Notified("happened", body):
-                if self._files is not None:
-                    self._do(self._files.happened(restored(decode(body, Happened), body)))
+                if self._requests is not None:
+                    self._requests.happened(body)
             case communicator.Closed():
                 self._loop.stop()
             case _:
@@ -372,22 +338,14 @@ class Supervisor:
             self._refuse(call, str(error))
             return
         self._waits.keep = request.trace
-        if self._files is not None:
-            self._files.set_layout(layout, coherence_of(request.coherence))
+        if self._requests is not None:
+            self._requests.files.set_layout(layout, coherence_of(request.coherence))
             if request.streams.stdin:
-                self._files.open_standard_input()
+                self._requests.files.open_standard_input()
         self._host_name = request.host_name
         load = guest_load(self._program, request, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
-
-    def _replied(self, call: int, ok: bool, body: communicator.Body) -> None:
-        if self._functions.replied(call, body, ok=ok):
-            return
-        ticket, request = self._waiting.pop(call)
-        assert self._files is not None
-        result = check(request, body) if ok else abi.Failed("EIO")
-        self._do(self._files.resume(ticket, result))
 
     # -- the guest's side ---------------------------------------------------------------------------------------------
 
@@ -401,7 +359,7 @@ class Supervisor:
             socket.send_fds(self._guest.control, [kind], [link.fileno()])
         except BlockingIOError:
             if kind == ASIDE:  # the only one: what is sent over it meanwhile waits in it
-                self._loop.later(HOLD_SECONDS, self._guarded(lambda: self._hand_over(kind, link)))
+                self._loop.later(RETRY_SECONDS, self._guarded(lambda: self._hand_over(kind, link)))
                 return
             link.close()
             raise
@@ -520,7 +478,8 @@ class Supervisor:
                 if link.stack:
                     self._waits.began(link.sock, "Call")
             else:
-                self._push()
+                if self._requests is not None:
+                    self._requests.push()
                 self._functions.called(link, message)
         if returned:
             self._returned(returned)
@@ -538,10 +497,11 @@ class Supervisor:
         """What entries did to files has reached the client when their callers hear that they are done."""
         self._emulation.tell_counts()
         answers = [(call, self._streams.ended(call, message)) for call, message in returned]
-        if self._files is not None:
-            effects, pending = self._files.settle()
+        requests = self._requests
+        if requests is not None:
+            effects, pending = requests.files.settle()
             if effects:
-                self._do(effects)
+                requests.do(effects)
             if pending is not None:
                 self._waits.began(pending, "Settle")
                 pending.after.append(lambda _: self._settled(pending, answers))
@@ -565,48 +525,3 @@ class Supervisor:
             except ResourceLimitError as error:
                 raised = Raised("raised", "ValueError", f"the result is too large: {error.message}", "ValueError")
                 self._session.reply(call, ok=False, body=encode(raised))
-
-    # -- files --------------------------------------------------------------------------------------------------------
-
-    def _from_fuse(self) -> None:
-        assert self.fuse is not None
-        assert self._files is not None
-        for request in self.fuse.requests():
-            self._do(self._files.receive(request))
-        if self.fuse.is_unmounted:  # the guest is ending
-            self._loop.forget(self.fuse.descriptor)
-        elif self.fuse.has_taken:
-            self._loop.later(0, self._guarded(self._from_fuse))
-
-    def _push(self) -> None:
-        """Send what programs wrote, and what waits for more of it."""
-        self._pushes = False
-        if self._files is not None:
-            self._do(self._files.push())
-
-    def _lose_patience(self) -> None:
-        self._impatient = False
-        if self._files is not None:
-            self._do(self._files.lose_patience())
-
-    def _do(self, effects: list[Effect]) -> None:
-        assert self.fuse is not None
-        self._emulation.tell_events()
-        for effect in effects:
-            if isinstance(effect, Ask):
-                body = encode_call(effect.request)
-                if effect.ordered:
-                    body = (ORDER.pack(self._ordered), *(body if isinstance(body, tuple) else (body,)))
-                    self._ordered += 1
-                call = self._session.call(0, "order" if effect.ordered else "host", body)
-                self._waiting[call] = effect.ticket, effect.request
-            else:
-                self.fuse.write(effect.parts)
-        assert self._files is not None
-        self._files.told()
-        if self._files.holds and not self._pushes:
-            self._pushes = True
-            self._loop.later(HOLD_SECONDS, self._guarded(self._push))
-        if not self._impatient and (patience := self._files.patience) is not None:
-            self._impatient = True
-            self._loop.later(patience, self._guarded(self._lose_patience))
