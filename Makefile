@@ -108,5 +108,10 @@ conformance: setup
 chaos: setup
 	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED) --lanes $(LANES)
 
+# make chaos-broker SECONDS=60 SEED=1: a broker under load, with wrong evidence of all kinds, killed and started again.
+.PHONY: chaos-broker
+chaos-broker: setup
+	@nice $(BIN)/python chaos/broker_load.py --seconds $(SECONDS) --seed $(SEED)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage-data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import struct
 from dataclasses import dataclass, field
 
@@ -39,9 +40,7 @@ def certificate(
     builder = x509.CertificateBuilder(named(issuer or name), named(name), key.public_key(), serial, since, until)
     builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
     for oid, value in (extensions or {}).items():
-        builder = builder.add_extension(
-            x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical=False
-        )
+        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical=False)
     signer = signer or key
     if isinstance(signer, rsa.RSAPrivateKey):  # as AMD signs
         return builder.sign(signer, SHA384(), rsa_padding=padding.PSS(padding.MGF1(SHA384()), 48))
@@ -54,9 +53,7 @@ def revocations(issuer: str, signer: Key, *serials: int, at: dt.datetime = AT) -
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)])
     builder = x509.CertificateRevocationListBuilder(name, at - month, at + month)
     for serial in serials:
-        builder = builder.add_revoked_certificate(
-            x509.RevokedCertificateBuilder(serial, at - month).build()
-        )
+        builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, at - month).build())
     return builder.sign(signer, SHA384()).public_bytes(Encoding.DER)
 
 
@@ -82,7 +79,7 @@ class Amd:
     between: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
 
-    @property
+    @functools.cached_property
     def chain(self) -> tuple[x509.Certificate, x509.Certificate]:
         """The root, and who signs chips' keys."""
         return (
@@ -90,7 +87,7 @@ class Amd:
             certificate(f"SEV-{self.product}", self.between, f"ARK-{self.product}", self.root, ca=True, serial=7),
         )
 
-    @property
+    @functools.cached_property
     def clouds(self) -> x509.Certificate:
         """Who signs clouds' keys."""
         return certificate(f"SEV-VLEK-{self.product}", self.between, f"ARK-{self.product}", self.root, ca=True)
@@ -154,12 +151,14 @@ class Aws:
     root: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP384R1()))
 
-    @property
+    @functools.cached_property
     def root_certificate(self) -> x509.Certificate:
         """Of AWS."""
         return certificate("aws.nitro-enclaves", self.root, ca=True)
 
-    def document(self, *, user_data: bytes | None = bytes(64), pcr: bytes = b"\1" * 48, at: dt.datetime = AT, **more: object) -> bytes:
+    def document(
+        self, *, user_data: bytes | None = bytes(64), pcr: bytes = b"\1" * 48, at: dt.datetime = AT, **more: object
+    ) -> bytes:
         """A document, signed."""
         leaf = certificate("an enclave", self.key, "aws.nitro-enclaves", self.root)
         payload = {
@@ -185,7 +184,9 @@ class Aws:
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
 
-def quote(version: int, *, kind: int = 2, debug: bool = False, report_data: bytes = bytes(64), signature: bytes = bytes(600)) -> bytes:
+def quote(
+    version: int, *, kind: int = 2, debug: bool = False, report_data: bytes = bytes(64), signature: bytes = bytes(600)
+) -> bytes:
     """A quote of SGX (version 3) or TDX (4, 5: `kind` 2 or 3), signed by nobody."""
     head = struct.pack("<HHIHH16s20s", version, 2, 0 if version == 3 else 0x81, 1, 1, _INTEL, b"")
     if version == 3:

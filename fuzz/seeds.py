@@ -192,7 +192,11 @@ def _control() -> list[bytes]:
 def _collateral() -> list[bytes]:
     document = {"tcbInfo": {"id": "TDX", "fmspc": "00", "issueDate": "2025-01-01T00:00:00Z"}, "signature": "00"}
     amd = forged.Amd()
-    return [msgspec.json.encode(document), forged.der(amd.endorsement()), forged.revocations("SEV-Milan", amd.between, 9)]
+    return [
+        msgspec.json.encode(document),
+        forged.der(amd.endorsement()),
+        forged.revocations("SEV-Milan", amd.between, 9),
+    ]
 
 
 def _tpm_quotes() -> list[bytes]:
@@ -284,7 +288,11 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "value": _values,
     "server-certificate": _certificates,
     "name-query": _queries,
-    "dcap-quote": lambda: [forged.quote(3, signature=b""), forged.quote(4, signature=b""), forged.quote(5, kind=3, signature=b"")],
+    "dcap-quote": lambda: [
+        forged.quote(3, signature=b""),
+        forged.quote(4, signature=b""),
+        forged.quote(5, kind=3, signature=b""),
+    ],
     "snp-report": lambda: [forged.Amd().report(2), forged.Amd("Turin").report(5)],
     "nitro-document": lambda: [forged.Aws().document()],
     "certificate": lambda: [forged.p256_certificate(), forged.der(forged.Amd("Turin").endorsement())],

@@ -20,12 +20,14 @@ from target_attestation import (
     nitro_document,
     snp_report,
 )
+from target_broker import broker_log, broker_message, guest_question
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
 from target_platforms import host_certificates
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
+from target_sealing import seal_requests, sealed_data
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tpm import tpm_answer, tpm_event_log, tpm_public, tpm_quote, tpm_report, tpm_signature
@@ -39,6 +41,7 @@ from adyton.errors import (
     EvidenceMalformedError,
     ImageError,
     PlatformError,
+    IntegrityError,
     RemoteProtocolError,
     ResourceLimitError,
     SignatureError,
@@ -74,6 +77,8 @@ TARGETS: Mapping[str, Target] = {
     "tpm-answer": Target(tpm_answer, (PlatformError,)),
     "host-certificates": Target(host_certificates, (EvidenceMalformedError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
+    "sealed-data": Target(sealed_data, (IntegrityError,)),
+    "seal-requests": Target(seal_requests, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),
     "host-call": Target(host_call),
@@ -96,6 +101,9 @@ TARGETS: Mapping[str, Target] = {
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "broker-log": Target(broker_log),
+    "broker-message": Target(broker_message, (RemoteProtocolError,)),
+    "guest-question": Target(guest_question, (RemoteProtocolError,)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
     "dcap-quote": Target(dcap_quote, (AttestationError,)),
     "snp-report": Target(snp_report, (AttestationError,)),

@@ -87,7 +87,11 @@ def test_what_says_too_little_is_an_error(acl, why):
 
 
 identities = st.builds(
-    enclave, st.sampled_from([ONE, TWO, SIGNER]), st.sampled_from(["here", "lost"]), st.integers(0, 2), st.integers(0, 2)
+    enclave,
+    st.sampled_from([ONE, TWO, SIGNER]),
+    st.sampled_from(["here", "lost"]),
+    st.integers(0, 2),
+    st.integers(0, 2),
 )
 named = st.one_of(
     st.builds(lambda value: Expectation(measurement=[value]), st.sampled_from([ONE, TWO])),

@@ -12,7 +12,7 @@ from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
 from adyton.attestation.verify import validate, verify
-from adyton.channel import tls
+from adyton.channel import credential, tls
 from adyton.channel.client import ClientChannel
 from adyton.channel.server import ServerChannel
 from adyton.errors import BindingError
@@ -74,6 +74,7 @@ FIELDS = {
     "exporter": bytes(32),
     "key_digest": bytes(32),
     "identity_digest": bytes(32),
+    "verifier_key_digest": bytes(32),
 }
 
 
@@ -92,8 +93,8 @@ def test_the_binding_is_fixed():
     def hashed(*fields):
         return hashlib.sha512(b"".join(len(field).to_bytes(4, "big") + field for field in fields)).digest()
 
-    *connection, identity = FIELDS.values()
-    expected = hashed(b"adyton attested channel", b"\0\0\0\1", hashed(*connection), identity)
+    connection = hashed(*list(FIELDS.values())[:4], bytes(32))
+    expected = hashed(b"adyton attested channel", b"\0\0\0\2", connection, bytes(32))
     assert binding.report_data(**FIELDS) == expected
 
 
@@ -131,7 +132,7 @@ def test_nothing_can_be_resumed():
             client.set_session(session)
         handshake(client, server)
         # A resumed connection would still have the certificate of the first.
-        assert tls._key_digest(client.get_peer_certificate(as_cryptography=True)) == server.own_key_digest()
+        assert credential.key_digest(client.get_peer_certificate(as_cryptography=True)) == server.own_key_digest()
         session = client.get_session()
         assert session is not None
         client.shutdown()  # else OpenSSL itself forbids to resume

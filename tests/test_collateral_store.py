@@ -175,7 +175,9 @@ def test_addresses_are_amds():
     ]
 
 
-@pytest.mark.parametrize("evidence", [b"", b"{}", forged.Aws().document(), forged.quote(4), REPORT[:-1], CHIP.report(masked=True)])
+@pytest.mark.parametrize(
+    "evidence", [b"", b"{}", forged.Aws().document(), forged.quote(4), REPORT[:-1], CHIP.report(masked=True)]
+)
 def test_what_needs_nothing_or_cannot_be_read_is_asked_for_nothing(vendor, tmp_path, evidence):
     assert counts(vendor.store(tmp_path).for_evidence(evidence)) == (0, 0)
     assert not vendor.asked

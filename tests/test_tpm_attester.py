@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.tpm import attest as attester
 from adyton.attestation.tpm import commands
 from adyton.attestation.tpm.abi import parse_public
-from adyton.attestation.tpm.attest import PCRS, PROVISIONED, Tpm, TpmAttester, attest
+from adyton.attestation.tpm.attest import PCRS, PROVISIONED, Tpm, attest
 from adyton.attestation.tpm.commands import TpmError
 from adyton.attestation.tpm.report import TpmReport
 from adyton.attestation.tpm.verify import verify
@@ -108,8 +109,7 @@ def test_the_evidence_of_an_enclave_is_made_around_a_quote_and_bound_to_it(start
     tpm = start(spec_id() + event(0, b"firmware"))
     tpm.extend(0, b"firmware")
     asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    platform = TpmAttester(lambda: tpm)
-    thread = threading.Thread(target=serve, args=(other, platform))
+    thread = threading.Thread(target=serve, args=(other, tpm))
     thread.start()
     found, loop = [], Loop()
     with attesting.enrol(asking, IDENTITY.digest()) as enrolled, contextlib.closing(loop):
@@ -122,8 +122,6 @@ def test_the_evidence_of_an_enclave_is_made_around_a_quote_and_bound_to_it(start
     assert verified.report_data == bound_to(bytes(64), IDENTITY.digest())
     assert verified.identity_digest == IDENTITY.digest()
     assert (verified.identity.platform, verified.identity.measurement) == ("tpm", IDENTITY.measurement)
-    platform.close()
-    platform.close()
 
 
 def changed(report, **fields):
@@ -371,6 +369,12 @@ def test_a_tpm_that_could_not_begin_is_asked_again():
     assert next(remaining, None) is None
     with Scripted(lambda _: answered(b"", code=commands.RETRY)) as tpm, pytest.raises(TpmError, match="0x922"):
         tpm.ask(commands.flush_context(0x80000000))
+
+
+def test_threads_take_turns():
+    with Scripted(GOOD.__getitem__) as tpm, ThreadPoolExecutor(8) as threads:
+        areas = threads.map(lambda _: tpm.ask(commands.create_primary(commands.OWN_KEY))[1], range(40))
+        assert set(areas) == {public_area()}
 
 
 def test_a_tpm_without_the_bank_says_so():

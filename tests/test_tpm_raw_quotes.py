@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from command import adyton
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +105,31 @@ def test_zero_registers_are_debug_without_their_values():
     assert judged(quoted + signature(quoted), AREA).debug
 
 
+# What tpm2_quote 5.4 (-m, -s) and tpm2_createak (-u, -n) wrote, of swtpm 0.7.1: PCRs 0 to 7, of which 7 was extended.
+TOOLS_QUOTE = bytes.fromhex(
+    "ff54434780180022000b148d69fb2cf6f96f5aa6d3fbf655c7efb1c0cd0429100cf71bf2f13c1a45f90b0005001122334400"
+    "0000000000025b000000010000000001201910230016363600000001000b03ff00000020933ff24c3402a451dec2044a3710"
+    "d30e6ecebe8f00e0ecb6002be660aaed9000"
+)
+TOOLS_SIGNATURE = bytes.fromhex(
+    "0018000b002023c8e2470f7ef45899721ecc522e17b07b64df9a6abdcbfdc3305fe1f41341ac00206e981421235617660066"
+    "9d238d694166a51caebd353c026bd5d29619636588ef"
+)
+TOOLS_KEY = bytes.fromhex(
+    "00580023000b00050072000000100018000b00030010002009dadc9421db9f8ad63cf9d596cce515e739a8cb008eb6c1a0cc"
+    "3227550765cb0020d66476aa6f0fd7869bb076bfb3646e02d39f31081ba9be155d891f057d4cee73"
+)
+TOOLS_NAME = "000b3cc027e59e5f64a5e7407b5fd62c34a326a0e0d63131d79ad66069e3ec7d514f"
+
+
+def test_what_tpm2_tools_wrote_is_accepted():
+    claims = judged(TOOLS_QUOTE + TOOLS_SIGNATURE, TOOLS_KEY)
+    assert claims.machine == TOOLS_NAME
+    assert claims.report_data == bytes.fromhex("0011223344")
+    values = bytes(7 * 32) + hashlib.sha256(bytes(32) + b"\x11" * 32).digest()
+    assert judged(TOOLS_QUOTE, TOOLS_SIGNATURE, TOOLS_KEY, values).measured["sha256:7"] == values[-32:].hex()
+
+
 # -- what is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +148,12 @@ def test_another_key_is_refused():
     for beside in (public_area(OTHER_KEY), spki(OTHER_KEY, Encoding.PEM), public_area(RSA_KEY)):
         with pytest.raises(NotGenuineError, match="signature"):
             judged(WHOLE, beside)
+
+
+def test_a_key_that_is_too_small_is_refused():
+    for key in (rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP224R1())):
+        with pytest.raises(NotGenuineError, match="bits at least"):
+            judged(QUOTE + signature(QUOTE, key), spki(key, Encoding.PEM))
 
 
 def test_a_key_that_signs_anything_is_refused_where_that_is_known():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from adyton.proto.enclave import EnclaveOutput, user_message
     from adyton.provision.client import RemoteProvision
-    from adyton.remote.address import TLS
+    from adyton.remote.address import TLS, Caller
     from adyton.remote_loader_pb2 import RemoteLoadConfig, remote_load_config
     from adyton.sgx_loader_pb2 import SgxLoadConfig, sgx_load_config
 
@@ -38,6 +38,7 @@ _HOME = {
     "AdytonError": "adyton.errors",
     "AllOf": "adyton.attestation.acl",
     "AnyOf": "adyton.attestation.acl",
+    "Caller": "adyton.remote.address",
     "EnclaveClient": "adyton.client",
     "EnclaveConfig": "adyton.proto.enclave",
     "EnclaveError": "adyton.errors",
@@ -69,6 +70,7 @@ __all__ = [
     "AdytonError",
     "AllOf",
     "AnyOf",
+    "Caller",
     "EnclaveClient",
     "EnclaveConfig",
     "EnclaveError",

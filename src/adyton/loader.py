@@ -17,6 +17,7 @@ from adyton.attestation import attesters
 from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import CONFIGS, PLATFORMS
+from adyton.channel.credential import Credential
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Mount, Policy
@@ -33,7 +34,8 @@ from adyton.load_request import load_request, standard_input, working_directory
 from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.budget import Budget
 from adyton.provision.client import RemoteProvision
-from adyton.remote.address import TLS
+from adyton.remote.address import TLS, Caller
+from adyton.remote.certificates import of_caller
 from adyton.remote.client_pairs import CallFailed
 from adyton.remote.in_process import in_process
 from adyton.remote.process_metrics import ProcessMetrics
@@ -64,6 +66,7 @@ class LoadArguments:
     allow_sim: bool | None = None
     platform: str | None = None
     tls: TLS | None = None
+    caller: Caller | None = None
     timeout: float | None = None
     stats: str | None = None
     trace: str | None = None
@@ -89,6 +92,7 @@ def load(
     platform: str = "auto",
     tls: TLS | None = None,
     token: str | None = None,
+    caller: Caller | None = None,
     name: str | None = None,
     timeout: float | None = None,
     remote_proxy: str | None = None,
@@ -103,6 +107,7 @@ def load(
     ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it, or expectations put together) and
     `allow_…` add to it.
     `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
+    `caller`: the key, or certificate, that the enclave is to know this client by (`trusted.caller()`).
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
     server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
 
@@ -114,6 +119,8 @@ def load(
             raise UsageError(f"{argument}={given!r}: give a text")
     if not isinstance(allow_sim, bool):
         raise UsageError(f"allow_sim={allow_sim!r}: give True or False")
+    if not isinstance(caller, Caller | None):
+        raise UsageError(f"caller={caller!r}: give adyton.Caller(key=), or (key=, cert=)")
     if not isinstance(policy, str | os.PathLike | Policy | None):
         raise UsageError(
             f"policy={policy!r}: give the path of a policy file; expect= and allow_…= are for what you have in Python"
@@ -143,6 +150,7 @@ def load(
         allow_sim=allow_sim or None,
         platform=None if platform == "auto" else platform,
         tls=tls,
+        caller=caller,
         timeout=timeout,
         stats=stats,
         trace=trace,
@@ -252,6 +260,8 @@ def _connect(
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
     request = load_request(policy, config, name, arguments.stdout, _warn, mounts)
+    caller = arguments.caller or Caller.from_environment()
+    credential = None if caller is None else of_caller(caller)
     with contextlib.ExitStack() as undo:
         functions = HostFunctions(arguments.functions)
         output = StandardOutput(
@@ -282,6 +292,7 @@ def _connect(
                 arguments.timeout,
                 trace,
                 telemetry,
+                credential,
                 says_simulated=provision is not None,
             )
         undo.callback(proxy.abort)
@@ -309,6 +320,7 @@ def _connected(
     timeout: float | None,
     trace: Trace | None,
     telemetry: Telemetry | None,
+    credential: Credential | None,
     *,
     says_simulated: bool,
 ) -> ProxyClient:
@@ -320,7 +332,7 @@ def _connected(
     except BaseException:
         executor.close()
         raise
-    proxy = ProxyClient(transport, executor, expectation, trace, telemetry)
+    proxy = ProxyClient(transport, executor, expectation, trace, telemetry, credential)
     try:
         reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:

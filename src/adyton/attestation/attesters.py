@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
@@ -14,7 +15,7 @@ from adyton.errors import PlatformError
 
 
 class Row(NamedTuple):
-    """`attester`: "module:class", relative to this package; "": there is none, and `lacking` says why. `device`: without it this is not such a place, a
+    """`attester`: "module:what opens it", relative to this package; "": there is none, and `lacking` says why. `device`: without it this is not such a place, a
     `place`. `extra`: of adyton, without which it cannot be asked. `automatic`: taken where nobody names a platform. `met`: how far it was tried."""
 
     attester: str
@@ -34,7 +35,7 @@ ROWS: Mapping[Platform, Row] = {
     "tdx": Row("dcap.attest:Tdx", "/dev/tdx_guest", "an Intel TDX guest", _STAND_IN),
     "nitro": Row("nitro.attest:Nitro", "/dev/nsm", "an AWS Nitro enclave", _STAND_IN, extra="attest"),
     "tpm": Row(
-        *("tpm.attest:TpmAttester", "/dev/tpmrm0", "a machine with a TPM 2.0", "has met swtpm, and no chip"),
+        *("tpm.attest:Tpm.open", "/dev/tpmrm0", "a machine with a TPM 2.0", "has met swtpm, and no chip"),
         automatic=False,  # it proves what was booted, and does not keep the machine's owner out
     ),
     "sgx": Row(
@@ -53,14 +54,13 @@ def open_attester(platform: Platform) -> Attester:
         raise PlatformError(row.lacking if os.path.exists(row.device) else _absent(row))
     module, _, name = row.attester.partition(":")
     try:
-        opened = cast("Callable[[], Attester]", getattr(importlib.import_module(f"{__package__}.{module}"), name))
-        return opened()
+        opened = operator.attrgetter(name)(importlib.import_module(f"{__package__}.{module}"))
+        return cast("Callable[[], Attester]", opened)()
     except ImportError as error:
         if not os.path.exists(row.device):
             raise PlatformError(_absent(row)) from error
         missing = f"{error.name} is missing" if error.name else str(error)
-        package = f"adyton[{row.extra}]" if row.extra else "adyton"
-        raise PlatformError(f"{missing}: install {package} on this machine") from error
+        raise PlatformError(f"{missing}: install adyton[{row.extra}] on this machine") from error
     except PlatformError as error:
         if os.path.exists(row.device):
             raise

@@ -6,13 +6,13 @@ Vendors' hierarchies have one way from a key to the root, so a chain is a list; 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.utils import CryptographyDeprecationWarning
 
 from adyton.attestation.findings import Failure, refuse
 
@@ -31,7 +31,7 @@ UNREADABLE = (
 def look_at(certificate: x509.Certificate) -> x509.Certificate:
     """The same, of which nothing more can be unreadable; else UNREADABLE."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+        warnings.simplefilter("ignore")  # AMD's have the serial number 0; hostile ones, names of wrong lengths
         _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
     return certificate
 
@@ -42,7 +42,7 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
         raise refuse("malformed", what, f"a certificate of at most {MAX_CERTIFICATE} bytes", f"{len(der)} bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # AMD's have the serial number 0
+            warnings.simplefilter("ignore")  # AMD's have the serial number 0; hostile ones, names of wrong lengths
             certificate = look_at(x509.load_der_x509_certificate(der))
     except UNREADABLE as error:
         raise refuse("malformed", what, "a certificate", f"what cannot be read: {error}") from error
@@ -77,7 +77,7 @@ def _may_sign_certificates(issuer: x509.Certificate) -> bool:
 def chain_failures(chain: Sequence[x509.Certificate], at: dt.datetime) -> list[Failure]:
     """What is wrong with a chain, from the key that signed to a root that is trusted, at a time."""
     failures = []
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         if not is_issued_by(certificate, issuer):
             failures.append(Failure("genuine", f"issuer of {name_of(certificate)}", name_of(issuer), "another"))
     for certificate in chain:
@@ -96,7 +96,7 @@ def revocation_failures(
 ) -> tuple[list[Failure], set[str]]:
     """What the lists say of a chain at a time; and the names of the issuers whose list there was. A list that is out of date is none."""
     failures, checked = [], set[str]()
-    for certificate, issuer in zip(chain, chain[1:], strict=False):
+    for certificate, issuer in itertools.pairwise(chain):
         for each in lists:
             if each.issuer != issuer.subject or not _is_signed_by(each, issuer):
                 continue

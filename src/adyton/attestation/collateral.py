@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 from cryptography import x509
-from cryptography.utils import CryptographyDeprecationWarning
 
 from adyton.attestation.certificates import UNREADABLE, look_at
 from adyton.errors import UsageError
@@ -139,7 +138,7 @@ def _read_document(text: bytes, found: _Found) -> None:
 
 def _read_pem(match: re.Match[bytes], found: _Found) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        warnings.simplefilter("ignore")
         try:
             if match[1] == b"CERTIFICATE":
                 found.certificates.append(look_at(x509.load_pem_x509_certificate(match[0])))
@@ -151,7 +150,7 @@ def _read_pem(match: re.Match[bytes], found: _Found) -> None:
 
 def _read_der(data: bytes, found: _Found) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        warnings.simplefilter("ignore")
         try:
             found.certificates.append(look_at(x509.load_der_x509_certificate(data)))
         except UNREADABLE:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from adyton.attestation.binding import report_data as bind
 from adyton.attestation.identity import PLATFORMS, Digest, DigestOrNone, EnclaveIdentity, Number, Platform
 from adyton.errors import EvidenceMalformedError
 
@@ -61,6 +62,18 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     exporter: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     key_digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    verifier_key_digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+
+    def report_data(self, identity_digest: bytes) -> bytes:
+        """The 64 bytes, for evidence that says to be of an identity."""
+        return bind(
+            role=self.role.encode(),
+            nonce=self.nonce,
+            exporter=self.exporter,
+            key_digest=self.key_digest,
+            verifier_key_digest=self.verifier_key_digest,
+            identity_digest=identity_digest,
+        )
 
 
 class HardwareBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

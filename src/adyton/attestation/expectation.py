@@ -98,8 +98,12 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _DEFAULTS = msgspec.structs.asdict(Expectation())
 # What says whom, and not in which state: the field of an expectation, and the identity's.
 _NAMING = {
-    **{"platforms": "platform", "measurement": "measurement", "signer": "signer"},
-    **{"product_id": "product_id", "runtime": "runtime", "machines": "machine"},
+    "platforms": "platform",
+    "measurement": "measurement",
+    "signer": "signer",
+    "product_id": "product_id",
+    "runtime": "runtime",
+    "machines": "machine",
 }
 
 

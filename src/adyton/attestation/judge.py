@@ -11,7 +11,6 @@ from typing import Literal
 
 import msgspec
 
-from adyton.attestation.binding import report_data as bind
 from adyton.attestation.acl import Acl
 from adyton.attestation.collateral import Collateral
 from adyton.attestation.findings import Failure, failed
@@ -63,13 +62,7 @@ def _binding(verified: Verified, report_data: bytes | None) -> tuple[list[Failur
     """Raw evidence need not be bound to anything that we know; what a runtime says of an image counts only where report data vouches for it."""
     wanted = report_data
     if wanted is None and verified.bound is not None:
-        wanted = bind(
-            role=verified.bound.role.encode(),
-            nonce=verified.bound.nonce,
-            exporter=verified.bound.exporter,
-            key_digest=verified.bound.key_digest,
-            identity_digest=verified.identity_digest,
-        )
+        wanted = verified.bound.report_data(verified.identity_digest)
     got = verified.report_data
     if wanted is None:
         if not verified.identity.measurement or verified.identity.platform == "sim":

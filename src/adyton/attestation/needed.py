@@ -81,7 +81,8 @@ _PARTS = {"bootloader": "blSPL", "tee": "teeSPL", "snp": "snpSPL", "microcode": 
 def _of_report(report: Report) -> list[tuple[Need, ...]]:
     # Before version 3 it does not say of which product: Milan and Genoa have the same form.
     products: tuple[Product, ...] = ("Milan", "Genoa") if report.product is None else (report.product,)
-    key, alternatives = report.signed_by.lower(), []
+    key = report.signed_by.lower()
+    alternatives: list[tuple[Need, ...]] = []
     for product in products:
         tcb = Tcb.of(report.tcb_reported, product)._asdict()
         parts = {**({"fmc": "fmcSPL"} if product == "Turin" else {}), **_PARTS}

@@ -23,7 +23,7 @@ def collateral_for(evidence: bytes) -> Collateral:
 
 
 def store() -> CollateralStore:
-    """This user's."""
+    """The store of this user."""
     from platformdirs import user_cache_path
 
     intel = (os.environ.get("ADYTON_PCCS_URL") or INTEL).rstrip("/")

@@ -6,20 +6,20 @@ import msgspec
 
 
 class EvidenceReceived(msgspec.Struct, frozen=True):
-    """To the client: the enclave's evidence, hostile until verified and validated; then `accept`, or `close`."""
+    """To a verifier: the peer's evidence, hostile until verified and validated; then `accept`, or `close`."""
 
     evidence: bytes
 
 
 class EvidenceRequested(msgspec.Struct, frozen=True):
-    """To the server: make evidence over these 64 bytes, and `provide` it. `connection`: what of them is the connection's, see `binding`."""
+    """To a prover: make evidence over these 64 bytes, and `provide` it. `connection`: what of them is the connection's, see `binding`."""
 
     report_data: bytes
     connection: bytes
 
 
 class Established(msgspec.Struct, frozen=True):
-    """To the server: the client accepts the evidence; from now on data may be sent."""
+    """To a prover: the peer accepts the evidence, and nothing else is to be proven; from now on data may be sent."""
 
 
 class Data(msgspec.Struct, frozen=True, gc=False):

@@ -90,7 +90,7 @@ def _show(value: Any, raw: bool) -> None:
 
 
 def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
-    from adyton.remote.address import TLS
+    from adyton.remote.address import TLS, Caller
     from adyton.remote.bearer import read_token
 
     _check_that_they_serve(load.on)
@@ -100,6 +100,7 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
         **lists,
         "tls": tls if load.on and tls != TLS() else None,
         "token": (load.on and read_token(load.token_file)) or None,
+        "caller": Caller(load.caller_key, load.caller_cert) if load.caller_key or load.caller_cert else None,
         "security_type": load.security_type,
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,

@@ -18,7 +18,7 @@ from adyton.cli.values import PATH
 @click.option("--policy", "as_policy", is_flag=True, help="Print a policy file that accepts this image and no other.")
 @json_option("As JSON.")
 def command(image: str, python: str, as_policy: bool, as_json: bool) -> None:
-    """adyton inspect build/demo_enclave.enclave
+    r"""adyton inspect build/demo_enclave.enclave
 
     Show what is in IMAGE (a .enclave file, or a .py file, which is built first): its entries with their types, its measurement, its
     signatures and whether they hold. Runs nothing of it.

@@ -17,6 +17,7 @@ from adyton.errors import AdytonError
 
 COMMANDS = (
     "attest",
+    "broker",
     "build",
     "call",
     "doctor",

@@ -35,6 +35,7 @@ def describe(image: Image) -> dict[str, Any]:
         "limits": {name: value for name, value in msgspec.structs.asdict(manifest.limits).items() if value is not None},
         "programs": list(manifest.programs),
         "time": manifest.time,
+        **({"broker": msgspec.to_builtins(broker)} if (broker := manifest.names_broker) else {}),
         "layers": [
             {"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
             for layer in image.layer_descriptors

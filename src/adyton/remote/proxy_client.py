@@ -28,6 +28,7 @@ from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.vendors import collateral_for
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
+from adyton.channel.credential import Credential
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import Counts, EnterRequest, LoadReply, LoadRequest, Raised, decode, encode
 from adyton.errors import (
@@ -85,14 +86,16 @@ class ProxyClient:
         expectation: Acl,
         trace: Trace | None = None,
         telemetry: Telemetry | None = None,
+        credential: Credential | None = None,
     ) -> None:
+        """`credential`: what the enclave is to know this client by."""
         self._transport = transport
         self._executor = executor
         self._expectation = expectation
         self._lock = threading.Lock()
         self.ended_because = ""
         self._session = communicator.Session(communicator.Side.CLIENT)
-        self._line = Line(transport, self._session, self._lock, self)
+        self._line = Line(transport, self._session, self._lock, self, credential)
         self._time = TimeTeller()
         self._pairs: dict[int, Pair] = {}
         self._threads = ThreadPairs(self._pairs, self._lock, self._session, self._line.wake_later)

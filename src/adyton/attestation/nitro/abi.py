@@ -37,7 +37,7 @@ def parse(data: bytes) -> Document:
     found = _decoded(data, "the document")
     if isinstance(found, cbor2.CBORTag) and found.tag == _TAG:
         found = found.value
-    if not isinstance(found, list) or len(found) != 4:
+    if not isinstance(found, list | tuple) or len(found) != 4:  # what is tagged comes as a tuple
         raise refuse("malformed", "the document", "a COSE_Sign1 object", type(found).__name__)
     protected, unprotected, payload, signature = found
     if not isinstance(protected, bytes) or not isinstance(payload, bytes) or unprotected not in ({}, None):

@@ -9,7 +9,8 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple, Self, TypeVar
 
 import msgspec
@@ -59,6 +60,7 @@ class Tpm:
 
     def __init__(self, descriptor: int, event_log: bytes = b"") -> None:
         self._descriptor = descriptor
+        self._turn = threading.Lock()  # an answer is of whoever asked last
         self.event_log = event_log if is_agile(event_log) and len(event_log) <= MAX_LOG else b""
 
     @classmethod
@@ -90,11 +92,17 @@ class Tpm:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def report(self, report_data: bytes) -> HardwareReport:
+        """See `hardware.Attester`."""
+        return HardwareReport(attest(report_data, self))
+
     def ask(self, command: Command[_T]) -> _T:
         """TpmError: it refuses; PlatformError: it does not work."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return command.answered(self._exchange(command.data))
+                with self._turn:
+                    answer = self._exchange(command.data)
+                return command.answered(answer)
             except OSError as error:
                 raise PlatformError(f"the TPM does not work: {error.strerror}") from error
             except TpmError as error:  # the kernel waits and repeats what its devices want so; an emulated TPM behind a socket has nobody
@@ -115,21 +123,6 @@ class Tpm:
             if len(answer) >= HEADER.size:
                 wanted = min(HEADER.unpack_from(answer)[1], MAX_RESPONSE)
         return answer
-
-
-class TpmAttester:
-    """See `hardware.Attester`. PlatformError: this machine has no TPM that may be used."""
-
-    def __init__(self, open_tpm: Callable[[], Tpm] = Tpm.open) -> None:
-        self._tpm = open_tpm()
-
-    def report(self, report_data: bytes) -> HardwareReport:
-        """The certificate of the key, if it has one, is in the report."""
-        return HardwareReport(attest(report_data, self._tpm))
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._tpm.close()
 
 
 def attest(report_data: bytes, tpm: Tpm) -> bytes:

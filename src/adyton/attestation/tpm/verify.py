@@ -7,6 +7,8 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from adyton.attestation.certificates import name_of, revocation_failures
 from adyton.attestation.claims import UNVOUCHED, Claims, digest_of_measured
 from adyton.attestation.collateral import Collateral, read_blobs
@@ -26,6 +28,7 @@ from adyton.attestation.tpm.report import Shown, of_report
 from adyton.attestation.tpm.signatures import is_signed_by
 from adyton.attestation.tpm.trust import chain_of
 
+_LEAST = {False: 2048, True: 256}  # bits, of RSA and of ECC
 _NEEDED = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | SIGN
 
 
@@ -65,9 +68,9 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
             "firmware": f"{quoted.firmware:#x}",
             "resets": quoted.resets,
             "restarts": quoted.restarts,
-            "key_certified_by": name_of(chain[-1]) if chain else "",
-            "explained_by_event_log": " ".join(explained.whole) if explained else "",
-            "not_explained": " ".join(explained.further) if explained else quoted.selection,
+            "key_certified_by": name_of(chain[-1]) if chain else "nobody",
+            "explained_by_event_log": (" ".join(explained.whole) if explained else "") or "none",
+            "not_explained": (" ".join(explained.further) or "none") if explained else quoted.selection,
         },
         failures=tuple(revocation_failures(chain, collateral.revocation_lists, at)[0]),
     )
@@ -90,6 +93,9 @@ def _signature_failures(shown: Shown) -> list[Failure]:
 
 
 def _key_failures(shown: Shown) -> list[Failure]:
+    least = _LEAST[isinstance(shown.key, ec.EllipticCurvePublicKey)]
+    if shown.key.key_size < least:
+        return [Failure("genuine", "the attestation key", f"{least} bits at least", str(shown.key.key_size))]
     if shown.attributes is None or shown.attributes & (_NEEDED | DECRYPT) == _NEEDED:
         return []
     wanted = "one that signs what its TPM says only, and was made there to stay"

@@ -60,6 +60,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     )
 
     from adyton.allocator import keep_freed_memory
+    from adyton.attestation.sealing.keys import Sealing
+    from adyton.attestation.sealing.roots import open_root
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
@@ -74,7 +76,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     keep_freed_memory()
-    program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
+    program = Program(
+        image.manifest.entry,
+        [entry.name for entry in image.manifest.entries],
+        identity.debug,
+        image.manifest.names_broker,
+    )
     clock = Clock(guest.clock)
     inside = ThreadNumbers().inside
     threads = GuestThreads(PROGRAM, ".", INIT, inside)
@@ -90,6 +97,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         directory=threads.directory,
         clock=clock,
         watch=watch,
+        sealing=Sealing(identity, open_root(identity.platform)),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )
