@@ -11,9 +11,11 @@ from contextlib import closing, suppress
 import msgspec
 import pytest
 
+from adyton.attestation.binding import bound_to
 from adyton.attestation.evidence import MAX_EVIDENCE, HardwareBody, decode, open_envelope
 from adyton.attestation.hardware import HardwareReport
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.channel.events import EvidenceRequested
 from adyton.errors import PlatformError
 from adyton.runtime.process import attesting
 from adyton.runtime.process.attester import AttesterProcess, serve
@@ -22,6 +24,7 @@ from adyton.runtime.process.supervisor.proving import by_hardware, simulated
 
 DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity("tdx", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 3, 4, debug=False, runtime="", machine="")
+DIGEST = IDENTITY.digest()
 
 
 class Fake:
@@ -47,20 +50,26 @@ def run():
         asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         thread = threading.Thread(target=serve, args=(other, attester))
         thread.start()
-        ends.append((asking, other, thread))
-        return asking
+        enrolled = attesting.enrol(asking.dup(), IDENTITY.digest())
+        ends.append((asking, enrolled, thread))
+        return enrolled
 
+    run.asking = lambda: ends[-1][0]
     yield run
-    for asking, other, thread in ends:
+    for asking, enrolled, thread in ends:
         asking.close()
+        enrolled.close()
         thread.join(20)
         assert not thread.is_alive()
-        other.close()
 
 
-def message(asking, data=DATA):
-    with attesting.ask(asking, data) as answer:
-        return answer.recv(1 << 17)
+def over(connection, digest=DIGEST):
+    return b"over " + bound_to(connection, digest)
+
+
+def message(enrolled, data=DATA):
+    with attesting.ask(enrolled, data) as answer:
+        return answer.recv(attesting.MAX_ANSWER)
 
 
 def test_each_asker_gets_the_report_over_its_own_data(run):
@@ -68,8 +77,8 @@ def test_each_asker_gets_the_report_over_its_own_data(run):
     answers = [(data, attesting.ask(asking, data)) for data in (DATA, DATA[::-1], bytes(64))]
     for data, answer in answers:
         with answer:
-            report = msgspec.msgpack.decode(answer.recv(1 << 17), type=HardwareReport)
-        assert report == (b"over " + data, (b"certificate",))
+            report = msgspec.msgpack.decode(answer.recv(attesting.MAX_ANSWER), type=HardwareReport)
+        assert report == (over(data), (b"certificate",))
 
 
 def test_where_there_is_no_report_the_answer_is_empty_and_the_reason_is_said(run, capfd):
@@ -89,6 +98,11 @@ def test_what_is_no_report_data_is_not_passed_on(run, size):
     assert message(asking)
 
 
+def test_a_report_may_be_large(run):
+    """That of a TPM has the log of its machine's start."""
+    assert len(message(run(Fake(lambda _: HardwareReport(bytes(190_000)))))) > 190_000
+
+
 def test_the_hardware_is_not_asked_for_those_who_have_gone(run):
     begun, go_on = threading.Event(), threading.Event()
 
@@ -106,8 +120,36 @@ def test_the_hardware_is_not_asked_for_those_who_have_gone(run):
     go_on.set()
     for answer in (first, last):
         with answer:
-            assert answer.recv(1 << 17)
-    assert fake.asked == [DATA, DATA[::-1]]
+            assert answer.recv(attesting.MAX_ANSWER)
+    assert fake.asked == [over(each)[5:] for each in (DATA, DATA[::-1])]
+
+
+def test_each_identity_has_a_socket_of_its_own_and_no_other_is_to_be_had_there(run):
+    """Of two supervisors neither can have a report made that is the other's."""
+    fake = Fake()
+    first = run(fake)
+    second = attesting.enrol(run.asking().dup(), bytes(32))
+    with second:
+        assert over(DATA) in message(first)
+        assert over(DATA, bytes(32)) in message(second)
+        with attesting.ask(second, IDENTITY.digest()) as answer:  # enrolling again
+            assert answer.recv(attesting.MAX_ANSWER) == b""
+        assert over(DATA, bytes(32)) in message(second)
+    assert over(DATA) in message(first)
+
+
+def test_the_socket_that_enrols_gives_no_reports(run):
+    fake = Fake()
+    enrolled = run(fake)
+    assert message(run.asking()) == b""
+    assert fake.asked == []
+    assert message(enrolled)
+
+
+def test_enclaves_that_go_on_when_the_launcher_has_gone_still_have_evidence(run):
+    enrolled = run(Fake())
+    run.asking().close()
+    assert message(enrolled)
 
 
 def test_descriptors_that_are_no_sockets_and_requests_without_any_do_no_harm(run):
@@ -147,7 +189,7 @@ def proved(prove, data=DATA):
     """What it gives, the loop being turned until then."""
     found, loop = [], Loop()
     with closing(loop):
-        prove(loop, data, found.append)
+        prove(loop, EvidenceRequested(b"", data), found.append)
         while not found:
             loop.turn()
     (evidence,) = found
@@ -157,13 +199,13 @@ def proved(prove, data=DATA):
 def test_hardwares_evidence_holds_the_report_and_what_the_runtime_says(run):
     envelope = open_envelope(proved(by_hardware(IDENTITY, run(Fake()))))
     body = decode(envelope.body, HardwareBody)
-    assert (envelope.platform, body.report, body.certificates) == ("tdx", b"over " + DATA, [b"certificate"])
+    assert (envelope.platform, body.report, body.certificates) == ("tdx", over(DATA), [b"certificate"])
     assert body.image.on("tdx") == IDENTITY
 
 
 def test_a_simulations_is_there_at_once():
     found = []
-    simulated(msgspec.structs.replace(IDENTITY, platform="sim"))(Loop(), DATA, found.append)
+    simulated(msgspec.structs.replace(IDENTITY, platform="sim"))(Loop(), EvidenceRequested(DATA, b""), found.append)
     assert open_envelope(found[0]).platform == "sim"
 
 

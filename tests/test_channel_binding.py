@@ -90,9 +90,11 @@ def test_no_two_fields_run_into_each_other():
 
 
 def test_the_binding_is_fixed():
-    values = (*list(FIELDS.values())[:4], bytes(32), bytes(32))
-    fields = (b"adyton attested channel", b"\0\0\0\2", *values)
-    expected = hashlib.sha512(b"".join(len(field).to_bytes(4, "big") + field for field in fields)).digest()
+    def hashed(*fields):
+        return hashlib.sha512(b"".join(len(field).to_bytes(4, "big") + field for field in fields)).digest()
+
+    connection = hashed(*list(FIELDS.values())[:4], bytes(32))
+    expected = hashed(b"adyton attested channel", b"\0\0\0\2", connection, bytes(32))
     assert binding.report_data(**FIELDS) == expected
 
 

@@ -14,7 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tpms import NOW, REPORT_DATA, Authority, event, extended, name_of, public_area, quote, signature, sized, spec_id
 
+from adyton.attestation.binding import bound_to
 from adyton.attestation.collateral import Collateral, read_blobs, read_folder
+from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.tpm import attest as attester
 from adyton.attestation.tpm import commands
 from adyton.attestation.tpm.abi import parse_public
@@ -22,11 +24,18 @@ from adyton.attestation.tpm.attest import PCRS, PROVISIONED, Tpm, attest
 from adyton.attestation.tpm.commands import TpmError
 from adyton.attestation.tpm.report import TpmReport
 from adyton.attestation.tpm.verify import verify
+from adyton.attestation.verify import verify as verify_envelope
+from adyton.channel.events import EvidenceRequested
 from adyton.errors import EvidenceMalformedError, LocalProtocolError, NotGenuineError, PlatformError
+from adyton.runtime.process import attesting
+from adyton.runtime.process.attester import serve
+from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.proving import by_hardware
 
 SWTPM = shutil.which("swtpm")
 needs_swtpm = pytest.mark.skipif(SWTPM is None, reason="NO EMULATED TPM HERE: install swtpm")
 
+IDENTITY = EnclaveIdentity("tpm", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 3, 4, debug=False, runtime="", machine="")
 OWNER = 0x40000001
 READABLE = (
     1 << 1 | 1 << 2 | 1 << 17 | 1 << 18 | 1 << 25
@@ -92,6 +101,27 @@ def tpm(start):
 
 def judged(report, collateral=None):
     return verify(report, collateral or Collateral(), NOW)
+
+
+@needs_swtpm
+def test_the_evidence_of_an_enclave_is_made_around_a_quote_and_bound_to_it(start):
+    """By way of the process that asks for it, and of a supervisor's end."""
+    tpm = start(spec_id() + event(0, b"firmware"))
+    tpm.extend(0, b"firmware")
+    asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    thread = threading.Thread(target=serve, args=(other, tpm))
+    thread.start()
+    found, loop = [], Loop()
+    with attesting.enrol(asking, IDENTITY.digest()) as enrolled, contextlib.closing(loop):
+        by_hardware(IDENTITY, enrolled)(loop, EvidenceRequested(b"", bytes(64)), found.append)
+        while not found:
+            loop.turn()
+    thread.join(20)
+    assert not thread.is_alive()
+    verified = verify_envelope(found[0], Collateral(), NOW)
+    assert verified.report_data == bound_to(bytes(64), IDENTITY.digest())
+    assert verified.identity_digest == IDENTITY.digest()
+    assert (verified.identity.platform, verified.identity.measurement) == ("tpm", IDENTITY.measurement)
 
 
 def changed(report, **fields):

@@ -23,7 +23,7 @@ class Asking:
         self._channel = ClientChannel(verifies=False, identity_digest=identity_digest)
         self._reader = answers()
         self.answer: Answer | None = None
-        self.wanted: bytes | None = None
+        self.wanted: EvidenceRequested | None = None
 
     def receive(self, data: bytes) -> None:
         """What the broker says; b"": it has closed the connection. NotGenuineError: it is another one. RemoteProtocolError: it is none.
@@ -32,9 +32,9 @@ class Asking:
         """
         for event in self._channel.receive(data) if data else [Closed()]:
             match event:
-                case EvidenceRequested(report_data):
+                case EvidenceRequested():
                     self._check_key()
-                    self.wanted = report_data
+                    self.wanted = event
                 case Established():
                     self._channel.send(self._request)
                 case Data(plaintext):

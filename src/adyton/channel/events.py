@@ -12,9 +12,10 @@ class EvidenceReceived(msgspec.Struct, frozen=True):
 
 
 class EvidenceRequested(msgspec.Struct, frozen=True):
-    """To a prover: make evidence over these 64 bytes, and `provide` it."""
+    """To a prover: make evidence over these 64 bytes, and `provide` it. `connection`: what of them is the connection's, see `binding`."""
 
     report_data: bytes
+    connection: bytes
 
 
 class Established(msgspec.Struct, frozen=True):

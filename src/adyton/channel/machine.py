@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from adyton.attestation.binding import NONCE_SIZE, VERSION
-from adyton.attestation.binding import report_data as bind
+from adyton.attestation.binding import NONCE_SIZE, VERSION, bound_to, connection_digest
 from adyton.attestation.evidence import MAX_EVIDENCE, Bound
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
 from adyton.channel.messages import Accept, AttestRequest, Evidence, Message, MessageReader, encode
@@ -139,15 +138,14 @@ class Channel:
                 "use the same release on both sides"
             )
         assert self._identity_digest is not None
-        bound = bind(
+        connection = connection_digest(
             role=self._own_role,
             nonce=message.nonce,
             exporter=self._tls.exporter(self._own_role),
             key_digest=self._own_key,
             verifier_key_digest=self._peer_key,
-            identity_digest=self._identity_digest,
         )
-        return [EvidenceRequested(bound)]
+        return [EvidenceRequested(bound_to(connection, self._identity_digest), connection)]
 
     # -- ours ---------------------------------------------------------------------------------------------------------
 

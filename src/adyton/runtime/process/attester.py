@@ -5,13 +5,14 @@ looks once a second for a quote of TDX, and a host may slow down those of SEV-SN
 the server's Python and libraries, in the server's own file tree. It asks for one report at a time, and for none that nobody waits for any more. It ends
 when nobody is left who could ask.
 
-Who may ask: whoever has the socket, which are supervisors, whose guests do not. Nothing of an enclave but the 64 bytes comes here.
+Who may ask: supervisors, each for the identity that it enrolled with before its guest ran. Nothing of an enclave but digests comes here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -23,11 +24,13 @@ from typing import Self
 import msgspec
 
 from adyton import errors
+from adyton.attestation.binding import bound_to
 from adyton.attestation.evidence import REPORT_DATA_SIZE
 from adyton.attestation.hardware import Attester
 from adyton.attestation.identity import Platform
 from adyton.errors import AdytonError, PlatformError
 from adyton.runtime.process import namespaces
+from adyton.runtime.process.attesting import CONNECTION_SIZE, DIGEST_SIZE
 
 READY = b"ready"
 START_SECONDS = 120.0  # for the first report; some hosts let them wait for a minute
@@ -102,6 +105,8 @@ def main(platform: Platform, descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a server drains, and its enclaves may need evidence meanwhile
     namespaces.set_name("adyton-attest")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of each enclave we have one
     sock = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     with contextlib.ExitStack() as stack:
@@ -115,24 +120,51 @@ def main(platform: Platform, descriptor: int) -> None:
         serve(sock, attester)
 
 
-def serve(sock: socket.socket, attester: Attester) -> None:
+def serve(asking: socket.socket, attester: Attester) -> None:
     """See the module."""
+    poller = select.poll()
+    poller.register(asking, select.POLLIN)
+    enrolled: dict[int, tuple[socket.socket, bytes]] = {}  # by descriptor: with the identity's digest
     while True:
-        try:
-            data, descriptors, _, _ = socket.recv_fds(sock, REPORT_DATA_SIZE + 1, 1)
-        except OSError:
-            return
-        if not data and not descriptors:
-            return
-        for each in descriptors:
-            try:
-                answer = socket.socket(fileno=each)
-            except OSError:  # it is none
-                os.close(each)
+        for descriptor, _ in poller.poll():
+            known = enrolled.get(descriptor)
+            request = _received_with_socket(asking if known is None else known[0])
+            if request is None:
+                poller.unregister(descriptor)
+                if known is None:
+                    asking.close()
+                else:
+                    del enrolled[descriptor]
+                    known[0].close()
+                if asking.fileno() < 0 and not enrolled:
+                    return
                 continue
-            with answer, contextlib.suppress(OSError):
-                if len(data) == REPORT_DATA_SIZE and _somebody_waits(answer):
-                    answer.send(_report(attester, data), socket.MSG_DONTWAIT)
+            message, sock = request
+            if sock is None:
+                continue
+            if known is None and len(message) == DIGEST_SIZE:
+                enrolled[sock.fileno()] = sock, message
+                poller.register(sock, select.POLLIN)
+                continue
+            with sock, contextlib.suppress(OSError):
+                if known is not None and len(message) == CONNECTION_SIZE and _somebody_waits(sock):
+                    sock.send(_report(attester, bound_to(message, known[1])), socket.MSG_DONTWAIT)
+
+
+def _received_with_socket(sock: socket.socket) -> tuple[bytes, socket.socket | None] | None:
+    """A message, and the socket that came with it; None: nobody is left at the other end."""
+    try:
+        message, descriptors, _, _ = socket.recv_fds(sock, CONNECTION_SIZE + 1, 1)
+    except OSError:
+        return None
+    if not message and not descriptors:
+        return None
+    for descriptor in descriptors:
+        try:
+            return message, socket.socket(fileno=descriptor)
+        except OSError:  # it is none
+            os.close(descriptor)
+    return message, None
 
 
 def _somebody_waits(answer: socket.socket) -> bool:

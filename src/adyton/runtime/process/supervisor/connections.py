@@ -180,8 +180,8 @@ class Connections:
             return
         for event in events:
             match event:
-                case channel_server.EvidenceRequested(report_data):
-                    self._prove(self._loop, report_data, partial(self._proved, connection))
+                case channel_server.EvidenceRequested():
+                    self._prove(self._loop, event, partial(self._proved, connection))
                 case channel_server.Data(plaintext):
                     self._said(connection, plaintext)
                 case channel_server.Closed() if connection is self._current or self._alone(connection):

@@ -38,6 +38,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     """Serve one enclave on `sock`, and exit. `report(None)` once it can be joined. ImageError, SignatureError, PlatformError before."""
     image = read_image(request)
     identity = identity_of(image, request.platform)
+    asking = attesting.client()
+    enrolled = None if asking is None else attesting.enrol(asking, identity.digest())
 
     def enter(side: GuestSide) -> NoReturn:
         guest_main(side.control, side.finish)
@@ -88,10 +90,9 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client(), group=group)
     if group is not None:
         group.bound(watch.wall + limits.kept)
-    asking = attesting.client()
-    prove = simulated(identity) if asking is None else by_hardware(identity, asking)
     supervisor = Supervisor(
-        *(sock, guest, program, identity, prove, files, lambda: report(None)),
+        *(sock, guest, program, identity, simulated(identity) if enrolled is None else by_hardware(identity, enrolled)),
+        *(files, lambda: report(None)),
         fetcher=fetcher,
         directory=threads.directory,
         clock=clock,

@@ -14,31 +14,32 @@ from adyton.attestation import sim
 from adyton.attestation.evidence import MAX_EVIDENCE, HardwareBody, ImageClaims, seal
 from adyton.attestation.hardware import HardwareReport
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.channel.events import EvidenceRequested
 from adyton.runtime.process import attesting
 from adyton.runtime.process.supervisor.loop import Loop
 
 _decode: Callable[[bytes], HardwareReport] = msgspec.msgpack.Decoder(HardwareReport).decode
 
-# Evidence over 64 bytes of report data is given to the last argument, at once or later; None: there is none.
-Prove = Callable[[Loop, bytes, Callable[[bytes | None], None]], None]
+# The evidence that a channel wants is given to the last argument, at once or later; None: there is none.
+Prove = Callable[[Loop, EvidenceRequested, Callable[[bytes | None], None]], None]
 
 
 def simulated(identity: EnclaveIdentity) -> Prove:
     """Of an enclave on the platform sim."""
 
-    def prove(_: Loop, report_data: bytes, take: Callable[[bytes | None], None]) -> None:
-        take(sim.attest(identity, report_data))
+    def prove(_: Loop, wanted: EvidenceRequested, take: Callable[[bytes | None], None]) -> None:
+        take(sim.attest(identity, wanted.report_data))
 
     return prove
 
 
-def by_hardware(identity: EnclaveIdentity, asking: socket.socket) -> Prove:
-    """Of one on any other. `asking`: see `attesting.ask`."""
+def by_hardware(identity: EnclaveIdentity, enrolled: socket.socket) -> Prove:
+    """Of one on any other. `enrolled`: for that identity, see `attesting.enrol`."""
     image = ImageClaims.of(identity)
 
-    def prove(loop: Loop, report_data: bytes, take: Callable[[bytes | None], None]) -> None:
+    def prove(loop: Loop, wanted: EvidenceRequested, take: Callable[[bytes | None], None]) -> None:
         try:
-            answer = attesting.ask(asking, report_data)
+            answer = attesting.ask(enrolled, wanted.connection)
         except OSError:
             take(None)
             return

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from adyton.broker.asking import Asking
+from adyton.channel.events import EvidenceRequested
 from adyton.errors import AdytonError, RemoteProtocolError
 from adyton.runtime.process.guest.secrets import END, GIVEN, MAX_PIECE, MORE, PIECE, REFUSED, Ask, Refusal
 from adyton.runtime.process.supervisor.loop import Loop
@@ -29,8 +30,8 @@ class Question:
         self._ended = False
 
     @property
-    def wanted(self) -> bytes | None:
-        """The report data of evidence that `proved` is to be given before anything else."""
+    def wanted(self) -> EvidenceRequested | None:
+        """The evidence that `proved` is to be given before anything else."""
         return None if self._asking is None else self._asking.wanted
 
     def receive(self, message: bytes) -> bytearray | None:
