@@ -111,7 +111,7 @@ def ask(broker: Broker, name: str, identity: EnclaveIdentity, attest: Attest) ->
             sock.sendall(asking.data_to_send())
             asking.receive(sock.recv(1 << 15))
             if asking.wanted is not None:
-                asking.provide(attest(identity, asking.wanted))
+                asking.provide(attest(identity, asking.wanted.report_data))
     return None if asking.secret is None else bytes(asking.secret)
 
 
