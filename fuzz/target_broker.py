@@ -103,7 +103,7 @@ def guest_question(data: bytes) -> None:
         answer = question.receive(draw.spoilt(message))
         if answer is None:
             assert question.wanted is not None
-            answer = question.proved(sim.attest(_IDENTITY, question.wanted) if draw.below(2) else None)
+            answer = question.proved(sim.attest(_IDENTITY, question.wanted.report_data) if draw.below(2) else None)
         assert bytes(answer[:1]) in (MORE, GIVEN, REFUSED)
         if not draw:
             return
