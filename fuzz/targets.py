@@ -20,6 +20,17 @@ from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealing import seal_requests, sealed_data
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
+from target_sessions import (
+    caller,
+    client_channel,
+    evidence,
+    guest_link,
+    joining,
+    message,
+    server_channel,
+    session,
+    stream,
+)
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tracing import told_spans, trace_contexts
 from target_values import value
@@ -56,6 +67,7 @@ TARGETS: Mapping[str, Target] = {
     "message": Target(message, (RemoteProtocolError, UsageError)),
     "client-channel": Target(client_channel, (RemoteProtocolError,)),
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
+    "caller": Target(caller, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
     "sealed-data": Target(sealed_data, (IntegrityError,)),
