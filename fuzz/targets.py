@@ -19,7 +19,6 @@ from target_images import image_file, image_parts, layer, manifest, signature, u
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealing import seal_requests, sealed_data
-from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sessions import (
     caller,
     client_channel,
