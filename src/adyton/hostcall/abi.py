@@ -93,46 +93,14 @@ ExtendedName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Owner = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # of locks, as the enclave numbers them
 
 # What an answer may say went wrong, by name; anything else from the client becomes EIO in the enclave.
-ERRNO_NAMES = frozenset(
-    [
-        "E2BIG",
-        "EACCES",
-        "EAGAIN",
-        "EBADF",
-        "EBUSY",
-        "EDEADLK",
-        "EDQUOT",
-        "EEXIST",
-        "EFBIG",
-        "EINTR",
-        "EINVAL",
-        "EIO",
-        "EISDIR",
-        "ELOOP",
-        "EMFILE",
-        "EMLINK",
-        "ENAMETOOLONG",
-        "ENFILE",
-        "ENODATA",
-        "ENODEV",
-        "ENOENT",
-        "ENOLCK",
-        "ENOMEM",
-        "ENOSPC",
-        "ENOSYS",
-        "ENOTDIR",
-        "ENOTEMPTY",
-        "ENXIO",
-        "EOPNOTSUPP",
-        "EOVERFLOW",
-        "EPERM",
-        "ERANGE",
-        "EROFS",
-        "ESTALE",
-        "ETXTBSY",
-        "EXDEV",
-    ]
-)
+# fmt: off
+ERRNO_NAMES = frozenset((
+    "E2BIG", "EACCES", "EAGAIN", "EBADF", "EBUSY", "EDEADLK", "EDQUOT", "EEXIST", "EFBIG", "EINTR", "EINVAL", "EIO",
+    "EISDIR", "ELOOP", "EMFILE", "EMLINK", "ENAMETOOLONG", "ENFILE", "ENODATA", "ENODEV", "ENOENT", "ENOLCK",
+    "ENOMEM", "ENOSPC", "ENOSYS", "ENOTDIR", "ENOTEMPTY", "ENXIO", "EOPNOTSUPP", "EOVERFLOW", "EPERM", "ERANGE",
+    "EROFS", "ESTALE", "ETXTBSY", "EXDEV",
+))
+# fmt: on
 
 
 class _Struct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
