@@ -84,6 +84,11 @@ bench-communicator: setup
 bench-hops: setup
 	@$(BIN)/python bench/hops.py --rounds $(ROUNDS)
 
+# What the attested channel costs, beside the same in the clear.
+.PHONY: bench-attestation
+bench-attestation: setup
+	@$(BIN)/python bench/attestation.py --rounds $(ROUNDS)
+
 # Other ways to build the path of a call, beside a bare gRPC echo.
 .PHONY: bench-paths
 bench-paths: setup
@@ -107,6 +112,11 @@ conformance: setup
 # make chaos COUNT=100 SEED=1 LANES=4: kill -9 and SIGSTOP of each party at so many moments; 1000 of them take about 20 minutes.
 chaos: setup
 	@nice $(BIN)/python chaos/run.py --count $(COUNT) --seed $(SEED) --lanes $(LANES)
+
+# make chaos-broker SECONDS=60 SEED=1: a broker under load, with wrong evidence of all kinds, killed and started again.
+.PHONY: chaos-broker
+chaos-broker: setup
+	@nice $(BIN)/python chaos/broker_load.py --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage-data

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import ipaddress
 import random
 import shutil
@@ -16,16 +17,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import forged
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from target_images import MANIFEST, signed_image
 from target_sessions import HASH
+from target_tpm import AREA, quoted, signed, sized
 from targets import TARGETS
 
 from adyton.attestation import sim
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.tpm.report import TpmReport
 from adyton.hostcall import sockets as net
 from adyton.image.manifest import encode_manifest
 from adyton.image.signature import Payload
@@ -185,11 +189,86 @@ def _control() -> list[bytes]:
     return [b"\0" + inet, b"\n" + inet6, b"\n" + inet6[:-8]]
 
 
+def _collateral() -> list[bytes]:
+    document = {"tcbInfo": {"id": "TDX", "fmspc": "00", "issueDate": "2025-01-01T00:00:00Z"}, "signature": "00"}
+    amd = forged.Amd()
+    return [
+        msgspec.json.encode(document),
+        forged.der(amd.endorsement()),
+        forged.revocations("SEV-Milan", amd.between, 9),
+    ]
+
+
+def _tpm_quotes() -> list[bytes]:
+    """Over one register and over sixteen, in two banks, over none; with values that are zeros."""
+    one, many = struct.pack(">IHBBBB", 1, 11, 3, 1, 0, 0), struct.pack(">IHBBBB", 1, 11, 3, 255, 255, 0)
+    two = struct.pack(">IHBBBBHBBBB", 2, 11, 3, 1, 0, 0, 12, 3, 0, 0, 1)
+    sizes = {one: 32, many: 512, two: 80}
+    quotes = [quoted(selection, hashlib.sha256(bytes(size)).digest()) for selection, size in sizes.items()]
+    return [*quotes, quoted(struct.pack(">IHBBBB", 1, 11, 3, 0, 0, 0), hashlib.sha256(b"").digest())]
+
+
+def _tpm_keys() -> list[bytes]:
+    """Of P-256, and of RSA."""
+    modulus = rsa.generate_private_key(65537, 2048).public_key().public_numbers().n.to_bytes(256, "big")
+    return [AREA, struct.pack(">HHIHHHHHI", 1, 11, 0x50472, 0, 16, 0x14, 11, 2048, 0) + sized(modulus)]
+
+
+def _tpm_answers() -> list[bytes]:
+    """By which command is answered: see target_tpm.COMMANDS."""
+    quote = _tpm_quotes()[0]
+    attested = sized(quote) + signed(quote)
+    bodies = (
+        struct.pack(">II", 0x80000000, 0) + sized(AREA),
+        b"",
+        sized(AREA),
+        struct.pack(">I", len(attested)) + attested,
+        struct.pack(">IIHBBBBI", 1, 1, 11, 3, 1, 0, 0, 1) + sized(bytes(32)),
+        sized(struct.pack(">IHIHH", 1, 11, 1 << 18, 0, 8)),
+        struct.pack(">I", 10) + sized(bytes(8)),
+    )
+    return [bytes([number, 1]) + body for number, body in enumerate(bodies)]
+
+
+def _tpm_reports() -> list[bytes]:
+    """adyton's; and keys that lie beside a quote of others."""
+    quote = _tpm_quotes()[0]
+    report = msgspec.json.encode(TpmReport(quote, signed(quote), AREA, {"sha256": {0: bytes(32)}}, bytes(64)))
+    certificates = [b"\1\0" + certificate for certificate in _certificates()]
+    return [b"\0" + report[1:], b"\1" + bytes([len(AREA)]) + AREA + sized(AREA), *certificates]
+
+
+def _event_logs() -> list[bytes]:
+    """A head and two events, as they are and as they are drawn."""
+    head = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 11, 32) + b"\0"
+    log = struct.pack("<II20sI", 0, 3, b"", len(head)) + head
+    for pcr, kind, text in ((0, 3, b"StartupLocality\0\3"), (4, 4, b"loader")):
+        log += (
+            struct.pack("<IIIH", pcr, kind, 1, 11) + hashlib.sha256(text).digest() + struct.pack("<I", len(text)) + text
+        )
+    return [b"\0" + log, b"\1" + bytes(200), b"\1" + bytes(range(256))]
+
+
+def _host_certificates() -> list[bytes]:
+    """A chip's key and its issuer's; a cloud's; and none."""
+    kinds = ("63da758de6644564adc5f4b93be8accd", "4ab7b379bbac4fe4a02f05aef327c782", "a8074bc2a25a483eaae639c045a0b8a1")
+    chip, issuer, cloud = (bytes.fromhex(kind) for kind in kinds)
+    two = struct.pack("<16sII16sII", issuer, 76, 6, chip, 72, 4) + bytes(24) + b"chipissuer"
+    return [two, struct.pack("<16sII", cloud, 48, 5) + bytes(24) + b"cloud", bytes(48)]
+
+
 WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "evidence": lambda: [
         b"\0" + sim.attest(_IDENTITY, bytes(64)),
         b"\2" + bytes(16) + msgspec.json.encode(sim.SimulatedClaims(_IDENTITY, bytes(64))),
     ],
+    "tpm-quote": _tpm_quotes,
+    "tpm-signature": lambda: [signed(_tpm_quotes()[0]), struct.pack(">HH", 0x14, 11) + sized(bytes(range(256)))],
+    "tpm-public": _tpm_keys,
+    "tpm-event-log": _event_logs,
+    "tpm-report": _tpm_reports,
+    "tpm-answer": _tpm_answers,
+    "host-certificates": _host_certificates,
     "image-file": lambda: [*_image_file(), *_parts(b"\3")],
     "image-parts": _parts,
     "signature": lambda: [
@@ -209,6 +288,16 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
     "value": _values,
     "server-certificate": _certificates,
     "name-query": _queries,
+    "dcap-quote": lambda: [
+        forged.quote(3, signature=b""),
+        forged.quote(4, signature=b""),
+        forged.quote(5, kind=3, signature=b""),
+    ],
+    "snp-report": lambda: [forged.Amd().report(2), forged.Amd("Turin").report(5)],
+    "nitro-document": lambda: [forged.Aws().document()],
+    "certificate": lambda: [forged.p256_certificate(), forged.der(forged.Amd("Turin").endorsement())],
+    "collateral": _collateral,
+    "any-evidence": lambda: [forged.quote(4, signature=b""), forged.Amd().report(), sim.attest(_IDENTITY, bytes(64))],
     "datagram-message": _control,
     "socket-message": _socket_messages,
 }

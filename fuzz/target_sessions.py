@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from typing import Any
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from draw import Draw, framed, packed
+from OpenSSL import SSL, crypto
 from target_enclave_files import PATHS
 
 from adyton.attestation import sim
+from adyton.attestation.binding import VERSION
 from adyton.attestation.evidence import seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
+from adyton.channel import credential
 from adyton.channel.client import ClientChannel, EvidenceReceived
+from adyton.channel.credential import Credential
 from adyton.channel.messages import Accept, AttestRequest, Evidence
 from adyton.channel.messages import encode as encode_channel_message
 from adyton.channel.server import EvidenceRequested, ServerChannel
@@ -169,14 +177,20 @@ def message(data: bytes) -> None:
 # -- channel ----------------------------------------------------------------------------------------------------------
 
 
+_FRESH = Credential.fresh()
+
+
 def client_channel(data: bytes) -> None:
-    """A server that makes its own TLS properly, or not."""
-    _channel(data, ClientChannel(nonce=bytes(range(32))), Tls.server())
+    """What a client's channel, or one of an enclave that dials, is told by a server that makes its own TLS properly, or not."""
+    verifies, identity_digest = ((True, None), (False, bytes(32)), (True, bytes(32)))[sum(data[-1:]) % 3]
+    ours = ClientChannel(verifies=verifies, identity_digest=identity_digest, nonce=bytes(range(32)))
+    _channel(data, ours, Tls.server(_FRESH))
 
 
 def server_channel(data: bytes) -> None:
-    """A client that makes its own TLS properly, or not."""
-    _channel(data, ServerChannel(bytes(32)), Tls.client())
+    """The same for an enclave's channel, or one of who verifies those that dial."""
+    verifies, identity_digest = ((False, bytes(32)), (True, None), (True, bytes(32)))[sum(data[-1:]) % 3]
+    _channel(data, ServerChannel(identity_digest, verifies=verifies), Tls.client(_FRESH))
 
 
 def _channel(data: bytes, ours: ClientChannel | ServerChannel, peer: Tls) -> None:
@@ -195,23 +209,59 @@ def _channel(data: bytes, ours: ClientChannel | ServerChannel, peer: Tls) -> Non
         text = draw.blob()
         if draw.often():
             text = encode_channel_message(draw.struct(draw.pick((AttestRequest, Evidence, Accept))))
-        if kind == 2 and not ours.established and draw.often():
-            right = Evidence(b"evidence") if isinstance(ours, ClientChannel) else AttestRequest(1, bytes(32))
-            text = encode_channel_message(Accept() if ours._state == "acceptance" else right)  # noqa: SLF001
+        if kind == 2 and (right := _RIGHT.get(ours._state)) is not None and draw.often():  # noqa: SLF001
+            text = encode_channel_message(right)
         peer.send(text)
         if closing := draw.below(16) == 15:
             peer.close()
         _received(draw, ours, _spoilt(draw, peer.data_to_send(), spoil=kind == 3 and draw.below(8) == 0))
 
 
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "caller")])
+_DATES = dt.datetime(2000, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
+_SHOWN = (
+    x509.CertificateBuilder(_NAME, _NAME, _KEY.public_key(), 1, *_DATES).sign(_KEY, None).public_bytes(Encoding.DER)
+)
+_DIGEST = credential.key_digest(x509.load_der_x509_certificate(_SHOWN))
+
+
+def caller(data: bytes) -> None:
+    """What a client that holds its key shows as its certificate, and as that one's issuer: whatever of it TLS lets pass."""
+    draw = Draw(data)
+    own, issuer = (_spoilt(draw, _SHOWN, draw.often()) if draw.below(4) else draw.rest() for _ in range(2))
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_verify(SSL.VERIFY_NONE)
+    try:
+        context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, own))
+        context.use_privatekey(_KEY)
+        context.add_extra_chain_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, issuer))
+    except Exception:  # noqa: BLE001 - not even this end's TLS takes it
+        return
+    connection = SSL.Connection(context, None)
+    connection.set_connect_state()
+    client, ours = Tls(connection), ServerChannel(bytes(32))
+    with contextlib.suppress(SSL.WantReadError):
+        connection.do_handshake()
+    for _ in range(2):
+        ours.receive(client.data_to_send())
+        client.receive(ours.data_to_send())
+    if ours.peer_key_digest:
+        assert ours.peer_key_digest == _DIGEST
+        assert ours.peer_certificates()[0] == own
+
+
+_RIGHT = {"request": AttestRequest(VERSION, bytes(32)), "acceptance": Accept(), "evidence": Evidence(b"evidence")}
+
+
 def _received(draw: Draw, ours: ClientChannel | ServerChannel, data: bytes) -> None:
     half = len(data) // 2 if draw.below(2) else 0
     for piece in (data[:half], data[half:]):
         for event in ours.receive(piece):
-            if isinstance(event, EvidenceReceived) and isinstance(ours, ClientChannel):
+            if isinstance(event, EvidenceReceived):
                 ours.report_data(bytes(32))
                 ours.accept()
-            elif isinstance(event, EvidenceRequested) and isinstance(ours, ServerChannel):
+            elif isinstance(event, EvidenceRequested):
                 ours.provide(b"evidence")
 
 

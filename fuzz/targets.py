@@ -12,13 +12,35 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
+from target_attestation import (
+    any_evidence,
+    certificate,
+    collateral,
+    dcap_quote,
+    nitro_document,
+    snp_report,
+)
+from target_broker import broker_log, broker_message, guest_question
 from target_client_files import host_call
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
+from target_platforms import host_certificates
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
-from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
+from target_sealing import seal_requests, sealed_data
+from target_sessions import (
+    caller,
+    client_channel,
+    evidence,
+    guest_link,
+    joining,
+    message,
+    server_channel,
+    session,
+    stream,
+)
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
+from target_tpm import tpm_answer, tpm_event_log, tpm_public, tpm_quote, tpm_report, tpm_signature
 from target_tracing import told_spans, trace_contexts
 from target_values import value
 
@@ -26,7 +48,10 @@ from adyton.communicator.session import Side
 from adyton.errors import (
     AttestationError,
     EnclaveTypeError,
+    EvidenceMalformedError,
     ImageError,
+    IntegrityError,
+    PlatformError,
     RemoteProtocolError,
     ResourceLimitError,
     SignatureError,
@@ -53,8 +78,18 @@ TARGETS: Mapping[str, Target] = {
     "message": Target(message, (RemoteProtocolError, UsageError)),
     "client-channel": Target(client_channel, (RemoteProtocolError,)),
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
+    "caller": Target(caller, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
+    "tpm-quote": Target(tpm_quote, (AttestationError,)),
+    "tpm-signature": Target(tpm_signature, (AttestationError,)),
+    "tpm-public": Target(tpm_public, (EvidenceMalformedError,)),
+    "tpm-event-log": Target(tpm_event_log, (EvidenceMalformedError,)),
+    "tpm-report": Target(tpm_report, (AttestationError,)),
+    "tpm-answer": Target(tpm_answer, (PlatformError,)),
+    "host-certificates": Target(host_certificates, (EvidenceMalformedError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
+    "sealed-data": Target(sealed_data, (IntegrityError,)),
+    "seal-requests": Target(seal_requests, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),
     "host-call": Target(host_call),
@@ -77,5 +112,14 @@ TARGETS: Mapping[str, Target] = {
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "broker-log": Target(broker_log),
+    "broker-message": Target(broker_message, (RemoteProtocolError,)),
+    "guest-question": Target(guest_question, (RemoteProtocolError,)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
+    "dcap-quote": Target(dcap_quote, (AttestationError,)),
+    "snp-report": Target(snp_report, (AttestationError,)),
+    "nitro-document": Target(nitro_document, (AttestationError,)),
+    "certificate": Target(certificate, (AttestationError,)),
+    "collateral": Target(collateral),
+    "any-evidence": Target(any_evidence, (AttestationError,)),
 }

@@ -47,15 +47,15 @@ class Client:
     `answer(request)` gives the result of a host call: a Struct, bytes that are sent as they are, or None: its number is in `unanswered`.
     """
 
-    def __init__(self, control, answer=lambda _request: abi.Failed("EACCES"), secret=None, read=0):
-        """`secret`, `read`: of its Hello; None: of a new session."""
+    def __init__(self, control, answer=lambda _request: abi.Failed("EACCES"), secret=None, read=0, credential=None):
+        """`secret`, `read`: of its Hello; None: of a new session. `credential`: what it shows in the handshake."""
         self.secret = secret or new_secret()
         self.control = control  # whose end is the enclave's
         self.socket = connect(control)
         self.socket.settimeout(PATIENCE)
         self.joining = AnswerReader()
         self.joined = None
-        self.channel = ClientChannel()
+        self.channel = ClientChannel(credential=credential)
         self.session = communicator.Session(communicator.Side.CLIENT)
         self.answer = answer
         self.replies = {}

@@ -38,11 +38,11 @@ table ip filter {
 """
 
 
-def missing() -> str:
-    """Why no such network can be made here; "" if it can."""
+def missing(*commands: str) -> str:
+    """Why no such network can be made here; "" if it can. `commands`: that it needs; default: those of a NAT."""
     if os.geteuid() != 0:
         return "NOT ROOT: network namespaces cannot be made"
-    gone = [command for command in ("ip", "nft") if shutil.which(command) is None]
+    gone = [command for command in commands or ("ip", "nft") if shutil.which(command) is None]
     return f"NO {' AND NO '.join(gone)} HERE (Debian: iproute2, nftables): no NAT can be made" if gone else ""
 
 
@@ -87,6 +87,16 @@ def behind_nat() -> Iterator[Network]:
         network.client.ip("route", "add", "default", "via", INSIDE)
         _run(*network.router.command("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"))
         _run(*network.router.command("nft", "-f", "-"), said=_MASQUERADE)
+        yield network
+
+
+@contextmanager
+def with_a_middle() -> Iterator[Network]:
+    """The first, where the router passes nothing on by itself: who is there does, or not."""
+    with ExitStack() as stack:
+        network = Network(*(stack.enter_context(_host(role)) for role in ("client", "middle", "server")))
+        _cable(network.client, "eth0", CLIENT, network.router, "inside", INSIDE)
+        _cable(network.router, "outside", OUTSIDE, network.server, "eth0", SERVER)
         yield network
 
 

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from adyton.attestation import binding
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sim import attest
 from adyton.attestation.verify import validate, verify
-from adyton.channel import binding, tls
+from adyton.channel import credential, tls
 from adyton.channel.client import ClientChannel
 from adyton.channel.server import ServerChannel
 from adyton.errors import BindingError
@@ -73,6 +74,7 @@ FIELDS = {
     "exporter": bytes(32),
     "key_digest": bytes(32),
     "identity_digest": bytes(32),
+    "verifier_key_digest": bytes(32),
 }
 
 
@@ -88,7 +90,8 @@ def test_no_two_fields_run_into_each_other():
 
 
 def test_the_binding_is_fixed():
-    fields = (b"adyton attested channel", b"\0\0\0\1", *FIELDS.values())
+    values = (*list(FIELDS.values())[:4], bytes(32), bytes(32))
+    fields = (b"adyton attested channel", b"\0\0\0\2", *values)
     expected = hashlib.sha512(b"".join(len(field).to_bytes(4, "big") + field for field in fields)).digest()
     assert binding.report_data(**FIELDS) == expected
 
@@ -127,7 +130,7 @@ def test_nothing_can_be_resumed():
             client.set_session(session)
         handshake(client, server)
         # A resumed connection would still have the certificate of the first.
-        assert tls._key_digest(client.get_peer_certificate(as_cryptography=True)) == server.own_key_digest()
+        assert credential.key_digest(client.get_peer_certificate(as_cryptography=True)) == server.own_key_digest()
         session = client.get_session()
         assert session is not None
         client.shutdown()  # else OpenSSL itself forbids to resume

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from adyton.attestation.binding import VERSION
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.channel import messages
-from adyton.channel.binding import VERSION
 from adyton.channel.client import ClientChannel, Closed, Data, EvidenceReceived
-from adyton.channel.machine import CLIENT_STEPS, SERVER_STEPS
 from adyton.channel.messages import Accept, AttestRequest, Evidence, MessageReader
 from adyton.channel.server import Established, EvidenceRequested, ServerChannel
 from adyton.channel.tls import Tls
@@ -211,18 +210,6 @@ def test_any_encoded_message_is_one_of_the_three_or_refused(content):
     except RemoteProtocolError:
         return
     assert isinstance(message, AttestRequest | Evidence | Accept)
-
-
-@pytest.mark.parametrize("steps", [CLIENT_STEPS, SERVER_STEPS])
-def test_every_step_leads_to_a_state_of_the_table_and_can_be_closed(steps):
-    for row in steps.values():
-        assert "close" in row
-        assert set(row.values()) <= set(steps)
-    reached, frontier = set(), {"handshake"}
-    while frontier:
-        reached |= frontier
-        frontier = {following for state in frontier for following in steps[state].values()} - reached
-    assert reached == set(steps) - {"ended", "failed"}
 
 
 @pytest.mark.parametrize("end", ["closes", "goes on with garbage"])

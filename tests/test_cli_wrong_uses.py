@@ -39,8 +39,9 @@ frobnicate                                          | no command                
 ps                                                  | a later command             | 2  | adyton ps is not in this version: a server says nothing of its enclaves
 ps --on grpc://h --help                             | a later command's help      | 2  | adyton --help lists what there is
 stop 7                                              | a later command             | 2  | adyton stop is not in this version: an enclave ends with its client
-attest 7 --on grpc://h                              | a later command             | 2  | adyton attest is not in this version: evidence is asked for and checked at each load
-verify e --policy p                                 | a later command             | 2  | adyton verify is not in this version: evidence is asked for and checked at each load
+attest 7                                            | no server                   | 2  | --on is missing: which server runs the enclave?
+attest --on grpc://h                                | no enclave                  | 2  | Missing argument 'ID'
+verify e --policy p                                 | no such policy              | 2  | the policy p cannot be read: No such file or directory; name a TOML file
 build --kye k                                       | a mistyped option           | 2  | No such option '--kye'. Did you mean '--key'?
 build --key                                         | no value                    | 2  | Option '--key' requires an argument: --key FILE
 build --key missing                                 | no such key                 | 2  | the signing key missing cannot be read: No such file or directory. Make one with `adyton keygen missing`
@@ -109,7 +110,7 @@ call prog.py double 1 --timeout nan                 | no number                 
 call prog.py double 1 --timeout inf                 | no end                      | 2  | 'inf' is no number of seconds above 0
 call prog.py double 1 --platform smi                | a mistyped platform         | 2  | Did you mean 'sim'?
 call prog.py double 1 --platform snp                | a short platform            | 2  | Did you mean 'sev-snp'?
-call prog.py double 1 --platform tdx                | a platform not here         | 31 | platform tdx is not to be had on this machine: adyton doctor says what it has
+call prog.py double 1 --platform sgx                | a platform not here         | 31 | adyton doctor says what this machine has
 call prog.py double 1 --config sgx-smi              | a mistyped configuration    | 2  | Did you mean 'sgx-sim'?
 call prog.py double 1 --config sgx --platform sim   | a contradiction             | 2  | --config sgx means --platform sgx, not sim: give one of the two
 call prog.py double 1 --on                          | no value                    | 2  | Option '--on' requires an argument: --on URL
@@ -151,7 +152,7 @@ serve --port x                                      | no number                 
 serve --port 65536                                  | too large                   | 2  | '65536' is no port
 serve --prot 1                                      | a mistyped option           | 2  | '--port'
 serve --host 0.0.0.0                                | open to all                 | 2  | --insecure
-serve --platform tdx                                | a platform not here         | 31 | platform tdx is not to be had here: this version has sim only
+serve --platform sgx                                | a platform not here         | 31 | platform sgx is not to be had here
 serve --platform smi                                | a mistyped platform         | 2  | Did you mean 'sim'?
 serve --proxy-ports 9-5                             | the wrong way round         | 2  | --proxy-ports 9-5: write LOW-HIGH, such as 5000-5099
 serve --config f                                    | a later option              | 2  | --config is not in this version: all clients that are let in may do the same
@@ -279,7 +280,7 @@ def test_wrong_uses(cli, shelf, monkeypatch, command, status, text):
             "'soon' is no number of seconds above 0, such as 2.5. It is the value of ADYTON_TIMEOUT.",
         ),
         ("PLATFORM", "smi", 2, "Did you mean 'sim'? It is the value of ADYTON_PLATFORM."),
-        ("PLATFORM", "tdx", 31, "platform tdx is not to be had on this machine"),
+        ("PLATFORM", "sgx", 31, "platform sgx is not to be had here"),
         ("ON", "http://h", 2, "not http://"),
         ("ON", "grpc://127.0.0.1:1", 10, "Is the server running, and is it this port?"),
         ("ALLOW_SIM", "perhaps", 2, "It is the value of ADYTON_ALLOW_SIM."),

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from adyton.attestation.identity import PLATFORMS
 from adyton.cli.doctor import command
 from adyton.runtime.process import doctor
 from adyton.runtime.process import filter as filters
@@ -20,7 +21,7 @@ from adyton.runtime.process.table import architecture, number
 
 def test_every_probe_has_its_finding():
     found = findings()
-    assert [each.name for each in found] == ["packages", *(name for name, _, _ in doctor.PROBES)]
+    assert [each.name for each in found] == ["packages", *(name for name, _, _ in doctor.PROBES), *PLATFORMS]
     for each in found:
         assert each.detail
 
@@ -28,7 +29,15 @@ def test_every_probe_has_its_finding():
 def test_what_is_needed_and_what_is_not():
     needed = {name for name, needed, _ in doctor.PROBES if needed}
     assert needed >= {"kernel", "architecture", "namespaces", "mounts", "fuse", "seccomp"}
-    assert not needed & {"sgx", "tdx", "sev-snp", "nitro", "tpm", "memory"}
+    assert "memory" not in needed
+    assert not any(each.needed for each in findings() if each.name in PLATFORMS)
+
+
+def test_each_platform_has_a_line_and_the_simulation_says_what_it_is():
+    found = {each.name: each for each in findings() if each.name in PLATFORMS}
+    assert set(found) == set(PLATFORMS)
+    assert found["sim"].ok
+    assert "NOT CONFIDENTIAL" in found["sim"].detail
 
 
 def test_the_command_prints_them_and_its_exit_code_says_whether_enclaves_can_start():
@@ -123,7 +132,7 @@ def test_probes_that_fail_as_a_whole_say_what_they_said(monkeypatch, tmp_path):
     python.write_text("#!/bin/sh\necho 'no memory left' >&2\nexit 3\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    _, found = findings()
+    _, found, *_ = findings()
     assert (found.name, found.ok, found.needed) == ("probes", False, True)
     assert "exit status 3" in found.detail
     assert "no memory left" in found.detail
@@ -208,11 +217,3 @@ def test_the_bound_of_an_enclaves_memory_is_said(monkeypatch):
         doctor._LackingError, match=r"no lists of interfaces: run modprobe -a unix_diag netlink_diag as root"
     ):
         doctor._memory()
-
-
-def test_devices_of_confidential_hardware_are_named(tmp_path):
-    probe = doctor._device(str(tmp_path / "sgx_enclave"), "Intel SGX")
-    with pytest.raises(doctor._LackingError, match=r"no .*sgx_enclave"):
-        probe()
-    (tmp_path / "sgx_enclave").touch()
-    assert probe().endswith("/sgx_enclave: Intel SGX")

@@ -134,3 +134,17 @@ def test_edge_without_its_server_is_one_line():
     assert (edge.returncode, edge.stdout) == (10, "")
     assert edge.stderr.startswith("edge: cannot reach 127.0.0.1:1: ")
     assert edge.stderr.count("\n") == 1
+
+
+# -- broker ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sandbox
+def test_the_broker_gives_its_secret_to_one_program_and_says_so(workplace):
+    done = run("broker", "--message", "some words", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("The program's tag: ")
+    assert lines[1] == "It is the secret's: True"
+    assert "the broker does not give it to this enclave" in lines[2]
+    assert lines[3].startswith("4 records: 1 released, 1 refused; signed by sha256:")

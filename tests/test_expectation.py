@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adyton.attestation.evidence import REPORT_DATA_SIZE
-from adyton.attestation.expectation import Expectation, Failure
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity
 from adyton.attestation.verify import Verified, validate
 from adyton.errors import AttestationError, BindingError, ExpectationError, LocalProtocolError, TcbError, UsageError
@@ -164,11 +165,13 @@ identities = st.builds(
 @given(identities, identities)
 def test_identities_have_one_digest_each(one, other):
     assert len(one.digest()) == 32
-    assert (one.digest() == other.digest()) == (one == other)
+    what_hardware_says = {"runtime": "", "machine": ""}
+    same = changed(one, **what_hardware_says) == changed(other, **what_hardware_says)
+    assert (one.digest() == other.digest()) == same
 
 
 def test_an_identitys_digest_is_fixed():
-    assert SIM.digest().hex() == "7ba2a99f5f94c4d620a79225344bb5676854cef315775a2d3a2a4352efff5f83"
+    assert SIM.digest().hex() == "92d283a90a06216f313a9abff8fc716374eada3ff73d9d9665e826d347a9bc1d"
 
 
 @given(identities, st.sampled_from(["platform", "measurement", "signer", "product_id", "debug", "runtime", "machine"]))

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sim import attest
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor import serve
+from adyton.runtime.process.supervisor.proving import simulated
 from adyton.runtime.process.supervisor.waits import Waits
 
 DIGEST = "sha256:" + "0" * 64
@@ -67,7 +67,7 @@ def test_a_write_that_had_to_wait_for_room_is_sent_though_nothing_follows_it(gue
     client, relay = socket.socketpair()
     with client, relay:
         program = serve.Program("application", [], debug=True)
-        supervisor = serve.Supervisor(relay, guest, program, identity, attest, files, lambda: None)  # type: ignore[arg-type]
+        supervisor = serve.Supervisor(relay, guest, program, identity, simulated(identity), files, lambda: None)  # type: ignore[arg-type]
         assert supervisor._requests is not None
         supervisor._requests._waiting[1] = TICKET, abi.Write(1, 0, bytes(9))
         supervisor._requests.replied(1, msgspec.msgpack.encode(abi.Written(9)), ok=True)

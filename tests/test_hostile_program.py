@@ -12,12 +12,12 @@ from hostile import STRICT, Ward
 from sandbox import guest_of, wait_until_ended
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sim import attest
 from adyton.communicator.messages import Grant, LoadRequest
 from adyton.hostcall import abi
 from adyton.runtime.process.guest.run import THREAD
 from adyton.runtime.process.guest_start import READY
 from adyton.runtime.process.supervisor import serve
+from adyton.runtime.process.supervisor.proving import simulated
 
 sandboxed = pytest.mark.sandbox
 
@@ -287,7 +287,7 @@ def test_messages_that_never_end_are_bounded_together(monkeypatch):
     client, relay = socket.socketpair()
     program = serve.Program("application", [], debug=True)
     ready = threading.Event()
-    supervisor = serve.Supervisor(relay, guest, program, identity, attest, None, ready.set)
+    supervisor = serve.Supervisor(relay, guest, program, identity, simulated(identity), None, ready.set)
     reasons = []
     thread = threading.Thread(target=lambda: reasons.append(supervisor.run()))
     thread.start()

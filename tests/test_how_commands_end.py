@@ -56,7 +56,7 @@ def test_output_that_does_not_fit_is_an_error_of_one_line(workplace):
         (["serve", "--proxy-ports", "5099-5000"], 2, "--proxy-ports 5099-5000: write LOW-HIGH, such as 5000-5099"),
         (["serve", "--proxy-ports", "0-9"], 2, "write LOW-HIGH"),
         (["serve", "--proxy-ports", "80"], 2, "write LOW-HIGH"),
-        (["serve", "--platform", "sev-snp"], 31, "platform sev-snp is not to be had here"),
+        (["serve", "--platform", "sgx"], 31, "platform sgx is not to be had here"),
         (["call", "sha256:" + "0" * 64], 2, "call which entry of sha256:0000"),
         (["call", "empty.py"], 2, "empty.py has no entry"),
     ],

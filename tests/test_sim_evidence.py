@@ -158,6 +158,6 @@ def test_evidence_larger_than_its_bound_is_not_read():
 
 
 @pytest.mark.parametrize("platform", [platform for platform in PLATFORMS if platform != "sim"])
-def test_evidence_that_cannot_be_verified_is_not_believed(platform):
-    with pytest.raises(NotGenuineError, match=platform):
-        verify(seal(platform, {"quote": "AAAA"}))
+def test_another_platforms_envelope_around_a_simulation_is_malformed(platform):
+    with pytest.raises(EvidenceMalformedError):
+        verify(seal(platform, msgspec.Raw(json.dumps(json.loads(EVIDENCE)["body"]).encode())))

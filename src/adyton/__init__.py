@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from adyton._version import __version__
 
 if TYPE_CHECKING:
+    from adyton.attestation.acl import AllOf, AnyOf, Not
+    from adyton.attestation.expectation import Expectation
     from adyton.client import EnclaveClient
     from adyton.config import Policy
     from adyton.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveLoadConfig
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     )
     from adyton.proto.enclave import EnclaveOutput, user_message
     from adyton.provision.client import RemoteProvision
-    from adyton.remote.address import TLS
+    from adyton.remote.address import TLS, Caller
     from adyton.remote_loader_pb2 import RemoteLoadConfig, remote_load_config
     from adyton.sgx_loader_pb2 import SgxLoadConfig, sgx_load_config
 
 _HOME = {
     "AdytonError": "adyton.errors",
+    "AllOf": "adyton.attestation.acl",
+    "AnyOf": "adyton.attestation.acl",
+    "Caller": "adyton.remote.address",
     "EnclaveClient": "adyton.client",
     "EnclaveConfig": "adyton.proto.enclave",
     "EnclaveError": "adyton.errors",
@@ -45,7 +50,9 @@ _HOME = {
     "EnclaveManagerOptions": "adyton.manager",
     "EnclaveOutput": "adyton.proto.enclave",
     "EnclaveTypeError": "adyton.errors",
+    "Expectation": "adyton.attestation.expectation",
     "FakeEnclaveLoader": "adyton.manager",
+    "Not": "adyton.attestation.acl",
     "Policy": "adyton.config",
     "RemoteLoadConfig": "adyton.remote_loader_pb2",
     "RemoteProvision": "adyton.provision.client",
@@ -61,6 +68,9 @@ _HOME = {
 __all__ = [
     "TLS",
     "AdytonError",
+    "AllOf",
+    "AnyOf",
+    "Caller",
     "EnclaveClient",
     "EnclaveConfig",
     "EnclaveError",
@@ -72,7 +82,9 @@ __all__ = [
     "EnclaveManagerOptions",
     "EnclaveOutput",
     "EnclaveTypeError",
+    "Expectation",
     "FakeEnclaveLoader",
+    "Not",
     "Policy",
     "RemoteLoadConfig",
     "RemoteProvision",

@@ -97,6 +97,11 @@ class EnclaveClient:
         return identity
 
     @property
+    def enclave_id(self) -> str:
+        """By what its server knows it, for `adyton attest`; "" where it has none: of this machine's own, or one that dialled back."""
+        return self._core.proxy.enclave_id
+
+    @property
     def evidence(self) -> bytes:
         """The evidence itself, as the platform signed it."""
         return self._core.proxy.evidence

@@ -12,29 +12,25 @@ spaces.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import msgspec
 
+from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import PLATFORMS
+from adyton.attestation.tables import convert, expect_table, known, one_of
 from adyton.communicator.messages import Coherence
-from adyton.crypto.digest import is_digest
 from adyton.errors import UsageError
 from adyton.hostcall.client.paths import absolute
 from adyton.hostcall.client.policy import HostCallPolicy, PathLike
 
 _PATHS = ("read", "write")  # of the lists, those that hold paths
 _TABLES = ("expect", "allow", "mount")
-_EXPECT = tuple(each.name for each in msgspec.structs.fields(Expectation))
 _MOUNT = ("path", "coherence")
-_DIGESTS = ("measurement", "signer", "runtime")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -103,11 +99,15 @@ class Mount:
 
 @dataclass(frozen=True)
 class Policy:
-    """What an enclave must prove, and what it may do. `expect` is None where nothing was said; immutable."""
+    """What an enclave must prove, and what it may do. `expect` is None where nothing was said; immutable.
+
+    `acl`: what was put together in Python, which must hold besides.
+    """
 
     expect: Expectation | None = None
     allow: AllowSettings = field(default_factory=AllowSettings)
     mounts: tuple[Mount, ...] = ()
+    acl: Acl | None = None
 
     @classmethod
     def read(cls, source: PathLike | Policy | None) -> Policy:
@@ -124,30 +124,28 @@ class Policy:
         document = _parse(text, name)
         expect, allow = document.get("expect"), document.get("allow")
         return cls(
-            None if expect is None else _expectation(expect, name),
+            None if expect is None else expect_table(expect, name),
             AllowSettings() if allow is None else _allow(allow, name, base),
             _mounts(document.get("mount", []), name, base),
         )
 
     @classmethod
-    def of_environment(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+    def of_environment(cls, expect: Mapping[str, Any] | Acl | None, allow: Mapping[str, Any] | None) -> Policy:
         """The file that ADYTON_POLICY names, with the tables added to it, and ADYTON_ALLOW_… for lists that `allow` has not."""
         tables = cls.from_tables(None, allow)
         lists: dict[str, Any] = {name: getattr(tables.allow, name) for name in _LISTS}
         return cls.read(os.environ.get("ADYTON_POLICY") or None).extended(expect=expect, **lists)
 
     @classmethod
-    def from_tables(cls, expect: Mapping[str, Any] | None, allow: Mapping[str, Any] | None) -> Policy:
+    def from_tables(cls, expect: Mapping[str, Any] | Acl | None, allow: Mapping[str, Any] | None) -> Policy:
         """The tables of a policy file, given in Python; relative paths are below the working directory."""
-        return cls(
-            None if expect is None else _expectation(expect, "expect="),
-            AllowSettings() if allow is None else _allow(allow, "allow=", os.getcwd()),
-        )
+        given = AllowSettings() if allow is None else _allow(allow, "allow=", os.getcwd())
+        return cls(allow=given).extended(expect=expect, environment={})
 
     def extended(
         self,
         *,
-        expect: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | Acl | None = None,
         read: Iterable[PathLike] = (),
         write: Iterable[PathLike] = (),
         net: Iterable[str] = (),
@@ -158,13 +156,18 @@ class Policy:
     ) -> Policy:
         """The policy with what arguments add to it; where a list is not given, what `environment` (os.environ) adds.
 
-        Lists of `expect` are added too; its other values replace those of this policy.
+        Lists of `expect` are added too; its other values replace those of this policy. An `Acl` must hold besides.
         """
         base = os.getcwd()
         given = AllowSettings.create(base=base, read=read, write=write, net=net, listen=listen, env=env, call=call)
         variables = AllowSettings.from_environment(os.environ if environment is None else environment, base=base)
-        expectation = self.expect if expect is None else _expectation(expect, "expect=", self.expect)
-        return Policy(expectation, self.allow + given.or_else(variables), self.mounts)
+        expectation, acl = self.expect, self.acl
+        if isinstance(expect, Acl):
+            expect.check()
+            acl = expect if acl is None else AllOf(acl, expect)
+        elif expect is not None:
+            expectation = expect_table(expect, "expect=", self.expect)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, acl)
 
     def host_calls(self, working_directory: str | None = None) -> HostCallPolicy:
         """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow."""
@@ -219,60 +222,17 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{name}: not TOML: {error}") from error
-    _known(document, _TABLES, name, None)
+    known(document, _TABLES, name, None)
     return document
 
 
-def _known(table: Any, keys: Collection[str], name: str, where: str | None) -> None:
-    """UsageError, with the nearest key, unless `table` is one and has these keys only."""
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{name}: {where} must be a table: write [{where}] and its keys below")
-    for key in table:
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}"
-            raise UsageError(f"{name}: unknown key {f'{where}.{key}' if where else key}; {hint}")
-
-
-def _convert(table: Any, kind: type[_T], name: str, where: str) -> _T:
-    try:
-        return msgspec.convert(table, kind, strict=True)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise UsageError(f"{name}: [{where}]: {str(error).replace('`$.', f'`{where}.')}") from error
-
-
 def _allow(table: Any, name: str, base: str) -> AllowSettings:
-    _known(table, _LISTS, name, "allow")
-    lists = _convert(table, _AllowTable, name, "allow")
+    known(table, _LISTS, name, "allow")
+    lists = convert(table, _AllowTable, name, "allow")
     try:
         return AllowSettings.create(base=base, **msgspec.structs.asdict(lists))
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-
-
-def _expectation(table: Any, name: str, below: Expectation | None = None) -> Expectation:
-    """The table [expect], on top of `below`."""
-    _known(table, _EXPECT, name, "expect")
-    if not table:
-        raise UsageError(
-            f"{name}: [expect] is empty, and would accept nothing; say what evidence must hold, or leave the table out"
-        )
-    for item in table["platforms"] if isinstance(table.get("platforms"), list | tuple) else ():
-        _one_of(item, PLATFORMS, name, "expect.platforms")
-    for key in _DIGESTS:
-        for item in table[key] if isinstance(table.get(key), list | tuple) else ():
-            if not isinstance(item, str) or not is_digest(item):
-                raise UsageError(
-                    f"{name}: expect.{key}: {item!r} is no digest; write sha256: and 64 hex digits in lower case"
-                )
-    merged = dict(table)
-    for key in _EXPECT if below is not None else ():
-        before = getattr(below, key)
-        if key not in table:
-            merged[key] = before
-        elif isinstance(before, list | tuple) and isinstance(table[key], list | tuple):
-            merged[key] = [*before, *(item for item in table[key] if item not in before)]
-    return _convert(merged, Expectation, name, "expect")
 
 
 def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
@@ -280,16 +240,9 @@ def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
         raise UsageError(f"{name}: mount must be a list of tables: write [[mount]], with two brackets")
     found = []
     for table in tables:
-        _known(table, _MOUNT, name, "mount")
+        known(table, _MOUNT, name, "mount")
         if "coherence" in table:
-            _one_of(table["coherence"], get_args(Coherence), name, "mount.coherence")
-        mount = _convert(table, _MountTable, name, "mount")
+            one_of(table["coherence"], get_args(Coherence), name, "mount.coherence")
+        mount = convert(table, _MountTable, name, "mount")
         found.append(Mount(absolute(mount.path, base, f"{name}: mount"), mount.coherence))
     return tuple(found)
-
-
-def _one_of(item: Any, values: Collection[str], name: str, where: str) -> None:
-    if item not in values:
-        near = difflib.get_close_matches(str(item), values, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(values)}"
-        raise UsageError(f"{name}: {where}: {item!r} is unknown; {hint}")

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adyton.attestation import attesters
+from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import CONFIGS, PLATFORMS, PLATFORMS_HERE
+from adyton.attestation.identity import CONFIGS, PLATFORMS
+from adyton.channel.credential import Credential
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
 from adyton.config import Mount, Policy
@@ -31,7 +34,8 @@ from adyton.load_request import load_request, standard_input, working_directory
 from adyton.proto.enclave import EnclaveConfig
 from adyton.provision.budget import Budget
 from adyton.provision.client import RemoteProvision
-from adyton.remote.address import TLS
+from adyton.remote.address import TLS, Caller
+from adyton.remote.certificates import of_caller
 from adyton.remote.client_pairs import CallFailed
 from adyton.remote.in_process import in_process
 from adyton.remote.process_metrics import ProcessMetrics
@@ -62,6 +66,7 @@ class LoadArguments:
     allow_sim: bool | None = None
     platform: str | None = None
     tls: TLS | None = None
+    caller: Caller | None = None
     timeout: float | None = None
     stats: str | None = None
     trace: str | None = None
@@ -75,7 +80,7 @@ def load(
     *,
     on: str | None = None,
     policy: str | os.PathLike[str] | Policy | None = None,
-    expect: Mapping[str, Any] | None = None,
+    expect: Mapping[str, Any] | Acl | None = None,
     allow_read: Iterable[str | os.PathLike[str]] = (),
     allow_write: Iterable[str | os.PathLike[str]] = (),
     allow_net: Iterable[str] = (),
@@ -87,6 +92,7 @@ def load(
     platform: str = "auto",
     tls: TLS | None = None,
     token: str | None = None,
+    caller: Caller | None = None,
     name: str | None = None,
     timeout: float | None = None,
     remote_proxy: str | None = None,
@@ -98,8 +104,10 @@ def load(
     """Load a confidential program into an enclave, and return the client that calls it.
 
     `image`: a .enclave or .py path, a `trusted.Enclave`, or "sha256:…" of an image that the server has. `on`: the server (else
-    ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it) and `allow_…` add to it.
+    ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it, or expectations put together) and
+    `allow_…` add to it.
     `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
+    `caller`: the key, or certificate, that the enclave is to know this client by (`trusted.caller()`).
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
     server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
 
@@ -111,6 +119,8 @@ def load(
             raise UsageError(f"{argument}={given!r}: give a text")
     if not isinstance(allow_sim, bool):
         raise UsageError(f"allow_sim={allow_sim!r}: give True or False")
+    if not isinstance(caller, Caller | None):
+        raise UsageError(f"caller={caller!r}: give adyton.Caller(key=), or (key=, cert=)")
     if not isinstance(policy, str | os.PathLike | Policy | None):
         raise UsageError(
             f"policy={policy!r}: give the path of a policy file; expect= and allow_…= are for what you have in Python"
@@ -140,6 +150,7 @@ def load(
         allow_sim=allow_sim or None,
         platform=None if platform == "auto" else platform,
         tls=tls,
+        caller=caller,
         timeout=timeout,
         stats=stats,
         trace=trace,
@@ -187,12 +198,12 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         stats=_writable("--stats", arguments.stats or os.environ.get("ADYTON_STATS")),
         trace=_writable("--trace", arguments.trace or os.environ.get("ADYTON_TRACE")),
     )
-    if provision.local and platform not in PLATFORMS_HERE:
-        raise PlatformError(f"platform {platform} is not to be had on this machine: adyton doctor says what it has")
     if isinstance(image, str) and provision.local:
         raise UsageError(f"{image} names an image that a server has; a local enclave needs its file (or give --on)")
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
+    if provision.local:
+        platform = _local_platform(platform, policy)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
     host_calls = policy.host_calls(working_directory(arguments.config))
     own = provision.another()  # the caller's may be in use for another load
@@ -211,6 +222,20 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
         raise
 
 
+def _local_platform(wanted: str, policy: Policy) -> str:
+    """Of an enclave of this machine. Nobody named one: the hardware that is here, if the policy has a reference value for it; else it could only be refused.
+
+    PlatformError: what was named is not here.
+    """
+    if wanted in ("auto", "sim"):
+        knows_hardware = policy.acl is not None or bool(policy.expect and policy.expect.runtime)
+        return wanted if knows_hardware else "sim"
+    try:
+        return attesters.chosen(wanted)
+    except PlatformError as error:
+        raise PlatformError(f"{error.message}. adyton doctor says what this machine has") from None
+
+
 def load_in_process(application: TrustedApplication, arguments: LoadArguments) -> EnclaveClient:
     """Load an application of this process: no image, no sandbox, no proof. For tests."""
     policy = arguments.policy or Policy.read(None)
@@ -227,7 +252,7 @@ def _connect(
     provide: Callable[[], Transport],
     provision: RemoteProvision | None,
     policy: HostCallPolicy,
-    expectation: Expectation,
+    expectation: Acl,
     arguments: LoadArguments,
     name: str,
     mounts: Sequence[Mount],
@@ -235,6 +260,8 @@ def _connect(
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
     request = load_request(policy, config, name, arguments.stdout, _warn, mounts)
+    caller = arguments.caller or Caller.from_environment()
+    credential = None if caller is None else of_caller(caller)
     with contextlib.ExitStack() as undo:
         functions = HostFunctions(arguments.functions)
         output = StandardOutput(
@@ -265,6 +292,7 @@ def _connect(
                 arguments.timeout,
                 trace,
                 telemetry,
+                credential,
                 says_simulated=provision is not None,
             )
         undo.callback(proxy.abort)
@@ -287,11 +315,12 @@ def _connect(
 def _connected(
     provide: Callable[[], Transport],
     executor: Executor,
-    expectation: Expectation,
+    expectation: Acl,
     request: LoadRequest,
     timeout: float | None,
     trace: Trace | None,
     telemetry: Telemetry | None,
+    credential: Credential | None,
     *,
     says_simulated: bool,
 ) -> ProxyClient:
@@ -303,7 +332,7 @@ def _connected(
     except BaseException:
         executor.close()
         raise
-    proxy = ProxyClient(transport, executor, expectation, trace, telemetry)
+    proxy = ProxyClient(transport, executor, expectation, trace, telemetry, credential)
     try:
         reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:
@@ -318,18 +347,22 @@ def _connected(
     return proxy
 
 
-def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Expectation:
+def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Acl:
     """What the evidence must say: what the policy says of it, else what is safe for where the enclave runs."""
     allow_sim = arguments.allow_sim if arguments.allow_sim is not None else _flag("ADYTON_ALLOW_SIM")
     measurement = [image if isinstance(image, str) else image.measurement]
-    if policy.expect is not None:
-        expectation = policy.expect
+    expectation = policy.expect
+    if expectation is not None:
         if not expectation.measurement and not expectation.signer:
             expectation = msgspec.structs.replace(expectation, measurement=measurement)
         platforms = expectation.platforms or _platforms(simulated=local or allow_sim)
         if allow_sim:
             platforms = list(dict.fromkeys([*platforms, "sim"]))
-        return msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
+        expectation = msgspec.structs.replace(expectation, platforms=platforms, debug=expectation.debug or allow_sim)
+    if policy.acl is not None:
+        return policy.acl if expectation is None else AllOf(expectation, policy.acl)
+    if expectation is not None:
+        return expectation
     platforms = _platforms(simulated=local or allow_sim)
     return Expectation(platforms=platforms, measurement=measurement, debug=local or allow_sim or arguments.accept_debug)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adyton.attestation.acl import Acl
 from adyton.client import EnclaveClient
 from adyton.config import Policy
 from adyton.errors import ClosedError, NameInUseError, UsageError
@@ -197,11 +198,11 @@ class EnclaveManager:
         load_config: EnclaveLoadConfig,
         *,
         remote_proxy_config: RemoteProxyClientConfig | None = None,
-        expect: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | Acl | None = None,
         allow: Mapping[str, Any] | None = None,
         functions: Iterable[Callable[..., Any]] = (),
     ) -> EnclaveClient:
-        """Load, initialize and name an enclave. `expect`, `allow`: the tables of a policy file.
+        """Load, initialize and name an enclave. `expect`, `allow`: the tables of a policy file; `expect` may be an `Acl`.
 
         The name is taken while the load is under way, but get_client returns the client only after initialize. NameInUseError if it is
         taken; else what the load raises, with nothing left behind.

@@ -7,27 +7,14 @@ that names too little is an error and never a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 
+from adyton.attestation.claims import UNVOUCHED
+from adyton.attestation.findings import Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity, Number
 from adyton.crypto.digest import is_digest
 from adyton.errors import UsageError
-
-Stage = Literal["malformed", "genuine", "collateral", "tcb", "binding", "expectation"]
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """One finding against evidence: what was expected of a field, and what it was."""
-
-    stage: Stage
-    field: str
-    expected: str
-    got: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: expected {self.expected}, got {self.got}"
 
 
 class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,17 +34,17 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tcb: Sequence[str] = ("UpToDate",)
     machines: Sequence[str] = ()
 
-    def check(self) -> None:
-        """UsageError unless this expectation is complete and well-formed, with every reason."""
-        problems = [problem for condition, problem in self._conditions() if not condition]
+    def check(self, *, raw: bool = False) -> None:
+        """UsageError unless this expectation is complete and well-formed, with every reason. `raw`: for evidence that says nothing of an image."""
+        problems = [problem for condition, problem in self._conditions(raw=raw) if not condition]
         if problems:
             raise UsageError(f"the expectation cannot be used: {'; '.join(problems)}. Complete its [expect] table")
 
-    def _conditions(self) -> list[tuple[bool, str]]:
+    def _conditions(self, *, raw: bool) -> list[tuple[bool, str]]:
         conditions = [
             (bool(self.platforms), f"platforms is empty: name some of {' '.join(PLATFORMS)}"),
             (
-                bool(self.measurement) or (bool(self.signer) and self.product_id is not None),
+                raw or bool(self.measurement) or (bool(self.signer) and self.product_id is not None),
                 "no image is named: give measurement, or signer and product_id",
             ),
         ]
@@ -72,6 +59,21 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ]
         return conditions
 
+    def check_names(self) -> None:
+        """UsageError unless it names something, and nothing but whom: what `names` looks at."""
+        given = {field for field in self.__struct_fields__ if getattr(self, field) != _DEFAULTS[field]}
+        if not given or given - _NAMING.keys():
+            named = ", ".join(sorted(given - _NAMING.keys())) or "nothing"
+            raise UsageError(f"an exclusion names whom not to accept, by {', '.join(_NAMING)}; this one names {named}")
+
+    def names(self, identity: EnclaveIdentity) -> bool:
+        """Whether the identity is one of those that it names; `debug` and states do not matter."""
+        return all(
+            getattr(identity, of) in (want if isinstance(want, list | tuple) else [want])
+            for field, of in _NAMING.items()
+            if (want := getattr(self, field)) != _DEFAULTS[field]
+        )
+
     def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:
         """Every finding against an identity and the state of its TCB ("" for a simulated one)."""
         failures = [
@@ -81,7 +83,28 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         if identity.platform != "sim" and tcb not in self.tcb:
             failures.append(Failure("tcb", "tcb", _one_of(self.tcb), tcb or "none"))
+        if tcb == UNVOUCHED and identity.machine not in self.machines:
+            wanted = (
+                "a certificate of it by a CA whose root is in the collateral, or its machine among machines of [expect]"
+            )
+            failures.append(
+                Failure(
+                    "genuine", "attestation key", wanted, f"the key of {identity.machine}, which nobody vouches for"
+                )
+            )
         return failures
+
+
+_DEFAULTS = msgspec.structs.asdict(Expectation())
+# What says whom, and not in which state: the field of an expectation, and the identity's.
+_NAMING = {
+    "platforms": "platform",
+    "measurement": "measurement",
+    "signer": "signer",
+    "product_id": "product_id",
+    "runtime": "runtime",
+    "machines": "machine",
+}
 
 
 def _one_of(values: Sequence[str]) -> str:
@@ -107,7 +130,7 @@ _RULES: tuple[_Rule, ...] = (
         "measurement",
         lambda want, is_: is_.measurement in want.measurement or not want.measurement,
         lambda want: _one_of(want.measurement),
-        lambda is_: is_.measurement,
+        lambda is_: is_.measurement or "none: the evidence says nothing of an image",
     ),
     (
         "signer",

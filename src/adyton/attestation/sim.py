@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.attestation.evidence import REPORT_DATA_SIZE, Envelope, decode, seal
-from adyton.attestation.expectation import Failure
+from adyton.attestation.findings import Failure, refuse
 from adyton.attestation.identity import EnclaveIdentity, length_prefixed
 from adyton.errors import LocalProtocolError, NotGenuineError
 
@@ -63,6 +63,8 @@ def open_simulated(envelope: Envelope) -> SimulatedClaims:
     if claims.identity.platform != "sim":
         finding = Failure("genuine", "platform", "sim", claims.identity.platform)
         raise NotGenuineError(f"the simulation's key signs for no other platform: {finding}", failures=(finding,))
+    if not claims.identity.measurement:
+        raise refuse("malformed", "measurement", "an image's", "none")
     return claims
 
 

@@ -5,60 +5,89 @@ Neither alone says anything: genuine evidence of another enclave is worthless, a
 
 from __future__ import annotations
 
+import datetime as dt
 import hmac
 from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import msgspec
 
-from adyton.attestation.evidence import REPORT_DATA_SIZE, Envelope, open_envelope
-from adyton.attestation.expectation import Expectation, Failure, Stage
+from adyton.attestation.acl import Acl
+from adyton.attestation.claims import Claims
+from adyton.attestation.collateral import Collateral, read_blobs
+from adyton.attestation.evidence import (
+    REPORT_DATA_SIZE,
+    Bound,
+    Envelope,
+    HardwareBody,
+    decode,
+    open_envelope,
+    raw_kind,
+)
+from adyton.attestation.findings import Failure, failed
 from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.attestation.sim import open_simulated
-from adyton.errors import (
-    AttestationError,
-    BindingError,
-    CollateralMissingError,
-    EvidenceMalformedError,
-    ExpectationError,
-    LocalProtocolError,
-    NotGenuineError,
-    TcbError,
-)
+from adyton.errors import LocalProtocolError
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """What genuine evidence says. `tcb`: the state of the platform's TCB; "" for a simulated one, which has none."""
+    """What genuine evidence says.
+
+    `identity_digest`: of what the runtime says, which report data has to be bound to; b"" in raw evidence, which has none of it. `tcb`: the
+    vendor's word for the state of the platform's TCB; "" for a simulated one, which has none. `failures`: what is wrong although it is
+    genuine. `bound`: what it says that it is bound to.
+    """
 
     identity: EnclaveIdentity
     report_data: bytes
     tcb: str = ""
+    identity_digest: bytes = b""
+    advisories: tuple[str, ...] = ()
+    measured: Mapping[str, str] = {}
+    more: Mapping[str, Any] = {}
+    failures: tuple[Failure, ...] = ()
+    bound: Bound | None = None
 
 
-# The earliest stage with a finding decides which error is raised; all findings are in it.
-_STAGES: Mapping[Stage, type[AttestationError]] = {
-    "malformed": EvidenceMalformedError,
-    "genuine": NotGenuineError,
-    "collateral": CollateralMissingError,
-    "tcb": TcbError,
-    "binding": BindingError,
-    "expectation": ExpectationError,
-}
+Binding = Literal["ok", "not checked"]
 
 
-def verify(evidence: bytes) -> Verified:
-    """What hostile bytes prove. Only AttestationErrors leave: EvidenceMalformedError, NotGenuineError."""
-    envelope = open_envelope(evidence)
-    verifier = _VERIFIERS.get(envelope.platform)
-    if verifier is None:
-        finding = Failure("genuine", "platform", " or ".join(_VERIFIERS), envelope.platform)
-        raise NotGenuineError(
-            f"evidence of platform {envelope.platform} cannot be verified by this adyton, and is not believed",
-            failures=(finding,),
+def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetime | None = None) -> Verified:
+    """What hostile bytes prove at a time (None: now): adyton's envelope, or a vendor's raw evidence.
+
+    Only AttestationErrors leave: EvidenceMalformedError, NotGenuineError, CollateralMissingError, TcbError.
+    """
+    at, collateral = at or dt.datetime.now(dt.UTC), collateral or Collateral()
+    raw = raw_kind(evidence)
+    if raw is not None:
+        platform, report = raw
+        claims = _hardware(platform)(report, collateral, at)
+        identity = EnclaveIdentity(
+            *(platform, "", "", 0, 0),
+            debug=claims.debug,
+            runtime=claims.runtime,
+            machine=claims.machine,
         )
-    return verifier(envelope)
+        return _verified(identity, b"", claims)
+    envelope = open_envelope(evidence)
+    if envelope.platform == "sim":
+        simulated = open_simulated(envelope)
+        return Verified(
+            simulated.identity,
+            simulated.report_data,
+            identity_digest=simulated.identity.digest(),
+            bound=envelope.bound,
+        )
+    body = decode(envelope.body, HardwareBody)
+    claims = _hardware(envelope.platform)(body.report, collateral + read_blobs(tuple(body.certificates)), at)
+    claimed = body.image.on(envelope.platform)
+    identity = msgspec.structs.replace(
+        claimed, runtime=claims.runtime, machine=claims.machine, debug=claimed.debug or claims.debug
+    )
+    return _verified(identity, claimed.digest(), claims, envelope)
 
 
-def validate(verified: Verified, expectation: Expectation, report_data: bytes) -> EnclaveIdentity:
+def validate(verified: Verified, expectation: Acl, report_data: bytes) -> EnclaveIdentity:
     """The identity, if it is what was expected and bound to `report_data` (64 bytes).
 
     UsageError for an expectation that names too little. TcbError, BindingError or ExpectationError with every finding.
@@ -68,9 +97,7 @@ def validate(verified: Verified, expectation: Expectation, report_data: bytes) -
     # (1) The expectation is complete.
     expectation.check()
     # (2) The evidence was made for this connection, just now.
-    failures = []
-    if not hmac.compare_digest(verified.report_data, report_data):
-        failures.append(Failure("binding", "report_data", report_data.hex(), verified.report_data.hex()))
+    failures = [*verified.failures, *binding_failures(verified, report_data)]
     # (3) The enclave is the expected one.
     failures += expectation.compare(verified.identity, verified.tcb)
     if failures:
@@ -78,20 +105,44 @@ def validate(verified: Verified, expectation: Expectation, report_data: bytes) -
     return verified.identity
 
 
-def failed(failures: list[Failure]) -> AttestationError:
-    """The error of the earliest stage, with all findings in order of stages."""
-    order = list(_STAGES)
-    failures = sorted(failures, key=lambda failure: order.index(failure.stage))
-    return _STAGES[failures[0].stage](
-        f"the enclave is not to be trusted: {'; '.join(map(str, failures))}. "
-        "If this is the enclave that you want, change [expect] in the policy; else find out who runs it",
-        failures=tuple(failures),
+def binding_failures(verified: Verified, report_data: bytes) -> list[Failure]:
+    """What is wrong with what the evidence is bound to; platforms sign along 64 bytes, whole."""
+    if hmac.compare_digest(verified.report_data, report_data):
+        return []
+    return [Failure("binding", "report_data", report_data.hex(), verified.report_data.hex() or "none")]
+
+
+def _verified(identity: EnclaveIdentity, digest: bytes, claims: Claims, envelope: Envelope | None = None) -> Verified:
+    return Verified(
+        identity,
+        claims.report_data,
+        claims.tcb,
+        digest,
+        claims.advisories,
+        claims.measured,
+        claims.more,
+        claims.failures,
+        None if envelope is None else envelope.bound,
     )
 
 
-def _simulated(envelope: Envelope) -> Verified:
-    claims = open_simulated(envelope)
-    return Verified(claims.identity, claims.report_data)
+_Hardware = Callable[[bytes, Collateral, dt.datetime], Claims]
 
 
-_VERIFIERS: Mapping[Platform, Callable[[Envelope], Verified]] = {"sim": _simulated}
+def _hardware(platform: Platform) -> _Hardware:
+    """Who verifies a platform's reports; loaded when there is one."""
+    if platform in ("sgx", "tdx"):
+        from adyton.attestation.dcap.verify import verify as dcap
+
+        return dcap
+    if platform == "sev-snp":
+        from adyton.attestation.sev_snp.verify import verify as sev_snp
+
+        return sev_snp
+    if platform == "nitro":
+        from adyton.attestation.nitro.verify import verify as nitro
+
+        return lambda report, _collateral, at: nitro(report, at)
+    from adyton.attestation.tpm.verify import verify as tpm
+
+    return tpm

@@ -1,55 +1,47 @@
-"""The client's end of an attested channel."""
+"""The end of an attested channel that dials."""
 
 from __future__ import annotations
 
-import os
-
-from adyton.channel import messages
-from adyton.channel.binding import ENCLAVE_ROLE, NONCE_SIZE, VERSION, report_data
-from adyton.channel.events import Closed, Data, Event, EvidenceReceived
-from adyton.channel.machine import CLIENT_STEPS, Channel
+from adyton.attestation.binding import DIALLING_ROLE, ENCLAVE_ROLE
+from adyton.channel.credential import Credential
+from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
+from adyton.channel.machine import Channel
+from adyton.channel.steps import Part
 from adyton.channel.tls import Tls
 from adyton.errors import LocalProtocolError
 
-__all__ = ["ClientChannel", "Closed", "Data", "Event", "EvidenceReceived"]
+__all__ = ["ClientChannel", "Closed", "Data", "Established", "Event", "EvidenceReceived", "EvidenceRequested"]
+
+_PARTS: dict[tuple[bool, bool], Part | None] = {  # by whether it verifies, and proves
+    (True, False): "verifies",
+    (False, True): "proves",
+    (True, True): "verifies, then proves",
+    (False, False): None,
+}
 
 
 class ClientChannel(Channel):
-    """Events: EvidenceReceived, which the owner judges against `report_data` before it calls `accept`; then Data; Closed."""
+    """Of a client, which verifies the enclave that it dials; or of an enclave that dials, and proves what it is; or both.
 
-    def __init__(self, *, nonce: bytes | None = None) -> None:
-        """`nonce`: 32 random bytes that are never used again; None: from the operating system."""
-        if nonce is not None and len(nonce) != NONCE_SIZE:
-            raise LocalProtocolError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
-        super().__init__(Tls.client(), CLIENT_STEPS)
-        self._nonce = nonce or os.urandom(NONCE_SIZE)
-        self._exporter = b""
-        self._key_digest = b""
+    Events: EvidenceReceived, which the owner judges against `report_data` before it calls `accept`; EvidenceRequested, which it answers
+    with `provide`; Established, if it proves; then Data; Closed.
+    """
 
-    def report_data(self, identity_digest: bytes) -> bytes:
-        """What the evidence of an enclave of this identity must be bound to (64 bytes), once the handshake is over."""
-        if not self._exporter:
-            raise LocalProtocolError("there is nothing to bind evidence to before the handshake is over")
-        return report_data(
-            role=ENCLAVE_ROLE,
-            nonce=self._nonce,
-            exporter=self._exporter,
-            key_digest=self._key_digest,
-            identity_digest=identity_digest,
-        )
+    def __init__(
+        self,
+        *,
+        verifies: bool = True,
+        identity_digest: bytes | None = None,
+        credential: Credential | None = None,
+        nonce: bytes | None = None,
+    ) -> None:
+        """`identity_digest`: of the identity that our evidence will carry, 32 bytes; None: we prove nothing.
 
-    def accept(self) -> None:
-        """The evidence has been verified and validated: data may flow, unless the channel has ended meanwhile.
-
-        LocalProtocolError if there is no evidence to accept.
+        `credential`: what who proves nothing is known by to the other end, if by anything; who does has a fresh one. `nonce`: 32 random bytes
+        that are never used again; None: from the operating system.
         """
-        self._say("accept", messages.Accept())
-
-    def _handshake_finished(self) -> None:
-        self._exporter = self._tls.exporter(ENCLAVE_ROLE)
-        self._key_digest = self._tls.peer_key_digest()
-        self._tls.send(messages.encode(messages.AttestRequest(VERSION, self._nonce)))
-
-    def _message_received(self, message: messages.Message) -> Event:
-        assert isinstance(message, messages.Evidence)
-        return EvidenceReceived(message.evidence)
+        proves = identity_digest is not None
+        if proves and credential is not None:
+            raise LocalProtocolError("who proves what it is has a key that no other connection ever has")
+        tls = Tls.client(Credential.fresh() if proves else credential)
+        super().__init__(tls, _PARTS[verifies, proves], (DIALLING_ROLE, ENCLAVE_ROLE), identity_digest, nonce)

@@ -6,19 +6,19 @@ import msgspec
 
 
 class EvidenceReceived(msgspec.Struct, frozen=True):
-    """To the client: the enclave's evidence, hostile until verified and validated; then `accept`, or `close`."""
+    """To a verifier: the peer's evidence, hostile until verified and validated; then `accept`, or `close`."""
 
     evidence: bytes
 
 
 class EvidenceRequested(msgspec.Struct, frozen=True):
-    """To the server: make evidence over these 64 bytes, and `provide` it."""
+    """To a prover: make evidence over these 64 bytes, and `provide` it."""
 
     report_data: bytes
 
 
 class Established(msgspec.Struct, frozen=True):
-    """To the server: the client accepts the evidence; from now on data may be sent."""
+    """To a prover: the peer accepts the evidence, and nothing else is to be proven; from now on data may be sent."""
 
 
 class Data(msgspec.Struct, frozen=True, gc=False):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 
+from adyton.attestation.binding import NONCE_SIZE
 from adyton.attestation.evidence import MAX_EVIDENCE
-from adyton.channel.binding import NONCE_SIZE
 from adyton.errors import RemoteProtocolError
 
 MAX_MESSAGE = MAX_EVIDENCE + 64  # bytes after the length

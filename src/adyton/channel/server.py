@@ -1,48 +1,43 @@
-"""The enclave's end of an attested channel."""
+"""The end of an attested channel that listens."""
 
 from __future__ import annotations
 
-from adyton.attestation.evidence import MAX_EVIDENCE
-from adyton.channel import messages
-from adyton.channel.binding import ENCLAVE_ROLE, VERSION, report_data
-from adyton.channel.events import Closed, Data, Established, Event, EvidenceRequested
-from adyton.channel.machine import SERVER_STEPS, Channel
+from adyton.attestation.binding import DIALLING_ROLE, ENCLAVE_ROLE
+from adyton.channel.credential import Credential
+from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
+from adyton.channel.machine import Channel
+from adyton.channel.steps import Part
 from adyton.channel.tls import Tls
-from adyton.errors import LocalProtocolError, RemoteProtocolError
+from adyton.errors import LocalProtocolError
 
-__all__ = ["Closed", "Data", "Established", "Event", "EvidenceRequested", "ServerChannel"]
+__all__ = ["Closed", "Data", "Established", "Event", "EvidenceReceived", "EvidenceRequested", "ServerChannel"]
+
+_PARTS: dict[tuple[bool, bool], Part | None] = {  # by whether it verifies, and proves
+    (True, False): "verifies",
+    (False, True): "proves",
+    (True, True): "proves, then verifies",
+    (False, False): None,
+}
 
 
 class ServerChannel(Channel):
-    """Events: EvidenceRequested, which the owner answers with `provide`; Established; then Data; Closed."""
+    """Of an enclave, which proves to its client what it is; or of who verifies the enclaves that dial it; or both.
 
-    def __init__(self, identity_digest: bytes) -> None:
-        """`identity_digest`: of the identity that the evidence will carry, 32 bytes."""
-        super().__init__(Tls.server(), SERVER_STEPS)
-        self._identity_digest = identity_digest
+    Events: EvidenceRequested, which the owner answers with `provide`; EvidenceReceived, which it judges against `report_data` before it
+    calls `accept`; Established, if it proves only; then Data; Closed.
+    """
 
-    def provide(self, evidence: bytes) -> None:
-        """Send evidence, unless the channel has ended meanwhile. LocalProtocolError if it was not asked for, or is empty or too large."""
-        if not 0 < len(evidence) <= MAX_EVIDENCE:
-            raise LocalProtocolError(f"evidence has 1 to {MAX_EVIDENCE} bytes, not {len(evidence)}")
-        self._say("provide", messages.Evidence(evidence))
-
-    def _handshake_finished(self) -> None:
-        pass  # the client asks first
-
-    def _message_received(self, message: messages.Message) -> Event:
-        if not isinstance(message, messages.AttestRequest):
-            return Established()
-        if message.version != VERSION:
-            raise RemoteProtocolError(
-                f"the client speaks version {message.version} of the attested channel, and this enclave version {VERSION}: "
-                "use the same release on both sides"
-            )
-        bound = report_data(
-            role=ENCLAVE_ROLE,
-            nonce=message.nonce,
-            exporter=self._tls.exporter(ENCLAVE_ROLE),
-            key_digest=self._tls.own_key_digest(),
-            identity_digest=self._identity_digest,
-        )
-        return EvidenceRequested(bound)
+    def __init__(
+        self,
+        identity_digest: bytes | None = None,
+        *,
+        verifies: bool = False,
+        credential: Credential | None = None,
+        nonce: bytes | None = None,
+    ) -> None:
+        """As of `ClientChannel`. Without a `credential` it has a fresh key."""
+        proves = identity_digest is not None
+        if proves and credential is not None:
+            raise LocalProtocolError("who proves what it is has a key that no other connection ever has")
+        tls = Tls.server(credential, must_have_key=verifies)
+        super().__init__(tls, _PARTS[verifies, proves], (ENCLAVE_ROLE, DIALLING_ROLE), identity_digest, nonce)

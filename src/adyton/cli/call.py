@@ -65,6 +65,8 @@ def command(
         stdout=2,
         **_lists_and_connection(load),
     )
+    if verbose and client.enclave_id:
+        click.echo(f"adyton: the enclave is {client.enclave_id} on its server", err=True)
     try:
         with client:
             if client.gives_stream(entry):
@@ -88,7 +90,7 @@ def _show(value: Any, raw: bool) -> None:
 
 
 def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
-    from adyton.remote.address import TLS
+    from adyton.remote.address import TLS, Caller
     from adyton.remote.bearer import read_token
 
     _check_that_they_serve(load.on)
@@ -98,6 +100,7 @@ def _lists_and_connection(load: LoadOptions) -> dict[str, Any]:
         **lists,
         "tls": tls if load.on and tls != TLS() else None,
         "token": (load.on and read_token(load.token_file)) or None,
+        "caller": Caller(load.caller_key, load.caller_cert) if load.caller_key or load.caller_cert else None,
         "security_type": load.security_type,
         "remote_proxy": load.remote_proxy,
         "stats": load.stats,

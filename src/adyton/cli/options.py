@@ -63,6 +63,8 @@ class LoadOptions:
     cert: str | None
     key: str | None
     token_file: str | None
+    caller_key: str | None
+    caller_cert: str | None
     security_type: str | None
     stats: str | None
     trace: str | None
@@ -81,6 +83,8 @@ class LoadOptions:
             "cert": self.cert and os.path.abspath(self.cert),
             "key": self.key and os.path.abspath(self.key),
             "token-file": self.token_file and os.path.abspath(self.token_file),
+            "caller-key": self.caller_key and os.path.abspath(self.caller_key),
+            "caller-cert": self.caller_cert and os.path.abspath(self.caller_cert),
             "security-type": self.security_type,
             "stats": self.stats and os.path.abspath(self.stats),
             "trace": self.trace and os.path.abspath(self.trace),
@@ -111,6 +115,8 @@ def load_options(command: _C) -> _C:
             cert=_either(given, "cert", "ssl_cert"),
             key=_either(given, "key", "ssl_key"),
             token_file=given.pop("token_file"),
+            caller_key=given.pop("caller_key"),
+            caller_cert=given.pop("caller_cert"),
             security_type=given.pop("security_type"),
             stats=given.pop("stats"),
             trace=given.pop("trace"),
@@ -160,6 +166,8 @@ def load_options(command: _C) -> _C:
             metavar="FILE",
             help="A file with the token that the server wants; never sent over a network without TLS.",
         ),
+        option("--caller-key", metavar="FILE", help="A key (PEM, not encrypted) that the enclave is to know us by."),
+        option("--caller-cert", metavar="FILE", help="The certificate around it (PEM), with its chain."),
         option(
             "--security-type",
             type=_SECURITY_TYPES,

@@ -15,12 +15,25 @@ from adyton._version import __version__
 from adyton.cli.command import Command
 from adyton.errors import AdytonError
 
-COMMANDS = ("build", "call", "doctor", "init", "inspect", "keygen", "proxy", "run", "serve", "sign", "syscalls")
+COMMANDS = (
+    "attest",
+    "broker",
+    "build",
+    "call",
+    "doctor",
+    "init",
+    "inspect",
+    "keygen",
+    "proxy",
+    "run",
+    "serve",
+    "sign",
+    "syscalls",
+    "verify",
+)
 LATER = {
-    "attest": "evidence is asked for and checked at each load",
     "ps": "a server says nothing of its enclaves",
     "stop": "an enclave ends with its client",
-    "verify": "evidence is asked for and checked at each load",
 }
 INTERRUPTED = 130
 

@@ -7,11 +7,10 @@ import shutil
 
 import click
 
-from adyton.attestation.identity import PLATFORMS_HERE
 from adyton.cli.command import Command
 from adyton.cli.options import PLATFORM_NAMES, grace_option, json_option, option, server_options, server_tls
 from adyton.cli.values import PORT, OneOf
-from adyton.errors import PlatformError, UsageError
+from adyton.errors import UsageError
 
 
 def _ports(text: str | None) -> tuple[int, int] | None:
@@ -69,11 +68,10 @@ def command(
 
     Take images from clients, and start an enclave with a proxy server for each load. SIGTERM drains.
     """
+    from adyton.attestation.attesters import chosen
     from adyton.provision.server import ServerOptions, serve
     from adyton.remote.bearer import read_token
 
-    if platform not in PLATFORMS_HERE:
-        raise PlatformError(f"platform {platform} is not to be had here: this version has sim only")
     tls = server_tls(ssl_cert, ssl_key, client_ca, security_type)
 
     def announce(address: str) -> None:
@@ -90,6 +88,7 @@ def command(
             insecure=insecure,
             remote_proxy=_command(remote_proxy),
             grace=grace,
+            platform=chosen(platform),
         ),
         announce,
     )

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_public_key,
     load_pem_private_key,
+    load_pem_public_key,
 )
 
 from adyton.crypto.digest import digest_of
@@ -49,6 +50,23 @@ class PublicKey:
         if public.der != der:
             raise ValueError("not the DER encoding of its public key")
         return public
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PublicKey:
+        """From KEY.pub; UsageError says what is wrong with it."""
+        name = os.fspath(path)
+        try:
+            with open(name, "rb") as file:
+                data = file.read(MAX_KEY_FILE)
+        except OSError as error:
+            raise UsageError(f"the public key {name} cannot be read: {error.strerror}") from error
+        try:
+            key = load_pem_public_key(data)
+        except Exception as error:  # of several kinds, as above
+            raise UsageError(f"{name} is no public key in PEM") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise UsageError(f"{name} is not an Ed25519 key")
+        return cls(key)
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` is this key's over `message`."""

@@ -35,6 +35,7 @@ def describe(image: Image) -> dict[str, Any]:
         "limits": {name: value for name, value in msgspec.structs.asdict(manifest.limits).items() if value is not None},
         "programs": list(manifest.programs),
         "time": manifest.time,
+        **({"broker": msgspec.to_builtins(broker)} if (broker := manifest.names_broker) else {}),
         "layers": [
             {"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
             for layer in image.layer_descriptors
@@ -69,4 +70,31 @@ def describe_text(image: Image) -> str:
     if not image.signatures:
         lines.append("  signed by         nobody")
     lines.append(f"  size              {image.size} bytes")
+    return "\n".join(lines)
+
+
+def policy_text(image: Image) -> str:
+    """A policy file that accepts this image and no other."""
+    manifest = image.manifest
+    holds = [each for each in image.signatures if each.valid]
+    released = [each.signer for each in holds if not each.debug]
+    lines = [
+        f"# {manifest.name}, security version {manifest.security_version}",
+        "[expect]",
+        f'measurement = ["{image.measurement}"]',
+    ]
+    if released:
+        lines += [
+            "# In place of the measurement, so that later versions by the same signer are accepted too:",
+            f"# signer = {msgspec.json.encode(released).decode()}",
+            f"# product_id = {manifest.product_id}",
+            f"# min_version = {manifest.security_version}",
+        ]
+    else:
+        lines.append("debug = true  # no release signature: whoever runs it may look into it (adyton sign --key)")
+    lines += [
+        "# Which hardware, and what it must have measured of the runtime (adyton attest, adyton verify -v):",
+        '# platforms = ["tdx", "sev-snp"]',
+        '# runtime = ["sha256:…"]',
+    ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """What an image says about itself: its config blob, covered by the measurement.
 
-The blob is canonical JSON (sorted keys, no spaces, UTF-8) of a Manifest with every field present. Reading is strict: unknown or
+The blob is canonical JSON (sorted keys, no spaces, UTF-8) of a Manifest with every field present but `broker`, which most have not. Reading is strict: unknown or
 missing fields, values out of range and any other spelling of the same content are ImageError, so two readers never disagree.
 """
 
@@ -91,6 +91,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu: Count | None = None
 
 
+class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the image's secrets are asked for: `address` (HOST:PORT), and `key`: digests of the keys, of which the broker has one."""
+
+    address: Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):[1-9]\d{0,4}\Z", max_length=300)]
+    key: Annotated[
+        list[Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]], msgspec.Meta(min_length=1, max_length=16)
+    ]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """See the module. `entry`: "module:attribute" of an Enclave or TrustedApplication, or "module:" for plain functions.
 
@@ -113,6 +122,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         default_factory=lambda: [PYTHON_PROGRAM]
     )
     time: Time = "client"
+    broker: Broker | msgspec.UnsetType = msgspec.UNSET  # not there at all in an image that names none
+
+    @property
+    def names_broker(self) -> Broker | None:
+        """None: none."""
+        return self.broker or None
 
     @property
     def module(self) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from adyton.crypto.keys import SigningKey, debug_key
 from adyton.errors import PlatformError, UsageError
 from adyton.image.atomic_file import replacing
@@ -183,6 +185,7 @@ def _manifest(
         limits=limits_of(table.limits, where),
         programs=programs,
         time=table.time,
+        broker=table.broker or msgspec.UNSET,
     )
 
 

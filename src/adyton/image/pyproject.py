@@ -17,6 +17,7 @@ from adyton.image.manifest import (
     DEFAULT_PYTHON,
     HOST_CALL_GROUPS,
     PYTHON_PROGRAM,
+    Broker,
     HostCallGroup,
     Limits,
     Time,
@@ -58,6 +59,7 @@ class EnclaveTable(msgspec.Struct, frozen=True):
     limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
     programs: list[str] = msgspec.field(default_factory=lambda: [PYTHON_PROGRAM])
     time: Time = "client"
+    broker: Broker | None = None
 
 
 class LoaderTable(msgspec.Struct, frozen=True):
@@ -248,6 +250,8 @@ def _convert(content: Any, kind: type[_T], where: str) -> _T:
     check_keys(table, kind.__struct_fields__, where)
     if isinstance(table.get("limits"), dict):
         check_keys(table["limits"], LimitsTable.__struct_fields__, f"{where}: limits")
+    if isinstance(table.get("broker"), dict):
+        check_keys(table["broker"], Broker.__struct_fields__, f"{where}: broker")
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:

@@ -24,7 +24,7 @@ from adyton.provision.budget import Budget
 from adyton.provision.local_proxy import LocalProxy
 from adyton.provision.patience import Patience
 from adyton.provision.upload import chunks_of, offer_of
-from adyton.provision_pb2 import DialBackTo, Offer, ProvisionRequest, ProvisionResponse, Ready
+from adyton.provision_pb2 import DialBackTo, Find, Offer, ProvisionRequest, ProvisionResponse, Ready
 from adyton.remote import rpc_threads
 from adyton.remote.address import TLS, Address, is_loopback, security_type_of
 from adyton.remote.bearer import check_token, read_token
@@ -102,6 +102,13 @@ class RemoteProvision(abc.ABC):
         `tls` overrides what `instantiate` was given. `timeout`: seconds that it may take. Raises UnreachableError, UnauthenticatedError,
         ImageError, PlatformError, DeadlineError.
         """
+
+    def find(self, enclave_id: str, timeout: float | None = None) -> Transport:  # noqa: ARG002 - of a server
+        """How to reach an enclave that the server runs already, by what `EnclaveClient.enclave_id` says; only who knows its session's secret can join it.
+
+        `timeout`: seconds that it may take. NotFoundError, UnreachableError, UnauthenticatedError; UsageError without a server.
+        """
+        raise UsageError(f"the enclave {enclave_id} is to be found on a server, and none is named: give --on")
 
     @abc.abstractmethod
     def another(self) -> RemoteProvision:
@@ -246,10 +253,31 @@ class _ServerProvision(RemoteProvision):
                 transport = listener.transport(budget.left(JOIN_TIMEOUT))
                 failing.pop_all()
                 return transport
+        return self._transport(ready, tls, target)
+
+    def find(self, enclave_id: str, timeout: float | None = None) -> Transport:
+        target = Peer(self._address, self._tls)
+        with open_channel(self._address, self._tls, impatient=True) as channel:
+            link = _DialledLink(channel, target, self._token)
+            asked = ProvisionRequest(find=Find(enclave_id=enclave_id))
+            patience = Patience(Budget(timeout).left(ANSWER_TIMEOUT), link.cancel)
+            try:
+                with patience:
+                    response = next(link.run(iter([asked])), None)
+            except (UnreachableError, ConnectionLostError):
+                if patience.exhausted:
+                    raise UnreachableError(f"{target} did not answer in time: is it an adyton server?") from None
+                raise
+        if response is None or response.WhichOneof("step") != "ready":
+            raise RemoteProtocolError(f"{target} did not say where the enclave's proxy server is")
+        return self._transport(response.ready, self._tls, target)
+
+    def _transport(self, ready: Ready, tls: TLS | None, target: Peer) -> Transport:
         if ready.port > 65535 or (ready.port and not self._address.host):
             raise RemoteProtocolError(f"{target} named no usable port of its proxy server: {ready.port}")
         proxy = self._address.with_port(ready.port) if ready.port else self._address
-        return GrpcTransport(channel_opener(proxy, tls, grace=ready.grace / 1000), Peer(proxy, tls), ready.session)
+        opener = channel_opener(proxy, tls, grace=ready.grace / 1000)
+        return GrpcTransport(opener, Peer(proxy, tls), ready.session, enclave_id=ready.enclave_id)
 
     def another(self) -> RemoteProvision:
         return self  # it keeps nothing of a load

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from adyton.attestation.identity import Platform
 from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import PlatformError, UsageError
 from adyton.provision.exposure import check_exposure
 from adyton.provision.lifetime import Stop
 from adyton.provision.relay_messages import Dial
 from adyton.provision.relay_processes import RelaySettings
-from adyton.provision.spawner import Spawner
+from adyton.provision.spawner import Spawned, Spawner
 from adyton.provision.temporary_folder import TemporaryFolder
 from adyton.provision_pb2 import Ready
 from adyton.remote.address import TLS
@@ -37,6 +38,7 @@ class ServerOptions:
     insecure: bool = False
     remote_proxy: str = ""
     grace: float = GRACE_SECONDS
+    platform: Platform = "sim"  # of all its enclaves
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -63,18 +65,24 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         settings = RelaySettings(host, options.proxy_ports or (0, 0), files, options.remote_proxy, options.grace)
         spawner = stack.enter_context(contextlib.closing(Spawner(directory, settings, on_end=lambda: stop.set(b"e"))))
 
-        from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
+        from adyton.provision.service import Order, ProvisionService, only  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial)
+            return ready(spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial))
+
+        def ready(spawned: Spawned) -> Ready:
             return Ready(
                 enclave_id=spawned.enclave, port=spawned.port, session=spawned.session, grace=int(options.grace * 1000)
             )
 
-        service = ProvisionService(store, start, options.token)
+        def find(enclave: str) -> Ready | None:
+            found = spawner.find(enclave)
+            return None if found is None else ready(found)
+
+        service = ProvisionService(store, start, options.token, choose=only(options.platform), find=find)
         server, port = open_server([service.handler()], f"{host}:{options.port}", tls, THREADS, UPLOAD_WINDOW)
         server.start()
         announce(f"{host}:{port}")

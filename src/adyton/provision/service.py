@@ -11,12 +11,14 @@ from typing import Any
 import grpc
 from cryptography import x509
 
-from adyton.attestation.identity import PLATFORMS_HERE
+from adyton.attestation import attesters
+from adyton.attestation.identity import PLATFORMS, Platform
 from adyton.errors import (
     AdytonError,
     ConnectionLostError,
     DeadlineError,
     ImageError,
+    NotFoundError,
     PlatformError,
     RemoteProtocolError,
     ResourceLimitError,
@@ -44,23 +46,45 @@ class Order:
 
     measurement: str
     signatures: list[str]
-    platform: str
+    platform: Platform
     wanted: Callable[[], bool] = lambda: True  # whether the client still waits for it
     dial_back: DialBackTo | None = None  # checked: where the proxy server is to dial
 
 
 Start = Callable[[Order], Ready]
+Find = Callable[[str], Ready | None]
+Choose = Callable[[str], Platform]  # "auto" or the name of a platform → which it is to be; PlatformError
+
+
+def only(platform: Platform) -> Choose:
+    """The choice of a server whose enclaves are all on one platform."""
+
+    def choose(wanted: str) -> Platform:
+        if wanted not in ("auto", platform):
+            raise PlatformError(f"platform {wanted} is not to be had on this server; it has: {platform}")
+        return platform
+
+    return choose
 
 
 class ProvisionService:
     """Receives images, verifies them, and has `start` start a proxy server. `token`: what callers must show; "" for none.
 
-    `check` raises AdytonError when nothing can be started: so nobody holds a thread by an offer that does not come.
+    `check` raises AdytonError when nothing can be started: so nobody holds a thread by an offer that does not come. `choose`: where enclaves run.
+    `find`: of an enclave that runs, what its loader was told.
     """
 
     def __init__(
-        self, store: BlobStore, start: Start, token: str = "", check: Callable[[], None] = lambda: None
+        self,
+        store: BlobStore,
+        start: Start,
+        token: str = "",
+        check: Callable[[], None] = lambda: None,
+        choose: Choose = attesters.chosen,
+        find: Find = lambda _: None,
     ) -> None:
+        self._choose = choose
+        self._find = find
         self._check = check
         self._store = store
         self._start = start
@@ -120,11 +144,17 @@ class ProvisionService:
         """One conversation; `rpc`: gRPC's context or call. `peer`: as gRPC names the client; "": it was dialled. Raises AdytonError, OSError."""
         with Patience(OFFER_PATIENCE, rpc.cancel):
             first = next(requests, None)
+        if first is not None and first.WhichOneof("step") == "find":
+            yield ProvisionResponse(ready=self._found(first.find.enclave_id))
+            return
         if first is None or first.WhichOneof("step") != "offer":
             raise RemoteProtocolError("provisioning begins with an offer")
         offer: Offer = first.offer
-        if offer.platform not in PLATFORMS_HERE:
-            raise PlatformError(f"platform {offer.platform[:32]!r} is not to be had on this server; it has: sim")
+        if offer.platform not in ("auto", *PLATFORMS):
+            raise PlatformError(
+                f"there is no platform {offer.platform[:32]!r}: it is auto or one of {' '.join(PLATFORMS)}"
+            )
+        platform = self._choose(offer.platform)
         if not offer.manifest:
             offer.signatures.extend(self._known.of(offer.measurement))
         dial_back = _checked(offer.dial_back, peer) if offer.HasField("dial_back") else None
@@ -136,10 +166,18 @@ class ProvisionService:
             verified_signature(image, accept_debug=True)
             self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
             signatures = [reception.keep(signature.envelope) for signature in image.signatures]
-            order = Order(image.measurement, signatures, "sim", rpc.is_active, dial_back)
+            order = Order(image.measurement, signatures, platform, rpc.is_active, dial_back)
             yield ProvisionResponse(ready=self._start(order))
         finally:
             reception.close()
+
+    def _found(self, enclave_id: str) -> Ready:
+        ready = self._find(enclave_id)
+        if ready is None:
+            raise NotFoundError(
+                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it"
+            )
+        return ready
 
     def _receive(self, reception: Reception, requests: Iterator[ProvisionRequest], context: Any) -> None:
         until = time.monotonic() + UPLOAD_PATIENCE

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adyton import errors
+from adyton.attestation.identity import Platform
 from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.provision.relay_messages import MESSAGE_SIZE, Dial
 from adyton.provision.relay_processes import RelayProcesses, RelaySettings
@@ -43,7 +44,7 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     number: int
     measurement: str
     signatures: list[str]
-    platform: str
+    platform: Platform
     dial: Dial | None = None  # instead of listening
 
 
@@ -119,7 +120,7 @@ class Spawner:
         self._waiting: dict[int, queue.SimpleQueue[Spawned | Refused]] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._running: set[str] = set()
+        self._running: dict[str, Spawned] = {}
         first = self._socket.recv(MESSAGE_SIZE)
         started = _FROM_SPAWNER.decode(first) if first else Started("the spawner ended")
         if not isinstance(started, Started) or started.message:
@@ -131,7 +132,7 @@ class Spawner:
         self,
         measurement: str,
         signatures: list[str],
-        platform: str,
+        platform: Platform,
         wanted: Callable[[], bool] = lambda: True,
         dial: Dial | None = None,
     ) -> Spawned:
@@ -161,6 +162,12 @@ class Spawner:
             raise kind(answer.message)
         return answer
 
+    def find(self, enclave: str) -> Spawned | None:
+        """What `spawn` returned of an enclave that runs; None: of none, or of one whose client was dialled."""
+        with self._lock:
+            found = self._running.get(enclave)
+        return found if found is not None and found.session else None
+
     def _answer(self, mailbox: queue.SimpleQueue[Spawned | Refused], wanted: Callable[[], bool]) -> Spawned | Refused:
         still = 0.0
         while still < STOPPED_SECONDS and wanted():
@@ -180,12 +187,12 @@ class Spawner:
                 case Spawned() | Refused() as answer:
                     with self._lock:
                         if isinstance(answer, Spawned):
-                            self._running.add(answer.enclave)
+                            self._running[answer.enclave] = answer
                         mailbox = self._waiting.pop(answer.number)
                     mailbox.put(answer)
                 case Ended(enclave):
                     with self._idle:
-                        self._running.discard(enclave)
+                        self._running.pop(enclave, None)
                         self._idle.notify_all()
                 case _:
                     pass

@@ -25,12 +25,7 @@ class TLS:
 
     def __post_init__(self) -> None:
         """UsageError for what is no path."""
-        for name in ("ca", "cert", "key"):
-            value = getattr(self, name)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(self, name, os.fspath(value))
-            elif not isinstance(value, str | None):
-                raise UsageError(f"TLS({name}={value!r}): give the path of a file")
+        _check_paths(self, "ca", "cert", "key")
 
     @classmethod
     def from_environment(cls) -> TLS | None:
@@ -42,6 +37,33 @@ class TLS:
         cert = the_same(("ADYTON_CERT", found["cert"]), ("ADYTON_SSL_CERT", found["ssl_cert"]))
         key = the_same(("ADYTON_KEY", found["key"]), ("ADYTON_SSL_KEY", found["ssl_key"]))
         return cls(found["ca"], cert, key) if found["ca"] or cert or key else None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Files of what an enclave is to know its client by: a `key`, and the certificate around it with its chain, if there is one (`cert`)."""
+
+    key: str | None = None
+    cert: str | None = None
+
+    def __post_init__(self) -> None:
+        """UsageError for what is no path."""
+        _check_paths(self, "key", "cert")
+
+    @classmethod
+    def from_environment(cls) -> Caller | None:
+        """What ADYTON_CALLER_KEY and ADYTON_CALLER_CERT name; None if there is neither."""
+        key, cert = (os.environ.get(f"ADYTON_CALLER_{name}") or None for name in ("KEY", "CERT"))
+        return cls(key, cert) if key or cert else None
+
+
+def _check_paths(files: TLS | Caller, *names: str) -> None:
+    for name in names:
+        value = getattr(files, name)
+        if isinstance(value, os.PathLike):
+            object.__setattr__(files, name, os.fspath(value))
+        elif not isinstance(value, str | None):
+            raise UsageError(f"{type(files).__name__}({name}={value!r}): give the path of a file")
 
 
 _VARIABLES = tuple((name, f"ADYTON_{name.upper()}") for name in ("ca", "cert", "key", "ssl_cert", "ssl_key"))

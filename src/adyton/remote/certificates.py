@@ -19,8 +19,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from adyton.channel.credential import KINDS, MAX_CERTIFICATES, Credential
+from adyton.crypto.self_signed import PrivateKey, certificate_around
 from adyton.errors import UsageError
-from adyton.remote.address import TLS
+from adyton.remote.address import TLS, Caller
 
 MAX_SIZE = 1 << 20  # bytes of one file; all public CAs together are a quarter of it
 SHOWN = 120  # characters at most of a text that a server's certificate says
@@ -52,6 +54,31 @@ def of_server(tls: TLS | None, now: dt.datetime | None = None) -> Files | None:
         raise UsageError("TLS needs both --ssl_cert and --ssl_key; --client-ca alone serves without it")
     _together(tls, "a server's certificate", "--ssl_cert", "--ssl_key")
     return _files(tls, "client CA", now)
+
+
+def of_caller(caller: Caller, now: dt.datetime | None = None) -> Credential:
+    """What a caller's files hold; a key alone has a certificate that it signs itself. UsageError names what is wrong with them."""
+    if caller.key is None:
+        raise UsageError(
+            "a caller's certificate needs its private key: give both --caller-cert and --caller-key (the key is missing)"
+        )
+    key = _private_key(_read(caller.key, "caller's key"), caller.key)
+    certificates: tuple[x509.Certificate, ...] = (certificate_around(key, "adyton caller"),)
+    if caller.cert is not None:
+        _, found = _certificates(caller.cert, "caller's certificate")
+        certificates = tuple(found)
+        _check_pair(key, caller.key, certificates[0], caller.cert)
+        _check_dates(certificates[:1], f"the caller's certificate {caller.cert}", now or dt.datetime.now(dt.UTC))
+        if sum(len(each.public_bytes(serialization.Encoding.DER)) for each in certificates) > MAX_CERTIFICATES:
+            raise UsageError(
+                f"{caller.cert} holds certificates of more than {MAX_CERTIFICATES >> 10} KiB: leave out what is no issuer of the first"
+            )
+    try:
+        return Credential(key, certificates)
+    except ValueError:
+        raise UsageError(
+            f"the caller's key {caller.key} is of a kind that is not taken: make one for {KINDS}"
+        ) from None
 
 
 def _together(tls: TLS, what: str, cert: str, key: str) -> None:
@@ -120,6 +147,17 @@ def _each(blocks: list[bytes]) -> Iterator[x509.Certificate]:
 
 def _key(path: str, leaf: x509.Certificate, certificate: str) -> bytes:
     data = _read(path, "key")
+    private = _private_key(data, path)
+    if not (
+        isinstance(private, rsa.RSAPrivateKey)
+        or (isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in _CURVES)
+    ):
+        raise UsageError(f"the key {path} is of a kind that gRPC's TLS does not take: make one for ECDSA P-256, or RSA")
+    _check_pair(private, path, leaf, certificate)
+    return data
+
+
+def _private_key(data: bytes, path: str) -> PrivateKey:
     try:
         private = serialization.load_pem_private_key(data, None)
     except TypeError:
@@ -130,18 +168,18 @@ def _key(path: str, leaf: x509.Certificate, certificate: str) -> bytes:
     except (ValueError, UnsupportedAlgorithm):
         hint = ", but a certificate: are the two files exchanged?" if _BEGIN in data else ""
         raise UsageError(f"the key {path} holds no private key in PEM{hint}") from None
-    if not (
-        isinstance(private, rsa.RSAPrivateKey)
-        or (isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in _CURVES)
-    ):
-        raise UsageError(f"the key {path} is of a kind that gRPC's TLS does not take: make one for ECDSA P-256, or RSA")
+    if not isinstance(private, PrivateKey):
+        raise UsageError(f"the key {path} is of a kind that TLS does not take: make one for ECDSA P-256, or RSA")
+    return private
+
+
+def _check_pair(key: PrivateKey, path: str, leaf: x509.Certificate, certificate: str) -> None:
     try:
-        same = private.public_key() == leaf.public_key()
+        same = key.public_key() == leaf.public_key()
     except (ValueError, UnsupportedAlgorithm):
         same = False
     if not same:
         raise UsageError(f"{path} is not the key of the certificate {certificate}: give the two that belong together")
-    return data
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,7 @@ class DialBackTransport:
     """See remote.transport.Transport: the stream of a proxy server that has dialled. Owns what listened for it."""
 
     redials = True
+    enclave_id = ""
     nobody_listens = None
 
     def __init__(self, listener: DialBack, stream: Stream[bytes, memoryview]) -> None:

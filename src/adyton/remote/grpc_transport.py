@@ -33,7 +33,9 @@ class GrpcTransport:
         target: Peer | str,
         session: bytes,
         metadata: tuple[tuple[str, str], ...] = (),
+        enclave_id: str = "",
     ) -> None:
+        self.enclave_id = enclave_id
         self._dial = dial
         self._target = target
         self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, (SESSION_METADATA, session))

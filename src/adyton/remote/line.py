@@ -2,6 +2,9 @@
 
     transport ──► handshake ──► evidence, judged ──► Hello ──► Answer ──► the session's bytes, from where both ends are
 
+So is one that has lasted for an hour of use, or carried so much that its keys are worn (`channel.tls`): it is ended between two pieces of what comes, and
+the next one dialled at once.
+
 The first connection is made once. After that each loss is followed by attempts to have another one, with pauses that grow, for as long as the
 enclave waits for that (its grace). Each has a channel and evidence of its own. Who waits for answers meanwhile waits on; nothing is lost or done
 twice (`communicator.replay`). It is over at once when the enclave has said why it ended, when whoever answers knows of no such session, when
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from adyton.channel import client as channel_client
+from adyton.channel.credential import Credential
 from adyton.communicator.joining import FIRST_GRACE_SECONDS, Answer, AnswerReader, Hello, new_secret
 from adyton.communicator.session import Closed, Event, Session
 from adyton.errors import (
@@ -40,6 +44,8 @@ PIECE = 1 << 19  # bytes sent at a time, about
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between two attempts
 ATTEMPT_SECONDS = 8.0  # that one of them may take
 PARTING_SECONDS = 0.5  # for the last to go out to who may not take it
+KEY_SECONDS = 3600.0  # that a connection is used for; an idle one may stay
+LEAST_GRACE = 5.0  # seconds: of an enclave that waits less, no connection is ended that might not be had again
 CLOSE_TIMEOUT = 3.0  # seconds for the other end to hang up after our goodbye
 
 _UNKNOWN = "the enclave's server knows of no such session any more: it has been restarted, or gave it up"
@@ -72,10 +78,11 @@ class Owner(Protocol):
 
 
 class _Connection:
-    def __init__(self) -> None:
-        self.channel = channel_client.ClientChannel()
+    def __init__(self, credential: Credential | None) -> None:
+        self.channel = channel_client.ClientChannel(credential=credential)
         self.answer = AnswerReader()
         self.answered = False
+        self.since = time.monotonic()
         self.carries = False  # the session's bytes go out
         self.over = False
         self.said_all = threading.Event()  # what goes out has ended
@@ -85,10 +92,22 @@ class _BrokenError(Exception):
     """A connection is of no use; another one may be."""
 
 
+class _WornError(_BrokenError):
+    """It has been used for long enough."""
+
+
 class Line:
     """See the module. `begin` first; after `end`, or when it is over, nothing goes out."""
 
-    def __init__(self, transport: Transport, session: Session, lock: threading.Lock, owner: Owner) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        session: Session,
+        lock: threading.Lock,
+        owner: Owner,
+        credential: Credential | None = None,
+    ) -> None:
+        """`credential`: what the enclave is to know this client by, on each connection."""
         self.traffic = {"bytes_sent": 0, "bytes_received": 0}
         self.begun = False  # the evidence was accepted once, so that the session may be spoken to
         self._transport = transport
@@ -97,11 +116,13 @@ class Line:
         self._owner = owner
         self._secret = new_secret()
         self._pulse = Pulse()
-        self._connection = _Connection()
+        self._credential = credential
+        self._connection = _Connection(credential)
         self._dispatching = False  # the reader has bytes, and does not listen
         self._ending = threading.Event()
         self._final = False  # what ended this connection would end every other one
         self._grace = 0.0  # seconds; none until the enclave has said so
+        self._worn = False  # that is why the last connection ended
         self._handshake: queue.SimpleQueue[bytes | AdytonError] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="adyton-reader", daemon=True)
 
@@ -171,7 +192,10 @@ class Line:
         """
         with self._lock:
             connection = self._connection
-            if self._dispatching or connection.over or (self.begun and not connection.carries):
+            proving = (
+                connection.channel.awaits_evidence
+            )  # of which hardware may take its time, and who waits has a limit of his own
+            if self._dispatching or connection.over or proving or (self.begun and not connection.carries):
                 self._pulse.heard()
                 return None
             before_ping()
@@ -214,11 +238,14 @@ class Line:
                     f"the connection to the enclave was lost, and could not be had again within {self._grace:g} s"
                 )
                 break
+            if isinstance(error, _WornError):
+                pause = 0.0
             if self._ending.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - so that many do not come at once
                 break
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
             with self._lock:
-                self._connection = _Connection()
+                self._worn = isinstance(error, _WornError)
+                self._connection = _Connection(self._credential)
             error = self._carry(self._connection)
         if self.begun and isinstance(error, UnauthenticatedError):
             error = _BrokenError(f"{_UNKNOWN} ({error})")
@@ -253,6 +280,9 @@ class Line:
                             self._part(connection)
                             connection.said_all.wait(PARTING_SECONDS)
                         raise
+                    if self._is_worn(connection):
+                        self._transport.hang_up()
+                        return _WornError("the connection to the enclave was to be replaced")
             return _BrokenError("the connection to the enclave ended")
         except (_BrokenError, AdytonError) as error:
             return error
@@ -264,6 +294,11 @@ class Line:
             with self._lock:
                 connection.over, connection.carries = True, False
             self.wake()
+
+    def _is_worn(self, connection: _Connection) -> bool:
+        if not connection.answered or self._grace < LEAST_GRACE or not self._transport.redials:
+            return False
+        return connection.channel.is_worn or time.monotonic() - connection.since >= KEY_SECONDS
 
     def _take(self, connection: _Connection, data: Bytes) -> None:
         self.traffic["bytes_received"] += len(data)
@@ -323,7 +358,8 @@ class Line:
         if not connection.carries:
             self._resume(answer)
             connection.carries = True
-            self._owner.made_again()
+            if not self._worn:
+                self._owner.made_again()
         connection.answered = True
         return rest
 

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from adyton.attestation.expectation import Expectation
+from adyton.attestation.acl import Acl
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.vendors import collateral_for
 from adyton.attestation.verify import validate, verify
 from adyton.channel import client as channel_client
+from adyton.channel.credential import Credential
 from adyton.communicator import session as communicator
 from adyton.communicator.messages import Counts, EnterRequest, LoadReply, LoadRequest, Raised, decode, encode
 from adyton.errors import (
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from adyton.telemetry.calls import Telemetry
 
 ORDER_TIMEOUT = 1.0  # seconds, at the end, for what the enclave had written before
-EVIDENCE_TIMEOUT = 20.0  # seconds at most for evidence: until it is there, nothing of the program runs
+EVIDENCE_TIMEOUT = 60.0  # seconds at most for evidence, which hardware makes one at a time; until it is there, nothing of the program runs
 
 
 class ProxyClient:
@@ -81,17 +83,19 @@ class ProxyClient:
         self,
         transport: Transport,
         executor: Executor,
-        expectation: Expectation,
+        expectation: Acl,
         trace: Trace | None = None,
         telemetry: Telemetry | None = None,
+        credential: Credential | None = None,
     ) -> None:
+        """`credential`: what the enclave is to know this client by."""
         self._transport = transport
         self._executor = executor
         self._expectation = expectation
         self._lock = threading.Lock()
         self.ended_because = ""
         self._session = communicator.Session(communicator.Side.CLIENT)
-        self._line = Line(transport, self._session, self._lock, self)
+        self._line = Line(transport, self._session, self._lock, self, credential)
         self._time = TimeTeller()
         self._pairs: dict[int, Pair] = {}
         self._threads = ThreadPairs(self._pairs, self._lock, self._session, self._line.wake_later)
@@ -113,6 +117,7 @@ class ProxyClient:
         if telemetry is not None:
             telemetry.count_traffic(self._line.traffic)
         self.streaming: frozenset[str] = frozenset()  # the entries whose results are streams
+        self.enclave_id = transport.enclave_id
         self.identity: EnclaveIdentity | None = None
         self.evidence = b""
 
@@ -152,8 +157,8 @@ class ProxyClient:
             raise
 
     def _judged(self, evidence: bytes, channel: channel_client.ClientChannel) -> EnclaveIdentity:
-        verified = verify(evidence)
-        return validate(verified, self._expectation, channel.report_data(verified.identity.digest()))
+        verified = verify(evidence, collateral_for(evidence))
+        return validate(verified, self._expectation, channel.report_data(verified.identity_digest))
 
     def close(self) -> None:
         """Say goodbye, and end the connection. No call may be under way."""

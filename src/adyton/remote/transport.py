@@ -33,9 +33,11 @@ class Source(Protocol):
 
 
 class Transport(Protocol):
-    """Carries bytes until either side ends. `redials`: whether it can be `run` again afterwards, on another connection."""
+    """Carries bytes until either side ends. `redials`: whether it can be `run` again afterwards, on another connection. `enclave_id`: by which a server
+    finds what it leads to; "" where that is no server's, or one that has dialled."""
 
     redials: bool
+    enclave_id: str
 
     @property
     def nobody_listens(self) -> float | None:
@@ -98,6 +100,7 @@ class SocketTransport:
     """To a supervisor that is handed its connection by this process: in-process enclaves, and tests."""
 
     redials = False
+    enclave_id = ""
     nobody_listens = None
 
     def __init__(self, control: socket.socket) -> None:

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from adyton import errors
+from adyton.attestation.identity import Platform
 from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableError
 from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
+from adyton.runtime.process.attester import AttesterProcess
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     measurement: str  # of the image: the digest of its OCI manifest
     signatures: list[str]  # of its signature envelopes
-    platform: str = "sim"
+    platform: Platform = "sim"
     grace: float = GRACE_SECONDS  # that it waits for another connection of its client's when one is lost
 
 
@@ -101,6 +103,8 @@ class Zygote:
         self._process = process
         self._lock = threading.Lock()
         self._closed = False
+        self._attesters: dict[Platform, AttesterProcess] = {}
+        self._attesters_lock = threading.Lock()
 
     @classmethod
     def start(cls, store: str, *, supervisor: str = SUPERVISOR, additions: Mapping[str, str] | None = None) -> Self:
@@ -142,12 +146,13 @@ class Zygote:
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
+        hardware = [] if request.platform == "sim" else [self._attester(request.platform).asking]
         stream, stream_end = control_pair()
         report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with report:
             with stream_end, report_end:
                 try:
-                    self._send(request, stream_end, report_end)
+                    self._send(request, stream_end, report_end, *hardware)
                 except BaseException:
                     stream.close()
                     raise
@@ -158,6 +163,20 @@ class Zygote:
                 enclave.close()
                 raise
         return enclave
+
+    def _attester(self, platform: Platform) -> AttesterProcess:
+        """Started when the first enclave needs it, or another has ended. PlatformError."""
+        with self._attesters_lock:
+            found = self._attesters.get(platform)
+            if found is not None and not found.ended:
+                return found
+            if found is not None:
+                found.close()
+                del self._attesters[platform]
+            if self._closed:
+                raise ClosedError("the zygote is closed: no enclave can be started any more")
+            made = self._attesters[platform] = AttesterProcess(platform)
+            return made
 
     def _send(self, request: LaunchRequest, *sockets: socket.socket) -> None:
         with self._lock:
@@ -201,6 +220,9 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with self._attesters_lock:
+            for each in self._attesters.values():
+                each.close()
 
     def __enter__(self) -> Self:
         return self

@@ -57,7 +57,16 @@ def findings() -> list[Finding]:
         said = getattr(error, "stderr", None) or b""
         detail = f"{error}: {said.decode('utf-8', 'replace')[-500:]}"
         found = [Finding("probes", ok=False, detail=detail, needed=True)]
-    return [_packages(), *found]
+    return [_packages(), *found, *_platforms()]
+
+
+def _platforms() -> list[Finding]:
+    """What could prove where enclaves run: each is opened, which is what a server does."""
+    from adyton.attestation import attesters  # needs packages, which the process of the probes has not
+    from adyton.attestation.identity import PLATFORMS
+
+    looks = {platform: attesters.look(platform) for platform in PLATFORMS}
+    return [Finding(platform, ok=found.here, detail=found.detail, needed=False) for platform, found in looks.items()]
 
 
 def main() -> None:
@@ -326,15 +335,6 @@ def _memory() -> str:
     )
 
 
-def _device(path: str, meaning: str) -> Callable[[], str]:
-    def probe() -> str:
-        if not os.path.exists(path):
-            raise _LackingError(f"no {path}")
-        return f"{path}: {meaning}"
-
-    return probe
-
-
 # Name, whether enclaves need it, and the probe.
 PROBES: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("kernel", True, _kernel),
@@ -350,9 +350,4 @@ PROBES: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("clock", False, _clock),
     ("user ids", False, _identities),
     ("memory", False, _memory),
-    ("sgx", False, _device("/dev/sgx_enclave", "Intel SGX")),
-    ("tdx", False, _device("/dev/tdx_guest", "an Intel TDX guest")),
-    ("sev-snp", False, _device("/dev/sev-guest", "an AMD SEV-SNP guest")),
-    ("nitro", False, _device("/dev/nsm", "an AWS Nitro enclave")),
-    ("tpm", False, _device("/dev/tpmrm0", "a TPM 2.0")),
 )

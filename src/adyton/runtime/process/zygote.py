@@ -6,8 +6,9 @@
            │    └─ guest (guest_start)
            └─ unpacker, one for each layer that several enclaves may share (layer_store)
 
-On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two
-descriptors: the socket on which the enclave's supervisor is handed connections, and a SEQPACKET socket that is this launch's alone, on which it gets
+On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two or three
+descriptors: the socket on which the enclave's supervisor is handed connections; a SEQPACKET socket that is this launch's alone, see below; and, unless
+the enclave is simulated, the socket on which its supervisor asks for reports of the hardware (attesting). On the second the launcher gets
 
     STARTED pid     from the zygote, with a descriptor of the supervisor's process; or
     FAILED error    from the zygote or the supervisor
@@ -33,8 +34,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from adyton.errors import AdytonError, PlatformError
 from adyton.image.layers import PACKAGES
-from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process import (
+    attesting,
     idle_watch,
     landlock,
     layer_store,
@@ -45,6 +46,7 @@ from adyton.runtime.process import (
     unpacker,
     vdso,
 )
+from adyton.runtime.process import filter as syscall_filter
 from adyton.runtime.process.dead_mans_switch import DeadMansSwitch
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ PRELOAD = (
     "cryptography.hazmat.primitives.asymmetric.ec",
     "cryptography.hazmat.bindings.openssl.binding",
     "cryptography.x509",
+    "adyton.attestation.sealing.keys",
     "adyton.attestation.sim",
     "adyton.communicator.session",
     "adyton.hostcall.check",
@@ -106,6 +109,7 @@ PRELOAD = (
     "adyton.runtime.process.supervisor.files",
     "adyton.runtime.process.supervisor.loop",
     "adyton.runtime.process.supervisor.emulation",
+    "adyton.runtime.process.supervisor.proving",
     "adyton.runtime.process.supervisor.wanted",
     "adyton.trusted",
     "adyton.trusted.aead",
@@ -302,13 +306,14 @@ class _Zygote:
     def _take(self) -> bool:
         """Start what the launcher asks for; False: it is gone."""
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 2)
+            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 3)
         except ConnectionError:
             return False
         if not request:
             return False
-        stream, report = (socket.socket(fileno=each) for each in descriptors)
-        with stream, report:
+        stream, report, *reports = (socket.socket(fileno=each) for each in descriptors)
+        hardware = reports[0] if reports else None
+        with stream, report, hardware or contextlib.nullcontext():
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 resting, watched = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -320,6 +325,7 @@ class _Zygote:
                         layer_store.connect(asking)
                         idle_watch.connect(resting, self._switch)
                         memory_group.connect(group)
+                        attesting.connect(hardware)
                         self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))

@@ -40,6 +40,7 @@ from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
 from adyton.proto.values import BULK, MAX_BULK, Seconds
 from adyton.proto.values import Bulk as LargeResult
+from adyton.trusted.callers import Caller
 
 MAX_MESSAGE = (1 << 30) + (1 << 16)  # bytes; a call's largest body and some
 _LENGTH = struct.Struct("<I")
@@ -143,6 +144,8 @@ class GuestLoad(_Message, frozen=True):
     streams: Streams = Streams()
     logging: Logging | None = None
     umask: int = 0o022
+    broker: tuple[str, list[str]] | None = None  # address and keys, if the image names one
+    caller: Caller | None = None
 
 
 ToThread = Enter | HostReturn

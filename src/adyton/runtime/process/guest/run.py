@@ -34,7 +34,9 @@ from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, curren
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
-from adyton.trusted import host_functions, tracing
+from adyton.runtime.process.guest.sealing import SupervisorSealer
+from adyton.runtime.process.guest.secrets import SupervisorAsker
+from adyton.trusted import callers, host_functions, sealing, secrets, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -74,8 +76,17 @@ class Guest:
         self._links: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # each is its thread's, and ends with it
         self._own: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # that no client thread is paired with
         self._application: Application | None = None
+        self._caller: callers.Caller | None = None
         self._calls = Calls()
+        self._asker = SupervisorAsker(control)
+        self._sealer = SupervisorSealer(control)
         self._forked = False
+
+    def connect(self, *, whole_process: bool) -> None:
+        """Have what this thread, or any, calls of `adyton.trusted` come here."""
+        host_functions.connection.connect(self.call_host, whole_process=whole_process)
+        sealing.connection.connect(self._sealer, whole_process=whole_process)
+        secrets.connection.connect(self._asker, whole_process=whole_process)
 
     def main(self) -> None:
         """Serve until the supervisor closes the control socket."""
@@ -102,7 +113,8 @@ class Guest:
     def _become(self, link: GuestLink | None) -> None:
         """Make host calls of this thread on that link; None: on one of its own, when it makes one."""
         self._current.link = link
-        host_functions.connect(self.call_host, whole_process=False)
+        self.connect(whole_process=False)
+        callers.tell(self._caller, whole_process=False)
 
     def _keep_door(self, main_link: GuestLink, main: MainThread) -> None:
         """Give new links to threads, and each finalize to the main thread, unless that is in a call."""
@@ -242,7 +254,10 @@ class Guest:
             _end_forked(error)
 
     def _load(self, load: GuestLoad) -> bytes:
+        self._asker.image = load.broker
         warnings = self._prepare(load)
+        self._caller = load.caller
+        callers.tell(self._caller, whole_process=False)
         self._application = Application(debug=load.debug)
         entries = self._application.load(self._find(load.entry), load.entry, load.entries, load.config)
         return encode(LoadReply(entries=entries, warnings=warnings, streams=self._application.streams()))
@@ -340,8 +355,9 @@ class Guest:
     def forked(self) -> None:
         """A forked child must not speak on its parent's links."""
         self._forked = True
-        host_functions.connect(None, whole_process=True)
-        host_functions.connect(None, whole_process=False)
+        for connection in (host_functions.connection, sealing.connection, secrets.connection):
+            connection.connect(None, whole_process=True)
+            connection.connect(None, whole_process=False)
         signal.set_wakeup_fd(-1)
         self._control.close()
         for link in list(self._links):
@@ -402,6 +418,7 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
             from adyton.runtime.process.guest.log import set_up
 
             warnings += set_up(load.logging, load.name)
+        callers.tell(load.caller, whole_process=True)
         sys.argv = [load.entry.partition(":")[0]]
         sys.executable = PYTHON
         sys.path.insert(0, root.IMAGE)
@@ -412,6 +429,6 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
         return warnings
 
     guest = Guest(control, prepare, find)
-    host_functions.connect(guest.call_host, whole_process=True)
+    guest.connect(whole_process=True)
     os.register_at_fork(after_in_child=guest.forked)
     guest.main()

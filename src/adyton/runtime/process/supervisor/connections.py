@@ -3,7 +3,8 @@
     handed over ──► handshake, evidence ──► Hello of the session ──► current, in place of the one before
                                         └─► of another one: told so, and closed
 
-What comes on a connection before it has shown the session's secret moves nothing but this. When the current one is lost, the enclave goes
+The key that the first client showed, or that it showed none, is the session's: a connection with another one is of another client, whatever it
+has learnt. What comes on a connection before it has shown the session's secret moves nothing but this. When the current one is lost, the enclave goes
 on for as long as the grace lasts; then its client is taken to be gone, and so it is when it ends the channel in good order.
 """
 
@@ -25,6 +26,8 @@ from adyton.errors import RemoteProtocolError
 from adyton.handing_over import accept
 from adyton.runtime.process.supervisor.arrivals import Arrivals
 from adyton.runtime.process.supervisor.loop import Callback, Loop, Outbox
+from adyton.runtime.process.supervisor.proving import Prove
+from adyton.trusted.callers import Caller
 
 READ_SIZE = 1 << 19
 HIGH_WATER = 1 << 20  # bytes for the relay that wait to be written
@@ -58,7 +61,7 @@ class Connections:
         loop: Loop,
         session: Session,
         identity: EnclaveIdentity,
-        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        prove: Prove,
         take: Callable[[Event], None],
         gone: Callback,
         flush: Callback,
@@ -67,17 +70,18 @@ class Connections:
     ) -> None:
         """`flush`: called when the current connection takes more. `guarded` wraps what the loop calls and may end the enclave. `grace`: seconds."""
         self.joined = False  # once
+        self.caller: Caller | None = None  # that has, if it has shown a key
         self._control = control
         self._loop = loop
         self._session = session
         self._identity = identity
-        self._attest = attest
+        self._prove = prove
         self.arrivals: Arrivals[Event] = Arrivals(loop, self._listen, take, guarded)
         self._gone = gone
         self._flush = flush
         self._guarded = guarded
         self._grace = grace
-        self._secret = b""
+        self._secret = self._key = b""
         # Its key takes a moment, which the first client shall not wait for.
         self._first: channel_server.ServerChannel | None = channel_server.ServerChannel(identity.digest())
         self._current: _Connection | None = None
@@ -177,7 +181,7 @@ class Connections:
         for event in events:
             match event:
                 case channel_server.EvidenceRequested(report_data):
-                    connection.channel.provide(self._attest(self._identity, report_data))
+                    self._prove(self._loop, report_data, partial(self._proved, connection))
                 case channel_server.Data(plaintext):
                     self._said(connection, plaintext)
                 case channel_server.Closed() if connection is self._current or self._alone(connection):
@@ -191,6 +195,19 @@ class Connections:
                 connection.push()
             except OSError:
                 self._drop(connection)
+
+    def _proved(self, connection: _Connection, evidence: bytes | None) -> None:
+        """There is evidence for a connection, or none to be had: its client may dial again."""
+        if connection not in self._joining:
+            return  # meanwhile
+        if evidence is None:
+            self._drop(connection)
+            return
+        connection.channel.provide(evidence)
+        try:
+            connection.push()
+        except OSError:
+            self._drop(connection)
 
     def _said(self, connection: _Connection, plaintext: bytes) -> None:
         if connection.refused:
@@ -214,8 +231,11 @@ class Connections:
         """Let it carry the session, if it is this one."""
         try:
             if not self.joined:
-                fits = hello.read == 0
-            elif fits := hmac.compare_digest(hello.secret, self._secret):
+                if fits := hello.read == 0:
+                    self.caller = _caller(connection.channel)
+            elif fits := hmac.compare_digest(
+                hello.secret + connection.channel.peer_key_digest, self._secret + self._key
+            ):
                 self._session.resume(hello.read)
         except RemoteProtocolError:
             fits = False
@@ -224,7 +244,7 @@ class Connections:
         if not fits:
             connection.refused = True
             return False
-        self.joined, self._secret = True, hello.secret
+        self.joined, self._secret, self._key = True, hello.secret, connection.channel.peer_key_digest
         before, self._current = self._current, connection
         self._joining.remove(connection)
         if before is not None:
@@ -298,3 +318,11 @@ class Connections:
             each.socket.close()
         self._joining, self._current = [], None
         self._control.close()
+
+
+def _caller(channel: channel_server.ServerChannel) -> Caller | None:
+    """RemoteProtocolError: it shows certificates that cannot be read."""
+    if not channel.peer_key_digest:
+        return None
+    certificate, *chain = channel.peer_certificates()
+    return Caller(f"sha256:{channel.peer_key_digest.hex()}", certificate, tuple(chain))

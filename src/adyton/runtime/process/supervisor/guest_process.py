@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from adyton.image.manifest import Broker
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.supervisor.bulk import Passed
 from adyton.runtime.process.supervisor.loop import Outbox
@@ -59,6 +60,7 @@ class Program:
     entry: str
     entries: list[str]
     debug: bool
+    broker: Broker | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ from adyton.errors import UsageError
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.trusted.callers import Caller
 
 
 def check_load(request: LoadRequest) -> None:
@@ -18,7 +19,7 @@ def check_load(request: LoadRequest) -> None:
         raise UsageError(f"{request.host_name[:80]!r} is no host name")
 
 
-def guest_load(program: Program, request: LoadRequest, *, mount_tmp: bool) -> GuestLoad:
+def guest_load(program: Program, request: LoadRequest, caller: Caller | None, *, mount_tmp: bool) -> GuestLoad:
     """For the guest's main thread."""
     return GuestLoad(
         entry=program.entry,
@@ -34,4 +35,6 @@ def guest_load(program: Program, request: LoadRequest, *, mount_tmp: bool) -> Gu
         streams=request.streams,
         logging=request.logging,
         umask=request.umask,
+        broker=None if program.broker is None else (program.broker.address, program.broker.key),
+        caller=caller,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, NoReturn
 
 from adyton._version import __version__
-from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.crypto.digest import digest_of, is_digest
 from adyton.errors import ImageError, PlatformError
 from adyton.image.layers import PACKAGES, LayerFile, pieces_of, unpack_layer
@@ -22,7 +22,7 @@ from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
-from adyton.runtime.process import idle_watch, layer_store, memory_group, mounts, root
+from adyton.runtime.process import attesting, idle_watch, layer_store, memory_group, mounts, root
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -58,13 +58,15 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     )
 
     from adyton.allocator import keep_freed_memory
-    from adyton.attestation.sim import attest
+    from adyton.attestation.sealing.keys import Sealing
+    from adyton.attestation.sealing.roots import open_root
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
     from adyton.runtime.process.supervisor.links import Links
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
+    from adyton.runtime.process.supervisor.proving import by_hardware, simulated
     from adyton.runtime.process.supervisor.rescue import Rescue
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.socket_memory import listed
@@ -72,7 +74,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.wanted import GuestThreads
 
     keep_freed_memory()
-    program = Program(image.manifest.entry, [entry.name for entry in image.manifest.entries], identity.debug)
+    program = Program(
+        image.manifest.entry,
+        [entry.name for entry in image.manifest.entries],
+        identity.debug,
+        image.manifest.names_broker,
+    )
     clock = Clock(guest.clock)
     inside = ThreadNumbers().inside
     threads = GuestThreads(PROGRAM, ".", INIT, inside)
@@ -81,12 +88,15 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client(), group=group)
     if group is not None:
         group.bound(watch.wall + limits.kept)
+    asking = attesting.client()
+    prove = simulated(identity) if asking is None else by_hardware(identity, asking)
     supervisor = Supervisor(
-        *(sock, guest, program, identity, attest, files, lambda: report(None)),
+        *(sock, guest, program, identity, prove, files, lambda: report(None)),
         fetcher=fetcher,
         directory=threads.directory,
         clock=clock,
         watch=watch,
+        sealing=Sealing(identity, open_root(identity.platform)),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )
@@ -187,18 +197,19 @@ def runtime_digest() -> str:
     return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def identity_of(image: Image, platform_name: str) -> EnclaveIdentity:
-    """What evidence will say of the enclave; SignatureError unless the image has a signature that holds."""
-    if platform_name != "sim":
-        raise PlatformError(f"platform {platform_name} is not to be had on this server; it has: sim")
+def identity_of(image: Image, where: Platform) -> EnclaveIdentity:
+    """What is known here of what evidence will say of the enclave; SignatureError unless the image has a signature that holds.
+
+    Of a runtime and a machine that hardware vouches for, nothing is.
+    """
     signature = verified_signature(image, accept_debug=True)
     return EnclaveIdentity(
-        platform="sim",
+        platform=where,
         measurement=image.measurement,
         signer=signature.signer,
         product_id=signature.product_id,
         security_version=signature.security_version,
         debug=signature.debug,
-        runtime=runtime_digest(),
+        runtime=runtime_digest() if where == "sim" else "",
         machine="",
     )

@@ -24,6 +24,7 @@ import msgspec
 
 from adyton.allocator import give_back_freed_memory
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.keys import Sealing
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
@@ -31,6 +32,8 @@ from adyton.communicator.messages import Counts, LoadRequest, Raised, decode, en
 from adyton.errors import AdytonError, ResourceLimitError
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
+from adyton.runtime.process.guest.sealing import SEAL
+from adyton.runtime.process.guest.secrets import SECRET
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
@@ -48,6 +51,9 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.proving import Prove
+from adyton.runtime.process.supervisor.sealing import SealLinks
+from adyton.runtime.process.supervisor.secrets import SecretLinks
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -75,13 +81,14 @@ class Supervisor:
         guest: GuestProcess,
         program: Program,
         identity: EnclaveIdentity,
-        attest: Callable[[EnclaveIdentity, bytes], bytes],
+        prove: Prove,
         files: FileServer | None,
         ready: Callable[[], None],
         fetcher: Fetching | None = None,
         directory: Callable[[Note], str | None] = lambda _note: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
+        sealing: Sealing | None = None,
         *,
         lists: bool = False,
         grace: float = GRACE_SECONDS,
@@ -99,7 +106,7 @@ class Supervisor:
         self.fuse = None if self._requests is None else self._requests.fuse
         self._patience = max(grace, STOPPED_SECONDS)
         self._connections = Connections(
-            *(control, self._loop, self._session, identity, attest),
+            *(control, self._loop, self._session, identity, prove),
             *(self._from_client, self._loop.stop, self._flush, self._guarded, grace),
         )
         self._arrivals = self._connections.arrivals
@@ -118,6 +125,8 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, self._requests, directory),
             lists=lists,
         )
+        self._secrets = SecretLinks(self._loop, identity.digest(), prove, self._guarded)
+        self._sealing = None if sealing is None else SealLinks(self._loop, sealing, self._guarded)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -201,6 +210,9 @@ class Supervisor:
         for each in (self._main, self._streams.link):
             if each is not None:
                 each.sock.close()
+        self._secrets.close()
+        if self._sealing is not None:
+            self._sealing.close()
         self._emulation.close()
         self._connections.close()
         self._loop.close()
@@ -342,7 +354,7 @@ class Supervisor:
             if request.streams.stdin:
                 self._requests.files.open_standard_input()
         self._host_name = request.host_name
-        load = guest_load(self._program, request, mount_tmp=not layout.needs_private_tmp)
+        load = guest_load(self._program, request, self._connections.caller, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
 
@@ -411,6 +423,12 @@ class Supervisor:
                 self._watch_link(received[0], 0, own=True)
             else:
                 received[0].close()  # that thread's trouble only
+            return
+        if message == SEAL and len(received) == 1 and self._sealing is not None:
+            self._sealing.take(received[0])
+            return
+        if message == SECRET and len(received) == 1:
+            self._secrets.take(received[0])
             return
         for sock in received:
             sock.close()

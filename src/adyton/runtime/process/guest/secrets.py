@@ -1,0 +1,97 @@
+"""The guest's side of asking a broker: the program's own socket carries ciphertext between the broker and the supervisor, which has the keys.
+
+    guest → supervisor    Ask(name, keys), then what came from the broker, piece by piece; b"" is not sent: END says that it has closed
+    supervisor → guest    one answer to each: MORE ‖ what is due for the broker, GIVEN ‖ the secret, or REFUSED ‖ Refusal
+
+Each question has a socket of its own (SEQPACKET), and one message is one packet, so any thread may ask at any time.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import time
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import msgspec
+
+from adyton import errors
+from adyton.errors import AdytonError, RemoteProtocolError
+
+SECRET = b"secret"  # guest → supervisor, on the control socket: a socket for one question, attached
+MAX_PIECE = 1 << 15  # bytes
+MAX_PACKET = 1 << 17  # bytes; the largest holds evidence
+PIECE, END = b"\0", b"\1"
+MORE, GIVEN, REFUSED = b"\0", b"\1", b"\2"
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    name: Annotated[str, msgspec.Meta(max_length=1024)]
+    keys: Annotated[list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(max_length=64)]
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`kind`: the error's class, of adyton.errors; "": the broker does not give it."""
+
+    kind: str
+    message: str
+
+
+class SupervisorAsker:
+    """A trusted.secrets.Asker, by the supervisor at the other end of `control`."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self.image: tuple[str, Sequence[str]] | None = None
+
+    def ask(self, name: str, host: str, port: int, keys: Sequence[str], timeout: float) -> bytes:
+        until = time.monotonic() + timeout
+        with socket.create_connection((host, port), timeout) as broker, _Question(self._control) as question:
+            answer = question.exchange(msgspec.msgpack.encode(Ask(name, list(keys))))
+            while answer[:1] == MORE:
+                broker.settimeout(max(0.001, until - time.monotonic()))
+                broker.sendall(answer[1:])
+                try:
+                    piece = broker.recv(MAX_PIECE)
+                except ConnectionError:
+                    piece = b""
+                answer = question.exchange(PIECE + piece if piece else END)
+        if answer[:1] == GIVEN:
+            return answer[1:]
+        refusal = msgspec.msgpack.decode(memoryview(answer)[1:], type=Refusal)
+        if not refusal.kind:
+            raise PermissionError(f"secret({name!r}): {refusal.message}")
+        kind = getattr(errors, refusal.kind, RemoteProtocolError)
+        assert isinstance(kind, type)
+        assert issubclass(kind, AdytonError)
+        raise kind(f"secret({name!r}): {refusal.message}")
+
+
+class _Question:
+    """A socket for one."""
+
+    def __init__(self, control: socket.socket) -> None:
+        # None of socket's, which a program may replace, as gevent does: that one would be served by the program's own loop.
+        self._socket, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(None)
+        try:
+            socket.send_fds(control, [SECRET], [other.fileno()])
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            other.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def exchange(self, message: bytes) -> bytes:
+        self._socket.send(message)
+        answer = self._socket.recv(MAX_PACKET)
+        if not answer:
+            raise ConnectionError("the supervisor takes no more questions, or is gone")
+        return answer

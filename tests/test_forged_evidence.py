@@ -1,0 +1,260 @@
+"""Evidence of each kind, signed by keys of our own that are trusted here as if they were the vendors': what is genuine, and every way in which it is not."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+
+import forged
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adyton.attestation.certificates import MAX_CERTIFICATE, read_certificate
+from adyton.attestation.collateral import Collateral, read_blobs
+from adyton.attestation.dcap import abi as dcap
+from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.judge import judge
+from adyton.attestation.nitro import verify as nitro
+from adyton.attestation.sev_snp import verify as sev_snp
+from adyton.attestation.verify import verify
+from adyton.errors import AttestationError, CollateralMissingError, EvidenceMalformedError, NotGenuineError
+
+AT, IMAGE = forged.AT, "sha256:" + "1" * 64
+
+
+@pytest.fixture(params=["Milan", "Genoa", "Turin"])
+def amd(request, monkeypatch):
+    found = forged.Amd(request.param)
+    monkeypatch.setattr(sev_snp, "roots", lambda: {found.product: found.chain})
+    return found
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    found = forged.Aws()
+    monkeypatch.setattr(nitro, "root", lambda: found.root_certificate)
+    return found
+
+
+def given_with(amd: forged.Amd, **changes) -> Collateral:
+    return read_blobs((forged.der(amd.endorsement(**changes)), forged.der(amd.clouds)))
+
+
+def stages(failures) -> set[str]:
+    return {failure.stage for failure in failures}
+
+
+# -- SEV-SNP --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vlek", [False, True])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_a_report_of_each_version_and_key_is_genuine(amd, version, vlek):
+    if version == 2 and amd.product == "Turin":
+        pytest.skip("Turin's firmware began with version 3")
+    verified = verify(amd.report(version, vlek=vlek, report_data=b"\7" * 64), given_with(amd, vlek=vlek), AT)
+    assert verified.identity.platform == "sev-snp"
+    assert verified.tcb == "UpToDate"
+    assert verified.report_data == b"\7" * 64
+    assert verified.identity.machine == ("a cloud" if vlek else amd.report()[0x1A0:0x1E0].hex())
+    assert verified.more["product"] == amd.product
+
+
+@pytest.mark.parametrize(
+    ("report", "endorsement", "field"),
+    [
+        ({"tcb": bytes(8)}, {}, "firmware of the report"),
+        ({"cpu": (0x19, 0x77)}, {}, "the processor"),
+        ({}, {"vlek": True}, "the report's key"),
+        ({"vlek": True}, {}, "the report's key"),
+        ({}, {"until": AT - dt.timedelta(days=1)}, "time of SEV-VCEK"),
+        ({}, {"since": AT + dt.timedelta(days=1)}, "time of SEV-VCEK"),
+    ],
+)
+def test_a_report_and_its_keys_certificate_must_agree(amd, report, endorsement, field):
+    with pytest.raises(AttestationError) as raised:
+        verify(amd.report(**report), given_with(amd, **endorsement), AT)
+    assert raised.value.exit_code in (21, 22)
+    if raised.value.exit_code == 21:
+        assert field in {failure.field for failure in raised.value.failures}
+
+
+def test_another_chips_report_is_not_genuine_whatever_key_signed_it(amd):
+    other = forged.Amd(amd.product, chip=bytes(64), root=amd.root, between=amd.between, key=amd.key)
+    with pytest.raises(NotGenuineError, match="chip"):
+        verify(other.report(), given_with(amd), AT)
+
+
+def test_a_certificate_of_another_root_is_not_genuine(amd):
+    other = forged.Amd(amd.product)
+    with pytest.raises(NotGenuineError, match="issuer of SEV-VCEK"):
+        verify(other.report(), given_with(other), AT)
+
+
+def test_a_revoked_key_is_refused(amd):
+    lists = read_blobs((forged.revocations(f"SEV-{amd.product}", amd.between, 9),))
+    verified = verify(amd.report(), given_with(amd) + lists, AT)
+    assert stages(verified.failures) == {"tcb"}
+    others = read_blobs((forged.revocations(f"SEV-{amd.product}", amd.between, 8),))
+    verified = verify(amd.report(), given_with(amd) + others, AT)
+    assert not verified.failures
+    assert verified.more["revocation"] == "checked"
+    forged_list = read_blobs((forged.revocations(f"SEV-{amd.product}", amd.key, 9),))  # signed by nobody who may
+    verified = verify(amd.report(), given_with(amd) + forged_list, AT)
+    assert not verified.failures
+    assert verified.more["revocation"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"policy": 0xB0000}, "debug"), ({"policy": 0x70000}, "migration agent"), ({"vmpl": 1}, "vmpl")],
+)
+def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
+    report = amd.report(**changes)
+    runtime = verify(report, given_with(amd), AT).identity.runtime
+    found = judge(report, Expectation(platforms=["sev-snp"], runtime=[runtime]), given_with(amd), AT)
+    assert [failure.field for failure in found.failures] == [field]
+    assert found.error.exit_code == 24
+
+
+def test_a_masked_chip_has_no_machine(amd):
+    assert verify(amd.report(masked=True), given_with(amd), AT).identity.machine == ""
+
+
+def test_old_firmware_is_out_of_date_since_its_bulletin(amd, monkeypatch):
+    old = bytearray(forged.TCB[amd.product])
+    old[3 if amd.product == "Turin" else 6] = 1
+    verified = verify(
+        amd.report(tcb=bytes(old)), given_with(amd, tcb=bytes(old)), dt.datetime(2026, 5, 20, tzinfo=dt.UTC)
+    )
+    assert verified.tcb == "OutOfDate"
+    assert all(bulletin.startswith("AMD-SB-") for bulletin in verified.advisories)
+
+
+# -- Nitro ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_genuine(aws):
+    verified = verify(aws.document(user_data=b"\7" * 64), at=AT)
+    assert verified.identity.platform == "nitro"
+    assert verified.report_data == b"\7" * 64
+    assert not verified.identity.debug
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"timestamp": -1}, EvidenceMalformedError),
+        ({"timestamp": 1 << 60}, EvidenceMalformedError),
+        ({"timestamp": True}, EvidenceMalformedError),
+        ({"digest": "SHA256"}, EvidenceMalformedError),
+        ({"pcrs": {}}, EvidenceMalformedError),
+        ({"pcrs": {0: bytes(48), 1: bytes(48), 2: bytes(47)}}, EvidenceMalformedError),
+        ({"pcrs": {True: bytes(48), 0: bytes(48), 2: bytes(48)}}, EvidenceMalformedError),
+        ({"cabundle": []}, EvidenceMalformedError),
+        ({"cabundle": [b"0"]}, EvidenceMalformedError),
+        ({"certificate": b""}, EvidenceMalformedError),
+        ({"user_data": "text"}, EvidenceMalformedError),
+        ({"module_id": b"bytes"}, EvidenceMalformedError),
+        ({"at": AT + dt.timedelta(hours=1)}, NotGenuineError),
+    ],
+)
+def test_a_document_whose_fields_are_wrong_is_refused(aws, changes, error):
+    with pytest.raises(error):
+        verify(aws.document(**changes), at=AT)
+
+
+def test_a_document_of_another_root_is_not_genuine(aws):
+    with pytest.raises(NotGenuineError, match="root of the certificates"):
+        verify(forged.Aws().document(), at=AT)
+
+
+def test_a_document_signed_by_another_key_is_not_genuine(aws):
+    other = forged.Aws(root=aws.root)
+    one, two = aws.document(), other.document()
+    with pytest.raises(NotGenuineError, match="signature of the document"):
+        verify(one[:-96] + two[-96:], at=AT)
+
+
+def test_a_tagged_document_is_one(aws):
+    assert verify(b"\xd2" + aws.document(), at=AT).identity.platform == "nitro"
+
+
+# -- SGX and TDX ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "kind", "platform"), [(3, 0, "sgx"), (4, 0, "tdx"), (5, 2, "tdx"), (5, 3, "tdx")])
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_quote_of_each_version_is_read(version, kind, platform, debug):
+    quote = dcap.parse(forged.quote(version, kind=kind, debug=debug, report_data=b"\7" * 64) + bytes(9))
+    assert (quote.platform, quote.version, quote.debug, quote.report_data) == (platform, version, debug, b"\7" * 64)
+    assert len(quote.raw) == len(forged.quote(version, kind=kind))
+
+
+@pytest.mark.parametrize(("version", "kind"), [(3, 0), (4, 0), (5, 2), (5, 3)])
+def test_a_quote_that_nobody_signed_is_not_genuine(version, kind):
+    pytest.importorskip("dcap_qvl")
+    with pytest.raises(AttestationError) as raised:
+        verify(forged.quote(version, kind=kind), at=AT)
+    assert raised.value.exit_code in (20, 21, 22)
+
+
+# -- whatever it is -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def evidence_and_certificate() -> tuple[list[bytes], bytes]:
+    chip = forged.Amd()
+    return [chip.report(), forged.Aws().document(), forged.quote(3), forged.quote(5)], forged.der(chip.endorsement())
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_only_documented_errors_leave_whatever_is_changed(data):
+    kinds, certificate = evidence_and_certificate()
+    evidence = bytearray(kinds[data.draw(st.integers(0, len(kinds) - 1))])
+    for at in data.draw(st.lists(st.integers(0, len(evidence) - 1), min_size=1, max_size=4)):
+        evidence[at] = data.draw(st.integers(0, 255))
+    size = data.draw(st.integers(0, len(evidence)) | st.just(len(evidence)))
+    with pytest.raises(AttestationError):  # their roots are not trusted here
+        verify(bytes(evidence[:size]), read_blobs((certificate,)), AT)
+
+
+def test_what_the_runtime_says_of_its_image_counts_only_if_the_hardware_vouches_for_it(amd):
+    image = ImageClaims(IMAGE, "", 0, 0, debug=False)
+    runtime = verify(amd.report(), given_with(amd), AT).identity.runtime
+    expectation = Expectation(platforms=["sev-snp"], measurement=[IMAGE], runtime=[runtime])
+    certificates = [forged.der(amd.endorsement())]
+
+    def judged(report_data: bytes, said: bytes | None):
+        body = HardwareBody(amd.report(report_data=report_data), image, certificates)
+        return judge(seal("sev-snp", body), expectation, Collateral(), AT, said)
+
+    assert judged(b"\7" * 64, b"\7" * 64).ok
+    assert stages(judged(b"\7" * 64, None).failures) == {"binding"}  # who made the envelope may say anything
+    assert stages(judged(b"\7" * 64, b"\1" * 64).failures) == {"binding"}
+    assert judged(b"\7" * 64, None).verified.identity.vouchers["measurement"] == "runtime"
+
+
+def test_evidence_in_debug_hardware_is_in_debug_whatever_the_runtime_says(amd):
+    image = ImageClaims(IMAGE, "", 0, 0, debug=False)
+    body = HardwareBody(amd.report(policy=0xB0000), image, [forged.der(amd.endorsement())])
+    assert verify(seal("sev-snp", body), at=AT).identity.debug
+
+
+@pytest.mark.parametrize("data", [b"", b"0", b"\x30\x80", b"\x30" * 100, bytes(MAX_CERTIFICATE + 1)])
+def test_what_is_no_certificate_is_malformed(data):
+    with pytest.raises(EvidenceMalformedError):
+        read_certificate(data, "a certificate")
+
+
+def test_more_behind_a_certificate_is_malformed():
+    with pytest.raises(EvidenceMalformedError):
+        read_certificate(forged.p256_certificate() + b"\0", "a certificate")
+
+
+def test_without_the_keys_certificate_nobody_can_say(amd):
+    with pytest.raises(CollateralMissingError, match="certificate of the chip's key"):
+        verify(amd.report(), Collateral(), AT)

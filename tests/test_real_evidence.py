@@ -1,0 +1,188 @@
+"""Evidence that real machines have made: accepted at its own time under the right policy, and refused for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from command import adyton
+from vectors import FOLDER, VECTORS, Vector, needs_vectors
+
+from adyton.attestation.collateral import Collateral, read_blobs
+from adyton.attestation.expectation import Expectation
+from adyton.attestation.judge import judge
+from adyton.attestation.verify import verify
+from adyton.errors import AttestationError, CollateralMissingError, EvidenceMalformedError, NotGenuineError, UsageError
+
+pytestmark = needs_vectors
+NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
+each_vector = pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
+
+
+def collateral_of(vector: Vector) -> Collateral:
+    return Collateral() if vector.collateral is None else read_blobs(((FOLDER / vector.collateral).read_bytes(),))
+
+
+def right_policy(vector: Vector, **changes) -> Expectation:
+    verified = verify(vector.evidence, collateral_of(vector), vector.at)
+    wanted = {"platforms": [vector.platform], "runtime": [verified.identity.runtime], "tcb": [vector.tcb]}
+    return Expectation(**{**wanted, **changes})
+
+
+@each_vector
+def test_it_says_what_the_machine_measured(vector):
+    verified = verify(vector.evidence, collateral_of(vector), vector.at)
+    assert verified.identity.platform == vector.platform
+    assert verified.identity.machine == vector.machine
+    assert verified.identity.runtime == (vector.runtime or verified.identity.runtime)
+    assert verified.tcb == vector.tcb
+    assert not verified.identity.debug
+    assert verified.identity.vouchers["runtime"] == "hardware"
+    assert verified.identity.vouchers["measurement"] == "nobody"
+
+
+@each_vector
+def test_it_is_accepted_at_its_own_time_and_refused_now(vector):
+    policy, collateral = right_policy(vector), collateral_of(vector)
+    assert judge(vector.evidence, policy, collateral, vector.at).ok
+    refused = judge(vector.evidence, policy, collateral, NOW)
+    assert {failure.stage for failure in refused.failures} == {
+        {"sgx": "collateral", "tdx": "collateral", "sev-snp": "tcb", "nitro": "genuine"}[vector.platform]
+    }
+
+
+@each_vector
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("platform", {"platforms": ["sim"]}),
+        ("measurement", {"measurement": ["sha256:" + "1" * 64]}),
+        ("signer", {"signer": ["sha256:" + "1" * 64], "product_id": 0}),
+        ("product_id", {"product_id": 7}),
+        ("security_version", {"min_version": 1}),
+        ("runtime", {"runtime": ["sha256:" + "1" * 64]}),
+        ("runtime", {"runtime": []}),
+        ("machine", {"machines": ["another"]}),
+        ("tcb", {"tcb": ["Revoked"]}),
+    ],
+)
+def test_each_wrong_policy_refuses_it(vector, field, change):
+    judged = judge(vector.evidence, right_policy(vector, **change), collateral_of(vector), vector.at)
+    assert [failure.field for failure in judged.failures] == [field]
+
+
+@each_vector
+@pytest.mark.parametrize("expectation", [Expectation(), Expectation(runtime=["sha256:" + "1" * 64])])
+def test_a_policy_that_names_too_little_is_an_error(vector, expectation):
+    with pytest.raises(UsageError, match="platforms is empty"):
+        judge(vector.evidence, expectation, collateral_of(vector), vector.at)
+
+
+@each_vector
+def test_no_byte_of_what_is_signed_may_change(vector):
+    data, collateral = vector.evidence, collateral_of(vector)
+    for at in range(*vector.signed(data).indices(len(data))):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises((EvidenceMalformedError, NotGenuineError, CollateralMissingError)):
+            verify(bytes(changed), collateral, vector.at)
+
+
+@each_vector
+def test_nothing_may_be_missing_or_added(vector):
+    data, collateral = vector.evidence.rstrip(b"\0"), collateral_of(vector)
+    for size in (0, 1, len(data) // 2, len(data) - 1):
+        with pytest.raises(AttestationError):
+            verify(data[:size], collateral, vector.at)
+    with pytest.raises(AttestationError):
+        verify(vector.evidence + b"x", collateral, vector.at)
+
+
+@each_vector
+def test_report_data_is_compared_as_a_whole(vector):
+    policy, collateral = right_policy(vector), collateral_of(vector)
+    own = verify(vector.evidence, collateral, vector.at).report_data
+    if own:
+        assert judge(vector.evidence, policy, collateral, vector.at, own).binding == "ok"
+    for other in (b"", bytes(64), b"\1" * 64, own[:-1], own + b"\0"):
+        judged = judge(vector.evidence, policy, collateral, vector.at, other)
+        assert other == own or {failure.stage for failure in judged.failures} == {"binding"}
+
+
+@pytest.mark.parametrize("vector", [each for each in VECTORS if each.collateral], ids=lambda vector: vector.name)
+def test_without_collateral_nobody_can_say(vector):
+    with pytest.raises(CollateralMissingError):
+        verify(vector.evidence, Collateral(), vector.at)
+
+
+def test_another_chips_certificate_is_refused():
+    (vector,) = (each for each in VECTORS if each.platform == "sev-snp")
+    other = read_blobs(((FOLDER / "snp-virtee-sev/tests/certs_data/vcek_turin.der").read_bytes(),))
+    with pytest.raises(NotGenuineError, match="signature of the report"):
+        verify(vector.evidence, other, vector.at)
+
+
+def test_zero_pcrs_are_debug():
+    document = (FOLDER / "nitro-evervault/test-data/beta/debug-mode-attestation-doc-bytes").read_bytes()
+    at = dt.datetime(2022, 10, 12, 14, tzinfo=dt.UTC)
+    verified = verify(document, at=at)
+    assert verified.identity.debug
+    policy = Expectation(platforms=["nitro"], runtime=[verified.identity.runtime])
+    assert [failure.field for failure in judge(document, policy, Collateral(), at).failures] == ["debug"]
+    policy = Expectation(platforms=["nitro"], runtime=[verified.identity.runtime], debug=True)
+    assert judge(document, policy, Collateral(), at).ok
+
+
+def test_an_outdated_tcb_is_refused():
+    folder = FOLDER / "sgx-tdx-dcap-qvl/sample"
+    collateral = read_blobs(((folder / "tdx_quote_outdated_collateral.json").read_bytes(),))
+    judged = judge(
+        (folder / "tdx_quote_outdated").read_bytes(),
+        Expectation(platforms=["tdx"], runtime=["sha256:" + "1" * 64]),
+        collateral,
+        dt.datetime(2026, 2, 19, tzinfo=dt.UTC),
+    )
+    assert {failure.stage for failure in judged.failures} == {"tcb"}
+
+
+# -- the command ----------------------------------------------------------------------------------------------------------
+
+
+def run(vector: Vector, policy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    collateral = () if vector.collateral is None else ("--collateral", str(policy.parent / "collateral"))
+    at = f"{vector.at:%Y-%m-%dT%H:%M:%SZ}"
+    return adyton("verify", str(FOLDER / vector.file), "--policy", str(policy), *collateral, "--at", at, *options)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """Of a vector: a file with a policy, beside a folder with all collateral that there is."""
+    (tmp_path / "collateral").mkdir()
+    for each in VECTORS:
+        if each.collateral:
+            (tmp_path / "collateral" / each.name).write_bytes((FOLDER / each.collateral).read_bytes())
+
+    def written(vector: Vector, runtime: str) -> Path:
+        path = tmp_path / f"{vector.name}.toml"
+        path.write_text(
+            f'[expect]\nplatforms = ["{vector.platform}"]\nruntime = ["{runtime}"]\ntcb = ["{vector.tcb}"]\n'
+        )
+        return path
+
+    return written
+
+
+@each_vector
+def test_the_command_accepts_and_refuses(vector, policy):
+    refused = run(vector, policy(vector, "sha256:" + "1" * 64), "--json")
+    assert refused.returncode == 24, refused.stderr
+    told = json.loads(refused.stdout)
+    assert not told["ok"]
+    assert [(failure["stage"], failure["field"]) for failure in told["failures"]] == [("expectation", "runtime")]
+    accepted = run(vector, policy(vector, told["identity"]["runtime"]), "-v")
+    assert accepted.returncode == 0, accepted.stdout
+    assert accepted.stdout.endswith("accepted\n")
+    assert vector.machine in accepted.stdout
