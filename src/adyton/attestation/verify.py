@@ -27,7 +27,7 @@ from adyton.attestation.evidence import (
 from adyton.attestation.findings import Failure, failed
 from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.attestation.sim import open_simulated
-from adyton.errors import LocalProtocolError
+from adyton.errors import LocalProtocolError, PlatformError
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
     raw = raw_kind(evidence)
     if raw is not None:
         platform, report = raw
-        claims = _hardware(platform)(report, collateral, at)
+        claims = _claims(platform, report, collateral, at)
         identity = EnclaveIdentity(
             *(platform, "", "", 0, 0),
             debug=claims.debug,
@@ -79,7 +79,7 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
             bound=envelope.bound,
         )
     body = decode(envelope.body, HardwareBody)
-    claims = _hardware(envelope.platform)(body.report, collateral + read_blobs(tuple(body.certificates)), at)
+    claims = _claims(envelope.platform, body.report, collateral + read_blobs(tuple(body.certificates)), at)
     claimed = body.image.on(envelope.platform)
     identity = msgspec.structs.replace(
         claimed, runtime=claims.runtime, machine=claims.machine, debug=claimed.debug or claims.debug
@@ -124,6 +124,15 @@ def _verified(identity: EnclaveIdentity, digest: bytes, claims: Claims, envelope
         claims.failures,
         None if envelope is None else envelope.bound,
     )
+
+
+def _claims(platform: Platform, report: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
+    try:
+        return _hardware(platform)(report, collateral, at)
+    except ImportError as error:
+        raise PlatformError(
+            f"{platform} evidence is judged with {error.name}, which is not installed here: pip install adyton[attest]"
+        ) from error
 
 
 _Hardware = Callable[[bytes, Collateral, dt.datetime], Claims]
