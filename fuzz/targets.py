@@ -17,6 +17,7 @@ from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
+from target_sealed import sealed_store
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tracing import told_spans, trace_contexts
@@ -27,11 +28,13 @@ from adyton.errors import (
     AttestationError,
     EnclaveTypeError,
     ImageError,
+    IntegrityError,
     RemoteProtocolError,
     ResourceLimitError,
     SignatureError,
     UsageError,
 )
+from adyton.sealed_files.storage import StorageError
 
 
 class Target(NamedTuple):
@@ -77,5 +80,6 @@ TARGETS: Mapping[str, Target] = {
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "sealed-store": Target(sealed_store, (IntegrityError, StorageError)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
 }
