@@ -18,6 +18,7 @@ from target_images import image_file, image_parts, layer, manifest, signature, u
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealed import sealed_store
+from target_sealing import seal_requests, sealed_data
 from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tracing import told_spans, trace_contexts
@@ -58,6 +59,8 @@ TARGETS: Mapping[str, Target] = {
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
+    "sealed-data": Target(sealed_data, (IntegrityError,)),
+    "seal-requests": Target(seal_requests, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),
     "host-call": Target(host_call),

@@ -7,7 +7,11 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.roots import open_root
 from adyton.attestation.sim import attest
 from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
@@ -18,6 +22,7 @@ from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
 MEASUREMENT = "sha256:" + "0" * 64  # of no image
+SIGNER = MEASUREMENT  # nobody
 
 
 @dataclass
@@ -63,7 +68,10 @@ def launch(application: TrustedApplication) -> socket.socket:
         machine="",
     )
     program = Program(entry="application", entries=[], debug=True)
-    supervisor = Supervisor(relay, _GuestThreads(control), program, identity, attest, None, lambda: None)
+    # What is tested may seal to its signer, which there is none of.
+    sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
+    guest_side = _GuestThreads(control)
+    supervisor = Supervisor(relay, guest_side, program, identity, attest, None, lambda: None, sealing=sealing)
     guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()
     threading.Thread(target=supervisor.run, name="adyton-in-process-supervisor", daemon=True).start()

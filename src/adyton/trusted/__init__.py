@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adyton.trusted.aead import AeadCryptor
     from adyton.trusted.application import Enclave, TrustedApplication, entry
     from adyton.trusted.host_functions import host_function
+    from adyton.trusted.sealing import seal, unseal
     from adyton.trusted.tracing import trace_context
 
 _HOME = {
@@ -33,7 +34,9 @@ _HOME = {
     "TrustedApplication": "adyton.trusted.application",
     "entry": "adyton.trusted.application",
     "host_function": "adyton.trusted.host_functions",
+    "seal": "adyton.trusted.sealing",
     "trace_context": "adyton.trusted.tracing",
+    "unseal": "adyton.trusted.sealing",
     "user_message": "adyton.proto.enclave",
 }
 
@@ -47,7 +50,9 @@ __all__ = [
     "TrustedApplication",
     "entry",
     "host_function",
+    "seal",
     "trace_context",
+    "unseal",
     "user_message",
 ]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from adyton.errors import ClosedError
 from adyton.proto.values import Bulk, Signature, decode_result, encode_arguments
+from adyton.trusted.connection import Connection
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -17,22 +17,7 @@ _R = TypeVar("_R")
 Caller = Callable[[str, bytes, Sequence[bytes]], bytes | Bulk]
 
 
-class _Connection(threading.local):
-    """How stubs reach the client: of the calling thread, else of the process."""
-
-    process: Caller | None = None
-    thread: Caller | None = None
-
-
-_connection = _Connection()
-
-
-def connect(caller: Caller | None, *, whole_process: bool) -> None:
-    """Tell the stubs of this thread, or of every thread, how to reach the client; the runtime does this."""
-    if whole_process:
-        _Connection.process = caller
-    else:
-        _connection.thread = caller
+connection: Connection[Caller] = Connection()  # to the client
 
 
 def host_function(stub: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -46,7 +31,7 @@ def host_function(stub: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(stub)
     def call(*positional: _P.args, **keywords: _P.kwargs) -> _R:
-        caller = _connection.thread or _connection.process
+        caller = connection.made
         if caller is None:
             raise ClosedError(
                 f"{signature.name}() is a function of the client, and this is no enclave: load it and call it there"

@@ -97,6 +97,7 @@ PRELOAD = (
     "cryptography.hazmat.primitives.asymmetric.ec",
     "cryptography.hazmat.bindings.openssl.binding",
     "cryptography.x509",
+    "adyton.attestation.sealing.keys",
     "adyton.attestation.sim",
     "adyton.communicator.session",
     "adyton.hostcall.check",

@@ -34,7 +34,8 @@ from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, curren
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
-from adyton.trusted import host_functions, tracing
+from adyton.runtime.process.guest.sealing import SupervisorSealer
+from adyton.trusted import host_functions, sealing, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -75,7 +76,13 @@ class Guest:
         self._own: weakref.WeakSet[GuestLink] = weakref.WeakSet()  # that no client thread is paired with
         self._application: Application | None = None
         self._calls = Calls()
+        self._sealer = SupervisorSealer(control)
         self._forked = False
+
+    def connect(self, *, whole_process: bool) -> None:
+        """Have what this thread, or any, calls of `adyton.trusted` come here."""
+        host_functions.connection.connect(self.call_host, whole_process=whole_process)
+        sealing.connection.connect(self._sealer, whole_process=whole_process)
 
     def main(self) -> None:
         """Serve until the supervisor closes the control socket."""
@@ -102,7 +109,7 @@ class Guest:
     def _become(self, link: GuestLink | None) -> None:
         """Make host calls of this thread on that link; None: on one of its own, when it makes one."""
         self._current.link = link
-        host_functions.connect(self.call_host, whole_process=False)
+        self.connect(whole_process=False)
 
     def _keep_door(self, main_link: GuestLink, main: MainThread) -> None:
         """Give new links to threads, and each finalize to the main thread, unless that is in a call."""
@@ -340,8 +347,9 @@ class Guest:
     def forked(self) -> None:
         """A forked child must not speak on its parent's links."""
         self._forked = True
-        host_functions.connect(None, whole_process=True)
-        host_functions.connect(None, whole_process=False)
+        for connection in (host_functions.connection, sealing.connection):
+            connection.connect(None, whole_process=True)
+            connection.connect(None, whole_process=False)
         signal.set_wakeup_fd(-1)
         self._control.close()
         for link in list(self._links):
@@ -412,6 +420,6 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
         return warnings
 
     guest = Guest(control, prepare, find)
-    host_functions.connect(guest.call_host, whole_process=True)
+    guest.connect(whole_process=True)
     os.register_at_fork(after_in_child=guest.forked)
     guest.main()

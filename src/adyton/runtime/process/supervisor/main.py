@@ -58,6 +58,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     )
 
     from adyton.allocator import keep_freed_memory
+    from adyton.attestation.sealing.keys import Sealing
+    from adyton.attestation.sealing.roots import open_root
     from adyton.attestation.sim import attest
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.fetching import Fetcher
@@ -87,6 +89,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         directory=threads.directory,
         clock=clock,
         watch=watch,
+        sealing=Sealing(identity, open_root(identity.platform)),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )

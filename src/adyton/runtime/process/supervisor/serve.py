@@ -26,6 +26,7 @@ import msgspec
 
 from adyton.allocator import give_back_freed_memory
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.keys import Sealing
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
@@ -38,6 +39,7 @@ from adyton.hostcall.encoding import restored
 from adyton.hostcall.events import Happened
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
+from adyton.runtime.process.guest.sealing import SEAL
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
@@ -55,6 +57,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.sealing import SealLinks
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -91,6 +94,7 @@ class Supervisor:
         directory: Callable[[Note], str | None] = lambda _note: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
+        sealing: Sealing | None = None,
         *,
         lists: bool = False,
         grace: float = GRACE_SECONDS,
@@ -131,6 +135,7 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
         )
+        self._sealing = None if sealing is None else SealLinks(self._loop, sealing, self._guarded)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
@@ -229,6 +234,8 @@ class Supervisor:
         for each in (self._main, self._streams.link):
             if each is not None:
                 each.sock.close()
+        if self._sealing is not None:
+            self._sealing.close()
         self._emulation.close()
         self._connections.close()
         self._loop.close()
@@ -453,6 +460,9 @@ class Supervisor:
                 self._watch_link(received[0], 0, own=True)
             else:
                 received[0].close()  # that thread's trouble only
+            return
+        if message == SEAL and len(received) == 1 and self._sealing is not None:
+            self._sealing.take(received[0])
             return
         for sock in received:
             sock.close()
