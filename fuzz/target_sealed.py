@@ -6,17 +6,32 @@ from typing import Any
 
 from draw import Draw
 
+from adyton.errors import IntegrityError
 from adyton.sealed_files.cipher import BLOCK, HOLE, BlockCipher
 from adyton.sealed_files.contents import FAN_OUT
 from adyton.sealed_files.storage import Read, Request, Resize, Size, Write, run
 from adyton.sealed_files.store import ATTRIBUTES_SIZE, RECORD, Store
 from adyton.sealed_files.superblock import Remembered, Superblock
 
-KEY = bytes(32)
-IDENTIFIER = bytes(16)
+SECRET = bytes(32)
 CAPACITY = 1 << 20
 SLOTS = 12
 TRIED = 5  # objects
+
+
+class _Keys:
+    """Of an enclave; a header is what its key is."""
+
+    def new(self) -> tuple[bytes, bytes]:
+        return SECRET, SECRET
+
+    def key(self, header: bytes) -> bytes:
+        if len(header) != len(SECRET):
+            raise IntegrityError("no header")
+        return header
+
+
+KEYS = _Keys()
 
 
 class _Disk:
@@ -44,7 +59,7 @@ def sealed_store(data: bytes) -> None:
     """Bytes; or a container of blocks that are sealed with the key, whatever they say."""
     draw = Draw(data)
     disk = _Disk(draw.rest() if draw.below(4) == 0 else _container(draw))
-    store = Store(KEY, CAPACITY)
+    store = Store(KEYS, CAPACITY)
     run(store.open(Remembered(draw.below(3), bytes(32)) if draw.below(8) == 1 else None), disk)
     for stored in list(store.objects.values())[:TRIED]:
         size = stored.size
@@ -52,7 +67,7 @@ def sealed_store(data: bytes) -> None:
         run(store.write(stored, draw.below(256) * BLOCK // 2, b"x" * BLOCK), disk)
         run(store.resize(stored, draw.below(256) * BLOCK // 2), disk)
     run(store.commit(), disk)
-    again = Store(KEY, CAPACITY)
+    again = Store(KEYS, CAPACITY)
     run(again.open(), disk)
     assert {number: each.size for number, each in again.objects.items()} == {
         number: each.size for number, each in store.objects.items()
@@ -61,7 +76,7 @@ def sealed_store(data: bytes) -> None:
 
 def _container(draw: Draw) -> bytes:
     """Blocks that lead to those before them: content, nodes, tables."""
-    cipher = BlockCipher(KEY, IDENTIFIER)
+    cipher = BlockCipher(SECRET)
     slots: dict[int, bytes] = {}
     pointers = [HOLE]
     for slot in range(2, 2 + draw.below(SLOTS)):
@@ -78,8 +93,8 @@ def _container(draw: Draw) -> bytes:
     size = draw.number() % (1 << 64) if draw.below(4) == 0 else RECORD.size * draw.below(64)
     number = draw.number() % (1 << 32) if draw.below(4) == 0 else SLOTS + 2
     superblock = Superblock(
-        IDENTIFIER, draw.below(4), bytes(32), draw.below(4), number, size, draw.below(7), draw.pick(pointers[-3:])
-    ).seal(KEY)
+        *(draw.below(4), bytes(32), draw.below(4), number, size, draw.below(7), draw.pick(pointers[-3:]), SECRET)
+    ).seal(*KEYS.new())
     container = b"".join(slots.get(slot, bytes(BLOCK)) for slot in range(2, 2 + SLOTS))
     return superblock + superblock + container
 

@@ -5,10 +5,27 @@ from __future__ import annotations
 import errno
 import random
 
+from adyton.errors import IntegrityError
 from adyton.sealed_files.storage import Read, Remember, Request, Resize, Size, StorageError, Sync, Write
 from adyton.sealed_files.superblock import Remembered
 
 SECTOR = 512
+
+
+class Keys:
+    """Of one enclave; what is in no header that begins with `label` is another one's."""
+
+    def __init__(self, key: bytes = bytes(range(32)), label: bytes = b"header") -> None:
+        self._key = key
+        self._label = label
+
+    def new(self) -> tuple[bytes, bytes]:
+        return self._label + b" of a key", self._key
+
+    def key(self, header: bytes) -> bytes:
+        if not header.startswith(self._label):
+            raise IntegrityError("it is another enclave's")
+        return self._key
 
 
 class Cut(Exception):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fake_client import FakeClient
 from fake_kernel import FakeKernel, nothing_wanted, raises
+from simulated_disk import Keys
 
 from adyton.hostcall.lock_ranges import LockRanges
 from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.files import FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
 
-KEY = bytes(range(32))
 CAPACITY = 32 << 20
 CONTAINER = "/home/ann/sealed"
 
@@ -33,7 +33,7 @@ class Sealed:
         self.said: list[str] = []
         self.errors: list[int] = []
 
-    def start(self, key: bytes = KEY, capacity: int = CAPACITY) -> FakeKernel:
+    def start(self, capacity: int = CAPACITY) -> FakeKernel:
         client = FakeClient({"/work": "write"})
         client.directory("/work")
         if self.kind == "client":
@@ -45,7 +45,7 @@ class Sealed:
         kernel.server.set_layout(client.layout())
         where = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600) if self.kind == "server" else CONTAINER
         self.errors = []
-        kernel.apply(kernel.server.open_sealed(key, capacity, where, self.said.append, self.errors.append))
+        kernel.apply(kernel.server.open_sealed(Keys(), capacity, where, self.said.append, self.errors.append))
         kernel.run()
         return kernel
 
@@ -76,7 +76,7 @@ def settled(kernel: FakeKernel) -> None:
 def test_files_are_there_again_when_the_enclave_is_started_anew(sealed: Sealed) -> None:
     kernel = sealed.start()
     assert sealed.errors == [0]
-    assert "sealed" in kernel.listdir("/")
+    assert stat.S_ISDIR(kernel.lookup("/sealed").attr.mode)
     kernel.mkdir("/sealed/d")
     kernel.write("/sealed/d/f", b"0123456789" * 1000)
     kernel.symlink("/sealed/l", "d/f")

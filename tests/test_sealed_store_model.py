@@ -8,14 +8,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from simulated_disk import Cut, SimulatedDisk
+from simulated_disk import Cut, Keys, SimulatedDisk
 
 from adyton.sealed_files import store as store_module
 from adyton.sealed_files.cipher import BLOCK
 from adyton.sealed_files.storage import StorageError, run
 from adyton.sealed_files.store import ATTRIBUTES_SIZE, Store, StoredObject
 
-KEY = bytes(range(32))
+KEYS = Keys()
 CAPACITY = 1 << 30
 # In the first block and about its end, about the end of what one node leads to, and of what two levels lead to.
 offsets = st.one_of(
@@ -78,7 +78,7 @@ class Stores(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.disk = SimulatedDisk()
-        self.store = Store(KEY, CAPACITY, remembers=self.remembers)
+        self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
         run(self.store.open(), self.disk)
         self.now: dict[int, tuple[Sparse, bytes]] = {}
         self.committed: list[dict] = [{}]  # one of these is there after a crash
@@ -164,7 +164,7 @@ class Stores(RuleBasedStateMachine):
     @rule(seed=seeds)
     def crash(self, seed: int) -> None:
         self.disk = self.disk.crash(seed)
-        self.store = Store(KEY, CAPACITY, remembers=self.remembers)
+        self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
         run(self.store.open(self.disk.remembered), self.disk)
         there = self.contents()
         assert there in self.committed
@@ -206,7 +206,7 @@ def test_a_commit_is_cut_at_each_request(changes: list, more: list) -> None:
 
     def prepared() -> tuple[SimulatedDisk, Store, list]:
         disk, model, states = SimulatedDisk(), Sparse(), []
-        store = Store(KEY, CAPACITY)
+        store = Store(KEYS, CAPACITY)
         run(store.open(), disk)
         stored = store.create()
         store.number(stored)
@@ -231,7 +231,7 @@ def test_a_commit_is_cut_at_each_request(changes: list, more: list) -> None:
             ended = True
         for seed in range(30):
             after = disk.crash(seed)
-            again = Store(KEY, CAPACITY)
+            again = Store(KEYS, CAPACITY)
             run(again.open(), after)
             found = seen(again, after, again.objects[1])
             assert found in states[ended:], (requests, seed)

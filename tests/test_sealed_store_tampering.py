@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from simulated_disk import SimulatedDisk
+from simulated_disk import Keys, SimulatedDisk
 
 from adyton.errors import IntegrityError, UsageError
 from adyton.sealed_files.cipher import BLOCK, BlockCipher
@@ -15,13 +15,13 @@ from adyton.sealed_files.storage import Remember, StorageError, Sync, run
 from adyton.sealed_files.store import ATTRIBUTES_SIZE, Store
 from adyton.sealed_files.superblock import Remembered
 
-KEY = bytes(range(32))
+KEYS = Keys()
 CAPACITY = 64 << 20
 SECRET = b"a secret that is long enough to be looked for"
 
 
-def opened(disk: SimulatedDisk, remembered: Remembered | None = None, key: bytes = KEY, **how) -> Store:
-    store = Store(key, CAPACITY, **how)
+def opened(disk: SimulatedDisk, remembered: Remembered | None = None, keys: Keys = KEYS, **how) -> Store:
+    store = Store(keys, CAPACITY, **how)
     run(store.open(remembered), disk)
     return store
 
@@ -91,7 +91,7 @@ def test_each_byte_that_is_flipped_is_found_or_made_no_difference(disk: Simulate
 def test_both_superblocks_damaged_are_found(disk: SimulatedDisk) -> None:
     disk.data[100] ^= 1
     disk.data[BLOCK + 100] ^= 1
-    with pytest.raises(IntegrityError, match="neither superblock"):
+    with pytest.raises(IntegrityError, match="neither superblock of their container can be: it was changed"):
         opened(disk)
 
 
@@ -193,10 +193,29 @@ def test_a_commit_fails_if_it_cannot_be_remembered_and_is_remembered_before_the_
 
 
 def test_another_key_opens_nothing(disk: SimulatedDisk) -> None:
-    with pytest.raises(IntegrityError, match="another enclave's"):
-        opened(disk, key=bytes(32))
+    for keys in (Keys(bytes(32)), Keys(label=b"other")):
+        with pytest.raises(IntegrityError, match="another enclave's"):
+            opened(disk, keys=keys)
     with pytest.raises(UsageError, match="32 bytes"):
-        Store(b"short", CAPACITY)
+        opened(disk, keys=Keys(b"short"))
+
+
+def test_a_newer_version_keeps_the_files_and_leaves_nothing_for_the_older_one(disk: SimulatedDisk) -> None:
+    """Its keys open what is sealed by either."""
+
+    class Newer(Keys):
+        def key(self, header: bytes) -> bytes:
+            return KEYS.key(header) if header.startswith(b"header") else super().key(header)
+
+    right = contents(disk)
+    newer = Newer(bytes(32), b"newer")
+    store = opened(disk, keys=newer)
+    run(store.write(store.objects[2], 0, SECRET), disk)
+    run(store.commit(), disk)
+    with pytest.raises(IntegrityError, match="another enclave's"):
+        opened(disk)
+    again = opened(disk, keys=newer)
+    assert run(again.read(again.objects[1], 0, 1 << 20), disk) == right[1][0]
 
 
 def test_a_failed_sync_ends_all_writing(disk: SimulatedDisk) -> None:
@@ -215,7 +234,7 @@ def test_a_failed_sync_ends_all_writing(disk: SimulatedDisk) -> None:
 
 
 def test_what_does_not_fit_is_no_space_and_can_be_removed(disk: SimulatedDisk) -> None:
-    store = Store(KEY, 400 * BLOCK)
+    store = Store(KEYS, 400 * BLOCK)
     run(store.open(), disk)
     stored = store.objects[1]
     run(store.write(stored, 0, b"x" * BLOCK * 200), disk)

@@ -30,7 +30,7 @@ from adyton.hostcall.client.paths import absolute
 from adyton.hostcall.client.policy import HostCallPolicy, PathLike
 
 _PATHS = ("read", "write")  # of the lists, those that hold paths
-_TABLES = ("expect", "allow", "mount")
+_TABLES = ("expect", "allow", "mount", "sealed")
 _EXPECT = tuple(each.name for each in msgspec.structs.fields(Expectation))
 _MOUNT = ("path", "coherence")
 _DIGESTS = ("measurement", "signer", "runtime")
@@ -108,6 +108,7 @@ class Policy:
     expect: Expectation | None = None
     allow: AllowSettings = field(default_factory=AllowSettings)
     mounts: tuple[Mount, ...] = ()
+    sealed: str | None = None  # the folder on this machine in which the enclave's sealed files lie
 
     @classmethod
     def read(cls, source: PathLike | Policy | None) -> Policy:
@@ -127,6 +128,7 @@ class Policy:
             None if expect is None else _expectation(expect, name),
             AllowSettings() if allow is None else _allow(allow, name, base),
             _mounts(document.get("mount", []), name, base),
+            None if "sealed" not in document else _sealed(document["sealed"], name, base),
         )
 
     @classmethod
@@ -154,6 +156,7 @@ class Policy:
         listen: Iterable[str] = (),
         env: Iterable[str] = (),
         call: Iterable[str] = (),
+        sealed: PathLike | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Policy:
         """The policy with what arguments add to it; where a list is not given, what `environment` (os.environ) adds.
@@ -162,14 +165,27 @@ class Policy:
         """
         base = os.getcwd()
         given = AllowSettings.create(base=base, read=read, write=write, net=net, listen=listen, env=env, call=call)
-        variables = AllowSettings.from_environment(os.environ if environment is None else environment, base=base)
+        environment = os.environ if environment is None else environment
+        variables = AllowSettings.from_environment(environment, base=base)
+        folder = sealed if sealed is not None else environment.get("ADYTON_SEALED") or None
+        chosen = self.sealed if folder is None else absolute(folder, base, "sealed")
         expectation = self.expect if expect is None else _expectation(expect, "expect=", self.expect)
-        return Policy(expectation, self.allow + given.or_else(variables), self.mounts)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, chosen)
 
-    def host_calls(self, working_directory: str | None = None) -> HostCallPolicy:
-        """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow."""
+    def host_calls(self, working_directory: str | None = None, container: str | None = None) -> HostCallPolicy:
+        """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow. `container`: of its sealed files."""
         lists: dict[str, Any] = {name: getattr(self.allow, name) for name in _LISTS}
-        return HostCallPolicy.create(base=working_directory or os.getcwd(), **lists)
+        return HostCallPolicy.create(base=working_directory or os.getcwd(), container=container, **lists)
+
+    def container(self, name: str) -> str | None:
+        """Where the sealed files of the image of that name lie on this machine, in a folder that is made if need be; None: nowhere. UsageError."""
+        if self.sealed is None:
+            return None
+        try:
+            os.makedirs(self.sealed, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"sealed: {self.sealed} cannot be made: {error.strerror}; name a folder of yours") from error
+        return os.path.join(os.path.realpath(self.sealed), f"{name.replace(':', '-')}.sealed")
 
 
 class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -179,6 +195,10 @@ class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[str] = []
     env: list[str] = []
     call: list[str] = []
+
+
+class _SealedTable(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
 
 
 class _MountTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -286,6 +306,11 @@ def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
         mount = _convert(table, _MountTable, name, "mount")
         found.append(Mount(absolute(mount.path, base, f"{name}: mount"), mount.coherence))
     return tuple(found)
+
+
+def _sealed(table: Any, name: str, base: str) -> str:
+    _known(table, ("path",), name, "sealed")
+    return absolute(_convert(table, _SealedTable, name, "sealed").path, base, f"{name}: sealed")
 
 
 def _one_of(item: Any, values: Collection[str], name: str, where: str) -> None:

@@ -94,6 +94,7 @@ def load(
     stats: str | None = None,
     trace: str | None = None,
     stdout: int = 1,
+    sealed: str | os.PathLike[str] | None = None,
 ) -> EnclaveClient:
     """Load a confidential program into an enclave, and return the client that calls it.
 
@@ -101,7 +102,7 @@ def load(
     ADYTON_ON; else a proxy server of this machine). `policy`: a policy file; `expect` (a table of it) and `allow_…` add to it.
     `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
-    server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
+    server. `sealed`: a folder here for the enclave's sealed files (/sealed), as ciphertext. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
 
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
@@ -128,6 +129,7 @@ def load(
         listen=allow_listen,
         env=allow_env,
         call=allow_call,
+        sealed=sealed,
     )
     found = open_image(image)
     provision = RemoteProvision.instantiate(
@@ -194,7 +196,8 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     policy = arguments.policy or Policy.read(os.environ.get("ADYTON_POLICY") or None).extended()
     expectation = _expectation(policy, image, arguments, local=provision.local)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
-    host_calls = policy.host_calls(working_directory(arguments.config))
+    container = policy.container(image if isinstance(image, str) else image.manifest.name)
+    host_calls = policy.host_calls(working_directory(arguments.config), container)
     own = provision.another()  # the caller's may be in use for another load
     try:
         return _connect(
@@ -205,6 +208,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
             arguments,
             name,
             policy.mounts,
+            container,
         )
     except BaseException:
         own.finalize()
@@ -231,10 +235,11 @@ def _connect(
     arguments: LoadArguments,
     name: str,
     mounts: Sequence[Mount],
+    container: str | None = None,
 ) -> EnclaveClient:
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
-    request = load_request(policy, config, name, arguments.stdout, _warn, mounts)
+    request = load_request(policy, config, name, arguments.stdout, _warn, mounts, container)
     with contextlib.ExitStack() as undo:
         functions = HostFunctions(arguments.functions)
         output = StandardOutput(

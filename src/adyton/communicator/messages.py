@@ -92,6 +92,7 @@ class LoadRequest(Message, frozen=True):
     trace: bool = False  # Counts are to have `waits`
     time: int = 0  # the client's, in ns since 1970; 0: it says none
     umask: Umask = 0o022  # that the program starts with
+    sealed: str = ""  # the client's path of the container of its sealed files; "": it has none for them
 
 
 class LoadReply(Message, frozen=True):

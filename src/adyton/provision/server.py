@@ -37,6 +37,7 @@ class ServerOptions:
     insecure: bool = False
     remote_proxy: str = ""
     grace: float = GRACE_SECONDS
+    sealed_directory: str | None = None
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -66,10 +67,14 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         from adyton.provision.service import Order, ProvisionService  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
+        def container(order: Order) -> str:
+            folder = options.sealed_directory
+            return os.path.join(os.path.abspath(folder), order.measurement.replace(":", "-"), "container") if folder else ""
+
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial)
+            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial, container(order))
             return Ready(
                 enclave_id=spawned.enclave, port=spawned.port, session=spawned.session, grace=int(options.grace * 1000)
             )

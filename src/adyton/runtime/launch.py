@@ -27,10 +27,13 @@ from adyton.communicator.joining import GRACE_SECONDS
 from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableError
 from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
+from adyton.runtime.process.sealed_container import open_container
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
+
+__all__ = ["SUPERVISOR", "Enclave", "LaunchRequest", "Zygote", "launch_in_process", "open_container"]
 
 START_SECONDS = 30.0  # for a zygote, and for an enclave
 END_SECONDS = 5.0
@@ -137,8 +140,8 @@ class Zygote:
             raise _with_findings(error) from error
         return self
 
-    def launch(self, request: LaunchRequest) -> Enclave:
-        """Start an enclave, and wait until it is ready for its client. Any number of threads may.
+    def launch(self, request: LaunchRequest, container: int | None = None) -> Enclave:
+        """Start an enclave, and wait until it is ready for its client. Any number of threads may. `container`: descriptor, see `sealed_container`.
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
@@ -147,7 +150,7 @@ class Zygote:
         with report:
             with stream_end, report_end:
                 try:
-                    self._send(request, stream_end, report_end)
+                    self._send(request, [stream_end.fileno(), report_end.fileno(), *([] if container is None else [container])])
                 except BaseException:
                     stream.close()
                     raise
@@ -159,12 +162,12 @@ class Zygote:
                 raise
         return enclave
 
-    def _send(self, request: LaunchRequest, *sockets: socket.socket) -> None:
+    def _send(self, request: LaunchRequest, descriptors: list[int]) -> None:
         with self._lock:
             if self._closed:
                 raise ClosedError("the zygote is closed: no enclave can be started any more")
             try:
-                socket.send_fds(self._control, [msgspec.msgpack.encode(request)], [each.fileno() for each in sockets])
+                socket.send_fds(self._control, [msgspec.msgpack.encode(request)], descriptors)
             except OSError as error:
                 raise PlatformError(f"the zygote has ended ({error}): start another one") from error
 

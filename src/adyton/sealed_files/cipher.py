@@ -7,13 +7,15 @@ version of it opens that its pointer was made with.
 
 Blocks are sealed by AES-256-GCM under random nonces, and not under counters: a disk may give us an old state at any start, in which a counter would begin
 anew where it was, and one nonce used twice gives GCM's authentication key away. Random ones of 96 bits are good for 2^32 blocks under a key (NIST SP
-800-38D, 8.3), which are 16 TiB written; each store has a key of its own, by its id, and counts. Superblocks are few, and sealed by AES-256-GCM-SIV.
+800-38D, 8.3), which are 16 TiB written; each store has a random secret of its own for them, and counts. The secret is in the superblock, which is sealed by
+AES-256-GCM-SIV under the enclave's sealing key: that may be another one at each start (a newer version, newer firmware) while the blocks stay as they are.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
@@ -26,7 +28,6 @@ BLOCK = 4096
 POINTER = 32
 HOLE = bytes(POINTER)
 KEY_SIZE = 32
-ID_SIZE = 16
 NONCE_SIZE = 12
 TAG_SIZE = 16
 MAX_SEALED = 1 << 32  # blocks under one key
@@ -38,11 +39,23 @@ def slot_of(pointer: bytes | bytearray) -> int:
     return int(_SLOT.unpack_from(pointer)[0])
 
 
-class BlockCipher:
-    """Of one store. `key`: 32 bytes, from outside; `identifier`: the store's own 16."""
+class Keys(Protocol):
+    """Where the sealing keys of an enclave come from. A key has a header, which is in the clear, and by which it is had again."""
 
-    def __init__(self, key: bytes, identifier: bytes) -> None:
-        self._cipher = AESGCM(_derived(key, identifier, b"blocks"))
+    def new(self) -> tuple[bytes, bytes]:
+        """Header and key of what is sealed from now on. PlatformError: there is none to be had."""
+        ...
+
+    def key(self, header: bytes) -> bytes:
+        """The key of a header of hostile origin. IntegrityError: it is not this enclave's."""
+        ...
+
+
+class BlockCipher:
+    """Of one store. `secret`: its own 32 random bytes."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._cipher = AESGCM(_derived(secret, b"blocks"))
 
     def seal(self, slot: int, block: bytes | bytearray) -> tuple[bytes, bytes]:
         """The pointer to the block in that slot, and what is to be there."""
@@ -65,12 +78,12 @@ class BlockCipher:
         )
 
 
-def superblock_cipher(key: bytes, identifier: bytes) -> AESGCMSIV:
-    """For the superblocks of a store."""
-    return AESGCMSIV(_derived(key, identifier, b"superblocks"))
+def superblock_cipher(key: bytes) -> AESGCMSIV:
+    """For the superblocks of a store. `key`: a sealing key, of 32 bytes."""
+    return AESGCMSIV(_derived(key, b"superblocks"))
 
 
-def _derived(key: bytes, identifier: bytes, purpose: bytes) -> bytes:
+def _derived(key: bytes, purpose: bytes) -> bytes:
     if len(key) != KEY_SIZE:
         raise UsageError(f"the key of sealed files is {KEY_SIZE} bytes, not {len(key)}")
-    return HKDF(SHA256(), KEY_SIZE, salt=identifier, info=b"adyton sealed files 1 " + purpose).derive(key)
+    return HKDF(SHA256(), KEY_SIZE, salt=None, info=b"adyton sealed files 1 " + purpose).derive(key)

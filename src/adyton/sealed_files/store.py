@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from adyton.errors import IntegrityError
-from adyton.sealed_files.cipher import BLOCK, HOLE, ID_SIZE, MAX_SEALED, POINTER, BlockCipher, slot_of
+from adyton.sealed_files.cipher import BLOCK, HOLE, KEY_SIZE, MAX_SEALED, POINTER, BlockCipher, Keys, slot_of
 from adyton.sealed_files.contents import FAN_OUT, MAX_SIZE, ZEROS, Contents, Sealed
 from adyton.sealed_files.space import SUPERBLOCKS, Space
 from adyton.sealed_files.storage import Read, Remember, Resize, Size, Steps, StorageError, Sync, Write
@@ -52,17 +52,18 @@ class StoredObject:
 
 
 class Store:
-    """See the module. `key`: 32 bytes; `capacity`: bytes that the container may have at most.
+    """See the module. `keys`: the enclave's; `capacity`: bytes that the container may have at most.
 
     `remembers`: each commit is told to whoever remembers it (storage.Remember), before it is done.
     """
 
-    def __init__(self, key: bytes, capacity: int, *, remembers: bool = False) -> None:
+    def __init__(self, keys: Keys, capacity: int, *, remembers: bool = False) -> None:
         self.objects: dict[int, StoredObject] = {}
         self.damaged: str | None = None  # what was found when it was opened, and did no harm
-        self._key = key
-        self._identifier = os.urandom(ID_SIZE)
-        self._cipher = BlockCipher(key, self._identifier)
+        self._keys = keys
+        self._sealing: tuple[bytes, bytes] | None = None  # header and key of the superblocks that are written
+        self._secret = os.urandom(KEY_SIZE)
+        self._cipher = BlockCipher(self._secret)
         self._space = Space(capacity // BLOCK)
         self._remembers = remembers
         self._told = True  # to whoever remembers
@@ -97,8 +98,8 @@ class Store:
             self._told = False
         if found is None:
             return
-        self._identifier = found.identifier
-        self._cipher = BlockCipher(self._key, found.identifier)
+        self._secret = found.secret
+        self._cipher = BlockCipher(found.secret)
         self._counter, self._sealed = found.counter, found.sealed
         if found.slots > size // BLOCK:
             raise IntegrityError(
@@ -118,13 +119,17 @@ class Store:
 
     def _choose(self, first: bytes, second: bytes) -> Superblock | None:
         """The later of the two superblocks that are whole."""
-        candidates = [(open_superblock(self._key, sealed), sealed) for sealed in (first, second)]
-        whole = [(found, sealed) for found, sealed in candidates if found is not None]
+        whole: list[tuple[Superblock, bytes]] = []
+        reason = ""
+        for sealed in (second, first):
+            try:
+                whole.append((open_superblock(self._keys, sealed), sealed))
+            except IntegrityError as error:
+                reason = str(error)
         if not whole:
             if first.strip(b"\0"):
                 raise IntegrityError(
-                    "the sealed files cannot be opened: neither superblock of their container is whole. It was changed, cut off, or is another enclave's. "
-                    "Restore it as it was"
+                    f"the sealed files cannot be opened: neither superblock of their container can be: {reason}. Restore it as it was"
                 )
             return None  # its first commit was cut before anything was promised, or it is new
         found, self._superblock = max(whole, key=lambda each: each[0].counter)
@@ -389,9 +394,9 @@ class Store:
             yield Write(((BLOCK, self._superblock),))
         previous = digest_of(self._superblock)
         superblock = Superblock(
-            *(self._identifier, self._counter + 1, previous, self._sealed, min(self._end, self._space.needed)),
-            *(self._table.size, self._table.depth, self._table.root),
-        ).seal(self._key)
+            *(self._counter + 1, previous, self._sealed, min(self._end, self._space.needed)),
+            *(self._table.size, self._table.depth, self._table.root, self._secret),
+        ).seal(*self._sealing_key())
         self._broken = True  # unless all of this succeeds
         yield Sync()
         yield Write(((0, superblock),))
@@ -423,9 +428,15 @@ class Store:
         block = start // BLOCK
         self._table.written[block] = bytearray(self._records[block * BLOCK : (block + 1) * BLOCK].ljust(BLOCK, b"\0"))
 
+    def _sealing_key(self) -> tuple[bytes, bytes]:
+        """Of this enclave as it is now: an older version is not to open what a newer one has written."""
+        if self._sealing is None:
+            self._sealing = self._keys.new()
+        return self._sealing
+
     def _begin(self) -> Steps[None]:
         """Of a new store: something whole in the second slot, before anything is in the first."""
-        empty = Superblock(self._identifier, 0, bytes(DIGEST_SIZE), 0, SUPERBLOCKS, 0, 0, HOLE).seal(self._key)
+        empty = Superblock(0, bytes(DIGEST_SIZE), 0, SUPERBLOCKS, 0, 0, HOLE, self._secret).seal(*self._sealing_key())
         yield Write(((BLOCK, empty),))
         yield Sync()
         self._superblock = self._second = empty

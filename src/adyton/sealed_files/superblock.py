@@ -2,9 +2,11 @@ r"""The root of a store: sealed, in the container's first two slots, and with th
 
     offset  bytes
     0       16     b"adyton sealed 1\n"
-    16      16     the store's id                       these 32 are in the clear, and authenticated
-    32      12     nonce
-    44      4036   sealed: counter ‖ digest of the superblock before ‖ blocks sealed ever ‖ slots ‖ size and depth of the table ‖ pointer to it ‖ zeros
+    16      2      size of the sealing key's header (little-endian)
+    18      766    that header, then zeros              so much is in the clear, and authenticated
+    784     12     nonce
+    796     3284   sealed: counter ‖ digest of the superblock before ‖ blocks sealed ever ‖ slots ‖ size and depth of the table ‖ pointer to it ‖ the
+                   store's secret ‖ zeros
     4080    16     tag
 
 A commit overwrites the first, and has it durable before the second is overwritten; so after a crash one of the two is whole. The second is the same, or
@@ -24,23 +26,22 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidTag
 
 from adyton.errors import IntegrityError
-from adyton.sealed_files.cipher import BLOCK, ID_SIZE, NONCE_SIZE, POINTER, TAG_SIZE, superblock_cipher
+from adyton.sealed_files.cipher import BLOCK, KEY_SIZE, NONCE_SIZE, POINTER, TAG_SIZE, Keys, superblock_cipher
 
 MAGIC = b"adyton sealed 1\n"
 DIGEST_SIZE = 32
-_HEADER = len(MAGIC) + ID_SIZE
-_FIELDS = struct.Struct(f"<Q{DIGEST_SIZE}sQIQB{POINTER}s")
-_ROOM = BLOCK - _HEADER - NONCE_SIZE - TAG_SIZE
+_CLEAR = struct.Struct(f"<{len(MAGIC)}sH766s")
+_FIELDS = struct.Struct(f"<Q{DIGEST_SIZE}sQIQB{POINTER}s{KEY_SIZE}s")
+_ROOM = BLOCK - _CLEAR.size - NONCE_SIZE - TAG_SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """`identifier`: the store's; `counter`: how many commits there were; `previous`: digest of the one before, sealed. `sealed`: blocks, ever.
+    """`counter`: how many commits there were; `previous`: digest of the one before, sealed. `sealed`: blocks, ever.
 
-    `slots`: what is in use lies in so many of the container's first; `size`, `depth`, `root`: of the table of objects.
+    `secret`: what the keys of the store's blocks are made of. `slots`: what is in use lies in so many of the container's first; `size`, `depth`, `root`: of the table of objects.
     """
 
-    identifier: bytes
     counter: int
     previous: bytes
     sealed: int
@@ -48,13 +49,16 @@ class Superblock:
     size: int
     depth: int
     root: bytes
+    secret: bytes
 
-    def seal(self, key: bytes) -> bytes:
-        """The slot's 4096 bytes."""
-        fields = (self.counter, self.previous, self.sealed, self.slots, self.size, self.depth, self.root)
-        header, nonce = MAGIC + self.identifier, os.urandom(NONCE_SIZE)
-        plain = _FIELDS.pack(*fields).ljust(_ROOM, b"\0")
-        return header + nonce + superblock_cipher(key, self.identifier).encrypt(nonce, plain, header)
+    def __repr__(self) -> str:
+        return f"<Superblock {self.counter}>"
+
+    def seal(self, header: bytes, key: bytes) -> bytes:
+        """The slot's 4096 bytes, under a sealing key with that header."""
+        fields = (self.counter, self.previous, self.sealed, self.slots, self.size, self.depth, self.root, self.secret)
+        clear, nonce = _CLEAR.pack(MAGIC, len(header), header), os.urandom(NONCE_SIZE)
+        return clear + nonce + superblock_cipher(key).encrypt(nonce, _FIELDS.pack(*fields).ljust(_ROOM, b"\0"), clear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,19 @@ def digest_of(sealed: bytes) -> bytes:
     return hashlib.sha256(sealed).digest()
 
 
-def open_superblock(key: bytes, sealed: bytes) -> Superblock | None:
-    """None if it is not whole, or of another key."""
+def open_superblock(keys: Keys, sealed: bytes) -> Superblock:
+    """IntegrityError if it is not whole, or not this enclave's."""
     if len(sealed) != BLOCK or not sealed.startswith(MAGIC):
-        return None
-    header, nonce = sealed[:_HEADER], sealed[_HEADER : _HEADER + NONCE_SIZE]
-    identifier = header[len(MAGIC) :]
+        raise IntegrityError("it is none")
+    clear = sealed[: _CLEAR.size]
+    _, size, header = _CLEAR.unpack(clear)
+    key = keys.key(header[:size])
+    nonce, box = sealed[_CLEAR.size : _CLEAR.size + NONCE_SIZE], sealed[_CLEAR.size + NONCE_SIZE :]
     try:
-        plain = superblock_cipher(key, identifier).decrypt(nonce, sealed[_HEADER + NONCE_SIZE :], header)
+        plain = superblock_cipher(key).decrypt(nonce, box, clear)
     except InvalidTag:
-        return None
-    return Superblock(identifier, *_FIELDS.unpack_from(plain))
+        raise IntegrityError("it was changed, or is another enclave's") from None
+    return Superblock(*_FIELDS.unpack_from(plain))
 
 
 def check(found: Superblock | None, sealed: bytes, remembered: Remembered) -> None:

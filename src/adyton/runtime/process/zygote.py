@@ -7,7 +7,7 @@
            └─ unpacker, one for each layer that several enclaves may share (layer_store)
 
 On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two
-descriptors: the socket on which the enclave's supervisor is handed connections, and a SEQPACKET socket that is this launch's alone, on which it gets
+descriptors: the socket on which the enclave's supervisor is handed connections, and a SEQPACKET socket that is this launch's alone (and a third: `sealed_container`), on which it gets
 
     STARTED pid     from the zygote, with a descriptor of the supervisor's process; or
     FAILED error    from the zygote or the supervisor
@@ -42,6 +42,7 @@ from adyton.runtime.process import (
     mounts,
     namespaces,
     root,
+    sealed_container,
     unpacker,
     vdso,
 )
@@ -303,13 +304,16 @@ class _Zygote:
     def _take(self) -> bool:
         """Start what the launcher asks for; False: it is gone."""
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 2)
+            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 3)
         except ConnectionError:
             return False
         if not request:
             return False
-        stream, report = (socket.socket(fileno=each) for each in descriptors)
-        with stream, report:
+        stream, report = (socket.socket(fileno=each) for each in descriptors[:2])
+        container = descriptors[2] if len(descriptors) == 3 else None
+        with stream, report, contextlib.ExitStack() as owned:
+            if container is not None:
+                owned.callback(os.close, container)
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 resting, watched = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -321,6 +325,7 @@ class _Zygote:
                         layer_store.connect(asking)
                         idle_watch.connect(resting, self._switch)
                         memory_group.connect(group)
+                        sealed_container.connect(container)
                         self._supervise(stream, report, request)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))

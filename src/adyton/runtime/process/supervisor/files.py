@@ -45,6 +45,7 @@ from adyton.runtime.process.supervisor.wanted import Wanted
 from adyton.runtime.process.supervisor.watching.happenings import After, Happenings
 from adyton.runtime.process.supervisor.watching.walk import Walking
 from adyton.runtime.process.supervisor.watching.watching import Watching
+from adyton.sealed_files.cipher import Keys
 from adyton.sealed_files.storage import Request as StorageRequest
 from adyton.sealed_files.storage import StorageError
 from adyton.sealed_files.store import Store
@@ -246,7 +247,7 @@ class FileServer:
 
     def open_sealed(
         self,
-        key: bytes,
+        keys: Keys,
         capacity: int,
         where: int | str,
         say: Callable[[str], None],
@@ -260,7 +261,7 @@ class FileServer:
         self._disk = (
             OwnDisk(where) if isinstance(where, int) else ClientDisk(self._calls, where, self._handles.reserve())
         )
-        sealed = SealedFiles(Store(key, capacity), view.tree.number, view.now, say, PARK, view.free)
+        sealed = SealedFiles(Store(keys, capacity), view.tree.number, view.now, say, PARK, view.free)
 
         def opened(_result: object, number: int) -> None:
             if not number:

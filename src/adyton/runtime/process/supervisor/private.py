@@ -291,6 +291,7 @@ class PrivateFiles:
     def resize(self, file: File, size: int) -> Done[None]:
         """Cut off, or fill up with zeros; ENOSPC, ESTALE if it has been freed."""
         self._resize(file, size)
+        return None
 
     def _resize(self, file: File, size: int) -> None:
         self._require_kept(file)
@@ -320,6 +321,7 @@ class PrivateFiles:
 
     def sync(self) -> Done[None]:
         """What was done until now is durable: in memory nothing is, and nobody is told that it is not."""
+        return None
 
     def set_attributes(
         self, inode: Inode, *, mode: int | None = None, accessed: int | None = None, modified: int | None = None

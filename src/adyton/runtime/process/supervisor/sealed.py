@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from adyton.errors import IntegrityError
+from adyton.errors import IntegrityError, PlatformError
 from adyton.hostcall import abi
 from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor.fuse_abi import LARGEST, FileError
@@ -113,7 +113,7 @@ class SealedFiles(PrivateFiles):
             raise _malformed("a file is of no kind that there is")
         number, now = self._numbers(), self._now()
         inode: Inode = (
-            Link(number, b"", now) if _KINDS[kind] is Link else _KINDS[kind](number, mode, now)  # type: ignore[call-arg, arg-type]
+            Link(number, b"", now) if _KINDS[kind] is Link else _KINDS[kind](number, mode, now)
         )
         inode.accessed, inode.modified, inode.changed, inode.born = times
         inode.links = 1 if isinstance(inode, Directory) else 0
@@ -268,8 +268,11 @@ class SealedFiles(PrivateFiles):
         except IntegrityError as error:
             self._tell(str(error))
             raise FileError(errno.EIO) from error
+        except PlatformError as error:
+            self._tell(str(error))
+            raise FileError(errno.EIO) from error
         except StorageError as error:
-            if error.number == errno.EIO:
+            if error.number in (errno.EIO, errno.EBUSY):
                 self._tell(f"sealed files: {error}")
             raise FileError(error.number) from error
         finally:

@@ -15,6 +15,8 @@ import os
 from collections.abc import Generator
 from typing import Any, Protocol, TypeVar
 
+from adyton.attestation.sealing.header import To
+from adyton.attestation.sealing.keys import Sealing
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.calls import Calls, Pending
 from adyton.runtime.process.supervisor.view import errno_of
@@ -24,6 +26,23 @@ from adyton.sealed_files.storage import StorageError
 _R = TypeVar("_R")
 _OWNER = 1  # of the lock that keeps other enclaves off the container
 Served = Generator[Pending, Any, Any]
+
+
+class FileKeys:
+    """The sealing keys of an enclave for its files: see `sealed_files.cipher.Keys`."""
+
+    def __init__(self, sealing: Sealing, to: To = "measurement") -> None:
+        self._sealing = sealing
+        self._to: To = to
+
+    def new(self) -> tuple[bytes, bytes]:
+        """UsageError, PlatformError."""
+        header = self._sealing.header(self._to, "files")
+        return header, self._sealing.key(header, "files")
+
+    def key(self, header: bytes) -> bytes:
+        """IntegrityError."""
+        return self._sealing.key(header, "files")
 
 
 class Disk(Protocol):

@@ -51,12 +51,13 @@ from adyton.runtime.process.supervisor.files import Effect, FileServer
 from adyton.runtime.process.supervisor.function_calls import FunctionCalls
 from adyton.runtime.process.supervisor.fuse_device import FuseDevice
 from adyton.runtime.process.supervisor.guest_process import GuestProcess, Link, Program, how_ended
-from adyton.runtime.process.supervisor.layout import Layout
+from adyton.runtime.process.supervisor.layout import Layout, is_normal
 from adyton.runtime.process.supervisor.loading import check_load, guest_load
 from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.sealed_storage import FileKeys
 from adyton.runtime.process.supervisor.sealing import SealLinks
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
@@ -73,13 +74,14 @@ END_SECONDS = 10.0  # for one that takes what is left slowly
 MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may have its supervisor hold
 # Bytes for the client, above which nothing more is taken from the guest's links: two messages of the largest.
 MAX_UNSENT = 1 << 31
+SEALED_CAPACITY = 1 << 32  # bytes of sealed files, as ciphertext
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 NO_MORE_THREADS = "the enclave begins with no more threads at the moment: try again later"
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
+    """See the module. `ready` is called once the guest waits for its program. `container`: descriptor of one for sealed files on the server's disk. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class Supervisor:
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
         sealing: Sealing | None = None,
+        container: int | None = None,
         *,
         lists: bool = False,
         grace: float = GRACE_SECONDS,
@@ -135,6 +138,8 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, files, self._do, directory),
             lists=lists,
         )
+        self._sealing_keys = sealing
+        self._container = container
         self._sealing = None if sealing is None else SealLinks(self._loop, sealing, self._guarded)
         self._host_name = ""
         self._main: Link | None = None
@@ -382,7 +387,38 @@ class Supervisor:
             self._files.set_layout(layout, coherence_of(request.coherence))
             if request.streams.stdin:
                 self._files.open_standard_input()
+        if request.sealed and not is_normal(request.sealed):
+            self._refuse(call, f"the client's path of sealed files is malformed: {request.sealed[:80]!r}")
+            return
         self._host_name = request.host_name
+        self._open_sealed(request.sealed or self._container, call, partial(self._go_on_loading, call, pair, request, layout))
+
+    def _open_sealed(self, where: str | int | None, call: int, then: Callable[[], None]) -> None:
+        """Where they are; None: nowhere. What is wrong with them ends the load."""
+        if self._files is None:
+            then()
+            return
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            line = f"adyton: {text}\n".encode()
+            self._session.notify("output", msgspec.msgpack.encode(abi.Output("stderr", line)))
+
+        if where is None or self._sealing_keys is None:
+            self._files.no_sealed(say)
+            then()
+            return
+
+        def opened(number: int) -> None:
+            if number:
+                self._refuse(call, said[-1] if said else f"the sealed files cannot be opened: {os.strerror(number)}")
+            else:
+                then()
+
+        self._do(self._files.open_sealed(FileKeys(self._sealing_keys), SEALED_CAPACITY, where, say, opened))
+
+    def _go_on_loading(self, call: int, pair: int, request: LoadRequest, layout: Layout) -> None:
         load = guest_load(self._program, request, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))

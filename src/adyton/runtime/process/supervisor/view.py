@@ -153,7 +153,7 @@ class View:
         if self.layout is not None and not self._said_sealed and _is_sealed(path):
             self._said_sealed = True
             self.say(
-                f"there is no {SEALED}: give --sealed DIR for one on this machine's disk; a server that is started with --sealed-directory DIR has one on its own"
+                f"there is no {SEALED}: give --sealed DIR for one on this machine's disk; a server that is started with --sealed-directory DIR has one on its own, for one enclave of an image at a time"
             )
 
     def _pin(self, path: str) -> None:
