@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 from adyton.communicator.messages import RUN, EnterRequest, Raised
 from adyton.communicator.session import Body
 from adyton.errors import (
-    CANONICAL_CODES,
     AdytonError,
+    CANONICAL_CODES,
     ClosedError,
     DeadlineError,
     EnclaveError,
     EnclaveTypeError,
     HostCallDeniedError,
+    IntegrityError,
     RemoteProtocolError,
     UnknownEntryError,
     UsageError,
@@ -503,6 +504,8 @@ def error_of(failed: CallFailed) -> AdytonError:
             return EnclaveTypeError(raised.message)
         case "state":
             return ClosedError(raised.message)
+        case "sealed":
+            return IntegrityError(raised.message)
         case _:
             return _raised(raised, denied=failed.denied)
 

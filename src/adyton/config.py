@@ -184,7 +184,9 @@ class Policy:
         try:
             os.makedirs(self.sealed, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"sealed: {self.sealed} cannot be made: {error.strerror}; name a folder of yours") from error
+            raise UsageError(
+                f"sealed: {self.sealed} cannot be made: {error.strerror}; name a folder of yours"
+            ) from error
         return os.path.join(os.path.realpath(self.sealed), f"{name.replace(':', '-')}.sealed")
 
 

@@ -149,7 +149,10 @@ def load_options(command: _C) -> _C:
             "--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."
         ),
         option(
-            "--sealed", type=PATH, metavar="DIR", help="A folder here for the enclave's sealed files (/sealed): ciphertext."
+            "--sealed",
+            type=PATH,
+            metavar="DIR",
+            help="A folder here for the enclave's sealed files (/sealed): ciphertext.",
         ),
         option("--allow-sim", is_flag=True, help="Accept a simulated enclave on a server: it is NOT CONFIDENTIAL."),
         option("--timeout", type=SECONDS, metavar="S", help="Seconds that the load, and each call, may take."),

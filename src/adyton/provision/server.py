@@ -69,12 +69,18 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
 
         def container(order: Order) -> str:
             folder = options.sealed_directory
-            return os.path.join(os.path.abspath(folder), order.measurement.replace(":", "-"), "container") if folder else ""
+            return (
+                os.path.join(os.path.abspath(folder), order.measurement.replace(":", "-"), "container")
+                if folder
+                else ""
+            )
 
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            spawned = spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial, container(order))
+            spawned = spawner.spawn(
+                order.measurement, order.signatures, order.platform, order.wanted, dial, container(order)
+            )
             return Ready(
                 enclave_id=spawned.enclave, port=spawned.port, session=spawned.session, grace=int(options.grace * 1000)
             )

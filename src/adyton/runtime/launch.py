@@ -150,7 +150,9 @@ class Zygote:
         with report:
             with stream_end, report_end:
                 try:
-                    self._send(request, [stream_end.fileno(), report_end.fileno(), *([] if container is None else [container])])
+                    self._send(
+                        request, [stream_end.fileno(), report_end.fileno(), *([] if container is None else [container])]
+                    )
                 except BaseException:
                     stream.close()
                     raise

@@ -318,6 +318,7 @@ class PrivateFiles:
             within = max(0, min(end, len(file.data)) - offset)
             file.data[offset : offset + within] = bytes(within)
             self._touched(file)
+        return None
 
     def sync(self) -> Done[None]:
         """What was done until now is durable: in memory nothing is, and nobody is told that it is not."""

@@ -112,9 +112,7 @@ class SealedFiles(PrivateFiles):
         if kind >= len(_KINDS) or mode > 0o7777:
             raise _malformed("a file is of no kind that there is")
         number, now = self._numbers(), self._now()
-        inode: Inode = (
-            Link(number, b"", now) if _KINDS[kind] is Link else _KINDS[kind](number, mode, now)
-        )
+        inode: Inode = Link(number, b"", now) if _KINDS[kind] is Link else _KINDS[kind](number, mode, now)
         inode.accessed, inode.modified, inode.changed, inode.born = times
         inode.links = 1 if isinstance(inode, Directory) else 0
         if stored.number == ROOT:

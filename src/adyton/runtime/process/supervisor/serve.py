@@ -12,6 +12,7 @@ never the supervisor with a traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -30,7 +31,7 @@ from adyton.attestation.sealing.keys import Sealing
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
-from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import ORDER, Counts, LoadRequest, Raised, RaisedKind, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError
 from adyton.hostcall import abi
 from adyton.hostcall.check import check
@@ -367,8 +368,8 @@ class Supervisor:
                 link = self._links[pair] = self._new_link(pair, STREAM if method == "stream" else LINK)
         return link
 
-    def _refuse(self, call: int, message: str) -> None:
-        self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
+    def _refuse(self, call: int, message: str, kind: RaisedKind = "state") -> None:
+        self._session.reply(call, False, encode(Raised(kind, "Refused", message)))
 
     def _load(self, call: int, pair: int, body: communicator.Body) -> None:
         if len(body) > MAX_LOAD:
@@ -391,7 +392,9 @@ class Supervisor:
             self._refuse(call, f"the client's path of sealed files is malformed: {request.sealed[:80]!r}")
             return
         self._host_name = request.host_name
-        self._open_sealed(request.sealed or self._container, call, partial(self._go_on_loading, call, pair, request, layout))
+        self._open_sealed(
+            request.sealed or self._container, call, partial(self._go_on_loading, call, pair, request, layout)
+        )
 
     def _open_sealed(self, where: str | int | None, call: int, then: Callable[[], None]) -> None:
         """Where they are; None: nowhere. What is wrong with them ends the load."""
@@ -412,7 +415,8 @@ class Supervisor:
 
         def opened(number: int) -> None:
             if number:
-                self._refuse(call, said[-1] if said else f"the sealed files cannot be opened: {os.strerror(number)}")
+                message = said[-1] if said else f"the sealed files cannot be opened: {os.strerror(number)}"
+                self._refuse(call, message, "sealed" if number == errno.EIO else "state")
             else:
                 then()
 
