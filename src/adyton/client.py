@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 from adyton.communicator.messages import RUN, EnterRequest, Raised
 from adyton.communicator.session import Body
 from adyton.errors import (
-    AdytonError,
     CANONICAL_CODES,
+    AdytonError,
     ClosedError,
     DeadlineError,
     EnclaveError,
