@@ -27,6 +27,7 @@ from target_images import image_file, image_parts, layer, manifest, signature, u
 from target_platforms import host_certificates
 from target_policy import policy
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
+from target_sealed import sealed_store
 from target_sealing import seal_requests, sealed_data
 from target_sessions import (
     caller,
@@ -57,6 +58,7 @@ from adyton.errors import (
     SignatureError,
     UsageError,
 )
+from adyton.sealed_files.storage import StorageError
 
 
 class Target(NamedTuple):
@@ -112,6 +114,7 @@ TARGETS: Mapping[str, Target] = {
     "datagram-message": Target(datagram_message),
     "stand-ins": Target(stand_ins),
     "trace-contexts": Target(trace_contexts, (RemoteProtocolError,)),
+    "sealed-store": Target(sealed_store, (IntegrityError, StorageError)),
     "broker-log": Target(broker_log),
     "broker-message": Target(broker_message, (RemoteProtocolError,)),
     "guest-question": Target(guest_question, (RemoteProtocolError,)),

@@ -35,6 +35,11 @@ def double(number: int) -> int:
 
 def descriptors() -> list[str]:
     return sorted(os.readlink(f"/proc/self/fd/{each}").partition(":")[0] for each in os.listdir("/proc/self/fd")[:-1])
+
+def keep(data: bytes) -> None:
+    with open("/sealed/kept", "wb", buffering=0) as file:
+        file.write(data)
+        os.fsync(file.fileno())
 """
 
 
@@ -195,6 +200,21 @@ def test_a_lost_connection_is_made_again_with_new_evidence(place, program, tsm):
         enclave._core.proxy._line._transport.hang_up()
         assert enclave.call("double", 21) == 42
         assert len(tsm.asked) == before + 1
+
+
+def test_a_server_gives_an_enclave_its_place_for_sealed_files_beside_the_way_to_ask_the_chip(
+    place, program, tmp_path, capfd
+):
+    """This chip signs, and has no keys: what is kept of the files is that they were asked for."""
+    _, url = place("--sealed-directory", str(tmp_path / "sealed"))
+    with load(program, url) as enclave:
+        assert enclave.identity.platform == "sev-snp"
+        with pytest.raises(OSError, match="Input/output error"):
+            enclave.call("keep", b"data")
+        assert enclave.call("double", 21) == 42
+    assert capfd.readouterr().err.count("adyton: nothing can be sealed here") == 1
+    (container,) = (tmp_path / "sealed").glob("sha256-*/container")
+    assert container.read_bytes() == b""
 
 
 def test_the_program_has_nothing_with_which_it_could_ask_for_a_report(place, program, on_the_server):

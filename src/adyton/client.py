@@ -22,6 +22,7 @@ from adyton.errors import (
     EnclaveError,
     EnclaveTypeError,
     HostCallDeniedError,
+    IntegrityError,
     RemoteProtocolError,
     UnknownEntryError,
     UsageError,
@@ -508,6 +509,8 @@ def error_of(failed: CallFailed) -> AdytonError:
             return EnclaveTypeError(raised.message)
         case "state":
             return ClosedError(raised.message)
+        case "sealed":
+            return IntegrityError(raised.message)
         case _:
             return _raised(raised, denied=failed.denied)
 

@@ -29,7 +29,7 @@ from adyton.hostcall.client.paths import absolute
 from adyton.hostcall.client.policy import HostCallPolicy, PathLike
 
 _PATHS = ("read", "write")  # of the lists, those that hold paths
-_TABLES = ("expect", "allow", "mount")
+_TABLES = ("expect", "allow", "mount", "sealed")
 _MOUNT = ("path", "coherence")
 
 
@@ -107,6 +107,7 @@ class Policy:
     expect: Expectation | None = None
     allow: AllowSettings = field(default_factory=AllowSettings)
     mounts: tuple[Mount, ...] = ()
+    sealed: str | None = None  # the folder on this machine in which the enclave's sealed files lie
     acl: Acl | None = None
 
     @classmethod
@@ -127,6 +128,7 @@ class Policy:
             None if expect is None else expect_table(expect, name),
             AllowSettings() if allow is None else _allow(allow, name, base),
             _mounts(document.get("mount", []), name, base),
+            None if "sealed" not in document else _sealed(document["sealed"], name, base),
         )
 
     @classmethod
@@ -152,6 +154,7 @@ class Policy:
         listen: Iterable[str] = (),
         env: Iterable[str] = (),
         call: Iterable[str] = (),
+        sealed: PathLike | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Policy:
         """The policy with what arguments add to it; where a list is not given, what `environment` (os.environ) adds.
@@ -160,19 +163,34 @@ class Policy:
         """
         base = os.getcwd()
         given = AllowSettings.create(base=base, read=read, write=write, net=net, listen=listen, env=env, call=call)
-        variables = AllowSettings.from_environment(os.environ if environment is None else environment, base=base)
+        environment = os.environ if environment is None else environment
+        variables = AllowSettings.from_environment(environment, base=base)
+        folder = sealed if sealed is not None else environment.get("ADYTON_SEALED") or None
+        chosen = self.sealed if folder is None else absolute(folder, base, "sealed")
         expectation, acl = self.expect, self.acl
         if isinstance(expect, Acl):
             expect.check()
             acl = expect if acl is None else AllOf(acl, expect)
         elif expect is not None:
             expectation = expect_table(expect, "expect=", self.expect)
-        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, acl)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, chosen, acl)
 
-    def host_calls(self, working_directory: str | None = None) -> HostCallPolicy:
-        """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow."""
+    def host_calls(self, working_directory: str | None = None, container: str | None = None) -> HostCallPolicy:
+        """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow. `container`: of its sealed files."""
         lists: dict[str, Any] = {name: getattr(self.allow, name) for name in _LISTS}
-        return HostCallPolicy.create(base=working_directory or os.getcwd(), **lists)
+        return HostCallPolicy.create(base=working_directory or os.getcwd(), container=container, **lists)
+
+    def container(self, name: str) -> str | None:
+        """Where the sealed files of the image of that name lie on this machine, in a folder that is made if need be; None: nowhere. UsageError."""
+        if self.sealed is None:
+            return None
+        try:
+            os.makedirs(self.sealed, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"sealed: {self.sealed} cannot be made: {error.strerror}; name a folder of yours"
+            ) from error
+        return os.path.join(os.path.realpath(self.sealed), f"{name.replace(':', '-')}.sealed")
 
 
 class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -182,6 +200,10 @@ class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[str] = []
     env: list[str] = []
     call: list[str] = []
+
+
+class _SealedTable(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
 
 
 class _MountTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -246,3 +268,8 @@ def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
         mount = convert(table, _MountTable, name, "mount")
         found.append(Mount(absolute(mount.path, base, f"{name}: mount"), mount.coherence))
     return tuple(found)
+
+
+def _sealed(table: Any, name: str, base: str) -> str:
+    known(table, ("path",), name, "sealed")
+    return absolute(convert(table, _SealedTable, name, "sealed").path, base, f"{name}: sealed")

@@ -50,11 +50,12 @@ def load_request(
     stdout: int,
     warn: Callable[[str], object],
     mounts: Iterable[Mount] = (),
+    container: str | None = None,
 ) -> LoadRequest:
     """The request of an enclave that is loaded as `name`. UsageError for what cannot be; `warn` is given what only may be unexpected.
 
     `stdout`: what stdout_fd is where the config does not say. What the program's initialize receives is `config` with host name,
-    working directory and standard output as they are.
+    working directory and standard output as they are. `container`: of sealed files.
     """
     full = EnclaveConfig()
     full.CopyFrom(config)
@@ -72,6 +73,7 @@ def load_request(
         config=full.SerializeToString(),
         grants=[Grant(grant.path, grant.right) for grant in policy.grants()],
         working_directory=directory,
+        sealed=container or "",
         time_zone=environment.get("TZ", _time_zone()),
         environment=environment,
         name=name,

@@ -100,6 +100,7 @@ def load(
     stats: str | None = None,
     trace: str | None = None,
     stdout: int = 1,
+    sealed: str | os.PathLike[str] | None = None,
 ) -> EnclaveClient:
     """Load a confidential program into an enclave, and return the client that calls it.
 
@@ -109,7 +110,7 @@ def load(
     `tls`, `token`: for the server; `security_type`: "ssl" to insist on TLS, "local" for a server of this machine without.
     `caller`: the key, or certificate, that the enclave is to know this client by (`trusted.caller()`).
     `functions`: what `trusted.host_function` stubs may call, if `allow_call` names them. `allow_sim`: accept a simulated enclave on a
-    server. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
+    server. `sealed`: a folder here for the enclave's sealed files (/sealed), as ciphertext. `timeout`: seconds for the load, and for each call. `stdout`: the descriptor for the program's standard output.
 
     Raises UsageError, ImageError, UnreachableError, UnauthenticatedError, PlatformError, AttestationError, or what the program's
     initialize raised.
@@ -138,6 +139,7 @@ def load(
         listen=allow_listen,
         env=allow_env,
         call=allow_call,
+        sealed=sealed,
     )
     found = open_image(image)
     provision = RemoteProvision.instantiate(
@@ -205,7 +207,8 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
     if provision.local:
         platform = _local_platform(platform, policy)
     name = arguments.name or (image if isinstance(image, str) else image.manifest.name)
-    host_calls = policy.host_calls(working_directory(arguments.config))
+    container = policy.container(image if isinstance(image, str) else image.manifest.name)
+    host_calls = policy.host_calls(working_directory(arguments.config), container)
     own = provision.another()  # the caller's may be in use for another load
     try:
         return _connect(
@@ -216,6 +219,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
             arguments,
             name,
             policy.mounts,
+            container,
         )
     except BaseException:
         own.finalize()
@@ -256,10 +260,11 @@ def _connect(
     arguments: LoadArguments,
     name: str,
     mounts: Sequence[Mount],
+    container: str | None = None,
 ) -> EnclaveClient:
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
-    request = load_request(policy, config, name, arguments.stdout, _warn, mounts)
+    request = load_request(policy, config, name, arguments.stdout, _warn, mounts, container)
     caller = arguments.caller or Caller.from_environment()
     credential = None if caller is None else of_caller(caller)
     with contextlib.ExitStack() as undo:

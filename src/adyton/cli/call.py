@@ -60,6 +60,7 @@ def command(
         on=load.on,
         policy=load.policy,
         platform=load.platform,
+        sealed=load.sealed,
         allow_sim=load.allow_sim,
         timeout=load.timeout,
         stdout=2,

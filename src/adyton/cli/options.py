@@ -56,6 +56,7 @@ class LoadOptions:
     platform: str
     policy: str | None
     allow: dict[str, tuple[str, ...]]
+    sealed: str | None
     allow_sim: bool
     timeout: float | None
     remote_proxy: str | None
@@ -76,6 +77,7 @@ class LoadOptions:
             "on": self.on,
             "platform": self.platform,
             "policy": self.policy and os.path.abspath(self.policy),
+            "sealed": self.sealed and os.path.abspath(self.sealed),
             "allow-sim": "1" if self.allow_sim else None,
             "timeout": None if self.timeout is None else str(self.timeout),
             "remote-proxy": self.remote_proxy,
@@ -108,6 +110,7 @@ def load_options(command: _C) -> _C:
             platform=_platform(given.pop("platform"), given.pop("config")),
             policy=given.pop("policy"),
             allow={right: given.pop(f"allow_{right}") for right in ("read", "write", "net", "listen", "env", "call")},
+            sealed=given.pop("sealed"),
             allow_sim=given.pop("allow_sim"),
             timeout=given.pop("timeout"),
             remote_proxy=given.pop("remote_proxy"),
@@ -150,6 +153,12 @@ def load_options(command: _C) -> _C:
         option("--allow-env", multiple=True, metavar="NAME", help="The enclave gets this variable."),
         option(
             "--allow-call", multiple=True, metavar="FUNCTION", help="The enclave may call this registered function."
+        ),
+        option(
+            "--sealed",
+            type=PATH,
+            metavar="DIR",
+            help="A folder here for the enclave's sealed files (/sealed): ciphertext.",
         ),
         option("--allow-sim", is_flag=True, help="Accept a simulated enclave on a server: it is NOT CONFIDENTIAL."),
         option("--timeout", type=SECONDS, metavar="S", help="Seconds that the load, and each call, may take."),

@@ -38,6 +38,11 @@ def _command(text: str) -> str:
 @option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
 @option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
+@option(
+    "--sealed-directory",
+    metavar="DIR",
+    help="Where enclaves have sealed files (/sealed), as ciphertext. Default: nowhere here.",
+)
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @option(
     "--remote-proxy",
@@ -53,6 +58,7 @@ def command(
     port: int,
     platform: str,
     proxy_ports: str | None,
+    sealed_directory: str | None,
     temporary_directory: str | None,
     remote_proxy: str,
     grace: float,
@@ -83,6 +89,7 @@ def command(
             port=port,
             proxy_ports=_ports(proxy_ports),
             temporary_directory=temporary_directory,
+            sealed_directory=sealed_directory,
             tls=tls,
             token=read_token(token_file),
             insecure=insecure,

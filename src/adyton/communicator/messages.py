@@ -92,6 +92,7 @@ class LoadRequest(Message, frozen=True):
     trace: bool = False  # Counts are to have `waits`
     time: int = 0  # the client's, in ns since 1970; 0: it says none
     umask: Umask = 0o022  # that the program starts with
+    sealed: str = ""  # the client's path of the container of its sealed files; "": it has none for them
 
 
 class LoadReply(Message, frozen=True):
@@ -144,11 +145,11 @@ class Counts(Message, frozen=True):
     waits: Annotated[list[Wait], msgspec.Meta(max_length=MAX_WAITS)] = []
 
 
-RaisedKind = Literal["raised", "unknown-entry", "type", "state"]
+RaisedKind = Literal["raised", "unknown-entry", "type", "state", "sealed"]
 
 
 class Raised(Message, frozen=True):
-    """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran.
+    """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran ("sealed": its sealed files are not as they must be).
 
     `builtin`: the nearest built-in exception class of what was raised; `arguments` its plain arguments, where it has such
     (errno and text of an OSError). `traceback` is empty unless the enclave is in debug. `argument`: the stream among the call's arguments

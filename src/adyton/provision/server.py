@@ -39,6 +39,7 @@ class ServerOptions:
     remote_proxy: str = ""
     grace: float = GRACE_SECONDS
     platform: Platform = "sim"  # of all its enclaves
+    sealed_directory: str | None = None
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -68,10 +69,22 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         from adyton.provision.service import Order, ProvisionService, only  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
+        def container(order: Order) -> str:
+            folder = options.sealed_directory
+            return (
+                os.path.join(os.path.abspath(folder), order.measurement.replace(":", "-"), "container")
+                if folder
+                else ""
+            )
+
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            return ready(spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial))
+            return ready(
+                spawner.spawn(
+                    order.measurement, order.signatures, order.platform, order.wanted, dial, container(order)
+                )
+            )
 
         def ready(spawned: Spawned) -> Ready:
             return Ready(

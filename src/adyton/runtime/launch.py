@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
@@ -29,15 +29,21 @@ from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableEr
 from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
 from adyton.runtime.process.attester import AttesterProcess
+from adyton.runtime.process.sealed_container import open_container
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
 
+__all__ = ["SUPERVISOR", "Enclave", "LaunchRequest", "Zygote", "launch_in_process", "open_container"]
+
 START_SECONDS = 30.0  # for a zygote, and for an enclave
 END_SECONDS = 5.0
 _LOOK_SECONDS = 0.5  # between two looks at whether a starting process was stopped
 SUPERVISOR = "adyton.runtime.process.supervisor.main:run"
+
+
+Attached = Literal["attester", "container"]
 
 
 class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -47,6 +53,7 @@ class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     signatures: list[str]  # of its signature envelopes
     platform: Platform = "sim"
     grace: float = GRACE_SECONDS  # that it waits for another connection of its client's when one is lost
+    attached: list[Attached] = []  # what the descriptors are that go along with it, after those that always do; `Zygote.launch` says it
 
 
 class Enclave:
@@ -141,18 +148,23 @@ class Zygote:
             raise _with_findings(error) from error
         return self
 
-    def launch(self, request: LaunchRequest) -> Enclave:
-        """Start an enclave, and wait until it is ready for its client. Any number of threads may.
+    def launch(self, request: LaunchRequest, container: int | None = None) -> Enclave:
+        """Start an enclave, and wait until it is ready for its client. Any number of threads may. `container`: descriptor, see `sealed_container`.
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
-        hardware = [] if request.platform == "sim" else [self._attester(request.platform).asking]
+        attached: dict[Attached, int] = {}
+        if request.platform != "sim":
+            attached["attester"] = self._attester(request.platform).asking.fileno()
+        if container is not None:
+            attached["container"] = container
+        request = msgspec.structs.replace(request, attached=list(attached))
         stream, stream_end = control_pair()
         report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with report:
             with stream_end, report_end:
                 try:
-                    self._send(request, stream_end, report_end, *hardware)
+                    self._send(request, [stream_end.fileno(), report_end.fileno(), *attached.values()])
                 except BaseException:
                     stream.close()
                     raise
@@ -178,12 +190,12 @@ class Zygote:
             made = self._attesters[platform] = AttesterProcess(platform)
             return made
 
-    def _send(self, request: LaunchRequest, *sockets: socket.socket) -> None:
+    def _send(self, request: LaunchRequest, descriptors: list[int]) -> None:
         with self._lock:
             if self._closed:
                 raise ClosedError("the zygote is closed: no enclave can be started any more")
             try:
-                socket.send_fds(self._control, [msgspec.msgpack.encode(request)], [each.fileno() for each in sockets])
+                socket.send_fds(self._control, [msgspec.msgpack.encode(request)], descriptors)
             except OSError as error:
                 raise PlatformError(f"the zygote has ended ({error}): start another one") from error
 

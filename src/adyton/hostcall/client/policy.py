@@ -102,8 +102,10 @@ class HostCallPolicy:
         listen: tuple[Endpoint, ...],
         env: tuple[str, ...],
         call: frozenset[str],
+        container: str | None = None,
     ) -> None:
         self._places = dict(places)
+        self._container = container
         self._enterable = {above for path in (*places, *working_directory) for above in upwards(path)}
         self.working_directory = working_directory[-1]
         self.net = net
@@ -128,8 +130,11 @@ class HostCallPolicy:
         call: Iterable[str] = (),
         base: str,
         working_directory: str | None = None,
+        container: str | None = None,
     ) -> HostCallPolicy:
         """The policy of these lists; relative paths are below `base`, which is the working directory too unless that is given.
+
+        `container`: the file, behind no link, in which the enclave's supervisor keeps sealed files; it is no path of its program's.
 
         UsageError for what no policy can allow (the enclave's own paths, variables that the loader obeys) and for malformed entries.
         """
@@ -147,6 +152,7 @@ class HostCallPolicy:
             tuple(parse_listen(entry) for entry in _listed("allow_listen", listen)),
             tuple(check_variable(name) for name in _listed("allow_env", env)),
             frozenset(_check_function(name) for name in _listed("allow_call", call)),
+            container,
         )
 
     def grants(self) -> list[Grant]:
@@ -163,6 +169,8 @@ class HostCallPolicy:
 
     def resolve(self, path: str, right: PathRight) -> Resolved | Denied:
         """Where the enclave's `path` (absolute and normalised) is, if the policy gives `right` on it."""
+        if path == self._container:
+            return Resolved(path)
         own = own_path(path)
         if own is not None:
             return Denied(right, path, own)

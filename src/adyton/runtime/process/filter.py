@@ -186,7 +186,7 @@ def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule
 # What a supervisor does once its guest runs. Its root directory holds libraries only, so opening files is allowed for what Python
 # imports late, and for the guest's /proc, of which it has a descriptor.
 _SUPERVISOR_CALLS = """
-    read write readv writev pread64 lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink readlinkat
+    read write readv writev pread64 pwrite64 ftruncate fsync lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink readlinkat
     open openat getdents64 getcwd fcntl dup dup3
     sendto recvfrom sendmsg recvmsg socketpair shutdown getsockopt setsockopt getsockname getpeername
     epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 pipe2 eventfd2

@@ -6,9 +6,14 @@
            │    └─ guest (guest_start)
            └─ unpacker, one for each layer that several enclaves may share (layer_store)
 
-On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with two or three
-descriptors: the socket on which the enclave's supervisor is handed connections; a SEQPACKET socket that is this launch's alone, see below; and, unless
-the enclave is simulated, the socket on which its supervisor asks for reports of the hardware (attesting). On the second the launcher gets
+On the control socket (SEQPACKET) the launcher first gets READY or FAILED, and then sends one LaunchRequest for each enclave, with these
+descriptors: the socket on which the enclave's supervisor is handed connections; a SEQPACKET socket that is this launch's alone, see below; and
+what the request names in `attached`, in that order, for the supervisor alone:
+
+    attester        the socket on which it asks for reports of the hardware (attesting); there unless the enclave is simulated
+    container       the file of its sealed files on this machine's disk (sealed_container); there if they have one
+
+On the second descriptor the launcher gets
 
     STARTED pid     from the zygote, with a descriptor of the supervisor's process; or
     FAILED error    from the zygote or the supervisor
@@ -43,6 +48,7 @@ from adyton.runtime.process import (
     mounts,
     namespaces,
     root,
+    sealed_container,
     unpacker,
     vdso,
 )
@@ -57,6 +63,7 @@ FAILED = b"failed:"  # class of the error, newline, its text
 STARTED = b"started:"  # struct PID
 PID = struct.Struct("<i")
 MESSAGE_SIZE = 1 << 16
+MOST_ATTACHED = 2  # descriptors that LaunchRequest.attached names
 
 PLACE = f"/enclave/{PACKAGES}"  # where programs see an unpacked layer
 
@@ -306,14 +313,16 @@ class _Zygote:
     def _take(self) -> bool:
         """Start what the launcher asks for; False: it is gone."""
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 3)
+            request, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_SIZE, 2 + MOST_ATTACHED)
         except ConnectionError:
             return False
         if not request:
             return False
-        stream, report, *reports = (socket.socket(fileno=each) for each in descriptors)
-        hardware = reports[0] if reports else None
-        with stream, report, hardware or contextlib.nullcontext():
+        stream, report = (socket.socket(fileno=each) for each in descriptors[:2])
+        attached = descriptors[2:]
+        with stream, report, contextlib.ExitStack() as owned:
+            for each in attached:
+                owned.callback(os.close, each)
             try:
                 asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 resting, watched = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -325,8 +334,7 @@ class _Zygote:
                         layer_store.connect(asking)
                         idle_watch.connect(resting, self._switch)
                         memory_group.connect(group)
-                        attesting.connect(hardware)
-                        self._supervise(stream, report, request)
+                        self._supervise(stream, report, request, attached)
             except OSError as error:
                 report.send(failure(PlatformError(f"no process for another enclave can be had ({error})")))
                 return True
@@ -372,13 +380,20 @@ class _Zygote:
         if self._groups is not None:
             self._groups.close()
 
-    def _supervise(self, stream: socket.socket, report: socket.socket, request: bytes) -> NoReturn:
+    def _supervise(
+        self, stream: socket.socket, report: socket.socket, message: bytes, attached: list[int]
+    ) -> NoReturn:
         reporter = Reporter(report)
         status = 1
         try:
             self._leave()
             self._confine()
-            self._run(stream, _decode(request), reporter)
+            request = _decode(message)
+            named = dict(zip(request.attached, attached, strict=True))
+            asking = named.get("attester")
+            attesting.connect(None if asking is None else socket.socket(fileno=asking))
+            sealed_container.connect(named.get("container"))
+            self._run(stream, request, reporter)
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1

@@ -24,7 +24,7 @@ from adyton.runtime.process.supervisor.handles import Handles
 from adyton.runtime.process.supervisor.layout import Place
 from adyton.runtime.process.supervisor.private import INODE_COST, Directory, File, Inode
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
-from adyton.runtime.process.supervisor.view import Steps, View, ask, sendable
+from adyton.runtime.process.supervisor.view import Steps, View, ask, done, sendable
 
 _R = TypeVar("_R")
 _BLOCK = 4096
@@ -42,7 +42,6 @@ class AttributeOperations:
     def __init__(self, view: View, handles: Handles) -> None:
         self._view = view
         self._tree = view.tree
-        self._private = view.private
         self._handles = handles
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -121,9 +120,9 @@ class AttributeOperations:
         """The client's, where a file is the client's; of private files what is left of their room."""
         node = self._tree.get(header.node)
         if node.private is not None:
-            blocks, used = self._private.capacity // _BLOCK, -(-self._private.used // _BLOCK)
-            left = max(0, blocks - used)
-            files = self._private.capacity // INODE_COST
+            capacity, free = node.private.files.room()
+            blocks, left = capacity // _BLOCK, free // _BLOCK
+            files = capacity // INODE_COST
             return fuse_answers.pack_statfs(FileSystem(_BLOCK, blocks, left, left, files, files - 1 if left else 0))
         path = node.last_path
         if node.own or self._view.place(path) is not Place.CLIENT:
@@ -144,26 +143,26 @@ class AttributeOperations:
         if valid & _SIZE and body.size > fuse_abi.LARGEST:
             raise FileError(errno.EINVAL)
         if node.private is not None:
-            self._set_private(node.private, valid, body)
+            yield from self._set_private(node.private, valid, body)
         elif node.own:
             raise FileError(errno.EACCES)
         else:
             yield from self._set_client(header, node, valid, body)
         return fuse_answers.pack_attr(*self._view.attr(node))
 
-    def _set_private(self, inode: Inode, valid: int, body: fuse_abi.SetAttr) -> None:
+    def _set_private(self, inode: Inode, valid: int, body: fuse_abi.SetAttr) -> Steps:
         now = self._view.now()
         if valid & _SIZE:
             if not isinstance(inode, File):
                 raise FileError(errno.EISDIR if isinstance(inode, Directory) else errno.EINVAL)
-            self._private.resize(inode, body.size)
-        if valid & _MODE:
-            inode.mode = body.mode & 0o7777
-        if valid & _ATIME:
-            inode.accessed = now if valid & _ATIME_NOW else body.accessed
-        if valid & _MTIME:
-            inode.modified = now if valid & _MTIME_NOW else body.modified
-        inode.changed = now
+            yield from done(inode.files.resize(inode, body.size))
+        inode.files.set_attributes(
+            inode,
+            mode=body.mode & 0o7777 if valid & _MODE else None,
+            accessed=(now if valid & _ATIME_NOW else body.accessed) if valid & _ATIME else None,
+            modified=(now if valid & _MTIME_NOW else body.modified) if valid & _MTIME else None,
+        )
+        return b""
 
     def _set_client(self, header: Header, node: Node, valid: int, body: fuse_abi.SetAttr) -> Steps:
         path = node.path
@@ -235,7 +234,7 @@ class AttributeOperations:
         if node.private is not None:
             if not isinstance(node.private, File | Directory):
                 raise FileError(errno.EPERM)  # xattr(7): what may write such a file says nothing about its attributes
-            self._private.set_extended(node.private, name, body.value, create=create, replace=replace)
+            node.private.files.set_extended(node.private, name, body.value, create=create, replace=replace)
             return b""
         how: Literal["set", "create", "replace"] = "create" if create else "replace" if replace else "set"
         yield from self._ask(
@@ -248,7 +247,7 @@ class AttributeOperations:
         node = self._tree.get(header.node)
         name = _extended_name(body.name)
         if node.private is not None:
-            self._private.remove_extended(node.private, name)
+            node.private.files.remove_extended(node.private, name)
             return b""
         yield from self._ask(header, node, "write", lambda path, h: abi.RemoveExtended(path, name, h), abi.Done)
         return b""

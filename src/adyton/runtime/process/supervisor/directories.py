@@ -18,7 +18,17 @@ from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, OpenFl
 from adyton.runtime.process.supervisor.fuse_answers import DirectoryEntry, OpenAnswer
 from adyton.runtime.process.supervisor.handles import Handles, OpenDirectory
 from adyton.runtime.process.supervisor.layout import Place
-from adyton.runtime.process.supervisor.view import TYPES, Steps, View, ask, inode_type, private_directory, sendable
+from adyton.runtime.process.supervisor.view import (
+    TYPES,
+    Steps,
+    View,
+    ask,
+    done,
+    inode_type,
+    is_root,
+    private_directory,
+    sendable,
+)
 
 MAX_LISTED = 1 << 18  # names of one directory
 MAX_LISTED_TOGETHER = 1 << 20  # of all that are open
@@ -31,7 +41,6 @@ class DirectoryOperations:
     def __init__(self, view: View, handles: Handles) -> None:
         self._view = view
         self._tree = view.tree
-        self._private = view.private
         self._handles = handles
         self._listed = 0  # names kept, of all open directories
 
@@ -40,10 +49,9 @@ class DirectoryOperations:
         node = self._tree.get(header.node)
         path = node.last_path if node.removed else self._tree.path(node)
         place = self._view.place(path)
-        root = self._private.root
         lists = (
             place in (Place.CLIENT, Place.OWN)
-            or node.private is root
+            or is_root(node.private)
             or (place is Place.PRIVATE and not self._view.leads(path))
         )
         if not lists:
@@ -93,7 +101,7 @@ class DirectoryOperations:
         for name, number in ((".", node), ("..", node.parent or node)):
             self._list(opened, name, self._view.attr(number)[1].number, stat.S_IFDIR)
         for name, child in node.children.items():
-            if (child.own and child is not self._tree.standard_input) or child.private is self._private.root:
+            if (child.own and child is not self._tree.standard_input) or is_root(child.private):
                 self._list(opened, name, self._view.attr(child)[1].number, stat.S_IFDIR)
         if node.private is not None:
             for name, inode in private_directory(node).entries.items():
@@ -154,6 +162,8 @@ class DirectoryOperations:
     def fsyncdir(self, _header: Header, body: fuse_abi.Sync) -> Steps:
         """Of a directory; the enclave's own and private ones, and removed ones, have nothing to write."""
         node = self._handles.directory(body.handle).node
-        if node.private is None and not node.own and not node.removed:
+        if node.private is not None:
+            yield from done(node.private.files.sync())
+        elif not node.own and not node.removed:
             yield from ask(abi.SyncDirectory(sendable(self._tree.path(node))), abi.Done)
         return b""

@@ -35,14 +35,20 @@ from adyton.runtime.process.supervisor.leases import Leases
 from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
+from adyton.runtime.process.supervisor.sealed import SealedFiles
+from adyton.runtime.process.supervisor.sealed_storage import ClientDisk, Disk, OwnDisk
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
 from adyton.runtime.process.supervisor.tree import Node
-from adyton.runtime.process.supervisor.view import Park, Part, Steps, View, errno_of
+from adyton.runtime.process.supervisor.view import PARK, Park, Part, Steps, View, errno_of
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
 from adyton.runtime.process.supervisor.watching.happenings import After, Happenings
 from adyton.runtime.process.supervisor.watching.walk import Walking
 from adyton.runtime.process.supervisor.watching.watching import Watching
+from adyton.sealed_files.cipher import Keys
+from adyton.sealed_files.storage import Request as StorageRequest
+from adyton.sealed_files.storage import StorageError
+from adyton.sealed_files.store import Store
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
 MAX_BEGUN = 1024  # operations under way that the kernel did not ask for
@@ -166,7 +172,7 @@ class _Task:
     after: After | None = None
     done: Callable[[Any, int], None] | None = None
     steps: Generator[Pending, Any, Any] | None = None
-    request: abi.Request | Flush | Park | None = None
+    request: abi.Request | Flush | Park | StorageRequest | None = None
     answered: bool = False
     waited: bool = False  # for the client
 
@@ -222,6 +228,7 @@ class FileServer:
         self._parked: list[Pending] = []  # of those that wait for locks to be given back
         self._interrupted: deque[tuple[float, int]] = deque()  # until when, and the request's unique
         self._input = StandardInput()
+        self._disk: Disk | None = None  # of the sealed files
         self.believed = 0.0  # seconds after `changed` for which the kernel may still believe what was before
 
     def set_layout(self, layout: Layout, coherence: Callable[[str], Coherence] | None = None) -> None:
@@ -237,6 +244,35 @@ class FileServer:
     def open_standard_input(self) -> None:
         """The client has a standard input for the guest; otherwise that is at its end."""
         self._input.open()
+
+    def open_sealed(
+        self,
+        keys: Keys,
+        capacity: int,
+        where: int | str,
+        say: Callable[[str], None],
+        done: Callable[[int], None],
+    ) -> list[Effect]:
+        """Open sealed files, and then show them; `done` is given an errno, or 0. At most `capacity` bytes.
+
+        `where`: a descriptor of the container, or the client's path of it. `say` is told what is wrong with them, then and later.
+        """
+        view = self._view
+        self._disk = (
+            OwnDisk(where) if isinstance(where, int) else ClientDisk(self._calls, where, self._handles.reserve())
+        )
+        sealed = SealedFiles(Store(keys, capacity), view.tree.number, view.now, say, PARK, view.free)
+
+        def opened(_result: object, number: int) -> None:
+            if not number:
+                view.show_sealed(sealed)
+            done(number)
+
+        return self.begin(sealed.load(None), opened)
+
+    def no_sealed(self, say: Callable[[str], None]) -> None:
+        """There are none; who looks for them is told so."""
+        self._view.say = say
 
     # -- requests and results ---------------------------------------------------------------------------------------
 
@@ -361,8 +397,21 @@ class FileServer:
         return [*self._run(), *answers]
 
     def settle(self) -> tuple[list[Effect], Pending | None]:
-        """Let all that the program did reach the client; what to wait for until it has: None if it has."""
-        return self.push(), self._calls.settled()
+        """Let all that the program did reach the client, and the disk of its sealed files; what to wait for until it has: None if it has."""
+        effects, pending = self.push(), self._calls.settled()
+        sealed = self._view.sealed
+        if sealed is None or not sealed.is_changed:
+            return effects, pending
+        both = Pending()
+
+        def committed(_result: object, _number: int) -> None:  # what went wrong was said
+            if pending is None or pending.result is not None:
+                both.finish(abi.Done())
+            else:
+                pending.after.append(lambda _: both.finish(abi.Done()))
+
+        effects += self.begin(sealed.sync(), committed)
+        return effects, both if both.result is None else None
 
     def abort(self) -> list[Effect]:
         """Answer all that is outstanding with EIO."""
@@ -392,6 +441,13 @@ class FileServer:
                     pending = Pending()
                     self._parked.append(pending)
                     result = yield pending
+                elif isinstance(request, StorageRequest):
+                    assert self._disk is not None
+                    try:
+                        result = yield from self._disk.serve(request)
+                    except StorageError as error:
+                        request = task.operation.throw(error)
+                        continue
                 else:
                     while (room := self._calls.room()) is not None:
                         yield room
@@ -465,7 +521,7 @@ class FileServer:
         self.waits.ended(task.unique)
         if task.waited:
             self.waits.miss()
-        elif task.request is not None and not isinstance(task.request, Park):
+        elif task.request is not None and not isinstance(task.request, Park | StorageRequest):
             self.waits.hit()
         task.answered = True
         if task.done is not None:
@@ -505,7 +561,7 @@ class FileServer:
                     self._view.tree.forget(node, lookups)
             case fuse_abi.Interrupt(unique):
                 task = self._waiting.get(unique)
-                if task is not None and task.interruptible:
+                if task is not None and task.interruptible and not isinstance(task.request, StorageRequest):
                     self._interrupted.append((self._clock() + PATIENCE_SECONDS, unique))
                     return []
                 if task is not None and isinstance(task.request, Park):

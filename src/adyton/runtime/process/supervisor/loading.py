@@ -7,6 +7,7 @@ from adyton.errors import UsageError
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.runtime.process.supervisor.layout import is_normal
 from adyton.trusted.callers import Caller
 
 
@@ -17,6 +18,8 @@ def check_load(request: LoadRequest) -> None:
         raise UsageError(f"{request.time_zone[:80]!r} is no time zone")
     if not is_host_name(request.host_name):
         raise UsageError(f"{request.host_name[:80]!r} is no host name")
+    if request.sealed and not is_normal(request.sealed):
+        raise UsageError(f"{request.sealed[:80]!r} is no path of sealed files")
 
 
 def guest_load(program: Program, request: LoadRequest, caller: Caller | None, *, mount_tmp: bool) -> GuestLoad:

@@ -22,7 +22,7 @@ from adyton.image.platforms import fits, this_machine
 from adyton.image.sign import verified_signature
 from adyton.image.versions import spell_python, this_python
 from adyton.runtime.launch import LaunchRequest
-from adyton.runtime.process import attesting, idle_watch, layer_store, memory_group, mounts, root
+from adyton.runtime.process import attesting, idle_watch, layer_store, memory_group, mounts, root, sealed_container
 from adyton.runtime.process.confine import confine_supervisor
 from adyton.runtime.process.guest.run import main as guest_main
 from adyton.runtime.process.guest_start import GuestSide, Limits, start_guest
@@ -98,6 +98,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         clock=clock,
         watch=watch,
         sealing=Sealing(identity, open_root(identity.platform)),
+        container=sealed_container.taken(),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )

@@ -12,10 +12,11 @@ from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor import fuse_abi
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header
 from adyton.runtime.process.supervisor.handles import Handles
-from adyton.runtime.process.supervisor.layout import Place
+from adyton.runtime.process.supervisor.layout import TEMPORARY, Place
 from adyton.runtime.process.supervisor.private import Link
+from adyton.runtime.process.supervisor.sealed import SEALED
 from adyton.runtime.process.supervisor.tree import Node, is_same, learn
-from adyton.runtime.process.supervisor.view import Steps, View, ask, private_directory, sendable
+from adyton.runtime.process.supervisor.view import Steps, View, ask, is_root, private_directory, sendable
 
 _WHITEOUT_AND_UNKNOWN = ~(fuse_abi.RENAME_NOREPLACE | fuse_abi.RENAME_EXCHANGE)
 
@@ -26,7 +27,6 @@ class NameOperations:
     def __init__(self, view: View, handles: Handles) -> None:
         self._view = view
         self._tree = view.tree
-        self._private = view.private
         self._handles = handles
 
     # -- finding ----------------------------------------------------------------------------------------------------
@@ -40,11 +40,13 @@ class NameOperations:
             return self._view.entry(existing)
         match self._view.place(path):
             case Place.OWN:
+                self._view.missed_sealed(path)
                 raise FileError(errno.ENOENT)
             case Place.PRIVATE:
-                if existing is not None and existing.private is self._private.root:
+                if existing is not None and is_root(existing.private):
                     return self._view.entry(existing)
-                inode = self._private.find(private_directory(parent), name)
+                directory = private_directory(parent)
+                inode = directory.files.find(directory, name)
                 return self._view.entry(self._tree.found_private(parent, name, inode))
             case Place.OUTSIDE:
                 yield from self._view.denied(header, path, "read", guess=True)
@@ -97,7 +99,8 @@ class NameOperations:
         name, path = self._view.child_path(parent, body.name)
         mode, umask = body.mode & 0o7777, body.umask & 0o777
         if (yield from self._writable(header, path)) is Place.PRIVATE:
-            made = self._private.make_directory(private_directory(parent), name, mode & ~umask)
+            directory = private_directory(parent)
+            made = directory.files.make_directory(directory, name, mode & ~umask)
             return self._view.entry(self._tree.found_private(parent, name, made))
         attributes = yield from ask(abi.MakeDirectory(sendable(path), mode, umask), abi.Attributes)
         return self._view.entry(self._tree.found_client(parent, name, attributes))
@@ -112,10 +115,10 @@ class NameOperations:
             directory = private_directory(parent)
             if kind == stat.S_IFREG:
                 return self._view.entry(
-                    self._tree.found_private(parent, name, self._private.make_file(directory, name, mode & ~umask))
+                    self._tree.found_private(parent, name, directory.files.make_file(directory, name, mode & ~umask))
                 )
             if kind in (stat.S_IFIFO, stat.S_IFSOCK):
-                special = self._private.make_special(directory, name, kind | mode & ~umask)
+                special = directory.files.make_special(directory, name, kind | mode & ~umask)
                 return self._view.entry(self._tree.found_private(parent, name, special))
             raise FileError(errno.EPERM)
         if kind != stat.S_IFREG:
@@ -135,9 +138,9 @@ class NameOperations:
         name, path = self._view.child_path(parent, body.name)
         place = yield from self._writable(header, path)
         if node.private is not None:
-            if place is not Place.PRIVATE:
+            if place is not Place.PRIVATE or node.private.files is not private_directory(parent).files:
                 raise FileError(errno.EXDEV)
-            self._private.link(node.private, private_directory(parent), name)
+            node.private.files.link(node.private, private_directory(parent), name)
             self._tree.one_more(node, parent, name)
             return self._view.entry(node)
         if node.own or place is Place.PRIVATE:
@@ -165,7 +168,8 @@ class NameOperations:
         if (yield from self._writable(header, path)) is not Place.PRIVATE:
             attributes = yield from ask(abi.SymbolicLink(sendable(path), in_text(body.target)), abi.Attributes)
             return self._view.entry(self._tree.found_client(parent, name, attributes))
-        made = self._private.make_link(private_directory(parent), name, body.target)
+        directory = private_directory(parent)
+        made = directory.files.make_link(directory, name, body.target)
         return self._view.entry(self._tree.found_private(parent, name, made))
 
     def unlink(self, header: Header, body: fuse_abi.Name) -> Steps:
@@ -180,7 +184,8 @@ class NameOperations:
         parent = self._tree.get(header.node)
         name, path = self._view.child_path(parent, body.name)
         if (yield from self._writable(header, path)) is Place.PRIVATE:
-            self._private.remove(private_directory(parent), name, is_directory=is_directory)
+            directory = private_directory(parent)
+            directory.files.remove(directory, name, is_directory=is_directory)
         else:
             yield from ask(abi.Remove(sendable(path), is_directory), abi.Done)
         self._tree.removed(parent, name)
@@ -208,11 +213,14 @@ class NameOperations:
         same = path == new_path
         if source_place is Place.PRIVATE:
             source_directory, target_directory = private_directory(parent), private_directory(target)
+            files = source_directory.files
+            if target_directory.files is not files:
+                raise FileError(errno.EXDEV)
             if exchange:
-                self._private.exchange(source_directory, name, target_directory, new_name)
+                files.exchange(source_directory, name, target_directory, new_name)
             else:
                 same = source_directory.entries.get(name) is target_directory.entries.get(new_name)
-                self._private.rename(source_directory, name, target_directory, new_name, replace=replace)
+                files.rename(source_directory, name, target_directory, new_name, replace=replace)
         else:
             yield from ask(abi.Rename(sendable(path), sendable(new_path), replace, exchange), abi.Done)
         if not same:
@@ -224,6 +232,8 @@ class NameOperations:
         place = self._view.place(path)
         if place is Place.OWN:
             raise FileError(errno.EACCES)
+        if place is Place.PRIVATE and path in (TEMPORARY, SEALED):
+            raise FileError(errno.EBUSY)
         if place in (Place.LEADING, Place.OUTSIDE):
             yield from self._view.denied(header, path, "write")
         return place

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +30,7 @@ from adyton.runtime.process.supervisor.view import (
     Steps,
     View,
     ask,
+    done,
     private_directory,
     private_file,
     right_of,
@@ -59,7 +60,6 @@ class OpenOperations:
         self._cache = cache
         self._waits = waits
         self._tree = view.tree
-        self._private = view.private
         self._handles = handles
         self._locks = locks
 
@@ -69,7 +69,7 @@ class OpenOperations:
         """Opens a file that is there."""
         node = self._tree.get(header.node)
         if node.private is not None:
-            return self._open_private(node, body.flags)
+            return (yield from self._open_private(node, body.flags))
         if node is self._tree.standard_input:
             return _open_standard_input(body.flags)
         if node.own:
@@ -139,7 +139,7 @@ class OpenOperations:
             case Place.OWN:
                 raise FileError(errno.EACCES)
             case Place.PRIVATE:
-                return self._create_private(parent, name, body.flags, mode & ~umask)
+                return (yield from self._create_private(parent, name, body.flags, mode & ~umask))
             case Place.LEADING | Place.OUTSIDE:
                 yield from self._view.denied(header, path, "write")
         number = self._handles.reserve()
@@ -182,12 +182,13 @@ class OpenOperations:
         if access == "read":
             raise FileError(errno.EINVAL)
         if parent.private is not None:
-            file = self._private.make_unnamed(mode & ~umask)
+            files = parent.private.files
+            file = files.make_unnamed(mode & ~umask)
             try:
                 node = self._tree.unnamed(file)
-                opened = self._open_private(node, body.flags)
+                opened = yield from self._open_private(node, body.flags)
             finally:
-                self._private.close(file)
+                files.close(file)
             return self._view.entry(node) + opened
         place = self._view.place(path)
         if place is not Place.CLIENT:
@@ -213,12 +214,12 @@ class OpenOperations:
         finally:
             self._handles.release(number)
 
-    def _create_private(self, parent: Node, name: str, flags: int, mode: int) -> bytes:
+    def _create_private(self, parent: Node, name: str, flags: int, mode: int) -> Steps:
         _access(flags)  # before anything is made
         directory = private_directory(parent)
         existing = directory.entries.get(name)
         if existing is None:
-            inode = self._private.make_file(directory, name, mode)
+            inode = directory.files.make_file(directory, name, mode)
         elif flags & os.O_EXCL:
             raise FileError(errno.EEXIST)
         elif not isinstance(existing, File):
@@ -226,16 +227,20 @@ class OpenOperations:
         else:
             inode = existing
         node = self._tree.found_private(parent, name, inode)
-        opened = self._open_private(node, flags)
+        opened = yield from self._open_private(node, flags)
         return self._view.entry(node) + opened
 
-    def _open_private(self, node: Node, flags: int) -> bytes:
+    def _open_private(self, node: Node, flags: int) -> Steps:
         file, access = private_file(node), _access(flags)
         number = self._handles.reserve()
         try:
-            self._private.open(file)
-            if flags & os.O_TRUNC:
-                self._private.resize(file, 0)
+            file.files.open(file)
+            try:
+                if flags & os.O_TRUNC:
+                    yield from done(file.files.resize(file, 0))
+            except BaseException:
+                file.files.close(file)
+                raise
             self._handles.add(OpenFile(number, node, access, bool(flags & os.O_APPEND), private=file))
         finally:
             self._handles.release(number)
@@ -247,7 +252,7 @@ class OpenOperations:
         """At most `size` bytes; fewer are the end of the file, to the kernel too. There are many, so most are done in one step."""
         opened = self._handles.file(body.handle)
         if opened.private is not None:
-            return self._private.read(opened.private, body.offset, body.size)
+            return opened.private.files.read(opened.private, body.offset, body.size)
         here = self._cache.read_here(opened.number, body.offset, body.size)
         if here is None:
             return self._read(opened, body)
@@ -270,12 +275,14 @@ class OpenOperations:
         """At the offset, or at the end in append mode; may be less than all of it. There are many, so most are done in one step."""
         opened = self._handles.file(body.handle)
         if opened.private is not None:
-            if body.write_flags & fuse_abi.WRITE_KILL_SUIDGID:
-                opened.private.mode &= ~_SET_ID
+            file = opened.private
+            if body.write_flags & fuse_abi.WRITE_KILL_SUIDGID and file.mode & _SET_ID:
+                file.files.set_attributes(file, mode=file.mode & ~_SET_ID)
             offset = body.offset
             if opened.append and not body.write_flags & fuse_abi.WRITE_CACHE and body.flags & os.O_APPEND:
-                offset = opened.private.size
-            return fuse_answers.pack_written(self._private.write(opened.private, offset, body.data))
+                offset = file.size
+            written = file.files.write(file, offset, body.data)
+            return fuse_answers.pack_written(written) if isinstance(written, int) else _written(written)
         if (
             not opened.append
             and len(body.data) <= abi.MAX_BLOCK
@@ -315,7 +322,9 @@ class OpenOperations:
     def fsync(self, _header: Header, body: fuse_abi.Sync) -> Steps:
         """Durable on the client when answered."""
         opened = self._handles.file(body.handle)
-        if opened.private is None:
+        if opened.private is not None:
+            yield from done(opened.private.files.sync())
+        else:
             data_only = bool(body.flags & fuse_abi.FSYNC_DATA_ONLY)
             yield from ask(abi.Sync(opened.number, data_only), abi.Done)
         return b""
@@ -346,7 +355,7 @@ class OpenOperations:
         if opened.access == "read":
             raise FileError(errno.EBADF)
         if opened.private is not None:
-            self._private.allocate(opened.private, way, body.offset, body.size)
+            yield from done(opened.private.files.allocate(opened.private, way, body.offset, body.size))
         else:
             yield from ask(abi.Allocate(opened.number, way, body.offset, body.size), abi.Done)
         return b""
@@ -367,8 +376,11 @@ class OpenOperations:
         if body.flags or max(body.offset, body.target_offset) + size > fuse_abi.LARGEST:
             raise FileError(errno.EINVAL)
         if source.private is not None and target.private is not None:
-            data = self._private.read(source.private, body.offset, size)
-            return self._private.write(target.private, body.target_offset, data) if data else 0
+            size = min(size, abi.MAX_BLOCK) if source.private.stored or target.private.stored else size
+            data = yield from done(source.private.files.read(source.private, body.offset, size))
+            if not data:
+                return 0
+            return (yield from done(target.private.files.write(target.private, body.target_offset, data)))
         if source.private is not None or target.private is not None or target.append:
             raise FileError(errno.EXDEV)
         request = abi.Copy(source.number, body.offset, target.number, body.target_offset, size)
@@ -394,7 +406,7 @@ class OpenOperations:
         opened = self._handles.file(body.handle)
         self._handles.remove(opened)
         if opened.private is not None:
-            self._private.close(opened.private)
+            opened.private.files.close(opened.private)
             self._locks.released(opened)
             return b""
         if opened.positional is not None:
@@ -405,6 +417,10 @@ class OpenOperations:
             return b""
         yield from self._locks.release(opened)
         return b""
+
+
+def _written(steps: Generator[Any, Any, int]) -> Steps:
+    return fuse_answers.pack_written((yield from steps))
 
 
 def _access(flags: int) -> abi.OpenMode:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias, TypeVar
 
 from adyton.hostcall import abi
 from adyton.hostcall.names import in_bytes
 from adyton.runtime.process.supervisor.fuse_abi import FileError
+from adyton.sealed_files.store import StoredObject
 
 INODE_COST = (
     512  # bytes that an inode and its name count for; each further name, and each extended attribute, counts as much
@@ -21,11 +22,19 @@ INODE_COST = (
 
 
 class Inode:
-    """What files, directories and links have in common. `number` is not used twice; times are nanoseconds."""
+    """What files, directories and links have in common. `number` is not used twice; times are nanoseconds.
 
-    __slots__ = ("accessed", "born", "changed", "extended", "links", "mode", "modified", "number", "opens")
+    `files`: those that it is one of, which all that is done to it goes through. `stored`: of sealed ones, what the store has of it.
+    """
+
+    __slots__ = (
+        *("accessed", "born", "changed", "extended", "files", "links", "mode", "modified", "number", "opens"),
+        "stored",
+    )
 
     def __init__(self, number: int, mode: int, now: int) -> None:
+        self.files: PrivateFiles
+        self.stored: StoredObject | None = None
         self.number = number
         self.mode = mode
         self.links = 1
@@ -52,7 +61,7 @@ class File(Inode):
 
     @property
     def size(self) -> int:
-        return len(self.data)
+        return len(self.data) if self.stored is None else self.stored.size
 
 
 class Link(Inode):
@@ -90,6 +99,8 @@ class Directory(Inode):
 
 
 _Made = TypeVar("_Made", bound=Inode)
+_R = TypeVar("_R")
+Done: TypeAlias = _R | Generator[Any, Any, _R]  # at once; or, of sealed files, by steps, see `view`
 
 
 class PrivateFiles:
@@ -100,7 +111,11 @@ class PrivateFiles:
         self.used = 0
         self._numbers = numbers
         self._now = now
-        self.root = Directory(numbers(), 0o1777, now(), pinned=True)
+        self.root = self._new(Directory(numbers(), 0o1777, now(), pinned=True))
+
+    def _new(self, inode: _Made) -> _Made:
+        inode.files = self
+        return inode
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -124,7 +139,7 @@ class PrivateFiles:
     def make_unnamed(self, mode: int) -> File:
         """A new file without a name, open: it is freed when it is closed, unless it got one; ENOSPC."""
         self._require_space(INODE_COST)
-        file = File(self._numbers(), mode, self._now())
+        file = self._new(File(self._numbers(), mode, self._now()))
         file.links, file.opens = 0, 1
         self.used += INODE_COST
         return file
@@ -142,7 +157,7 @@ class PrivateFiles:
             raise FileError(errno.EEXIST)
         self._require_space(INODE_COST)
         self.used += INODE_COST
-        directory.entries[name] = inode
+        directory.entries[name] = self._new(inode)
         self._touched(directory)
         return inode
 
@@ -178,7 +193,7 @@ class PrivateFiles:
             self._require_space(INODE_COST)
             self.used += INODE_COST
         inode.links += 1
-        inode.changed = self._now()
+        self._changed(inode)
         directory.entries[name] = inode
         self._touched(directory)
 
@@ -193,7 +208,7 @@ class PrivateFiles:
             if isinstance(each, Directory):
                 above.links -= 1
                 below.links += 1
-            each.changed = self._now()
+            self._changed(each)
         for directory in (source, target):
             self._touched(directory)
 
@@ -220,7 +235,7 @@ class PrivateFiles:
             target.links += 1
         for directory in (source, target):
             self._touched(directory)
-        inode.changed = self._now()
+        self._changed(inode)
 
     def _require_removable(self, inode: Inode) -> None:
         if isinstance(inode, Directory):
@@ -232,7 +247,7 @@ class PrivateFiles:
     def _unlink(self, directory: Directory, name: str, inode: Inode) -> None:
         del directory.entries[name]
         self._touched(directory)
-        inode.changed = self._now()
+        self._changed(inode)
         if isinstance(inode, Directory):
             inode.links = 0
             directory.links -= 1
@@ -243,7 +258,11 @@ class PrivateFiles:
         self._drop(inode)
 
     def _touched(self, inode: Inode) -> None:
-        inode.modified = inode.changed = self._now()
+        inode.modified = self._now()
+        self._changed(inode)
+
+    def _changed(self, inode: Inode) -> None:
+        inode.changed = self._now()
 
     # -- content ------------------------------------------------------------------------------------------------------
 
@@ -257,20 +276,24 @@ class PrivateFiles:
         inode.opens -= 1
         self._drop(inode)
 
-    def read(self, file: File, offset: int, size: int) -> bytes:
+    def read(self, file: File, offset: int, size: int) -> Done[bytes]:
         """At most `size` bytes; fewer only at the end."""
         return bytes(memoryview(file.data)[offset : offset + size])
 
-    def write(self, file: File, offset: int, data: bytes) -> int:
+    def write(self, file: File, offset: int, data: bytes) -> Done[int]:
         """All of `data`, or ENOSPC."""
         if offset + len(data) > len(file.data):
-            self.resize(file, offset + len(data))
+            self._resize(file, offset + len(data))
         file.data[offset : offset + len(data)] = data
         self._touched(file)
         return len(data)
 
-    def resize(self, file: File, size: int) -> None:
+    def resize(self, file: File, size: int) -> Done[None]:
         """Cut off, or fill up with zeros; ENOSPC, ESTALE if it has been freed."""
+        self._resize(file, size)
+        return None
+
+    def _resize(self, file: File, size: int) -> None:
         self._require_kept(file)
         more = size - len(file.data)
         if more < 0:
@@ -281,20 +304,37 @@ class PrivateFiles:
         self.used += more
         self._touched(file)
 
-    def allocate(self, file: File, way: abi.Allocation, offset: int, size: int) -> None:
+    def allocate(self, file: File, way: abi.Allocation, offset: int, size: int) -> Done[None]:
         """fallocate: there are no holes, so that a hole is zeros; EOPNOTSUPP for what moves content, as tmpfs has it, ENOSPC."""
         if way in ("collapse", "insert", "unshare"):
             raise FileError(errno.EOPNOTSUPP)
         end = offset + size
         longer = end > len(file.data)
         if longer and way in ("extend", "zero"):
-            self.resize(file, end)
+            self._resize(file, end)
         elif longer and way == "keep-size":
             self._require_space(end - len(file.data))
         if way not in ("extend", "keep-size"):
             within = max(0, min(end, len(file.data)) - offset)
             file.data[offset : offset + within] = bytes(within)
             self._touched(file)
+        return None
+
+    def sync(self) -> Done[None]:
+        """What was done until now is durable: in memory nothing is, and nobody is told that it is not."""
+        return None
+
+    def set_attributes(
+        self, inode: Inode, *, mode: int | None = None, accessed: int | None = None, modified: int | None = None
+    ) -> None:
+        """Those that are given."""
+        if mode is not None:
+            inode.mode = mode
+        if accessed is not None:
+            inode.accessed = accessed
+        if modified is not None:
+            inode.modified = modified
+        self._changed(inode)
 
     # -- extended attributes ------------------------------------------------------------------------------------------
 
@@ -312,7 +352,7 @@ class PrivateFiles:
             raise FileError(errno.ENOSPC)
         self.used += more
         inode.extended[name] = value
-        inode.changed = self._now()
+        self._changed(inode)
 
     def remove_extended(self, inode: Inode, name: str) -> None:
         """ENODATA."""
@@ -321,9 +361,13 @@ class PrivateFiles:
             raise FileError(errno.ENODATA)
         if inode.links or inode.opens:
             self.used -= len(value) + INODE_COST
-        inode.changed = self._now()
+        self._changed(inode)
 
     # -- room ---------------------------------------------------------------------------------------------------------
+
+    def room(self) -> tuple[int, int]:
+        """Bytes that there may be, and how many of them are left."""
+        return self.capacity, max(0, self.capacity - self.used)
 
     def _require_space(self, size: int) -> None:
         if self.used + size > self.capacity:

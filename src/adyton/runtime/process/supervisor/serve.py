@@ -28,7 +28,7 @@ from adyton.attestation.sealing.keys import Sealing
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
-from adyton.communicator.messages import Counts, LoadRequest, Raised, decode, encode
+from adyton.communicator.messages import Counts, LoadRequest, Raised, RaisedKind, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError
 from adyton.runtime.process.guest import link as protocol
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
@@ -52,6 +52,7 @@ from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.proving import Prove
+from adyton.runtime.process.supervisor.sealed_loading import SealedLoading
 from adyton.runtime.process.supervisor.sealing import SealLinks
 from adyton.runtime.process.supervisor.secrets import SecretLinks
 from adyton.runtime.process.supervisor.spans import Spans
@@ -73,7 +74,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
+    """See the module. `ready` is called once the guest waits for its program. `container`: see SealedLoading. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Supervisor:
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
         sealing: Sealing | None = None,
+        container: int | None = None,
         *,
         lists: bool = False,
         grace: float = GRACE_SECONDS,
@@ -126,6 +128,7 @@ class Supervisor:
             lists=lists,
         )
         self._secrets = SecretLinks(self._loop, identity.digest(), prove, self._guarded)
+        self._sealed = SealedLoading(self._requests, self._session, sealing, container)
         self._sealing = None if sealing is None else SealLinks(self._loop, sealing, self._guarded)
         self._host_name = ""
         self._main: Link | None = None
@@ -333,8 +336,8 @@ class Supervisor:
                 link = self._links[pair] = self._new_link(pair, STREAM if method == "stream" else LINK)
         return link
 
-    def _refuse(self, call: int, message: str) -> None:
-        self._session.reply(call, False, encode(Raised(kind="state", type="Refused", message=message)))
+    def _refuse(self, call: int, message: str, kind: RaisedKind = "state") -> None:
+        self._session.reply(call, False, encode(Raised(kind, "Refused", message)))
 
     def _load(self, call: int, pair: int, body: communicator.Body) -> None:
         if len(body) > MAX_LOAD:
@@ -356,7 +359,8 @@ class Supervisor:
         self._host_name = request.host_name
         load = guest_load(self._program, request, self._connections.caller, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
-        self._enter(self._main, call, pair, "load", msgspec.msgpack.encode(load))
+        enter = partial(self._enter, self._main, call, pair, "load", msgspec.msgpack.encode(load))
+        self._sealed.open(request.sealed, enter, partial(self._refuse, call))
 
     # -- the guest's side ---------------------------------------------------------------------------------------------
 

@@ -22,9 +22,11 @@ from adyton.runtime.process.supervisor.fuse_abi import FOREVER, FileError, Heade
 from adyton.runtime.process.supervisor.fuse_answers import Attr, EntryAnswer, pack_entry
 from adyton.runtime.process.supervisor.layout import TEMPORARY, Layout, Place
 from adyton.runtime.process.supervisor.leases import Leases
-from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles, Special
+from adyton.runtime.process.supervisor.private import Directory, Done, File, Inode, Link, PrivateFiles, Special
+from adyton.runtime.process.supervisor.sealed import SEALED, SealedFiles
 from adyton.runtime.process.supervisor.tree import Node, Tree
 from adyton.runtime.process.supervisor.wanted import Wanted, is_below
+from adyton.sealed_files import storage
 
 
 class Lasting(Protocol):
@@ -75,7 +77,7 @@ class Park:
 PARK = Park()
 Part = bytes | memoryview
 Body = bytes | tuple[Part, ...]  # of an answer, perhaps in parts, which need not be copied
-Steps = Generator["abi.Request | Flush | Park", abi.Result, bytes]
+Steps = Generator["abi.Request | Flush | Park | storage.Request", Any, bytes]
 WantedBy = Callable[[int, str], Wanted | None]
 _R = TypeVar("_R")
 
@@ -107,6 +109,9 @@ class View:
         self.now = now
         self.tree = Tree()
         self.private = PrivateFiles(capacity, self.tree.number, now)
+        self.sealed: SealedFiles | None = None
+        self.say: Callable[[str], None] = lambda _text: None  # to the client's owner, and into the enclave's own log
+        self._said_sealed = False
         self.layout: Layout | None = None
         self.tells: list[abi.Request] = []
         self.cache: Lasting = _Nothing()
@@ -133,6 +138,24 @@ class View:
         for path in layout.private_directories:
             self._pin(path)
 
+    def show_sealed(self, sealed: SealedFiles) -> None:
+        """There are sealed files: from now on."""
+        self.sealed = sealed
+        root = self.tree.found_private(self.tree.root, SEALED[1:], sealed.root)
+        self.tree.told(root)  # kept though the kernel forgets it
+
+    def free(self) -> None:
+        """Who waits (PARK) looks again."""
+        self.freed = True
+
+    def missed_sealed(self, path: str) -> None:
+        """Somebody looked for sealed files, and there are none."""
+        if self.layout is not None and not self._said_sealed and _is_sealed(path):
+            self._said_sealed = True
+            self.say(
+                f"there is no {SEALED}: give --sealed DIR for one on this machine's disk; a server that is started with --sealed-directory DIR has one on its own, for one enclave of an image at a time"
+            )
+
     def _pin(self, path: str) -> None:
         directory = self.private.root
         *above, name = path.split("/")[2:]
@@ -146,6 +169,8 @@ class View:
 
     def place(self, path: str) -> Place:
         """Whose the name is; before the layout is known, nothing is the client's."""
+        if self.sealed is not None and _is_sealed(path):
+            return Place.PRIVATE
         if self.layout is not None:
             return self.layout.classify(path)
         return Place.OUTSIDE
@@ -229,6 +254,22 @@ class View:
             return 0
         lasts = self.cache.name_lasts(path, directory=node.attributes.kind == "directory")
         return self._leases.grant(node) if lasts else 0
+
+
+def _is_sealed(path: str) -> bool:
+    return path == SEALED or path.startswith(f"{SEALED}/")
+
+
+def done(outcome: Done[_R]) -> Generator[Any, Any, _R]:
+    """What private files have done, or what sealed ones do by steps."""
+    if isinstance(outcome, Generator):
+        return (yield from outcome)
+    return outcome
+
+
+def is_root(inode: Inode | None) -> bool:
+    """Whether it is the one directory that all files of its kind are below: it stays where it is."""
+    return inode is not None and inode.files.root is inode
 
 
 def inode_type(inode: Inode) -> int:

@@ -1,0 +1,300 @@
+"""Files below /sealed: in memory as names and attributes, their content in a store of sealed files, to which a commit brings both.
+
+A commit is asked for by fsync (of any of them), and when an entry returns. What the store has of each:
+
+    object      1 is /sealed itself
+    attributes  kind, mode, number of names, times of access, modification, change and birth
+    content     of a file its own; of a directory its names and the objects at them; of a link its target
+
+There are no pipes, sockets or extended attributes. What goes on in the store is one thing at a time, by steps (see `view`): they yield what is asked of
+the storage. Names change at once, so a commit takes what is to be stored of them first.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+import msgspec
+
+from adyton.errors import IntegrityError, PlatformError
+from adyton.hostcall import abi
+from adyton.hostcall.names import in_bytes, in_text
+from adyton.runtime.process.supervisor.fuse_abi import LARGEST, FileError
+from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles, Special
+from adyton.sealed_files.cipher import BLOCK
+from adyton.sealed_files.storage import Steps as StoreSteps
+from adyton.sealed_files.storage import StorageError
+from adyton.sealed_files.store import MAX_OBJECTS, Store, StoredObject
+from adyton.sealed_files.superblock import Remembered
+
+SEALED = "/sealed"
+ROOT = 1  # the object that it is
+_ATTRIBUTES = struct.Struct("<BHI4q")
+_KINDS: tuple[type[Inode], ...] = (File, Directory, Link)
+_DIRECTORY = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
+_R = TypeVar("_R")
+
+
+class SealedFiles(PrivateFiles):
+    """See the module. `say`: tells the client and the enclave's own log of what is wrong; `wait`, `freed`: see `_alone`."""
+
+    def __init__(
+        self,
+        store: Store,
+        numbers: Callable[[], int],
+        now: Callable[[], int],
+        say: Callable[[str], None],
+        wait: object,
+        freed: Callable[[], None],
+    ) -> None:
+        super().__init__(0, numbers, now)
+        self._store = store
+        self._say = say
+        self._said: set[str] = set()
+        self._wait = wait
+        self._freed = freed
+        self._busy = False
+        self._count = 1
+        self._dirty: dict[Inode, None] = {}  # whose attributes, or names, are to be stored
+        self._dropped: list[StoredObject] = []  # that nobody has any more
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def load(self, remembered: Remembered | None) -> Generator[Any, Any, None]:
+        """Take in what the store has: once, before anything else. FileError, after it was said why."""
+        return self._alone(self._load(remembered))
+
+    def _load(self, remembered: Remembered | None) -> StoreSteps[None]:
+        yield from self._store.open(remembered)
+        if self._store.damaged is not None:
+            self._tell(self._store.damaged)
+        objects = self._store.objects
+        if not objects:
+            self.root.mode = 0o700
+            self.root.stored = self._store.create()
+            self._store.number(self.root.stored)
+            self._dirty[self.root] = None
+            return
+        inodes = {number: self._inode(stored) for number, stored in objects.items()}
+        root = inodes.get(ROOT)
+        if not isinstance(root, Directory):
+            raise _malformed("their root is no directory")
+        root.pinned = True
+        self.root = root
+        waiting, placed = [root], {ROOT}
+        while waiting:
+            directory = waiting.pop()
+            assert directory.stored is not None
+            content = yield from self._store.read(directory.stored, 0, directory.stored.size)
+            for name, number in self._entries(content):
+                inode = inodes.get(number)
+                text = in_text(name)
+                if inode is None or text in directory.entries or (number in placed and isinstance(inode, Directory)):
+                    raise _malformed("a directory leads nowhere, or to another one")
+                placed.add(number)
+                directory.entries[text] = inode
+                inode.links += 1
+                if isinstance(inode, Directory):
+                    directory.links += 1
+                    waiting.append(inode)
+        for inode in inodes.values():
+            if isinstance(inode, Link):
+                assert inode.stored is not None
+                inode.target = yield from self._store.read(inode.stored, 0, abi.MAX_PATH)
+        self._count = len(placed)
+
+    def _inode(self, stored: StoredObject) -> Inode:
+        """As it is before its names are known."""
+        kind, mode, _, *times = _ATTRIBUTES.unpack_from(stored.attributes)
+        if kind >= len(_KINDS) or mode > 0o7777:
+            raise _malformed("a file is of no kind that there is")
+        number, now = self._numbers(), self._now()
+        inode: Inode = Link(number, b"", now) if _KINDS[kind] is Link else _KINDS[kind](number, mode, now)
+        inode.accessed, inode.modified, inode.changed, inode.born = times
+        inode.links = 1 if isinstance(inode, Directory) else 0
+        if stored.number == ROOT:
+            inode.links = 2
+        inode.stored = stored
+        return self._new(inode)
+
+    @staticmethod
+    def _entries(content: bytes) -> list[tuple[bytes, int]]:
+        try:
+            entries = _DIRECTORY.decode(content)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise _malformed("a directory cannot be read") from error
+        for name, _ in entries:
+            if not 0 < len(name) <= abi.MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+                raise _malformed("a directory has a name that none can have")
+        return entries
+
+    # -- what is different from other private files -----------------------------------------------------------------
+
+    def make_special(self, directory: Directory, name: str, mode: int) -> Special:  # noqa: ARG002 - as there
+        """EPERM."""
+        raise FileError(errno.EPERM)
+
+    def make_unnamed(self, mode: int) -> File:
+        """As there; with an object of the store."""
+        file = super().make_unnamed(mode)
+        file.stored = self._store.create()
+        return file
+
+    def _place(self, directory: Directory, name: str, inode: Any) -> Any:
+        if self._count >= MAX_OBJECTS - 1:
+            raise FileError(errno.ENOSPC)
+        made = super()._place(directory, name, inode)
+        self._count += 1
+        made.stored = self._store.create()
+        self._dirty[made] = None
+        return made
+
+    def set_extended(self, inode: Inode, name: str, value: bytes, *, create: bool, replace: bool) -> None:  # noqa: ARG002
+        """EOPNOTSUPP."""
+        raise FileError(errno.EOPNOTSUPP)
+
+    def room(self) -> tuple[int, int]:
+        """What the container may have, and what of that is left."""
+        slots, free = self._store.capacity
+        return slots * BLOCK, free * BLOCK
+
+    def _require_space(self, size: int) -> None:
+        """The store sees to that."""
+
+    def _changed(self, inode: Inode) -> None:
+        super()._changed(inode)
+        self._dirty[inode] = None
+
+    def _drop(self, inode: Inode) -> None:
+        if inode.links == 0 and inode.opens == 0 and inode.stored is not None:
+            self._count -= 1
+            self._dropped.append(inode.stored)
+            self._dirty.pop(inode, None)
+
+    # -- content ------------------------------------------------------------------------------------------------------
+
+    def read(self, file: File, offset: int, size: int) -> Generator[Any, Any, bytes]:
+        """At most `size` bytes; fewer only at the end. EIO."""
+        return self._alone(self._store.read(_stored(file), offset, size))
+
+    def write(self, file: File, offset: int, data: bytes) -> Generator[Any, Any, int]:
+        """All of `data`; EIO, ENOSPC, EFBIG."""
+        yield from self._alone(self._store.write(_stored(file), offset, data))
+        self._touched(file)
+        return len(data)
+
+    def resize(self, file: File, size: int) -> Generator[Any, Any, None]:
+        """Cut off, or fill up with zeros; EIO, ENOSPC, EFBIG."""
+        yield from self._alone(self._store.resize(_stored(file), size))
+        self._touched(file)
+
+    def allocate(self, file: File, way: abi.Allocation, offset: int, size: int) -> Generator[Any, Any, None]:
+        """fallocate, of which there is no more than longer files and zeros: no room is promised."""
+        if way in ("collapse", "insert", "unshare", "keep-size"):
+            raise FileError(errno.EOPNOTSUPP)
+        end = min(offset + size, LARGEST)
+        if way in ("zero", "zero-keep-size", "punch-hole"):
+            within = min(end, file.size)
+            for start in range(offset, within, abi.MAX_BLOCK):
+                zeros = bytes(min(abi.MAX_BLOCK, within - start))
+                yield from self._alone(self._store.write(_stored(file), start, zeros))
+        if way in ("extend", "zero") and end > file.size:
+            yield from self._alone(self._store.resize(_stored(file), end))
+        self._touched(file)
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether `sync` has anything to do."""
+        return bool(self._dirty) or bool(self._dropped) or self._store.is_changed
+
+    def sync(self) -> Generator[Any, Any, None]:
+        """What was done until now is durable, all of it, when this has ended. EIO, ENOSPC."""
+        return self._alone(self._commit())
+
+    def _commit(self) -> StoreSteps[None]:
+        dirty, self._dirty = self._dirty, {}
+        try:
+            for inode in dirty:
+                stored = _stored(inode)
+                if inode.links:
+                    self._store.number(stored)
+                else:
+                    self._store.withdraw(stored)
+            written = [(_stored(inode), self._packed(inode), self._content(inode)) for inode in dirty if inode.links]
+            for stored, attributes, content in written:
+                if content is not None:
+                    yield from self._store.write(stored, 0, content, spare=0)
+                    if len(content) < stored.size:
+                        yield from self._store.resize(stored, len(content))
+                self._store.describe(stored, attributes)
+            yield from self._store.commit()
+        except BaseException:
+            self._dirty = {inode: None for inode in (*dirty, *self._dirty) if inode.links or inode.opens}
+            raise
+
+    @staticmethod
+    def _packed(inode: Inode) -> bytes:
+        kind = next(number for number, each in enumerate(_KINDS) if isinstance(inode, each))
+        times = (inode.accessed, inode.modified, inode.changed, inode.born)
+        return _ATTRIBUTES.pack(kind, inode.mode, inode.links, *times)
+
+    @staticmethod
+    def _content(inode: Inode) -> bytes | None:
+        """What the store is to have of it; None: it has it already."""
+        if isinstance(inode, Directory):
+            return msgspec.msgpack.encode([(in_bytes(name), _number(each)) for name, each in inode.entries.items()])
+        return inode.target if isinstance(inode, Link) else None
+
+    # -- one at a time ------------------------------------------------------------------------------------------------
+
+    def _alone(self, steps: StoreSteps[_R]) -> Generator[Any, Any, _R]:
+        """Do this while nothing else is done in the store; FileError for what goes wrong, which is said if nobody else would see it."""
+        while self._busy:
+            yield self._wait
+        self._busy = True
+        try:
+            while self._dropped:
+                stored = self._dropped.pop()
+                self._store.withdraw(stored)
+                self._store.discard(stored)
+            return (yield from steps)
+        except IntegrityError as error:
+            self._tell(str(error))
+            raise FileError(errno.EIO) from error
+        except PlatformError as error:
+            self._tell(str(error))
+            raise FileError(errno.EIO) from error
+        except StorageError as error:
+            if error.number in (errno.EIO, errno.EBUSY):
+                self._tell(f"sealed files: {error}")
+            raise FileError(error.number) from error
+        finally:
+            steps.close()
+            self._busy = False
+            self._freed()
+
+    def _tell(self, text: str) -> None:
+        """Once for each text."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+def _stored(inode: Inode) -> StoredObject:
+    assert inode.stored is not None
+    return inode.stored
+
+
+def _number(inode: Inode) -> int:
+    number = _stored(inode).number
+    assert number
+    return number
+
+
+def _malformed(what: str) -> IntegrityError:
+    return IntegrityError(f"the sealed files are not whole: {what}")

@@ -1,0 +1,196 @@
+"""The guest's file tree: /sealed, on this server's disk and on the client's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from fake_client import FakeClient
+from fake_kernel import FakeKernel, nothing_wanted, raises
+from simulated_disk import Keys
+
+from adyton.hostcall.lock_ranges import LockRanges
+from adyton.runtime.process.supervisor import fuse_abi
+from adyton.runtime.process.supervisor.files import FileServer
+from adyton.runtime.process.supervisor.fuse_abi import Opcode
+
+CAPACITY = 32 << 20
+CONTAINER = "/home/ann/sealed"
+
+
+class Sealed:
+    """A place for a container, and enclaves one after the other. `said`: what their clients were told."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.path = folder / "container"
+        self.client = FakeClient({"/work": "write", CONTAINER: "write"})
+        self.client.directory("/work")
+        self.client.directory("/home/ann")
+        self.said: list[str] = []
+        self.errors: list[int] = []
+
+    def start(self, capacity: int = CAPACITY) -> FakeKernel:
+        client = FakeClient({"/work": "write"})
+        client.directory("/work")
+        if self.kind == "client":
+            client = self.client
+            client.handles.clear()
+            client.flocks = LockRanges()
+        kernel = FakeKernel(FileServer(wanted=nothing_wanted, clock=lambda: kernel.now), client)
+        kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 44, 1 << 17, 0xFFFFFFFF))
+        kernel.server.set_layout(client.layout())
+        where = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600) if self.kind == "server" else CONTAINER
+        self.errors = []
+        kernel.apply(kernel.server.open_sealed(Keys(), capacity, where, self.said.append, self.errors.append))
+        kernel.run()
+        return kernel
+
+    @property
+    def container(self) -> bytes:
+        return self.path.read_bytes() if self.kind == "server" else bytes(self.client.things[CONTAINER].data)
+
+    @container.setter
+    def container(self, data: bytes) -> None:
+        if self.kind == "server":
+            self.path.write_bytes(data)
+        else:
+            self.client.things[CONTAINER].data[:] = data
+
+
+@pytest.fixture(params=["server", "client"])
+def sealed(request: pytest.FixtureRequest, tmp_path: Path) -> Sealed:
+    return Sealed(request.param, tmp_path)
+
+
+def settled(kernel: FakeKernel) -> None:
+    effects, pending = kernel.server.settle()
+    kernel.apply(effects)
+    kernel.run()
+    assert pending is None or pending.result is not None
+
+
+def test_files_are_there_again_when_the_enclave_is_started_anew(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    assert sealed.errors == [0]
+    assert stat.S_ISDIR(kernel.lookup("/sealed").attr.mode)
+    kernel.mkdir("/sealed/d")
+    kernel.write("/sealed/d/f", b"0123456789" * 1000)
+    kernel.symlink("d/f", "/sealed/l")
+    kernel.write("/sealed/gone", b"x")
+    kernel.unlink("/sealed/gone")
+    settled(kernel)
+    again = sealed.start()
+    assert sorted(again.listdir("/sealed")) == ["d", "l"]
+    assert again.read("/sealed/d/f") == b"0123456789" * 1000
+    assert stat.S_ISLNK(again.lookup("/sealed/l").attr.mode)
+    assert sealed.said == []
+
+
+def test_a_sync_of_one_file_makes_all_changes_durable(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/other", b"other")
+    node, handle = kernel.open("/sealed/f", os.O_WRONLY | os.O_CREAT)
+    kernel.pwrite((node, handle), b"synced", 0)
+    kernel.request(Opcode.FSYNC, node, fuse_abi.Sync(handle, 0))
+    again = sealed.start()
+    assert (again.read("/sealed/f"), again.read("/sealed/other")) == (b"synced", b"other")
+
+
+def test_what_was_not_synced_may_be_gone_and_the_rest_is_whole(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"first")
+    settled(kernel)
+    kernel.write("/sealed/f", b"second")
+    kernel.rename("/sealed/f", "/sealed/g")
+    again = sealed.start()
+    assert again.listdir("/sealed") == ["f"]
+    assert again.read("/sealed/f") == b"first"
+
+
+def test_the_container_has_neither_content_nor_names(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/a-name-to-look-for", b"content-to-look-for" * 100)
+    settled(kernel)
+    assert b"a-name-to" not in sealed.container
+    assert b"content-to" not in sealed.container
+
+
+def test_a_container_that_was_changed_is_an_error_and_is_said_once(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"x" * 100_000)
+    settled(kernel)
+    whole = sealed.container
+    for offset in range(2 * 4096, len(whole), 4096):
+        changed = bytearray(whole)
+        changed[offset + 5] ^= 1
+        sealed.container = bytes(changed)
+        sealed.said.clear()
+        kernel = sealed.start()
+        if sealed.errors == [0]:
+            with raises(errno.EIO):
+                kernel.read("/sealed/f")
+            with raises(errno.EIO):
+                kernel.read("/sealed/f")
+        else:
+            assert sealed.errors == [errno.EIO]
+            with raises(errno.ENOENT):
+                kernel.lookup("/sealed")
+        assert len(sealed.said) == 1
+        assert "changed outside of the enclave" in sealed.said[0]
+
+
+def test_sealed_files_are_a_file_system_of_their_own(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"sealed")
+    kernel.write("/work/f", b"the client's")
+    for source, target in (("/sealed/f", "/work/g"), ("/work/f", "/sealed/g")):
+        with raises(errno.EXDEV):
+            kernel.rename(source, target)
+    with raises(errno.EBUSY):
+        kernel.rmdir("/sealed")
+    with raises(errno.EBUSY):
+        kernel.rename("/sealed", "/work/sealed")
+
+
+def test_a_file_that_is_removed_while_it_is_open_can_be_used_until_it_is_closed(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"before")
+    node, handle = kernel.open("/sealed/f", os.O_RDWR)
+    kernel.unlink("/sealed/f")
+    settled(kernel)
+    kernel.pwrite((node, handle), b"after", 0)
+    settled(kernel)
+    assert kernel.pread((node, handle), 10, 0) == b"aftere"
+    kernel.close((node, handle))
+    settled(kernel)
+    assert sealed.start().listdir("/sealed") == []
+
+
+def test_without_sealed_files_there_is_none_and_who_looks_is_told_once() -> None:
+    client = FakeClient({"/work": "write"})
+    kernel = FakeKernel.loaded(client)
+    said: list[str] = []
+    kernel.server.no_sealed(said.append)
+    for _ in range(2):
+        with raises(errno.ENOENT):
+            kernel.lookup("/sealed/f")
+    assert len(said) == 1
+    assert "--sealed DIR" in said[0]
+
+
+def test_a_full_disk_is_no_space(sealed: Sealed) -> None:
+    kernel = sealed.start(capacity=300 * 4096)
+    with raises(errno.ENOSPC):
+        opened = kernel.open("/sealed/f", os.O_WRONLY | os.O_CREAT)
+        for offset in range(0, 2_000_000, 100_000):
+            kernel.pwrite(opened, b"x" * 100_000, offset)
+    kernel.close(opened)
+    kernel.unlink("/sealed/f")
+    settled(kernel)
+    kernel.write("/sealed/g", b"y" * 130_000)
+    settled(kernel)
+    assert sealed.start().read("/sealed/g") == b"y" * 130_000
