@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tomllib
 from pathlib import Path
@@ -37,6 +38,8 @@ call = ["lookup"]
 [[mount]]
 path = "./data"
 coherence = "close-to-open"
+[sealed]
+path = "./sealed"
 """
 
 
@@ -68,6 +71,7 @@ def test_every_key_of_the_interface_is_read():
     assert policy.allow.net == ("db.example:5432", "10.0.0.0/8:443", "[::1]:80")
     assert (policy.allow.listen, policy.allow.env, policy.allow.call) == (("127.0.0.1:8080",), ("TZ",), ("lookup",))
     assert policy.mounts == (Mount("/srv/app/./data", "close-to-open"),)
+    assert policy.sealed == "/srv/app/./sealed"
     assert policy.host_calls("/srv").grants() == [Grant("/srv/app/data", "read")]
 
 
@@ -87,7 +91,8 @@ def test_an_empty_file_says_nothing():
         ("[expect]\nmeasurment = []\n", "expect.measurment.*measurement"),
         ("[expect]\nmin-version = 1\n", "min_version"),
         ("[[mount]]\npath = 'x'\ncoherense = 'strict'\n", "mount.coherense.*coherence"),
-        ("zzz = 1\n", "known are expect, allow, mount"),
+        ("[sealed]\npth = 'x'\n", "sealed.pth.*path"),
+        ("zzz = 1\n", "known are expect, allow, mount, sealed"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest(text, hint):
@@ -128,6 +133,11 @@ def test_unknown_keys_are_refused_with_the_nearest(text, hint):
         "[[mount]]\npath = 'x'\ncoherence = 'lax'",
         "[[mount]]\npath = 'x'\ncoherence = []",
         "[[mount]]\npath = ''",
+        "sealed = 'x'",
+        "[[sealed]]\npath = 'x'",
+        "[sealed]",
+        "[sealed]\npath = 1",
+        "[sealed]\npath = ''",
         "[allow]\nread = []\nread = []",
     ],
 )
@@ -216,6 +226,17 @@ class TestAdding:
         for wrong in ({}, {"platform": ["sim"]}, {"platforms": "sim"}, {"debug": 1}, "sim"):
             with pytest.raises(UsageError):
                 Policy().extended(expect=wrong, environment={})
+
+    def test_the_place_of_sealed_files_is_the_arguments_or_the_environments_or_the_files(self, folder):
+        policy, environment = parse("[sealed]\npath = 'x'\n"), {"ADYTON_SEALED": "e"}
+        assert policy.extended(environment={}).sealed == "/srv/app/x"
+        assert policy.extended(environment=environment).sealed == f"{folder}/e"
+        assert policy.extended(sealed="a", environment=environment).sealed == f"{folder}/a"
+
+    def test_what_was_put_together_in_python_leaves_the_rest_of_a_policy_as_it_is(self):
+        policy = parse(WHOLE)
+        must = policy.expect
+        assert policy.extended(expect=must, environment={}) == dataclasses.replace(policy, acl=must)
 
     def test_a_text_in_place_of_a_list_is_refused(self):
         for name in ("read", "write", "net", "listen", "env", "call"):

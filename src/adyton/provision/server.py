@@ -81,9 +81,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
             return ready(
-                spawner.spawn(
-                    order.measurement, order.signatures, order.platform, order.wanted, dial, container(order)
-                )
+                spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial, container(order))
             )
 
         def ready(spawned: Spawned) -> Ready:

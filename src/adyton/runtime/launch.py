@@ -53,7 +53,9 @@ class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     signatures: list[str]  # of its signature envelopes
     platform: Platform = "sim"
     grace: float = GRACE_SECONDS  # that it waits for another connection of its client's when one is lost
-    attached: list[Attached] = []  # what the descriptors are that go along with it, after those that always do; `Zygote.launch` says it
+    attached: list[
+        Attached
+    ] = []  # what the descriptors are that go along with it, after those that always do; `Zygote.launch` says it
 
 
 class Enclave:

@@ -380,9 +380,7 @@ class _Zygote:
         if self._groups is not None:
             self._groups.close()
 
-    def _supervise(
-        self, stream: socket.socket, report: socket.socket, message: bytes, attached: list[int]
-    ) -> NoReturn:
+    def _supervise(self, stream: socket.socket, report: socket.socket, message: bytes, attached: list[int]) -> NoReturn:
         reporter = Reporter(report)
         status = 1
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import msgspec
@@ -10,7 +9,8 @@ import msgspec
 from adyton.attestation.sealing.keys import Sealing
 from adyton.errors import AdytonError, LocalProtocolError, RemoteProtocolError
 from adyton.runtime.process.guest.sealing import AT_ONCE, MAX_PACKET, OK, REFUSED, Refusal, Seal, Unseal
-from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.guest_sockets import GuestSockets, Hear
+from adyton.runtime.process.supervisor.loop import Callback, Loop
 
 _DECODER: msgspec.msgpack.Decoder[Seal | Unseal] = msgspec.msgpack.Decoder(Seal | Unseal)
 
@@ -59,48 +59,11 @@ class Conversation:
         return self._segment(message[1:], self.ended)
 
 
-class SealLinks:
-    """The sockets on which the guest has values sealed and opened. `guarded`: what an error in a step does."""
+def seal_links(loop: Loop, guarded: Callable[[Callback], Callback], sealing: Sealing) -> GuestSockets:
+    """The sockets on which the guest has values sealed and opened."""
 
-    def __init__(
-        self, loop: Loop, sealing: Sealing, guarded: Callable[[Callable[[], None]], Callable[[], None]]
-    ) -> None:
-        self._loop = loop
-        self._sealing = sealing
-        self._guarded = guarded
-        self._sockets: set[socket.socket] = set()
+    def begin() -> Hear:
+        conversation = Conversation(sealing)
+        return lambda message, answer: answer(conversation.receive(message))
 
-    def take(self, sock: socket.socket) -> None:
-        """Serve it until it is closed."""
-        if len(self._sockets) >= AT_ONCE:
-            sock.close()  # its own trouble
-            return
-        self._sockets.add(sock)
-        conversation = Conversation(self._sealing)
-        self._loop.read(sock, self._guarded(lambda: self._from(sock, conversation)))
-
-    def _from(self, sock: socket.socket, conversation: Conversation) -> None:
-        try:
-            message = sock.recv(MAX_PACKET + 1, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            message = b""
-        if len(message) > MAX_PACKET:
-            raise RemoteProtocolError(f"its guest sent a request to seal of more than {MAX_PACKET} bytes")
-        if message:
-            try:
-                sock.send(conversation.receive(message), socket.MSG_DONTWAIT)
-            except OSError:
-                message = b""  # it does not take its answers, or is gone
-        if not message:
-            self._drop(sock)
-
-    def _drop(self, sock: socket.socket) -> None:
-        self._loop.forget(sock)
-        self._sockets.discard(sock)
-        sock.close()
-
-    def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
+    return GuestSockets(loop, guarded, begin, AT_ONCE, MAX_PACKET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import msgspec
@@ -11,7 +10,8 @@ from adyton.broker.asking import Asking
 from adyton.channel.events import EvidenceRequested
 from adyton.errors import AdytonError, RemoteProtocolError
 from adyton.runtime.process.guest.secrets import END, GIVEN, MAX_PIECE, MORE, PIECE, REFUSED, Ask, Refusal
-from adyton.runtime.process.supervisor.loop import Loop
+from adyton.runtime.process.supervisor.guest_sockets import Answer, GuestSockets, Hear
+from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.proving import Prove
 
 MOST = 32  # questions at a time; of more, the newest is not taken
@@ -95,65 +95,30 @@ def _piece(message: bytes) -> bytes:
     return message[1:]
 
 
-class SecretLinks:
-    """The sockets on which the guest has brokers asked. `guarded`: what an error in a step does."""
+def secret_links(
+    loop: Loop, guarded: Callable[[Callback], Callback], identity_digest: bytes, prove: Prove
+) -> GuestSockets:
+    """The sockets on which the guest has brokers asked."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        identity_digest: bytes,
-        prove: Prove,
-        guarded: Callable[[Callable[[], None]], Callable[[], None]],
-    ) -> None:
-        self._loop = loop
-        self._identity_digest = identity_digest
-        self._prove = prove
-        self._guarded = guarded
-        self._sockets: set[socket.socket] = set()
+    def begin() -> Hear:
+        question = Question(identity_digest)
 
-    def take(self, sock: socket.socket) -> None:
-        """Serve it until it is closed."""
-        if len(self._sockets) >= MOST:
-            sock.close()  # its own trouble
-            return
-        self._sockets.add(sock)
-        question = Question(self._identity_digest)
-        self._loop.read(sock, self._guarded(lambda: self._from(sock, question)))
+        def hear(message: bytes, answer: Answer) -> None:
+            said = question.receive(message)
+            if said is not None:
+                _give(answer, said)
+                return
+            assert question.wanted is not None
+            prove(loop, question.wanted, lambda evidence: _give(answer, question.proved(evidence)))
 
-    def _from(self, sock: socket.socket, question: Question) -> None:
-        try:
-            message = sock.recv(MAX_PIECE + 2, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            message = b""
-        if len(message) > MAX_PIECE + 1:
-            raise RemoteProtocolError(f"its guest sent a piece of more than {MAX_PIECE} bytes of a broker's answer")
-        if not message:
-            self._forget(sock)
-            return
-        answer = question.receive(message)
-        if answer is not None:
-            self._send(sock, answer)
-            return
-        assert question.wanted is not None
-        self._prove(self._loop, question.wanted, lambda evidence: self._send(sock, question.proved(evidence)))
+        return hear
 
-    def _send(self, sock: socket.socket, answer: bytearray) -> None:
-        """And overwrite it."""
-        try:
-            if sock in self._sockets:
-                sock.send(answer, socket.MSG_DONTWAIT)
-        except OSError:
-            self._forget(sock)  # it does not take its answers, or is gone
-        finally:
-            answer[:] = bytes(len(answer))
+    return GuestSockets(loop, guarded, begin, MOST, 1 + MAX_PIECE)
 
-    def _forget(self, sock: socket.socket) -> None:
-        self._loop.forget(sock)
-        self._sockets.discard(sock)
-        sock.close()
 
-    def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
+def _give(answer: Answer, said: bytearray) -> None:
+    """And overwrite it."""
+    try:
+        answer(said)
+    finally:
+        said[:] = bytes(len(said))

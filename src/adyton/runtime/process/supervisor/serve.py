@@ -53,8 +53,8 @@ from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.proving import Prove
 from adyton.runtime.process.supervisor.sealed_loading import SealedLoading
-from adyton.runtime.process.supervisor.sealing import SealLinks
-from adyton.runtime.process.supervisor.secrets import SecretLinks
+from adyton.runtime.process.supervisor.sealing import seal_links
+from adyton.runtime.process.supervisor.secrets import secret_links
 from adyton.runtime.process.supervisor.spans import Spans
 from adyton.runtime.process.supervisor.stops import Stops
 from adyton.runtime.process.supervisor.streams import Streams
@@ -127,9 +127,9 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, self._requests, directory),
             lists=lists,
         )
-        self._secrets = SecretLinks(self._loop, identity.digest(), prove, self._guarded)
+        self._secrets = secret_links(self._loop, self._guarded, identity.digest(), prove)
         self._sealed = SealedLoading(self._requests, self._session, sealing, container)
-        self._sealing = None if sealing is None else SealLinks(self._loop, sealing, self._guarded)
+        self._sealing = None if sealing is None else seal_links(self._loop, self._guarded, sealing)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
