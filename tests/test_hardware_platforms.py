@@ -205,7 +205,7 @@ def test_a_lost_connection_is_made_again_with_new_evidence(place, program, tsm):
 def test_a_server_gives_an_enclave_its_place_for_sealed_files_beside_the_way_to_ask_the_chip(
     place, program, tmp_path, capfd
 ):
-    """This chip signs, and has no keys: what is kept of the files is that they were asked for."""
+    """This chip signs, and has no keys: nothing is kept."""
     _, url = place("--sealed-directory", str(tmp_path / "sealed"))
     with load(program, url) as enclave:
         assert enclave.identity.platform == "sev-snp"

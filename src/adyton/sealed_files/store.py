@@ -377,6 +377,7 @@ class Store:
         return [self.objects[number] for number in sorted(self._changed) if number in self.objects]
 
     def _write_all(self) -> Steps[None]:
+        key = self._sealing_key()  # where there is none, nothing is written
         listed = self._listed()
         sealed: list[Sealed] = []
         for each in listed:
@@ -396,7 +397,7 @@ class Store:
         superblock = Superblock(
             *(self._counter + 1, previous, self._sealed, min(self._end, self._space.needed)),
             *(self._table.size, self._table.depth, self._table.root, self._secret),
-        ).seal(*self._sealing_key())
+        ).seal(*key)
         self._broken = True  # unless all of this succeeds
         yield Sync()
         yield Write(((0, superblock),))
