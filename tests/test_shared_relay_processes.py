@@ -114,7 +114,7 @@ def test_a_process_that_is_stopped_when_it_gets_an_enclave_is_given_up_soon():
     process = relay_processes._Process(RelaySettings(), listens=True, changed=lambda _: None)
     mine, other = socket.socketpair()
     with mine, other:
-        os.kill(process.pid, signal.SIGSTOP)
+        stop(process.pid)
         number, started = process.reserve(lambda: None), time.monotonic()
         with pytest.raises(UnreachableError, match="it was stopped"):
             process.carry(number, types.SimpleNamespace(pid=os.getpid(), socket=mine), bytes(16), None)
