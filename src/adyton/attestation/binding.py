@@ -22,6 +22,9 @@ EXPORTER_SIZE = 32
 # Who shows evidence; also the exporter's context, so that not even that is the same for both.
 ENCLAVE_ROLE = b"enclave"  # TLS server
 DIALLING_ROLE = b"enclave that dials"  # TLS client
+# The same for a channel that the enclave's program ends itself, with keys of its own: its supervisor never proves its own channels as these.
+PROGRAM_ROLE = b"enclave program"
+DIALLING_PROGRAM_ROLE = b"enclave program that dials"
 
 _LABEL = b"adyton attested channel"
 
@@ -36,5 +39,14 @@ def report_data(
     verifier_key_digest: bytes = b"",
 ) -> bytes:
     """The 64 bytes. `key_digest`: SHA-256 of the DER SubjectPublicKeyInfo of the prover's certificate; `verifier_key_digest`: of the other's, b"" if it has none."""
-    fields = (_LABEL, VERSION.to_bytes(4, "big"), role, nonce, exporter, key_digest, verifier_key_digest, identity_digest)
+    fields = (
+        _LABEL,
+        VERSION.to_bytes(4, "big"),
+        role,
+        nonce,
+        exporter,
+        key_digest,
+        verifier_key_digest,
+        identity_digest,
+    )
     return hashlib.sha512(b"".join(length_prefixed(field) for field in fields)).digest()

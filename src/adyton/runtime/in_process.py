@@ -71,7 +71,9 @@ def launch(application: TrustedApplication) -> socket.socket:
     # What is tested may seal to its signer, which there is none of.
     sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
     guest_side = _GuestThreads(control)
-    supervisor = Supervisor(relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealing=sealing)
+    supervisor = Supervisor(
+        relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealing=sealing
+    )
     guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()
     threading.Thread(target=supervisor.run, name="adyton-in-process-supervisor", daemon=True).start()
