@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, Self
 
 from adyton.attestation.identity import EnclaveIdentity
@@ -16,6 +18,7 @@ from adyton.trusted.addresses import host_and_port
 from adyton.trusted.attested import AttestedSocket
 
 MOST = 256  # connections of one door at a time; who comes then waits
+_PAUSE = 0.1  # seconds, before another is taken where one could not be
 _PIECE = 1 << 16  # bytes
 _ABSTRACT = "unix-abstract:"
 _PATH = "unix:"
@@ -47,11 +50,18 @@ class _Door:
     def _take(self) -> None:
         while True:
             self._room.acquire()
+            taken = None
             try:
                 taken, _ = self._listener.accept()
-            except OSError:
-                return  # it was closed
-            self._start(lambda taken=taken: self._led(taken), "connection")  # type: ignore[misc]
+                self._start(partial(self._led, taken), "connection")
+            except (OSError, RuntimeError) as error:  # no descriptor or thread is left, or the door was closed
+                self._room.release()
+                if taken is not None:
+                    taken.close()
+                if self._closed:
+                    return
+                _log.warning("%s: %s", self._name, error)
+                time.sleep(_PAUSE)
 
     def _led(self, taken: socket.socket) -> None:
         try:
