@@ -84,6 +84,11 @@ bench-communicator: setup
 bench-hops: setup
 	@$(BIN)/python bench/hops.py --rounds $(ROUNDS)
 
+# What the attested channel costs, beside the same in the clear.
+.PHONY: bench-attestation
+bench-attestation: setup
+	@$(BIN)/python bench/attestation.py --rounds $(ROUNDS)
+
 # Other ways to build the path of a call, beside a bare gRPC echo.
 .PHONY: bench-paths
 bench-paths: setup

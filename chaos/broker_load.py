@@ -105,11 +105,13 @@ class Broker:
 
 def ask(broker: Broker, name: str, identity: EnclaveIdentity, attest: Attest) -> bytes | None:
     """The secret, or None: refused. AdytonError, OSError: there was no answer."""
-    asking = Asking(name, [broker.key], identity, attest)
+    asking = Asking(name, [broker.key], identity.digest())
     with socket.create_connection(("127.0.0.1", broker.port), 10) as sock:
         while asking.answer is None:
             sock.sendall(asking.data_to_send())
             asking.receive(sock.recv(1 << 15))
+            if asking.wanted is not None:
+                asking.provide(attest(identity, asking.wanted))
     return None if asking.secret is None else bytes(asking.secret)
 
 

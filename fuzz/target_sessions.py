@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from typing import Any
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from draw import Draw, framed, packed
+from OpenSSL import SSL, crypto
 from target_enclave_files import PATHS
 
 from adyton.attestation import sim
@@ -15,6 +20,7 @@ from adyton.attestation.evidence import seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
+from adyton.channel import credential
 from adyton.channel.client import ClientChannel, EvidenceReceived
 from adyton.channel.credential import Credential
 from adyton.channel.messages import Accept, AttestRequest, Evidence
@@ -209,6 +215,40 @@ def _channel(data: bytes, ours: ClientChannel | ServerChannel, peer: Tls) -> Non
         if closing := draw.below(16) == 15:
             peer.close()
         _received(draw, ours, _spoilt(draw, peer.data_to_send(), spoil=kind == 3 and draw.below(8) == 0))
+
+
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "caller")])
+_DATES = dt.datetime(2000, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
+_SHOWN = (
+    x509.CertificateBuilder(_NAME, _NAME, _KEY.public_key(), 1, *_DATES).sign(_KEY, None).public_bytes(Encoding.DER)
+)
+_DIGEST = credential.key_digest(x509.load_der_x509_certificate(_SHOWN))
+
+
+def caller(data: bytes) -> None:
+    """What a client that holds its key shows as its certificate, and as that one's issuer: whatever of it TLS lets pass."""
+    draw = Draw(data)
+    own, issuer = (_spoilt(draw, _SHOWN, draw.often()) if draw.below(4) else draw.rest() for _ in range(2))
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_verify(SSL.VERIFY_NONE)
+    try:
+        context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, own))
+        context.use_privatekey(_KEY)
+        context.add_extra_chain_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, issuer))
+    except Exception:  # noqa: BLE001 - not even this end's TLS takes it
+        return
+    connection = SSL.Connection(context, None)
+    connection.set_connect_state()
+    client, ours = Tls(connection), ServerChannel(bytes(32))
+    with contextlib.suppress(SSL.WantReadError):
+        connection.do_handshake()
+    for _ in range(2):
+        ours.receive(client.data_to_send())
+        client.receive(ours.data_to_send())
+    if ours.peer_key_digest:
+        assert ours.peer_key_digest == _DIGEST
+        assert ours.peer_certificates()[0] == own
 
 
 _RIGHT = {"request": AttestRequest(VERSION, bytes(32)), "acceptance": Accept(), "evidence": Evidence(b"evidence")}

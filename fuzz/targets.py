@@ -29,7 +29,17 @@ from target_policy import policy
 from target_proofs import guest_proof
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealing import seal_requests, sealed_data
-from target_sessions import client_channel, evidence, guest_link, joining, message, server_channel, session, stream
+from target_sessions import (
+    caller,
+    client_channel,
+    evidence,
+    guest_link,
+    joining,
+    message,
+    server_channel,
+    session,
+    stream,
+)
 from target_sockets import datagram_message, name_query, socket_message, socket_result, stand_ins
 from target_tpm import tpm_answer, tpm_event_log, tpm_public, tpm_quote, tpm_report, tpm_signature
 from target_tracing import told_spans, trace_contexts
@@ -69,6 +79,7 @@ TARGETS: Mapping[str, Target] = {
     "message": Target(message, (RemoteProtocolError, UsageError)),
     "client-channel": Target(client_channel, (RemoteProtocolError,)),
     "server-channel": Target(server_channel, (RemoteProtocolError,)),
+    "caller": Target(caller, (RemoteProtocolError,)),
     "evidence": Target(evidence, (AttestationError,)),
     "tpm-quote": Target(tpm_quote, (AttestationError,)),
     "tpm-signature": Target(tpm_signature, (AttestationError,)),

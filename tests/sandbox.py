@@ -26,7 +26,7 @@ class Probe:
     """One enclave, in which functions' bodies are run: `guest` and `supervisor` give what they return."""
 
     def __init__(self, zygote, options):
-        self.enclave = zygote.launch(LaunchRequest("sha256:00", [], json.dumps(options)))
+        self.enclave = zygote.launch(LaunchRequest("sha256:00", [json.dumps(options)]))
         self.pid = self.enclave.pid
         self.socket = connect(self.enclave.socket)
         self._lines = self.socket.makefile("rwb")

@@ -102,8 +102,8 @@ def unpack(layer, directory):
 
 
 def run(sock, request, report):
-    """See adyton.runtime.process.supervisor.main.run; `request.platform` may hold options as JSON."""
-    options = json.loads(request.platform) if request.platform.startswith("{") else {}
+    """See adyton.runtime.process.supervisor.main.run; `request.signatures` may hold options as JSON."""
+    options = json.loads(request.signatures[0]) if request.signatures else {}
     if "raise" in options:
         import adyton.errors
 

@@ -41,7 +41,7 @@ ps --on grpc://h --help                             | a later command's help    
 stop 7                                              | a later command             | 2  | adyton stop is not in this version: an enclave ends with its client
 attest 7                                            | no server                   | 2  | --on is missing: which server runs the enclave?
 attest --on grpc://h                                | no enclave                  | 2  | Missing argument 'ID'
-verify e --policy p                                 | a later command             | 2  | adyton verify is not in this version: evidence is asked for and checked at each load
+verify e --policy p                                 | no such policy              | 2  | the policy p cannot be read: No such file or directory; name a TOML file
 build --kye k                                       | a mistyped option           | 2  | No such option '--kye'. Did you mean '--key'?
 build --key                                         | no value                    | 2  | Option '--key' requires an argument: --key FILE
 build --key missing                                 | no such key                 | 2  | the signing key missing cannot be read: No such file or directory. Make one with `adyton keygen missing`

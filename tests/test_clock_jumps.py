@@ -23,6 +23,11 @@ DAY = 86_400
 SOURCES = ROOT / "src" / "adyton"
 # Who asks what time it is, and why that decides nothing of a session; `image` and `cli` run before and beside it.
 WHO_ASKS = {
+    "attestation/collateral_store.py": "vendors' documents hold until a date",
+    "attestation/verify.py": "evidence is judged as of now, unless a time is given",
+    "broker/audit.py": "when a record was written",
+    "broker/server.py": "evidence is judged as of now",
+    "cli/verify.py": "the default of --at",
     "image/cache.py": "which built image was used least",
     "remote/certificates.py": "own certificates, before the first connection",
     "remote/connection.py": "words the error of a connection that failed",

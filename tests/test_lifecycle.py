@@ -403,7 +403,7 @@ def test_a_real_load_that_fails_at_any_point_leaves_nothing_and_works_again(mana
         with monkeypatch.context() as patch:
             patch.setattr(
                 "adyton.remote.proxy_client.verify",
-                lambda evidence, wait=wait: kill(before) or wait() or verify(evidence),
+                lambda evidence, collateral, wait=wait: kill(before) or wait() or verify(evidence, collateral),
             )
             with pytest.raises(ConnectionLostError):
                 manager.load_enclave(half_config())

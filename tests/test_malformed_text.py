@@ -67,6 +67,8 @@ def test_an_argument_and_a_result() -> None:
 class _Silent(Transport):
     """A connection on which nothing arrives."""
 
+    enclave_id = ""
+
     def __init__(self) -> None:
         self.closed = threading.Event()
 

@@ -38,6 +38,15 @@ _ADVICE: Mapping[Stage, str] = {
     "expectation": "If this is the enclave that you want, change [expect] in the policy; else find out who runs it",
 }
 
+# Of what a policy wants, by field: what to do about the first one that is not so.
+_ADVICE_ABOUT: Mapping[str, str] = {
+    "platform": "If a simulated enclave is good enough, as for tests, accept it with --allow-sim (allow_sim=True); else load it on a server that has such hardware, or name this one in platforms of [expect]",
+    "security_version": "Have the newer version loaded, or lower min_version of [expect] if the older one is good enough",
+    "debug": "Have the image signed for release (adyton sign --key), or accept debug = true in [expect] where nothing is secret",
+    "runtime": "If this is a machine that you trust, name what it measured in runtime of [expect]; adyton attest and adyton verify -v show it",
+    "machine": "If this machine is one of yours, name it in machines of [expect]",
+}
+
 
 class Failure(msgspec.Struct, frozen=True):
     """One finding against evidence: what was expected of a field, and what it was."""
@@ -55,7 +64,8 @@ def failed(failures: Iterable[Failure]) -> AttestationError:
     """The error of the earliest stage, with all findings in order of stages; at least one."""
     ordered = tuple(sorted(failures, key=lambda failure: _ORDER.index(failure.stage)))
     stage = ordered[0].stage
-    text = f"the enclave is not to be trusted: {'; '.join(map(str, ordered))}. {_ADVICE[stage]}"
+    advice = _ADVICE_ABOUT.get(ordered[0].field, _ADVICE[stage]) if stage == "expectation" else _ADVICE[stage]
+    text = f"the enclave is not to be trusted: {'; '.join(map(str, ordered))}. {advice}"
     return _STAGES[stage](text, failures=ordered)
 
 

@@ -20,10 +20,13 @@ KINDS = "ECDSA (P-256, P-384, P-521), Ed25519 or RSA (2048 to 8192 bits)"
 
 @dataclass(frozen=True)
 class Credential:
-    """A private key, and the certificates that are shown with it: its own, then its issuers'."""
+    """A private key, and the certificates that are shown with it: its own, then its issuers'. ValueError for a key of another kind than `KINDS`."""
 
     key: PrivateKey = field(repr=False)
     certificates: tuple[x509.Certificate, ...]
+
+    def __post_init__(self) -> None:
+        key_digest(self.certificates[0])
 
     @property
     def digest(self) -> bytes:

@@ -24,6 +24,11 @@ _LONGEST = _RECORD + 256  # bytes of one as it is sent, without its head; sectio
 _HEAD = struct.Struct(">BHH")  # of a record: type, version, length
 KEY_BYTES = 1 << 36  # of ciphertext in one direction after which a connection is to be replaced
 MOST_BYTES = 1 << 37  # … beyond which nothing is read
+_UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    Warning,
+)  # what cryptography says of a certificate; a warning where those are errors
 _TAKE = 1 << 20  # bytes read at once from the memory that TLS writes to
 
 
@@ -178,7 +183,7 @@ class Tls:
         try:
             certificate = self._connection.get_peer_certificate(as_cryptography=True)
             return b"" if certificate is None else key_digest(certificate)
-        except (ValueError, x509.InvalidVersion) as error:
+        except _UNREADABLE as error:
             raise RemoteProtocolError(f"the peer's certificate is of no use: {error}") from error
 
     def peer_certificates(self) -> tuple[bytes, ...]:
@@ -186,7 +191,7 @@ class Tls:
         try:
             own = self._connection.get_peer_certificate(as_cryptography=True)
             chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
-        except (ValueError, x509.InvalidVersion) as error:
+        except _UNREADABLE as error:
             raise RemoteProtocolError(f"the peer's certificates cannot be read: {error}") from error
         if own is None:
             return ()

@@ -127,10 +127,7 @@ def _explain(judgement: Judgement, *, verbose: bool) -> None:
         click.echo(f"genuine: {identity.platform}{f', TCB {verified.tcb}' if verified.tcb else ''}")
         if verbose:
             for field, voucher in identity.vouchers.items():
-                value = getattr(identity, field)
-                click.echo(
-                    f"  {field:17} {str(value).lower() if isinstance(value, bool) else value or 'none'}  ({voucher} vouches for it)"
-                )
+                click.echo(f"  {field:17} {_words(getattr(identity, field))}  ({voucher} vouches for it)")
             for name, value in verified.measured.items():
                 click.echo(f"  {name:17} {value}")
             for name, value in verified.more.items():
@@ -141,3 +138,9 @@ def _explain(judgement: Judgement, *, verbose: bool) -> None:
     for failure in judgement.failures:
         click.echo(f"{failure.stage}: {failure}")
     click.echo("accepted" if judgement.ok else "REFUSED")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value == "" else str(value)

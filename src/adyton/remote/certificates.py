@@ -19,7 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from adyton.channel.credential import KINDS, MAX_CERTIFICATES, Credential, key_digest
+from adyton.channel.credential import KINDS, MAX_CERTIFICATES, Credential
 from adyton.crypto.self_signed import PrivateKey, certificate_around
 from adyton.errors import UsageError
 from adyton.remote.address import TLS, Caller
@@ -74,12 +74,11 @@ def of_caller(caller: Caller, now: dt.datetime | None = None) -> Credential:
                 f"{caller.cert} holds certificates of more than {MAX_CERTIFICATES >> 10} KiB: leave out what is no issuer of the first"
             )
     try:
-        key_digest(certificates[0])
+        return Credential(key, certificates)
     except ValueError:
         raise UsageError(
             f"the caller's key {caller.key} is of a kind that is not taken: make one for {KINDS}"
         ) from None
-    return Credential(key, certificates)
 
 
 def _together(tls: TLS, what: str, cert: str, key: str) -> None:
