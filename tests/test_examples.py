@@ -158,7 +158,7 @@ def test_two_enclaves_speak_grpc_and_refuse_two_others(tmp_path, environment_of_
     assert "does not accept this enclave" in said["The server refuses another client"]
     assert "product_id: expected 1, got 4" in said["The client refuses another server"]
     assert "product_id: expected 2, got 3" in done.stderr  # the server's own log
-    assert done.stdout.count("server: asked by product") <= 1
+    assert done.stdout.count("server: asked by product 2\n") == 1
 
 
 # -- broker ------------------------------------------------------------------------------------------------------------
