@@ -17,6 +17,7 @@ from adyton.attestation.collateral import Collateral
 from adyton.attestation.evidence import Bound
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.channel.client import ClientChannel, EvidenceReceived, EvidenceRequested
+from adyton.channel.credential import Credential
 from adyton.channel.tls import Tls
 from adyton.errors import (
     AttestationError,
@@ -71,7 +72,7 @@ class Wire:
         self.passed = []
         self.dialling, a = socket.socketpair()
         self.listening, b = socket.socketpair()
-        self._middle = (a, b)
+        self.middle = (a, b)
         self._threads = [
             threading.Thread(target=self._carry, args=each) for each in ((a, b, True, step), (b, a, False, step))
         ]
@@ -91,7 +92,7 @@ class Wire:
                 return
         except OSError:
             pass
-        for sock in self._middle:
+        for sock in self.middle:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -102,7 +103,7 @@ class Wire:
             sock.close()
         for thread in self._threads:
             thread.join(30)
-        for sock in self._middle:
+        for sock in self.middle:
             sock.close()
 
 
@@ -207,39 +208,25 @@ def test_outside_of_an_enclave_there_are_no_attested_connections(wires):
 
 def test_who_ends_the_encryption_in_the_middle_and_relays_evidence_is_refused(wires):
     """He speaks TLS with each, and passes on what they say within."""
-    near, far = Tls.server(must_have_key=True), None
-    ready = threading.Lock()
+    near, far = Tls.server(must_have_key=True), Tls.client(Credential.fresh())
+    waiting = {near: [], far: []}
+    one_at_a_time = threading.Lock()
 
     def step(to_listener, data):
-        nonlocal far
-        with ready:
-            return through(to_listener, data)
-
-    def through(to_listener, data):
-        nonlocal far
-        first = far is None
-        if first:
-            from adyton.channel.credential import Credential
-
-            far = Tls.client(Credential.fresh())
         source, target = (near, far) if to_listener else (far, near)
-        plain = source.receive(data)
-        if source.finished and plain and target.finished:
-            target.send(plain)
-            seen.append(plain)
-        elif plain:
-            waiting.append(plain)
-        if waiting and target.finished:
-            for each in waiting:
-                target.send(each)
-                seen.append(each)
-            waiting.clear()
-        back = source.data_to_send()
-        if back:
-            wire._middle[0 if to_listener else 1].sendall(back)
-        return target.data_to_send()
+        with one_at_a_time:
+            waiting[target].append(source.receive(data))
+            for end in (near, far):
+                if end.finished:
+                    for plain in waiting[end]:
+                        end.send(plain)
+                        seen.append(plain)
+                    waiting[end].clear()
+            back, on = source.data_to_send(), target.data_to_send()
+            wire.middle[0 if to_listener else 1].sendall(back)
+            return on
 
-    seen, waiting = [], []
+    seen = []
     wire = wires(step)
     ann, bob = meet(wire)
     assert isinstance(ann, BindingError), ann
