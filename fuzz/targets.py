@@ -26,6 +26,7 @@ from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
 from target_platforms import host_certificates
 from target_policy import policy
+from target_proofs import guest_proof
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealed import sealed_store
 from target_sealing import seal_requests, sealed_data
@@ -118,6 +119,7 @@ TARGETS: Mapping[str, Target] = {
     "broker-log": Target(broker_log),
     "broker-message": Target(broker_message, (RemoteProtocolError,)),
     "guest-question": Target(guest_question, (RemoteProtocolError,)),
+    "guest-proof": Target(guest_proof, (RemoteProtocolError,)),
     "told-spans": Target(told_spans, (RemoteProtocolError,)),
     "dcap-quote": Target(dcap_quote, (AttestationError,)),
     "snp-report": Target(snp_report, (AttestationError,)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -134,6 +135,30 @@ def test_edge_without_its_server_is_one_line():
     assert (edge.returncode, edge.stdout) == (10, "")
     assert edge.stderr.startswith("edge: cannot reach 127.0.0.1:1: ")
     assert edge.stderr.count("\n") == 1
+
+
+# -- secure_grpc -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="NOT X86-64: an image is for that machine by default")
+def test_two_enclaves_speak_grpc_and_refuse_two_others(tmp_path, environment_of_wheels, cache_of_tests):
+    project = tmp_path / "secure_grpc"
+    shutil.copytree(
+        EXAMPLES / "secure_grpc", project, ignore=shutil.ignore_patterns("build", "__pycache__", "adyton.lock")
+    )
+    environment = {**os.environ, **environment_of_wheels, "XDG_CACHE_HOME": str(cache_of_tests)}
+    command = [sys.executable, "run.py", "--word", "istio"]
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "istio: sail\n" in done.stdout
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert "does not accept this enclave" in said["The server refuses another client"]
+    assert "product_id: expected 1, got 4" in said["The client refuses another server"]
+    assert "product_id: expected 2, got 3" in done.stderr  # the server's own log
+    assert done.stdout.count("server: asked by product 2\n") == 1
 
 
 # -- broker ------------------------------------------------------------------------------------------------------------

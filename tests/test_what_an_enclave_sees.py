@@ -123,7 +123,10 @@ def test_nothing_of_the_server_is_there(program, workplace):
             assert look.call("attempt", "open('/etc/passwd').read().count('root:x')") in ("0", "1")
             environment = look.call("attempt", "open('/proc/self/environ').read()")
             assert set(re.findall(r"([A-Z_]+)=", environment)) <= {"LANG", "LD_LIBRARY_PATH"}
-            assert look.call("attempt", "sorted(os.listdir('/opt/adyton'))") == "['clock', 'lib', 'python', 'venv']"
+            assert (
+                look.call("attempt", "sorted(os.listdir('/opt/adyton'))")
+                == "['channel', 'clock', 'lib', 'python', 'venv']"
+            )
             assert look.call("attempt", "[n for n in os.listdir('/usr')]").count("local") == 0
             assert look.call("attempt", "sorted(os.listdir('/enclave'))") == "['look.py']"
             assert "PermissionError" in look.call("attempt", "open('/enclave/x', 'w')") or "30" in look.call(

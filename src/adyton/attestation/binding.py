@@ -23,6 +23,9 @@ EXPORTER_SIZE = 32
 # Who shows evidence; also the exporter's context, so that not even that is the same for both.
 ENCLAVE_ROLE = b"enclave"  # TLS server
 DIALLING_ROLE = b"enclave that dials"  # TLS client
+# The same for a channel that the enclave's program ends itself, with keys of its own: its supervisor never proves its own channels as these.
+PROGRAM_ROLE = b"enclave program"
+DIALLING_PROGRAM_ROLE = b"enclave program that dials"
 
 _LABEL = b"adyton attested channel"
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from adyton.attestation.binding import report_data as bind
+from adyton.attestation.binding import bound_to, connection_digest
 from adyton.attestation.identity import PLATFORMS, Digest, DigestOrNone, EnclaveIdentity, Number, Platform
 from adyton.errors import EvidenceMalformedError
 
@@ -64,16 +64,19 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     verifier_key_digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
-    def report_data(self, identity_digest: bytes) -> bytes:
-        """The 64 bytes, for evidence that says to be of an identity."""
-        return bind(
+    def connection(self) -> bytes:
+        """What of the report data is the connection's: 64 bytes."""
+        return connection_digest(
             role=self.role.encode(),
             nonce=self.nonce,
             exporter=self.exporter,
             key_digest=self.key_digest,
             verifier_key_digest=self.verifier_key_digest,
-            identity_digest=identity_digest,
         )
+
+    def report_data(self, identity_digest: bytes) -> bytes:
+        """The 64 bytes, for evidence that says to be of an identity."""
+        return bound_to(self.connection(), identity_digest)
 
 
 class HardwareBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

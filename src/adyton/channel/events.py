@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import msgspec
+
+from adyton.attestation.evidence import Bound
 
 
 class EvidenceReceived(msgspec.Struct, frozen=True):
@@ -16,6 +20,11 @@ class EvidenceRequested(msgspec.Struct, frozen=True):
 
     report_data: bytes
     connection: bytes
+
+    @classmethod
+    def of(cls, bound: Bound, identity_digest: bytes) -> Self:
+        """Over what binds evidence of that identity to a connection."""
+        return cls(bound.report_data(identity_digest), bound.connection())
 
 
 class Established(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from adyton.attestation.binding import NONCE_SIZE, VERSION, bound_to, connection_digest
+from adyton.attestation.binding import NONCE_SIZE, VERSION
 from adyton.attestation.evidence import MAX_EVIDENCE, Bound
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
 from adyton.channel.messages import Accept, AttestRequest, Evidence, Message, MessageReader, encode
@@ -45,6 +45,7 @@ class Channel:
         self._messages = MessageReader()
         self._failure: RemoteProtocolError | None = None
         self._own_key = self._peer_key = b""  # digests, once the handshake is over
+        self._asked: Bound | None = None
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -80,8 +81,15 @@ class Channel:
         exporter = self._tls.exporter(self._peer_role)
         return Bound(self._peer_role.decode(), self._nonce, exporter, self._peer_key, self._own_key)
 
+    @property
+    def asked(self) -> Bound:
+        """What our evidence is to be bound to besides our identity, once it was asked for."""
+        if self._asked is None:
+            raise LocalProtocolError("no evidence was asked for")
+        return self._asked
+
     def report_data(self, identity_digest: bytes) -> bytes:
-        """The 64 bytes of that, for an identity."""
+        """The 64 bytes of `bound`, for an identity."""
         return self.bound.report_data(identity_digest)
 
     # -- the peer's bytes ---------------------------------------------------------------------------------------------
@@ -138,14 +146,9 @@ class Channel:
                 "use the same release on both sides"
             )
         assert self._identity_digest is not None
-        connection = connection_digest(
-            role=self._own_role,
-            nonce=message.nonce,
-            exporter=self._tls.exporter(self._own_role),
-            key_digest=self._own_key,
-            verifier_key_digest=self._peer_key,
-        )
-        return [EvidenceRequested(bound_to(connection, self._identity_digest), connection)]
+        exporter = self._tls.exporter(self._own_role)
+        self._asked = Bound(self._own_role.decode(), message.nonce, exporter, self._own_key, self._peer_key)
+        return [EvidenceRequested.of(self._asked, self._identity_digest)]
 
     # -- ours ---------------------------------------------------------------------------------------------------------
 
@@ -181,6 +184,12 @@ class Channel:
         """Tell the peer that nothing more comes; what still comes from it is dropped."""
         self._step_of_ours("close")
         self._tls.close()
+
+    def release(self) -> Tls:
+        """The connection alone, once all is proven, for an owner that ends each direction by itself; the channel is not used any more."""
+        if self._state not in ("open", "ended"):
+            raise LocalProtocolError(f"the channel has nothing to release: its state is {self._state}")
+        return self._tls
 
     def _say(self, what: Input, message: Message) -> None:
         """Send a message of ours that has its turn."""

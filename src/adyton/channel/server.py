@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adyton.attestation.binding import DIALLING_ROLE, ENCLAVE_ROLE
+from adyton.attestation.binding import DIALLING_PROGRAM_ROLE, DIALLING_ROLE, ENCLAVE_ROLE, PROGRAM_ROLE
 from adyton.channel.credential import Credential
 from adyton.channel.events import Closed, Data, Established, Event, EvidenceReceived, EvidenceRequested
 from adyton.channel.machine import Channel
@@ -34,10 +34,12 @@ class ServerChannel(Channel):
         verifies: bool = False,
         credential: Credential | None = None,
         nonce: bytes | None = None,
+        programs: bool = False,
     ) -> None:
         """As of `ClientChannel`. Without a `credential` it has a fresh key."""
         proves = identity_digest is not None
         if proves and credential is not None:
             raise LocalProtocolError("who proves what it is has a key that no other connection ever has")
         tls = Tls.server(credential, must_have_key=verifies)
-        super().__init__(tls, _PARTS[verifies, proves], (ENCLAVE_ROLE, DIALLING_ROLE), identity_digest, nonce)
+        roles = (PROGRAM_ROLE, DIALLING_PROGRAM_ROLE) if programs else (ENCLAVE_ROLE, DIALLING_ROLE)
+        super().__init__(tls, _PARTS[verifies, proves], roles, identity_digest, nonce)

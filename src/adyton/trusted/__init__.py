@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adyton.proto.enclave import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput, user_message
+    from adyton.trusted import channel
     from adyton.trusted.aead import AeadCryptor
     from adyton.trusted.application import Enclave, TrustedApplication, entry
     from adyton.trusted.callers import Caller, caller
@@ -55,6 +56,7 @@ __all__ = [
     "EnclaveOutput",
     "TrustedApplication",
     "caller",
+    "channel",
     "entry",
     "host_function",
     "seal",
@@ -66,6 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "channel":
+        return importlib.import_module("adyton.trusted.channel")
     if name not in _HOME:
         raise AttributeError(f"module 'adyton.trusted' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

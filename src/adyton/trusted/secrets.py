@@ -9,16 +9,15 @@ enclave's supervisor; the client sees ciphertext.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from adyton.crypto.digest import is_digest
 from adyton.errors import ClosedError, UsageError
+from adyton.trusted.addresses import host_and_port
 from adyton.trusted.connection import Connection
 
 TIMEOUT = 30.0  # seconds
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):(\d{1,5})")
 
 
 class Asker(Protocol):
@@ -60,7 +59,5 @@ def secret(
             raise UsageError(
                 f"secret(key={each!r}): it is sha256: and 64 hex digits, as `adyton broker` says at its start"
             )
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise UsageError(f"secret(broker={address!r}): write HOST:PORT, an IPv6 address in brackets")
-    return asker.ask(name, match[1].strip("[]"), int(match[2]), keys, timeout)
+    host, port = host_and_port(address, f"secret(broker={address!r})")
+    return asker.ask(name, host, port, keys, timeout)

@@ -10,6 +10,7 @@
         opt/adyton/venv/           a virtual environment: Python with the image's modules and the runtime's, as programs start it
         opt/adyton/clock/          an empty directory, for the guest's clock
         opt/adyton/lib/            adyton and the libraries that are the runtime's own
+        opt/adyton/channel/        those of the supervisor once more, for programs that open attested channels
     /opt/adyton/supervisor         libraries of the supervisor alone
     /bin /dev /etc /lib* /sbin /usr, /opt/adyton/lib     links to those
     /opt/adyton/python             the interpreter again: it finds its library from its own, resolved path
@@ -45,6 +46,9 @@ PYTHON = "/opt/adyton/python"
 VENV = "/opt/adyton/venv"
 LIBRARIES = "/opt/adyton/lib"
 SUPERVISOR_LIBRARIES = "/opt/adyton/supervisor"
+CHANNEL_LIBRARIES = (
+    "/opt/adyton/channel"  # the same, for guests that open channels of their own; not among their modules before
+)
 STORE = "/opt/adyton/store"
 LAYERS = "/opt/adyton/layers"
 FUSE = "/opt/adyton/fuse"
@@ -272,6 +276,7 @@ def _tree(plan: Plan) -> _Tree:
         tree.binds[f"{SYSTEM}{LIBRARIES}/{target}"] = source
     for target, source in plan.supervisor_libraries.items():
         tree.binds[f"{SUPERVISOR_LIBRARIES}/{target}"] = source
+        tree.binds[f"{SYSTEM}{CHANNEL_LIBRARIES}/{target}"] = source
     return tree
 
 

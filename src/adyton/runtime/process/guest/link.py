@@ -35,6 +35,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator.messages import Logging, Streams, Unsigned
 from adyton.communicator.tracing import TraceContext
 from adyton.errors import RemoteProtocolError
@@ -146,6 +147,7 @@ class GuestLoad(_Message, frozen=True):
     umask: int = 0o022
     broker: tuple[str, list[str]] | None = None  # address and keys, if the image names one
     caller: Caller | None = None
+    identity: EnclaveIdentity | None = None  # as far as the runtime knows it
 
 
 ToThread = Enter | HostReturn

@@ -34,9 +34,10 @@ from adyton.runtime.process.guest.calls import NOBODY_WAITS, Call, Calls, curren
 from adyton.runtime.process.guest.exceptions import exception_of
 from adyton.runtime.process.guest.link import Enter, GuestLink, GuestLoad, HostCall, HostReturn, Return, returned
 from adyton.runtime.process.guest.main_thread import MainThread
+from adyton.runtime.process.guest.proofs import SupervisorProver
 from adyton.runtime.process.guest.sealing import SupervisorSealer
 from adyton.runtime.process.guest.secrets import SupervisorAsker
-from adyton.trusted import callers, host_functions, sealing, secrets, tracing
+from adyton.trusted import callers, host_functions, proving, sealing, secrets, tracing
 
 Prepare = Callable[[GuestLoad], list[str]]  # makes the process ready for the program; warnings
 Find = Callable[[str], Any]  # "module:attribute" → the object, "module:" → the module
@@ -80,6 +81,7 @@ class Guest:
         self._calls = Calls()
         self._asker = SupervisorAsker(control)
         self._sealer = SupervisorSealer(control)
+        self._prover = SupervisorProver(control)
         self._forked = False
 
     def connect(self, *, whole_process: bool) -> None:
@@ -87,6 +89,7 @@ class Guest:
         host_functions.connection.connect(self.call_host, whole_process=whole_process)
         sealing.connection.connect(self._sealer, whole_process=whole_process)
         secrets.connection.connect(self._asker, whole_process=whole_process)
+        proving.connection.connect(self._prover, whole_process=whole_process)
 
     def main(self) -> None:
         """Serve until the supervisor closes the control socket."""
@@ -255,6 +258,7 @@ class Guest:
 
     def _load(self, load: GuestLoad) -> bytes:
         self._asker.image = load.broker
+        self._prover.identity = load.identity
         warnings = self._prepare(load)
         self._caller = load.caller
         callers.tell(self._caller, whole_process=False)
@@ -355,7 +359,12 @@ class Guest:
     def forked(self) -> None:
         """A forked child must not speak on its parent's links."""
         self._forked = True
-        for connection in (host_functions.connection, sealing.connection, secrets.connection):
+        for connection in (
+            host_functions.connection,
+            proving.connection,
+            sealing.connection,
+            secrets.connection,
+        ):
             connection.connect(None, whole_process=True)
             connection.connect(None, whole_process=False)
         signal.set_wakeup_fd(-1)

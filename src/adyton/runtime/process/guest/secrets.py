@@ -17,11 +17,12 @@ from typing import Annotated, Self
 import msgspec
 
 from adyton import errors
+from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.errors import AdytonError, RemoteProtocolError
 
 SECRET = b"secret"  # guest → supervisor, on the control socket: a socket for one question, attached
 MAX_PIECE = 1 << 15  # bytes
-MAX_PACKET = 1 << 17  # bytes; the largest holds evidence
+MAX_PACKET = MAX_EVIDENCE + MAX_PIECE  # bytes; the largest holds evidence
 PIECE, END = b"\0", b"\1"
 MORE, GIVEN, REFUSED = b"\0", b"\1", b"\2"
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.errors import RemoteProtocolError
 from adyton.runtime.process.supervisor.loop import Callback, Loop
 
@@ -31,6 +32,7 @@ class GuestSockets:
         if len(self._sockets) >= self._most:
             sock.close()  # its own trouble
             return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_EVIDENCE)  # which the largest answer holds
         self._sockets.add(sock)
         self._loop.read(sock, self._guarded(partial(self._from, sock, self._begin())))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adyton.attestation.identity import EnclaveIdentity
 from adyton.communicator.messages import LoadRequest
 from adyton.errors import UsageError
 from adyton.hostcall.environment import check_environment, is_host_name, is_time_zone
@@ -22,7 +23,9 @@ def check_load(request: LoadRequest) -> None:
         raise UsageError(f"{request.sealed[:80]!r} is no path of sealed files")
 
 
-def guest_load(program: Program, request: LoadRequest, caller: Caller | None, *, mount_tmp: bool) -> GuestLoad:
+def guest_load(
+    program: Program, identity: EnclaveIdentity, request: LoadRequest, caller: Caller | None, *, mount_tmp: bool
+) -> GuestLoad:
     """For the guest's main thread."""
     return GuestLoad(
         entry=program.entry,
@@ -40,4 +43,5 @@ def guest_load(program: Program, request: LoadRequest, caller: Caller | None, *,
         umask=request.umask,
         broker=None if program.broker is None else (program.broker.address, program.broker.key),
         caller=caller,
+        identity=identity,
     )

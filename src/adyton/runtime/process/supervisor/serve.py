@@ -31,6 +31,7 @@ from adyton.communicator.joining import GRACE_SECONDS
 from adyton.communicator.messages import Counts, LoadRequest, Raised, RaisedKind, decode, encode
 from adyton.errors import AdytonError, ResourceLimitError
 from adyton.runtime.process.guest import link as protocol
+from adyton.runtime.process.guest.proofs import PROVE
 from adyton.runtime.process.guest.run import ASIDE, LINK, STREAM, THREAD
 from adyton.runtime.process.guest.sealing import SEAL
 from adyton.runtime.process.guest.secrets import SECRET
@@ -51,6 +52,7 @@ from adyton.runtime.process.supervisor.loop import Loop, Outbox
 from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
+from adyton.runtime.process.supervisor.proofs import proof_links
 from adyton.runtime.process.supervisor.proving import Prove
 from adyton.runtime.process.supervisor.sealed_loading import SealedLoading
 from adyton.runtime.process.supervisor.sealing import seal_links
@@ -97,6 +99,7 @@ class Supervisor:
     ) -> None:
         self._guest = guest
         self._program = program
+        self._identity = identity
         self._ready = ready
         self._clock = clock or Clock()
         self._watch = watch
@@ -127,6 +130,7 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, self._requests, directory),
             lists=lists,
         )
+        self._proofs = proof_links(self._loop, self._guarded, identity.digest(), prove)
         self._secrets = secret_links(self._loop, self._guarded, identity.digest(), prove)
         self._sealed = SealedLoading(self._requests, self._session, sealing, container)
         self._sealing = None if sealing is None else seal_links(self._loop, self._guarded, sealing)
@@ -214,6 +218,7 @@ class Supervisor:
             if each is not None:
                 each.sock.close()
         self._secrets.close()
+        self._proofs.close()
         if self._sealing is not None:
             self._sealing.close()
         self._emulation.close()
@@ -357,7 +362,8 @@ class Supervisor:
             if request.streams.stdin:
                 self._requests.files.open_standard_input()
         self._host_name = request.host_name
-        load = guest_load(self._program, request, self._connections.caller, mount_tmp=not layout.needs_private_tmp)
+        caller = self._connections.caller
+        load = guest_load(self._program, self._identity, request, caller, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         enter = partial(self._enter, self._main, call, pair, "load", msgspec.msgpack.encode(load))
         self._sealed.open(request.sealed, enter, partial(self._refuse, call))
@@ -433,6 +439,9 @@ class Supervisor:
             return
         if message == SECRET and len(received) == 1:
             self._secrets.take(received[0])
+            return
+        if message == PROVE and len(received) == 1:
+            self._proofs.take(received[0])
             return
         for sock in received:
             sock.close()
