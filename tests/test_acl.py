@@ -55,6 +55,11 @@ def test_what_is_excluded_is_refused_in_whatever_state():
     assert not accepts(lost, enclave(TWO, "here"))
 
 
+def test_an_exclusion_never_misses_a_runtime_for_its_spelling():
+    with pytest.raises(UsageError, match="an exclusion names a runtime by"):
+        AllOf(PRODUCT, Not(Expectation(runtime=["sha384:" + "1" * 96]))).check()
+
+
 def test_each_alternative_says_what_it_misses():
     found = AnyOf(image(ONE), AllOf(PRODUCT, Not(image(SIGNER)))).compare(enclave(SIGNER), "")
     assert [failure.field for failure in found] == ["alternative 1: measurement", "alternative 2: exclusion"]

@@ -125,6 +125,35 @@ def test_another_chips_certificate_is_refused():
         verify(vector.evidence, other, vector.at)
 
 
+REGISTERS = {"tdx": "mrtd", "sev-snp": "measurement", "nitro": "pcr0"}
+
+
+@pytest.mark.parametrize("vector", [each for each in VECTORS if each.platform != "sgx"], ids=lambda vector: vector.name)
+def test_a_policy_may_name_the_register_that_vendors_tools_show(vector):
+    collateral = collateral_of(vector)
+    register = verify(vector.evidence, collateral, vector.at).measured[REGISTERS[vector.platform]]
+    named = right_policy(vector, runtime=["sha384:" + "1" * 96, f"sha384:{register}"])
+    assert judge(vector.evidence, named, collateral, vector.at).ok
+    other = right_policy(vector, runtime=[f"sha384:{register[:-1]}{'1' if register[-1] == '0' else '0'}"])
+    assert [each.field for each in judge(vector.evidence, other, collateral, vector.at).failures] == ["runtime"]
+
+
+def test_zeros_bind_evidence_to_nothing():
+    document = (FOLDER / "nitro-evervault/test-data/beta/valid-attestation-doc-bytes").read_bytes()
+    (vector,) = (each for each in VECTORS if each.platform == "nitro")
+    for zeros in (b"", bytes(64)):
+        judged = judge(document, right_policy(vector), Collateral(), vector.at, zeros)
+        assert [(each.field, each.expected) for each in judged.failures] == [
+            ("report_data", "some that is not all zeros")
+        ]
+
+
+def test_what_is_no_evidence_is_told_what_would_be():
+    for text in (b"", b"root:x:0:0", bytes(300), b"\x30\x82\x01"):
+        with pytest.raises(EvidenceMalformedError, match=r"expected adyton.s .JSON., a DCAP quote, an SNP report"):
+            verify(text)
+
+
 def test_zero_pcrs_are_debug():
     document = (FOLDER / "nitro-evervault/test-data/beta/debug-mode-attestation-doc-bytes").read_bytes()
     at = dt.datetime(2022, 10, 12, 14, tzinfo=dt.UTC)
@@ -146,6 +175,15 @@ def test_an_outdated_tcb_is_refused():
         dt.datetime(2026, 2, 19, tzinfo=dt.UTC),
     )
     assert {failure.stage for failure in judged.failures} == {"tcb"}
+
+
+@pytest.mark.parametrize("text", ["2025", "2025-06", "yesterday", "", "1969-12-31", "0001-01-01", "9" * 21, "-1"])
+def test_the_command_takes_no_time_for_another(text, tmp_path):
+    (tmp_path / "policy.toml").write_text('[expect]\nplatforms = ["sgx"]\n')
+    evidence = str(FOLDER / "sgx-tdx-dcap-qvl/sample/sgx_quote")
+    refused = adyton("verify", evidence, "--policy", str(tmp_path / "policy.toml"), f"--at={text}")
+    assert refused.returncode == 2
+    assert f"{text!r} is no time since 1970: write 2025-06-20" in refused.stderr
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------
@@ -186,3 +224,8 @@ def test_the_command_accepts_and_refuses(vector, policy):
     assert accepted.returncode == 0, accepted.stdout
     assert accepted.stdout.endswith("accepted\n")
     assert vector.machine in accepted.stdout
+    assert f"  [expect] tcb: {vector.tcb}: holds\n" in accepted.stdout
+    assert f"  [expect] platform: {vector.platform}: holds\n" in accepted.stdout
+    explained = run(vector, policy(vector, "sha256:" + "1" * 64), "-v").stdout
+    assert f"  [expect] runtime: sha256:{'1' * 64}: DOES NOT HOLD, got {told['identity']['runtime']}\n" in explained
+    assert "REFUSED. If this is a machine that you trust, name what it measured in runtime of [expect]" in explained

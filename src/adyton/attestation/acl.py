@@ -21,8 +21,8 @@ class Acl(Protocol):
     def check(self, *, raw: bool = False) -> None:
         """UsageError unless it is complete and well-formed. `raw`: for evidence that says nothing of an image."""
 
-    def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:
-        """Every finding against an identity and the state of its TCB; none: it is accepted."""
+    def compare(self, identity: EnclaveIdentity, tcb: str, register: str = "") -> list[Failure]:
+        """Every finding against an identity, the state of its TCB, and what else names its runtime; none: it is accepted."""
 
     def check_names(self) -> None:
         """UsageError unless `names` can be asked."""
@@ -68,9 +68,9 @@ class AllOf(_Several):
             else:
                 part.check(raw=raw)
 
-    def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:
+    def compare(self, identity: EnclaveIdentity, tcb: str, register: str = "") -> list[Failure]:
         """See `Acl`."""
-        return [failure for part in self.parts for failure in part.compare(identity, tcb)]
+        return [failure for part in self.parts for failure in part.compare(identity, tcb, register)]
 
     def names(self, identity: EnclaveIdentity) -> bool:
         """See `Acl`."""
@@ -86,9 +86,9 @@ class AnyOf(_Several):
         for part in self.parts:
             part.check(raw=raw)
 
-    def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:
+    def compare(self, identity: EnclaveIdentity, tcb: str, register: str = "") -> list[Failure]:
         """See `Acl`."""
-        found = [part.compare(identity, tcb) for part in self.parts]
+        found = [part.compare(identity, tcb, register) for part in self.parts]
         if not all(found):
             return []
         return [
@@ -115,7 +115,7 @@ class Not:
         """Never complete alone."""
         raise UsageError(f"{self!r} says only whom not to accept: write AllOf(Expectation(…), {self!r})")
 
-    def compare(self, identity: EnclaveIdentity, tcb: str) -> list[Failure]:  # noqa: ARG002
+    def compare(self, identity: EnclaveIdentity, tcb: str, register: str = "") -> list[Failure]:  # noqa: ARG002
         """See `Acl`."""
         if not self.part.names(identity):
             return []

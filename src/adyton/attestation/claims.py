@@ -17,6 +17,8 @@ UNVOUCHED = "Unknown"  # a `tcb`: nobody has said that the key is a platform's: 
 class Claims(msgspec.Struct, frozen=True):
     """`runtime`: one digest of all that is measured, "sha256:HEX", see `digest_of_measured`. `measured`: the registers that it is of, in hex.
 
+    `register`: the one of them, of 48 bytes, by which vendors' tools name what runs: MRTD, the launch digest, PCR 0; "sha384:HEX" or "".
+
     `tcb`: the vendor's word for the state of the platform's firmware, "" where there is none (sim). `report_data`: what the platform signed
     along, as long as it was. `failures`: what is wrong although the evidence is genuine, such as a certificate that was revoked.
     """
@@ -31,6 +33,7 @@ class Claims(msgspec.Struct, frozen=True):
     advisories: tuple[str, ...] = ()
     more: Mapping[str, Any] = msgspec.field(default_factory=dict)  # for people: firmware versions, policies
     failures: tuple[Failure, ...] = ()
+    register: str = ""
 
 
 def digest_of_measured(platform: Platform, registers: Mapping[str, bytes]) -> str:

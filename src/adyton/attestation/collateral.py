@@ -77,7 +77,9 @@ def read_folder(folder: str) -> Collateral:
                     with open(path, "rb") as file:
                         _read(file.read(MAX_FILE + 1), found)
     except OSError as error:
-        raise UsageError(f"the collateral in {folder} cannot be read: {error.strerror}: {error.filename}") from error
+        raise UsageError(
+            f"the collateral in {folder} cannot be read: {error.strerror}: {error.filename}; name the folder that it lies in"
+        ) from error
     roots = (each for each in found.certificates if each.issuer == each.subject)
     return replace(found.all(), roots=tuple(roots))
 

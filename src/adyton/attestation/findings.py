@@ -63,10 +63,18 @@ class Failure(msgspec.Struct, frozen=True):
 def failed(failures: Iterable[Failure]) -> AttestationError:
     """The error of the earliest stage, with all findings in order of stages; at least one."""
     ordered = tuple(sorted(failures, key=lambda failure: _ORDER.index(failure.stage)))
-    stage = ordered[0].stage
-    advice = _ADVICE_ABOUT.get(ordered[0].field, _ADVICE[stage]) if stage == "expectation" else _ADVICE[stage]
-    text = f"the enclave is not to be trusted: {'; '.join(map(str, ordered))}. {advice}"
-    return _STAGES[stage](text, failures=ordered)
+    text = f"the enclave is not to be trusted: {'; '.join(map(str, ordered))}. {advice(ordered[0])}"
+    return _STAGES[ordered[0].stage](text, failures=ordered)
+
+
+def advice(failure: Failure) -> str:
+    """What to do about it."""
+    if failure.stage == "genuine" and failure.field.startswith("time of "):
+        return (
+            "It did not hold at that time: ask for evidence anew, or judge it as of its own time (adyton verify --at)"
+        )
+    about = _ADVICE_ABOUT.get(failure.field) if failure.stage == "expectation" else None
+    return about or _ADVICE[failure.stage]
 
 
 def refuse(stage: Stage, field: str, expected: str, got: str) -> AttestationError:

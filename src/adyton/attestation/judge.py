@@ -50,10 +50,16 @@ def judge(
         verified = verify(evidence, collateral, at)
     except AttestationError as error:
         failures = tuple(each for each in error.failures if isinstance(each, Failure))
-        return Judgement(None, "not checked", failures or (Failure("malformed", "the evidence", "some", str(error)),))
+        return Judgement(
+            None, "not checked", failures or (Failure("malformed", "the evidence", "well-formed evidence", str(error)),)
+        )
     expectation.check(raw=not verified.identity.measurement)
     failures_of_binding, binding = _binding(verified, report_data)
-    found = [*verified.failures, *failures_of_binding, *expectation.compare(verified.identity, verified.tcb)]
+    found = [
+        *verified.failures,
+        *failures_of_binding,
+        *expectation.compare(verified.identity, verified.tcb, verified.register),
+    ]
     order = failed(found).failures if found else ()
     return Judgement(verified, binding, tuple(each for each in order if isinstance(each, Failure)))
 
@@ -70,6 +76,8 @@ def _binding(verified: Verified, report_data: bytes | None) -> tuple[list[Failur
         return [
             Failure("binding", "report_data", "what binds the image to it", "nothing: give --report-data")
         ], "not checked"
-    if wanted and hmac.compare_digest(got, wanted):
+    if not any(wanted):  # empty, or what is there where nothing was put: that binds to nothing
+        return [Failure("binding", "report_data", "some that is not all zeros", wanted.hex() or "none")], "not checked"
+    if hmac.compare_digest(got, wanted):
         return [], "ok"
-    return [Failure("binding", "report_data", wanted.hex() or "some", got.hex() or "none")], "not checked"
+    return [Failure("binding", "report_data", wanted.hex(), got.hex() or "none")], "not checked"

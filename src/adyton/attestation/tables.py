@@ -10,7 +10,7 @@ import msgspec
 
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.identity import PLATFORMS
-from adyton.crypto.digest import is_digest
+from adyton.crypto.digest import is_digest, is_register
 from adyton.errors import UsageError
 
 _EXPECT = tuple(each.name for each in msgspec.structs.fields(Expectation))
@@ -48,9 +48,10 @@ def expect_table(table: Any, name: str, below: Expectation | None = None, where:
         one_of(item, PLATFORMS, name, f"{where}.platforms")
     for key in _DIGESTS:
         for item in table[key] if isinstance(table.get(key), list | tuple) else ():
-            if not isinstance(item, str) or not is_digest(item):
+            if not isinstance(item, str) or not (is_digest(item) or (key == "runtime" and is_register(item))):
+                also = ", or sha384: and the 96 of MRTD, launch digest or PCR 0" if key == "runtime" else ""
                 raise UsageError(
-                    f"{name}: {where}.{key}: {item!r} is no digest; write sha256: and 64 hex digits in lower case"
+                    f"{name}: {where}.{key}: {item!r} is no digest; write sha256: and 64 hex digits in lower case{also}"
                 )
     merged = dict(table)
     for key in _EXPECT if below is not None else ():

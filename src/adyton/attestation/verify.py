@@ -24,7 +24,7 @@ from adyton.attestation.evidence import (
     open_envelope,
     raw_kind,
 )
-from adyton.attestation.findings import Failure, failed
+from adyton.attestation.findings import Failure, failed, refuse
 from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.attestation.sim import open_simulated
 from adyton.errors import LocalProtocolError, PlatformError
@@ -35,7 +35,7 @@ class Verified(msgspec.Struct, frozen=True):
 
     `identity_digest`: of what the runtime says, which report data has to be bound to; b"" in raw evidence, which has none of it. `tcb`: the
     vendor's word for the state of the platform's TCB; "" for a simulated one, which has none. `failures`: what is wrong although it is
-    genuine. `bound`: what it says that it is bound to.
+    genuine. `bound`: what it says that it is bound to. `register`: by what a policy may name its runtime instead, see `Claims`.
     """
 
     identity: EnclaveIdentity
@@ -47,6 +47,7 @@ class Verified(msgspec.Struct, frozen=True):
     more: Mapping[str, Any] = {}
     failures: tuple[Failure, ...] = ()
     bound: Bound | None = None
+    register: str = ""
 
 
 Binding = Literal["ok", "not checked"]
@@ -69,6 +70,10 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
             machine=claims.machine,
         )
         return _verified(identity, b"", claims)
+    if evidence.lstrip()[:1] != b"{":
+        wanted = "adyton's (JSON), a DCAP quote, an SNP report, a Nitro document or a TPM's quote"
+        got = f"{len(evidence)} bytes of none of these: {evidence[:8].hex(' ')} …" if evidence else "nothing"
+        raise refuse("malformed", "the evidence", wanted, got)
     envelope = open_envelope(evidence)
     if envelope.platform == "sim":
         simulated = open_simulated(envelope)
@@ -84,7 +89,9 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
     identity = msgspec.structs.replace(
         claimed, runtime=claims.runtime, machine=claims.machine, debug=claimed.debug or claims.debug
     )
-    return _verified(identity, claimed.digest(), claims, envelope)
+    verified = _verified(identity, claimed.digest(), claims, envelope)
+    # MRTD is of the firmware alone: it does not say which runtime vouches for the image.
+    return msgspec.structs.replace(verified, register="") if envelope.platform == "tdx" else verified
 
 
 def validate(verified: Verified, expectation: Acl, report_data: bytes) -> EnclaveIdentity:
@@ -99,7 +106,7 @@ def validate(verified: Verified, expectation: Acl, report_data: bytes) -> Enclav
     # (2) The evidence was made for this connection, just now.
     failures = [*verified.failures, *binding_failures(verified, report_data)]
     # (3) The enclave is the expected one.
-    failures += expectation.compare(verified.identity, verified.tcb)
+    failures += expectation.compare(verified.identity, verified.tcb, verified.register)
     if failures:
         raise failed(failures)
     return verified.identity
@@ -123,6 +130,7 @@ def _verified(identity: EnclaveIdentity, digest: bytes, claims: Claims, envelope
         claims.more,
         claims.failures,
         None if envelope is None else envelope.bound,
+        claims.register,
     )
 
 

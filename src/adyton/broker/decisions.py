@@ -31,6 +31,7 @@ class Standing:
     identity: EnclaveIdentity | None
     tcb: str
     findings: tuple[Failure, ...]
+    register: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def standing(
         verified = verify(evidence, collateral, at)
     except AttestationError as error:
         found = tuple(each for each in error.failures if isinstance(each, Failure))
-        return Standing(None, "", found or (Failure("malformed", "the evidence", "some", str(error)),))
+        return Standing(None, "", found or (Failure("malformed", "the evidence", "well-formed evidence", str(error)),))
     findings = [*verified.failures, *binding_failures(verified, report_data(verified.identity_digest))]
     if not verified.identity_digest:
         findings.append(
             Failure("binding", "evidence", "adyton's, which says of which image it is", "a platform's alone")
         )
-    return Standing(verified.identity, verified.tcb, tuple(findings))
+    return Standing(verified.identity, verified.tcb, tuple(findings), verified.register)
 
 
 def decide(secrets: Mapping[str, Secret], stands: Standing, name: str) -> Decision:
@@ -66,5 +67,5 @@ def decide(secrets: Mapping[str, Secret], stands: Standing, name: str) -> Decisi
     if secret is None:
         return Decision(None, (Failure("expectation", "secret", "one that there is", "none of that name"),))
     secret.expect.check()
-    findings = tuple(secret.expect.compare(stands.identity, stands.tcb))
+    findings = tuple(secret.expect.compare(stands.identity, stands.tcb, stands.register))
     return Decision(None if findings else secret.view, findings)

@@ -18,13 +18,10 @@ from adyton.cli.values import PATH
 @click.option("--policy", "as_policy", is_flag=True, help="Print a policy file that accepts this image and no other.")
 @json_option("As JSON.")
 def command(image: str, python: str, as_policy: bool, as_json: bool) -> None:
-    r"""adyton inspect build/demo_enclave.enclave
+    """adyton inspect build/demo_enclave.enclave
 
     Show what is in IMAGE (a .enclave file, or a .py file, which is built first): its entries with their types, its measurement, its
-    signatures and whether they hold. Runs nothing of it.
-
-    \b
-    adyton inspect --policy build/demo_enclave.enclave > policy.toml
+    signatures and whether they hold. Runs nothing of it. With --policy it prints what pins that image: adyton inspect --policy IMAGE > policy.toml.
     """
     from adyton.image.build import built_image
     from adyton.image.describe import describe, describe_text, policy_text

@@ -13,6 +13,7 @@ from adyton.cli.options import json_option
 from adyton.cli.values import PATH
 
 if TYPE_CHECKING:
+    from adyton.attestation.expectation import Expectation
     from adyton.attestation.judge import Judgement
 
 MAX_FILE = 1 << 20  # bytes
@@ -60,7 +61,7 @@ def command(
     if as_json:
         click.echo(msgspec.json.encode(_shown(judgement)))
     else:
-        _explain(judgement, verbose=verbose)
+        _explain(judgement, expectation, verbose=verbose)
     if not judgement.ok:
         click.get_current_context().exit(judgement.error.exit_code)
 
@@ -72,7 +73,9 @@ def _read(path: str) -> bytes:
         with click.open_file(path, "rb") as file:
             data: bytes = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise UsageError(f"the evidence {path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"the evidence {path} cannot be read: {error.strerror}; name a file, or - for standard input"
+        ) from error
     if len(data) > MAX_FILE:
         raise UsageError(f"{path} has more than {MAX_FILE} bytes: it is no evidence")
     return data
@@ -81,13 +84,17 @@ def _read(path: str) -> bytes:
 def _time(text: str | None) -> dt.datetime:
     if text is None:
         return dt.datetime.now(dt.UTC)
+    since_1970 = text.isascii() and text.isdigit() and len(text) > len("20250620")
     try:
-        found = dt.datetime.fromtimestamp(int(text), dt.UTC) if text.isdigit() else dt.datetime.fromisoformat(text)
+        found = dt.datetime.fromtimestamp(int(text), dt.UTC) if since_1970 else dt.datetime.fromisoformat(text)
+        found = found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+        if found.timestamp() < 0:
+            raise ValueError(text)
     except (ValueError, OverflowError, OSError):
         raise click.BadParameter(
-            f"{text!r} is no time: write 2025-06-20 or 2025-06-20T12:00:00Z", param_hint="--at"
+            f"{text!r} is no time since 1970: write 2025-06-20 or 2025-06-20T12:00:00Z", param_hint="--at"
         ) from None
-    return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+    return found
 
 
 def _bytes(text: str) -> bytes:
@@ -118,7 +125,9 @@ def _shown(judgement: Judgement) -> dict[str, Any]:
     return shown
 
 
-def _explain(judgement: Judgement, *, verbose: bool) -> None:
+def _explain(judgement: Judgement, expectation: Expectation, *, verbose: bool) -> None:
+    from adyton.attestation.findings import advice
+
     verified = judgement.verified
     if verified is not None:
         identity = verified.identity
@@ -135,9 +144,18 @@ def _explain(judgement: Judgement, *, verbose: bool) -> None:
             if verified.advisories:
                 click.echo(f"  {'advisories':17} {' '.join(verified.advisories)}")
         click.echo(f"binding: {judgement.binding}")
+        if verbose:
+            for check in expectation.checks(identity, verified.tcb, verified.register):
+                told = (
+                    f"{check.expected}: holds" if check.holds else f"{check.expected}: DOES NOT HOLD, got {check.got}"
+                )
+                click.echo(f"  [expect] {check.field}: {told}")
     for failure in judgement.failures:
-        click.echo(f"{failure.stage}: {failure}")
-    click.echo("accepted" if judgement.ok else "REFUSED")
+        click.echo(f"{_NOT.get(failure.stage, failure.stage)}: {failure}")
+    click.echo("accepted" if judgement.ok else f"REFUSED. {advice(judgement.failures[0])}")
+
+
+_NOT = {"genuine": "not genuine"}  # of stages named after what is sought, what a failure at one is called
 
 
 def _words(value: object) -> str:

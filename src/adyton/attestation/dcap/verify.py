@@ -67,6 +67,7 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
             "attributes": quote.attributes.hex(),
             **({"isv_prod_id": quote.product, "isv_svn": quote.security_version} if quote.platform == "sgx" else {}),
         },
+        register=f"sha384:{quote.registers['mrtd'].hex()}" if quote.platform == "tdx" else "",
     )
 
 
@@ -74,16 +75,25 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
 _REFERENCE = {"sgx": ("mrenclave",), "tdx": ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
 
 
+_TIME = re.compile(r"UnixTime\((\d{1,11}|[12]\d{11})\)")
+
+
+def _readable(text: str) -> str:
+    """Its words, with times as people write them."""
+    plain = text.removeprefix("Verification failed: ")
+    return _TIME.sub(lambda found: f"{dt.datetime.fromtimestamp(int(found[1]), dt.UTC):%FT%TZ}", plain)
+
+
 def _verified(quote: Quote, collateral: Any, at: dt.datetime) -> dict[str, Any]:
     import dcap_qvl
 
-    now = int(at.timestamp())
+    now = max(0, int(at.timestamp()))
     try:
         claims = dcap_qvl.QuoteVerifier().verify_with_policy(
             quote.raw, collateral, now, dcap_qvl.QuotePolicy.claims_only(now)
         )
     except ValueError as error:
-        text = " ".join(str(error).split())
+        text = _readable(" ".join(str(error).split()))
         for pattern, stage, field, expected in _MEANINGS:
             if re.search(pattern, text):
                 raise refuse(stage, field, expected, text[:300]) from error

@@ -53,6 +53,7 @@ def verify(data: bytes, at: dt.datetime) -> Claims:
             "nonce": document.nonce.hex(),
             "public_key": document.public_key.hex(),
         },
+        register=f"sha384:{document.pcrs[0].hex()}" if len(document.pcrs[0]) == 48 else "",
     )
 
 

@@ -64,6 +64,7 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
             "revocation": "checked" if checked else "not checked",
         },
         failures=(*revoked, *_forbidden(report)),
+        register=f"sha384:{report.measurement.hex()}",
     )
 
 
