@@ -55,6 +55,17 @@ def test_what_is_excluded_is_refused_in_whatever_state():
     assert not accepts(lost, enclave(TWO, "here"))
 
 
+def test_an_explanation_says_only_what_is_named():
+    (found,) = AllOf(image(ONE), Not(Expectation(measurement=[ONE]))).compare(enclave(ONE), "")
+    assert found.expected == f"none of Expectation(measurement=['{ONE}'])"
+
+
+@pytest.mark.parametrize("given", ["sim", [image(ONE)], 7])
+def test_what_is_no_expectation_is_told_what_would_be(given):
+    with pytest.raises(UsageError, match=r"give a dict of the keys of \[expect\], or an Expectation, AllOf or AnyOf"):
+        Policy().extended(expect=given, environment={})
+
+
 def test_an_exclusion_never_misses_a_runtime_for_its_spelling():
     with pytest.raises(UsageError, match="an exclusion names a runtime by"):
         AllOf(PRODUCT, Not(Expectation(runtime=["sha384:" + "1" * 96]))).check()

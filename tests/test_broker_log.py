@@ -198,14 +198,42 @@ def test_a_crash_while_healing_is_healed(log):
 def test_a_healed_gap_cannot_be_changed_or_taken_away(log):
     lines = written(log, "a")
     with log.open("ab") as file:
-        file.write(b"torn")
+        file.write(b'{"record":{"event":"torn')
     AuditLog(str(log), KEY).close()
     whole = log.read_bytes()
     assert problems(log) == []
     log.write_bytes(whole.replace(b"torn", b"born"))
     assert problems(log)
-    log.write_bytes(lines[0] + whole[len(lines[0]) + len(b"torn\n") :])
+    log.write_bytes(lines[0] + whole[len(lines[0]) + len(b'{"record":{"event":"torn\n') :])
     assert problems(log)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda last: last,
+        lambda last: last.replace(b'"number":2', b'"number":3'),
+        lambda _: b"{}\n",
+        lambda _: b"\n{",
+        lambda _: b"x",
+    ],
+)
+def test_lines_that_somebody_adds_are_found_also_when_a_broker_starts_behind_them(log, edit):
+    lines = written(log, "a", "b")
+    added = edit(lines[1])
+    log.write_bytes(b"".join(lines) + added)
+    assert "somebody has written it" in problems(log)[0]
+    AuditLog(str(log), KEY).close()
+    assert "somebody has written it" in problems(log)[0]
+
+
+def test_zeros_that_a_file_system_leaves_are_healed(log):
+    written(log, "a")
+    with log.open("ab") as file:
+        file.write(bytes(300))
+    assert problems(log) == []
+    AuditLog(str(log), KEY).close()
+    assert problems(log) == []
 
 
 def test_a_changed_record_is_never_healed(log):

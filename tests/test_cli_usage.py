@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import trustme
 from command import ROOT, adyton, start
 
-from adyton.cli.root import run
+from adyton.cli.root import root, run
 
 # Executes its arguments without CAP_NET_BIND_SERVICE: PR_CAPBSET_DROP, which is refused to an ordinary user, who has it not.
 WITHOUT_NET_BIND_SERVICE = (
@@ -51,6 +53,30 @@ def test_a_python_file_can_be_inspected(cli):
     assert [each["name"] for each in json.loads(out)["entries"]] == ["double", "read_all", "pipe"]
 
 
+# Their variables have another meaning for a load: what accepts an enclave, and the key of TLS.
+WITHOUT_VARIABLE = {("inspect", "--policy"), ("broker verify", "--key")}
+
+
+def every_command(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        yield f"{above}{name}", found
+        if isinstance(found, click.Group):
+            yield from every_command(found, f"{name} ")
+
+
+def test_every_option_has_its_variable():
+    missing = {
+        (name, option.opts[0])
+        for name, command in every_command(root)
+        for option in command.params
+        if isinstance(option, click.Option) and option.envvar is None
+    }
+    assert missing == WITHOUT_VARIABLE
+
+
 def test_every_option_can_be_given_by_the_environment(cli, monkeypatch):
     assert cli("keygen", "k")[0] == 0
     Path("pyproject.toml").write_text('[tool.adyton.enclave.e]\nentry = "prog"\nsign = "none"\n')
@@ -80,6 +106,12 @@ def test_a_folder_that_images_cannot_be_kept_in(cli):
     assert (status, out) == (2, "")
     assert "images cannot be kept in prog.py" in err
     assert "Traceback" not in err
+
+
+def test_a_folder_that_sealed_files_cannot_be_kept_in(cli):
+    status, out, err = cli("serve", "--port", "0", "--sealed-directory", "prog.py")
+    assert (status, out) == (2, "")
+    assert "--sealed-directory prog.py cannot be made: File exists; name a folder of yours" in err
 
 
 # -- listening ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from command import adyton
 from vectors import FOLDER, VECTORS, Vector, needs_vectors
 
-from adyton.attestation.collateral import Collateral, read_blobs
+from adyton.attestation.collateral import Collateral, read_blobs, read_folder
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.judge import judge
 from adyton.attestation.verify import verify
@@ -99,6 +99,9 @@ def test_nothing_may_be_missing_or_added(vector):
             verify(data[:size], collateral, vector.at)
     with pytest.raises(AttestationError):
         verify(vector.evidence + b"x", collateral, vector.at)
+    if vector.platform != "tdx":  # of which a kernel's buffer has zeros behind it
+        with pytest.raises(AttestationError):
+            verify(vector.evidence + b"\0", collateral, vector.at)
 
 
 @each_vector
@@ -116,6 +119,31 @@ def test_report_data_is_compared_as_a_whole(vector):
 def test_without_collateral_nobody_can_say(vector):
     with pytest.raises(CollateralMissingError):
         verify(vector.evidence, Collateral(), vector.at)
+
+
+@pytest.mark.parametrize(
+    "vector", [each for each in VECTORS if each.platform in ("sgx", "tdx")], ids=lambda each: each.name
+)
+def test_what_a_pccs_answers_is_collateral_file_by_file(vector, tmp_path):
+    together = json.loads((FOLDER / vector.collateral).read_text())
+    tcb, identity = together["tcb_info"], together["qe_identity"]
+    files = {
+        "tcb": f'{{"tcbInfo":{tcb},"signature":"{together["tcb_info_signature"]}"}}',
+        "qe": f'{{"enclaveIdentity":{identity},"signature":"{together["qe_identity_signature"]}"}}',
+        "signers.pem": together["tcb_info_issuer_chain"],
+        "authorities.pem": together["pck_crl_issuer_chain"],
+        "root.crl": bytes.fromhex(together["root_ca_crl"]),
+        "pck.hex": together["pck_crl"],
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert judge(vector.evidence, right_policy(vector), read_folder(str(tmp_path)), vector.at).ok
+    for name in ("tcb", "qe", "signers.pem", "root.crl", "pck.hex"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        with pytest.raises(CollateralMissingError):
+            verify(vector.evidence, read_folder(str(tmp_path)), vector.at)
+        (tmp_path / name).write_bytes(content)
 
 
 def test_another_chips_certificate_is_refused():

@@ -172,6 +172,10 @@ class Policy:
             expect.check()
             acl = expect if acl is None else AllOf(acl, expect)
         elif expect is not None:
+            if not isinstance(expect, Mapping):
+                raise UsageError(
+                    f"expect={expect!r} says nothing: give a dict of the keys of [expect], or an Expectation, AllOf or AnyOf of some"
+                )
             expectation = expect_table(expect, "expect=", self.expect)
         return Policy(expectation, self.allow + given.or_else(variables), self.mounts, chosen, acl)
 

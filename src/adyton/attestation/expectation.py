@@ -18,7 +18,7 @@ from adyton.crypto.digest import is_digest, is_register
 from adyton.errors import UsageError
 
 
-class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_defaults=True):
     """The `[expect]` table. Empty lists and None: not named. `debug`: accept enclaves in debug too.
 
     `runtime` are reference values of what hardware measured, and `tcb` the states of it that are good enough: no hardware passes

@@ -221,6 +221,8 @@ def verify_log(path: str, key: PublicKey, known: tuple[int, str] | None = None) 
         raise UsageError(f"the log {path} cannot be read: {error.strerror}") from error
     report.healed, report.cut = reader.healed, reader.gap.size
     report.problems += reader.problems
+    if reader.gap.foreign:
+        report.problems.append(reader.gap.foreign)
     for number, (_, what) in wanted.items():
         if number:
             why = f"; {reader.gap.why}" if reader.gap.size else ""

@@ -176,15 +176,18 @@ class Place:
 
 @dataclass
 class Gap:
-    """Bytes that are no record. `why`: of the first line of them."""
+    """Bytes that are no record. `why`: of the first line of them. `foreign`: of the first one that no crash leaves."""
 
     size: int = 0  # bytes
     why: str = ""
+    foreign: str = ""
     _digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, line: bytes, why: str) -> None:
         self.size += len(line)
         self.why = self.why or why
+        if not self.foreign and not _cut_by_a_crash(line):
+            self.foreign = f"{why}, and no crash leaves such a line: somebody has written it"
         self._digest.update(line)
 
     @property
@@ -195,8 +198,8 @@ class Gap:
 class Reader:
     """Lines in, records out, in order, from a place on. `gap`: what has come since the last record that is none; `problems`: what is wrong.
 
-    Only what leaves no doubt counts: a line that is no record is a gap until a Healed one owns up to it, and then it is none of `problems`
-    but counted in `healed`.
+    Only what leaves no doubt counts: the beginning of a record is a gap until a Healed one owns up to it, and then it is none of `problems`
+    but counted in `healed`. Any other line is a problem, whoever owns up to it.
     """
 
     def __init__(self, key: PublicKey, place: Place | None = None) -> None:
@@ -214,6 +217,8 @@ class Reader:
             self.gap.add(line, f"the line behind record {self.place.number} {error}")
             return None
         gap, self.gap = self.gap, Gap()
+        if gap.foreign:
+            self.problems.append(gap.foreign)
         said = (record.bytes, record.digest) if isinstance(record, Healed) else (0, Gap().digest)
         if said == (gap.size, gap.digest):
             self.healed += bool(gap.size)
@@ -222,6 +227,21 @@ class Reader:
         else:
             self.problems.append(f"{said[0]} bytes are missing before record {record.number}, which tells of them")
         return record
+
+
+_BEGINNING = b'{"record":{"event":"'
+
+
+def _cut_by_a_crash(line: bytes) -> bool:
+    """Whether a line that is no record may be the beginning of one, or zeros that a file system has put there."""
+    text = line.removesuffix(b"\n").strip(b"\0")
+    if line == b"\n" or not (text.startswith(_BEGINNING) or _BEGINNING.startswith(text)):
+        return False
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return True
+    return not line.endswith(b"\n")  # all but its end
 
 
 def lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ EVIDENCE_SECONDS = 60.0
 @click.command(cls=Command, short_help="Evidence of an enclave that runs on a server.")
 @click.argument("enclave", metavar="ID")
 @option("--on", metavar="URL", help="The server: grpc://H[:4321], grpcs://H[:4321], unix:PATH.")
-@click.option("--output", "-o", type=PATH, metavar="FILE", help="Where to write it. Default: standard output.")
+@option("--output", "-o", type=PATH, metavar="FILE", help="Where to write it. Default: standard output.")
 @option("--timeout", type=SECONDS, metavar="S", help="Seconds that it may take. Default: 60.")
 @option("--ca", metavar="FILE", help="Check the server's certificate by this CA. Default: the public ones.")
 @option("--cert", metavar="FILE", help="Our certificate (PEM), for a server that asks for one.")

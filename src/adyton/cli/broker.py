@@ -60,7 +60,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
 @click.option(
     "--key", type=PATH, metavar="FILE", help="The public key that signs it. Default: LOG.key.pub, which lies beside it."
 )
-@click.option("--head", nargs=2, metavar="NUMBER DIGEST", help="A head that was seen earlier, and kept elsewhere.")
+@option("--head", nargs=2, metavar="NUMBER DIGEST", help="A head that was seen earlier, and kept elsewhere.")
 @json_option("Print JSON.")
 def verify(log: str, key: str | None, head: tuple[str, str] | None, as_json: bool) -> None:
     """adyton broker verify broker.log
@@ -102,7 +102,7 @@ def verify(log: str, key: str | None, head: tuple[str, str] | None, as_json: boo
         )
         if report.healed:
             click.echo(f"{report.healed} times a line was cut by a crash; each time the next record says so")
-        if report.cut:
+        if report.cut and report.ok:
             click.echo(
                 f"{report.cut} bytes behind the last record are none: a broker is writing, or was killed, and will say so when it starts"
             )

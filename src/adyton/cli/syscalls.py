@@ -6,11 +6,11 @@ import click
 import msgspec
 
 from adyton.cli.command import Command
-from adyton.cli.options import json_option
+from adyton.cli.options import json_option, option
 
 
 @click.command(cls=Command, short_help="What a program in an enclave may ask of the kernel.")
-@click.option("--markdown", is_flag=True, help="Print the page docs/syscalls.md.")
+@option("--markdown", is_flag=True, help="Print the page docs/syscalls.md.")
 @json_option("Print JSON.")
 def command(as_json: bool, markdown: bool) -> None:
     """adyton syscalls

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from adyton.cli.command import Command
-from adyton.cli.options import json_option
+from adyton.cli.options import json_option, option
 from adyton.cli.values import PATH
 
 if TYPE_CHECKING:
@@ -21,13 +21,11 @@ MAX_FILE = 1 << 20  # bytes
 
 @click.command(cls=Command, short_help="Whether evidence is genuine, and as a policy wants it.")
 @click.argument("evidence", type=PATH)
-@click.option("--policy", type=PATH, metavar="FILE", required=True, help="A policy file; its table [expect] is read.")
-@click.option("--collateral", type=PATH, metavar="DIR", help="What vendors published: PCCS JSON, certificates, CRLs.")
-@click.option(
-    "--at", metavar="TIME", help="Judge as of then, such as 2025-06-20 or 2025-06-20T12:00:00Z. Default: now."
-)
-@click.option("--report-data", metavar="HEX", help="What the evidence must be bound to.")
-@click.option("-v", "--verbose", is_flag=True, help="Explain line by line.")
+@option("--policy", type=PATH, metavar="FILE", required=True, help="A policy file; its table [expect] is read.")
+@option("--collateral", type=PATH, metavar="DIR", help="What vendors published: PCCS JSON, certificates, CRLs.")
+@option("--at", metavar="TIME", help="Judge as of then, such as 2025-06-20 or 2025-06-20T12:00:00Z. Default: now.")
+@option("--report-data", metavar="HEX", help="What the evidence must be bound to.")
+@option("--verbose", "-v", is_flag=True, help="Explain line by line.")
 @json_option("Print JSON.")
 def command(
     evidence: str,

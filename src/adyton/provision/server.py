@@ -61,6 +61,13 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
             store = BlobStore(directory)
         except OSError as error:
             raise UsageError(f"images cannot be kept in {directory}: {error.strerror}; give another folder") from None
+        if options.sealed_directory is not None:
+            try:
+                os.makedirs(options.sealed_directory, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"--sealed-directory {options.sealed_directory} cannot be made: {error.strerror}; name a folder of yours"
+                ) from None
         tls = options.tls
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
         settings = RelaySettings(host, options.proxy_ports or (0, 0), files, options.remote_proxy, options.grace)

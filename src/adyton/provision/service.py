@@ -61,7 +61,9 @@ def only(platform: Platform) -> Choose:
 
     def choose(wanted: str) -> Platform:
         if wanted not in ("auto", platform):
-            raise PlatformError(f"platform {wanted} is not to be had on this server; it has: {platform}")
+            raise PlatformError(
+                f"platform {wanted} is not to be had on this server; it has: {platform}. Ask for that (--platform), or another server"
+            )
         return platform
 
     return choose
@@ -175,7 +177,7 @@ class ProvisionService:
         ready = self._find(enclave_id)
         if ready is None:
             raise NotFoundError(
-                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it"
+                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it; `adyton call -v` says an enclave's ID"
             )
         return ready
 

@@ -30,7 +30,7 @@ _BODIES_OF_5 = {1: _SGX_BODY.size, 2: _TD_BODY.size, 3: _TD_BODY.size + 64}
 
 
 class Quote(NamedTuple):
-    """`registers`: what is measured, by the vendor's names. `raw`: the quote, without the zeros that may follow it."""
+    """`registers`: what is measured, by the vendor's names. `raw`: the quote, without the zeros that may follow one of TDX."""
 
     raw: bytes
     platform: Literal["sgx", "tdx"]
@@ -70,8 +70,10 @@ def parse(data: bytes) -> Quote:
     (signature,) = _SIZE.unpack_from(data, end)
     whole = end + _SIZE.size + signature
     _expect_more(data, whole, "signature")
-    if any(data[whole:]):  # a kernel gives buffers of fixed sizes
-        raise refuse("malformed", "bytes behind the quote", "none, or zeros", f"{len(data) - whole} others")
+    # A TDX quote comes in its kernel's or service's buffer, with zeros behind it; Intel's library says of an SGX quote how long it is.
+    if any(data[whole:]) or (platform == "sgx" and len(data) > whole):
+        wanted = "none" if platform == "sgx" else "none, or zeros"
+        raise refuse("malformed", "bytes behind the quote", wanted, f"{len(data) - whole} of them")
     body = data[at:end]
     return _sgx(data[:whole], body) if platform == "sgx" else _td(data[:whole], version, body)
 

@@ -48,7 +48,7 @@ class SupervisorAsker:
 
     def ask(self, name: str, host: str, port: int, keys: Sequence[str], timeout: float) -> bytes:
         until = time.monotonic() + timeout
-        with socket.create_connection((host, port), timeout) as broker, _Question(self._control) as question:
+        with _connected(name, host, port, timeout) as broker, _Question(self._control) as question:
             answer = question.exchange(msgspec.msgpack.encode(Ask(name, list(keys))))
             while answer[:1] == MORE:
                 broker.settimeout(max(0.001, until - time.monotonic()))
@@ -67,6 +67,14 @@ class SupervisorAsker:
         assert isinstance(kind, type)
         assert issubclass(kind, AdytonError)
         raise kind(f"secret({name!r}): {refusal.message}")
+
+
+def _connected(name: str, host: str, port: int, timeout: float) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout)
+    except OSError as error:  # as it is, but for what it says
+        error.strerror = f"secret({name!r}): the broker {host}:{port} cannot be reached: {error.strerror or error}"
+        raise
 
 
 class _Question:
