@@ -156,8 +156,15 @@ def free_port():
         return reserved.getsockname()[1]
 
 
-def test_two_loaded_enclaves_speak_and_one_that_is_not_expected_is_an_error_of_the_call():
+@pytest.fixture
+def in_this_process():
     EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(app)))
+    yield
+    EnclaveManager.configure(EnclaveManagerOptions())
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_two_loaded_enclaves_speak_and_one_that_is_not_expected_is_an_error_of_the_call():
     manager = EnclaveManager.instance()
     port = free_port()
     with (
