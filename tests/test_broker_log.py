@@ -257,7 +257,9 @@ def test_the_files_hold_no_older_head_with_which_the_log_could_end_earlier(log):
 
 def test_an_older_head_that_a_crash_has_left_is_gone_once_the_log_is_opened(log):
     head, before, after = heads(log)
-    both = [max(before[at : at + 1024], after[at : at + 1024]) for at in (0, 1024)]  # the crash came before it was overwritten
+    both = [
+        max(before[at : at + 1024], after[at : at + 1024]) for at in (0, 1024)
+    ]  # the crash came before it was overwritten
     assert all(b"number" in slot for slot in both)
     head.write_bytes(b"".join(both))
     AuditLog(str(log), KEY).close()

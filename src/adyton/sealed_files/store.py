@@ -29,7 +29,9 @@ ATTRIBUTES_SIZE = 64
 MAX_OBJECTS = 1 << 16
 RECORD = struct.Struct(f"<?BQ{POINTER}s{ATTRIBUTES_SIZE}s22x")  # is there, depth, size, root, attributes
 HELD = 8 << 20  # bytes that were written and are not in the container; above that they are put there, before any commit
-NODES = 64 << 20  # bytes of nodes in memory, besides those of one container that is full of large files; with more nothing is added
+NODES = (
+    64 << 20
+)  # bytes of nodes in memory, besides those of one container that is full of large files; with more nothing is added
 CACHED = 256  # blocks that were read
 PIECE = 256  # blocks of one Read or Write
 SPARE = 64  # blocks that are left for what makes room: nodes, the table, directories without a name that they had

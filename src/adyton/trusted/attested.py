@@ -35,7 +35,7 @@ class AttestedSocket:
     """What `adyton.trusted.channel.wrap` returns: as a connected socket that blocks. One thread may read and another write at the same time.
 
     `peer` is what the other enclave has proven to be. The peer's `shutdown(SHUT_WR)` or `close` reads as b""; a connection that was cut before that
-    raises ConnectionResetError, and one that was tampered with RemoteProtocolError, behind all that had come.
+    raises ConnectionResetError, behind all that had come; and one that was tampered with RemoteProtocolError, and what came just before that may be lost.
     """
 
     makefile = socket.socket.makefile  # which keeps count in _io_refs
@@ -139,9 +139,9 @@ class AttestedSocket:
             with self._writing:
                 self._finish()
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            self._tls.ended = True  # first: who waits in `recv` is woken, and looks
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RD)
-            self._tls.ended = True
 
     def _finish(self) -> None:
         if self._written != "open":
@@ -293,7 +293,7 @@ class _Meeting:
                     # Before the other end has our evidence: it looks, if it is this enclave too.
                     self._key = self._channel.asked.key_digest
                     self._prover.own_keys.add(self._key)
-                    self._channel.provide(self._prover.prove(self._channel.asked))
+                    self._channel.provide(self._prover.prove(self._channel.asked, self._left()))
                 case EvidenceReceived(evidence):
                     self._peer = self._judged(evidence)
                     self._channel.accept()
@@ -322,11 +322,15 @@ class _Meeting:
             )
         return identity
 
-    def _wait(self) -> None:
+    def _left(self) -> float:
+        """Seconds. TimeoutError."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        self._sock.settimeout(left)
+        return left
+
+    def _wait(self) -> None:
+        self._sock.settimeout(self._left())
 
     def _send(self) -> None:
         due = self._channel.data_to_send()

@@ -65,13 +65,13 @@ class SupervisorProver:
         finally:
             sys.path.remove(CHANNEL_LIBRARIES)
 
-    def prove(self, bound: Bound) -> bytes:
+    def prove(self, bound: Bound, seconds: float) -> bytes:
         role: Any = bound.role
         binding = Binding(role, bound.nonce, bound.exporter, bound.key_digest, bound.verifier_key_digest)
         # None of socket's, which a program may replace, as gevent does.
         mine, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            mine.settimeout(None)
+            mine.settimeout(seconds)
             try:
                 socket.send_fds(self._control, [PROVE], [other.fileno()])
             finally:
