@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 from collections import Counter
@@ -259,11 +260,12 @@ def test_files_in_many_pieces_are_bounded_in_memory_and_can_be_removed(monkeypat
     made = store.create()
     store.number(made)
     far = (1 << 19) - 1  # a block at the end of what a node leads to
-    with pytest.raises(StorageError) as failed:
-        for piece in range(1, 2000):
-            run(store.write(made, piece * (1 << 19) - 1, b"x"), disk)
-    assert failed.value.number == errno.ENOSPC
-    assert piece < 200
+    pieces = 0
+    with contextlib.suppress(StorageError):
+        while pieces < 2000:
+            run(store.write(made, (pieces << 19) + far, b"x"), disk)
+            pieces += 1
+    assert 50 < pieces < 200
     run(store.commit(), disk)
     again = Store(KEYS, 10_000 * BLOCK)
     run(again.open(), disk)
