@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol, Self
 
@@ -65,7 +65,7 @@ class _Door:
 
     def _led(self, taken: socket.socket) -> None:
         try:
-            with taken:
+            with taken, self._cut_by_close(partial(_cut, taken)):
                 self._lead(taken)
         except (AdytonError, OSError) as error:
             if not self._closed:
@@ -83,8 +83,7 @@ class _Door:
 
         def cut() -> None:
             far.cut()
-            with contextlib.suppress(OSError):
-                local.shutdown(socket.SHUT_RDWR)
+            _cut(local)
 
         def carry(source: socket.socket | AttestedSocket, target: socket.socket | AttestedSocket) -> None:
             try:
@@ -94,14 +93,21 @@ class _Door:
             except (AdytonError, OSError):
                 cut()
 
-        with self._lock:
-            if self._closed:
-                return
-            self._cuts.add(cut)
-        try:
+        with self._cut_by_close(cut):
             back = self._start(lambda: carry(far, local), "connection")
             carry(local, far)
             back.join()
+
+    @contextlib.contextmanager
+    def _cut_by_close(self, cut: Callable[[], None]) -> Iterator[None]:
+        """What `close` calls; at once, if the door is closed already."""
+        with self._lock:
+            self._cuts.add(cut)
+            closed = self._closed
+        if closed:
+            cut()
+        try:
+            yield
         finally:
             with self._lock:
                 self._cuts.discard(cut)
@@ -122,6 +128,11 @@ class _Door:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class Dialled(_Door):
