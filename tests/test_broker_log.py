@@ -379,3 +379,14 @@ def test_a_record_that_heals_nothing_is_found():
     reader = Reader(KEY.public)
     reader.read(line)
     assert reader.problems
+
+
+def test_a_log_whose_head_cannot_be_written_is_a_usage_error(log, monkeypatch):
+    written(log, "a")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UsageError, match="No space"):
+        AuditLog(str(log), KEY)

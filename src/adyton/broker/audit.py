@@ -57,13 +57,13 @@ class AuditLog:
                 self._head = _open(path + HEAD)
                 if os.fstat(self._head).st_size < _SLOT and not os.fstat(self._log).st_size:
                     self._begin()
+                self._last, self._slot = self._resume()
             except BlockingIOError:
                 raise UsageError(f"the log {path} is another broker's at the moment: give each its own") from None
             except OSError as error:
                 raise UsageError(
                     f"the log {path} cannot be opened: {error.strerror}: {error.filename or path}"
                 ) from error
-            self._last, self._slot = self._resume()
         except BaseException:
             self.close()
             raise
