@@ -473,6 +473,32 @@ def test_who_waits_while_another_thread_ends_the_reading_reads_an_end(wires):
     bob.close()
 
 
+def test_a_forked_process_says_nothing_on_its_parents_connection(wires, monkeypatch):
+    """Else it would encrypt under the key and the nonces with which its parent goes on."""
+    wire = wires()
+    ann, bob = meet(wire)
+    before = len(wire.passed)
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        for use in (
+            lambda: ann.sendall(SECRET),
+            lambda: ann.recv(1),
+            lambda: ann.recv_into(bytearray(1)),
+            lambda: ann.shutdown(socket.SHUT_RDWR),
+        ):
+            with pytest.raises(UsageError, match="fork"):
+                use()
+        ann.cut()
+        copy, ann._sock = ann._sock, ann._sock.dup()
+        ann.close()  # as the end of a `with` in the child
+    ann._sock = copy
+    assert len(wire.passed) == before
+    ann.sendall(b"goes on")
+    assert bob.recv(9) == b"goes on"
+    ann.close()
+    bob.close()
+
+
 def test_one_direction_ends_and_the_other_goes_on(wires):
     ann, bob = meet(wires())
     ann.sendall(b"question")

@@ -41,6 +41,7 @@ class _Door:
         self._room = threading.Semaphore(MOST)
         self._cuts: set[Callable[[], None]] = set()
         self._closed = False
+        self._process = os.getpid()
         self._start(self._take, "door")
 
     def _lead(self, taken: socket.socket) -> None:
@@ -113,7 +114,10 @@ class _Door:
                 self._cuts.discard(cut)
 
     def close(self) -> None:
-        """Take no more, and cut what there is."""
+        """Take no more, and cut what there is. In a forked process: it is the other one's, and goes on."""
+        if os.getpid() != self._process:
+            self._listener.close()
+            return
         with self._lock:
             self._closed = True
             cuts = list(self._cuts)
@@ -172,6 +176,8 @@ class Dialled(_Door):
     def close(self) -> None:
         """See `_Door`."""
         super().close()
+        if os.getpid() != self._process:
+            return
         with self._lock:
             first, self._first = self._first, None
         if first is not None:
