@@ -567,9 +567,17 @@ def test_timeouts_and_flags(wires):
     ann.settimeout(30)
     assert ann.recv_into(buffer) == 2
     assert (bytes(buffer), ann.pending(), ann.recv(0), ann.recv(9)) == (b"la", 2, b"", b"te")
-    for wrong in (lambda: ann.settimeout(0), lambda: ann.recv(1, socket.MSG_PEEK), lambda: ann.sendall(b"", 1)):
+    bob.sendall(b"kept")
+    for wrong in (
+        lambda: ann.settimeout(0),
+        lambda: ann.recv(1, socket.MSG_PEEK),
+        lambda: ann.sendall(b"", 1),
+        lambda: ann.recv(-1),
+        lambda: ann.recv_into(bytearray(2), 3),
+    ):
         with pytest.raises(ValueError, match="attested socket"):
             wrong()
+    assert ann.recv(9) == b"kept"
     ann.close()
     bob.close()
 

@@ -74,6 +74,8 @@ class AttestedSocket:
         """Up to so many bytes; b"": the peer sends no more."""
         if flags:
             raise ValueError("an attested socket takes no flags")
+        if size < 0:
+            raise ValueError(f"an attested socket has no {size} bytes")
         self._require_own()
         with self._reading:
             return bytes(self._take(size))
@@ -84,6 +86,8 @@ class AttestedSocket:
             raise ValueError("an attested socket takes no flags")
         self._require_own()
         view = memoryview(buffer).cast("B")
+        if not 0 <= nbytes <= len(view):
+            raise ValueError(f"an attested socket puts no {nbytes} bytes into a buffer of {len(view)}")
         with self._reading:
             taken = self._take(nbytes or len(view))
             view[: len(taken)] = taken
