@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import struct
 import sys
+from uuid import UUID
 
 import forged
 import pytest
+from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +20,7 @@ from adyton.attestation.dcap import abi as dcap
 from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.judge import judge
+from adyton.attestation.needed import needed
 from adyton.attestation.nitro import verify as nitro
 from adyton.attestation.sev_snp import verify as sev_snp
 from adyton.attestation.verify import verify
@@ -128,6 +132,46 @@ def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
 
 def test_a_masked_chip_has_no_machine(amd):
     assert verify(amd.report(masked=True), given_with(amd), AT).identity.machine == ""
+
+
+GUIDS = {"vcek": "63da758d-e664-4564-adc5-f4b93be8accd", "vlek": "a8074bc2-a25a-483e-aae6-39c045a0b8a1"}
+GUIDS["ask"] = "4ab7b379-bbac-4fe4-a02f-05aef327c782"
+
+
+def table(**certificates: x509.Certificate) -> bytes:
+    """As a host gives it: an entry of GUID, offset and length for each, one of zeros, and the certificates."""
+    entries, bodies, at = b"", b"", 24 * (len(certificates) + 1)
+    for kind, found in certificates.items():
+        entries += UUID(GUIDS[kind]).bytes + struct.pack("<II", at + len(bodies), len(forged.der(found)))
+        bodies += forged.der(found)
+    return entries + bytes(24) + bodies
+
+
+@pytest.mark.parametrize("vlek", [False, True])
+def test_a_report_with_its_hosts_certificates_behind_it_needs_no_others(amd, vlek):
+    key = amd.endorsement(vlek=vlek)
+    behind = table(vlek=key, ask=amd.clouds) if vlek else table(vcek=key)
+    evidence = amd.report(vlek=vlek) + behind + bytes(100)
+    assert verify(evidence, Collateral(), AT).more["signed_by"] == ("VLEK" if vlek else "VCEK")
+    assert needed(evidence) == needed(amd.report(vlek=vlek))
+
+
+def test_a_report_with_an_empty_table_of_certificates_needs_the_verifiers(amd):
+    assert verify(amd.report() + bytes(4096), given_with(amd), AT).identity.platform == "sev-snp"
+    with pytest.raises(CollateralMissingError):
+        verify(amd.report() + bytes(4096), Collateral(), AT)
+
+
+@pytest.mark.parametrize("behind", [b"\0", b"x", bytes(23), b"x" * 24, b"x" * 4096])
+def test_what_is_behind_a_report_and_no_table_of_certificates_is_malformed(amd, behind):
+    with pytest.raises(EvidenceMalformedError):
+        verify(amd.report() + behind, given_with(amd), AT)
+
+
+def test_a_certificate_that_a_host_made_itself_vouches_for_nothing(amd):
+    other = forged.Amd(amd.product, chip=amd.chip)
+    with pytest.raises(NotGenuineError, match="issuer of SEV-VCEK"):
+        verify(other.report() + table(vcek=other.endorsement()), Collateral(), AT)
 
 
 def test_old_firmware_is_out_of_date_since_its_bulletin(amd, monkeypatch):
