@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import hashlib
+import json
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 import cbor2
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 SINCE, AT, UNTIL = (dt.datetime(year, 6, 1, tzinfo=dt.UTC) for year in (2024, 2025, 2026))
 _AMD = "1.3.6.1.4.1.3704.1."
@@ -47,14 +50,17 @@ def certificate(
     return builder.sign(signer, digest or SHA384())
 
 
-def revocations(issuer: str, signer: Key, *serials: int, at: dt.datetime = AT) -> bytes:
+def revocations(
+    issuer: str, signer: Key, *serials: int, at: dt.datetime = AT, digest: HashAlgorithm | None = None
+) -> bytes:
     """A list of what is revoked, in DER; as of a month around `at`."""
     month = dt.timedelta(days=30)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)])
     builder = x509.CertificateRevocationListBuilder(name, at - month, at + month)
+    builder = builder.add_extension(x509.CRLNumber(1), critical=False)
     for serial in serials:
         builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, at - month).build())
-    return builder.sign(signer, SHA384()).public_bytes(Encoding.DER)
+    return builder.sign(signer, digest or SHA384()).public_bytes(Encoding.DER)
 
 
 def der(found: x509.Certificate) -> bytes:
@@ -144,6 +150,9 @@ class Amd:
 # -- Nitro ----------------------------------------------------------------------------------------------------------------
 
 
+LEFT_OUT = object()  # a document's field that is not there
+
+
 @dataclass
 class Aws:
     """AWS, and an enclave's key."""
@@ -173,6 +182,7 @@ class Aws:
             "nonce": None,
             **more,
         }
+        payload = {name: value for name, value in payload.items() if value is not LEFT_OUT}
         protected, body = cbor2.dumps({1: -35}), cbor2.dumps(payload)
         signed = cbor2.dumps(["Signature1", protected, b"", body])
         r, s = decode_dss_signature(self.key.sign(signed, ec.ECDSA(SHA384())))
@@ -198,6 +208,197 @@ def quote(
         body += bytes(64) if version == 5 and kind == 3 else b""
     about = struct.pack("<HI", kind, len(body)) if version == 5 else b""
     return head + about + body + struct.pack("<I", len(signature)) + signature
+
+
+_SGX_EXTENSION = "1.2.840.113741.1.13.1"
+_ARC = bytes.fromhex("2a864886f84d010d01")  # the same, in DER
+_ATTRIBUTES = {
+    "sgx": bytes((5,)).ljust(16, b"\0"),
+    "tdx": bytes((0, 0, 0, 0x10)).ljust(8, b"\0"),
+}  # a TD's: SEPT_VE_DISABLE
+Curve = ec.EllipticCurvePrivateKey
+
+
+def _p256() -> Curve:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _tlv(tag: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    size = bytes((len(body),)) if len(body) < 128 else bytes((0x82, len(body) >> 8, len(body) & 255))
+    return bytes((tag,)) + size + body
+
+
+def _pair(*arc: int, value: bytes) -> bytes:
+    return _tlv(0x30, _tlv(0x06, _ARC, bytes(arc)), value)
+
+
+def _signed_raw(key: Curve, data: bytes) -> bytes:
+    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(SHA256())))
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def _point(key: Curve) -> bytes:
+    return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
+
+
+@dataclass
+class Intel:
+    """Intel, a processor, and its quoting enclave."""
+
+    fmspc: bytes = bytes.fromhex("00a067110000")
+    root: Curve = field(default_factory=_p256)
+    authority: Curve = field(default_factory=_p256)
+    signer: Curve = field(default_factory=_p256)
+    pck: Curve = field(default_factory=_p256)
+    attestation: Curve = field(default_factory=_p256)
+
+    @functools.cached_property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """Of the processor's key, who signed it, the root; and who signs collateral."""
+        svns = [_pair(2, number, value=_tlv(2, b"\0")) for number in range(1, 18)]
+        extension = _tlv(
+            0x30,
+            _pair(1, value=_tlv(4, b"\7" * 16)),
+            _pair(2, value=_tlv(0x30, *svns, _pair(2, 18, value=_tlv(4, bytes(16))))),
+            _pair(3, value=_tlv(4, bytes(2))),
+            _pair(4, value=_tlv(4, self.fmspc)),
+            _pair(5, value=_tlv(10, b"\1")),
+            _pair(6, value=_tlv(4, b"\x08" * 16)),
+            _pair(7, value=_tlv(0x30, *(_pair(7, number, value=_tlv(1, b"\xff")) for number in (1, 2, 3)))),
+        )
+        root, authority = "Intel SGX Root CA", "Intel SGX PCK Platform CA"
+
+        def issued(name: str, key: Curve, issuer: str, by: Curve, **more: object) -> x509.Certificate:
+            return certificate(name, key, issuer, by, digest=SHA256(), **more)  # type: ignore[arg-type]
+
+        return (
+            issued(
+                "Intel SGX PCK Certificate",
+                self.pck,
+                authority,
+                self.authority,
+                extensions={_SGX_EXTENSION: extension},
+                serial=9,
+            ),
+            issued(authority, self.authority, root, self.root, ca=True, serial=7),
+            issued(root, self.root, root, self.root, ca=True),
+            issued("Intel SGX TCB Signing", self.signer, root, self.root, serial=8),
+        )
+
+    def collateral(
+        self, platform: str = "sgx", *, at: dt.datetime = AT, status: str = "UpToDate", revoked: tuple[int, ...] = ()
+    ) -> bytes:
+        """As a client of PCS writes it, of a month around `at`."""
+        month = dt.timedelta(days=30)
+        times = {
+            "issueDate": f"{at - month:%FT%TZ}",
+            "nextUpdate": f"{at + month:%FT%TZ}",
+            "tcbEvaluationDataNumber": 17,
+        }
+        zeros = [{"svn": 0}] * 16
+        level = {"sgxtcbcomponents": zeros, "pcesvn": 0, **({"tdxtcbcomponents": zeros} if platform == "tdx" else {})}
+        module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+        dated = {"tcbDate": "2024-03-13T00:00:00Z", "tcbStatus": status}
+        tcb = {
+            "id": platform.upper(),
+            "version": 3,
+            **times,
+            "fmspc": self.fmspc.hex().upper(),
+            "pceId": "0000",
+            "tcbType": 0,
+        }
+        tcb |= {"tdxModule": module, "tdxModuleIdentities": []} if platform == "tdx" else {}
+        tcb["tcbLevels"] = [{"tcb": level, **dated}]
+        enclave = {
+            "id": "TD_QE" if platform == "tdx" else "QE",
+            "version": 2,
+            **times,
+            "miscselect": "00" * 4,
+            "miscselectMask": "FF" * 4,
+        }
+        enclave |= {
+            "attributes": "11" + "00" * 15,
+            "attributesMask": "FB" + "FF" * 7 + "00" * 8,
+            "mrsigner": "03" * 32,
+            "isvprodid": 1,
+        }
+        enclave["tcbLevels"] = [{"tcb": {"isvsvn": 1}, "tcbDate": "2024-03-13T00:00:00Z", "tcbStatus": "UpToDate"}]
+        texts = [json.dumps(each, separators=(",", ":")) for each in (tcb, enclave)]
+        signatures = [_signed_raw(self.signer, text.encode()).hex() for text in texts]
+        _, authority, root, signer = (found.public_bytes(Encoding.PEM).decode() for found in self.chain)
+        return json.dumps(
+            {
+                "pck_crl_issuer_chain": authority + root,
+                "root_ca_crl": revocations("Intel SGX Root CA", self.root, at=at, digest=SHA256()).hex(),
+                "pck_crl": revocations(
+                    "Intel SGX PCK Platform CA", self.authority, *revoked, at=at, digest=SHA256()
+                ).hex(),
+                "tcb_info_issuer_chain": signer + root,
+                "tcb_info": texts[0],
+                "tcb_info_signature": signatures[0],
+                "qe_identity_issuer_chain": signer + root,
+                "qe_identity": texts[1],
+                "qe_identity_signature": signatures[1],
+            }
+        ).encode()
+
+    def answers(self, platform: str = "sgx", **changes: Any) -> tuple[bytes, ...]:
+        """The same as PCS answers, each by itself: TCB info, identity of the quoting enclave, lists, and the certificates that its headers have."""
+        together = json.loads(self.collateral(platform, **changes))
+        answers = [
+            f'{{"{name}":{together[text]},"signature":"{together[text + "_signature"]}"}}'.encode()
+            for name, text in (("tcbInfo", "tcb_info"), ("enclaveIdentity", "qe_identity"))
+        ]
+        lists = [bytes.fromhex(together[name]) for name in ("root_ca_crl", "pck_crl")]
+        return (*answers, *lists, together["tcb_info_issuer_chain"].encode())
+
+    def quote(
+        self,
+        version: int,
+        *,
+        kind: int = 2,
+        attributes: bytes | None = None,
+        certified: int = 5,
+        service: bytes = b"",
+        report_data: bytes = bytes(64),
+    ) -> bytes:
+        """A quote of SGX (version 3) or TDX (4, 5: `kind` 2 or 3), signed. `certified`: the type of its certification data; `service`: MRSERVICETD of kind 3."""
+        platform = "sgx" if version == 3 else "tdx"
+        unsigned = quote(version, kind=kind, report_data=report_data)
+        signed = bytearray(unsigned[: len(unsigned) - 604])
+        at = 48 + 48 if version == 3 else 48 + (6 if version == 5 else 0) + 120
+        attributes = _ATTRIBUTES[platform] if attributes is None else attributes
+        signed[at : at + len(attributes)] = attributes
+        if service:
+            signed[-48:] = service
+        beside = bytes(range(32))
+        about = hashlib.sha256(_point(self.attestation) + beside).digest().ljust(64, b"\0")
+        enclave = (
+            bytes(48)
+            + b"\x11".ljust(16, b"\0")
+            + b"\4" * 32
+            + bytes(32)
+            + b"\3" * 32
+            + bytes(96)
+            + struct.pack("<HH", 1, 1)
+            + bytes(60)
+            + about
+        )
+        chain = b"".join(found.public_bytes(Encoding.PEM) for found in self.chain[:3])
+        certificates = chain if certified == 5 else b"\5" * 404
+        endorsed = (
+            enclave
+            + _signed_raw(self.pck, enclave)
+            + struct.pack("<H", len(beside))
+            + beside
+            + struct.pack("<HI", certified, len(certificates))
+            + certificates
+        )
+        if version > 3:
+            endorsed = struct.pack("<HI", 6, len(endorsed)) + endorsed
+        signature = _signed_raw(self.attestation, bytes(signed)) + _point(self.attestation) + endorsed
+        return bytes(signed) + struct.pack("<I", len(signature)) + signature
 
 
 def p256_certificate() -> bytes:

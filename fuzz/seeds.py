@@ -293,7 +293,11 @@ WRITTEN: Mapping[str, Callable[[], list[bytes]]] = {
         forged.quote(4, signature=b""),
         forged.quote(5, kind=3, signature=b""),
     ],
-    "snp-report": lambda: [forged.Amd().report(2), forged.Amd("Turin").report(5)],
+    "snp-report": lambda: [
+        forged.Amd().report(2),
+        forged.Amd("Turin").report(5),
+        forged.Amd("Genoa").report(3) + bytes(48),
+    ],
     "nitro-document": lambda: [forged.Aws().document()],
     "certificate": lambda: [forged.p256_certificate(), forged.der(forged.Amd("Turin").endorsement())],
     "collateral": _collateral,

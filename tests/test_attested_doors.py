@@ -14,6 +14,7 @@ from adyton import EnclaveManager, EnclaveManagerOptions, Expectation, FakeEncla
 from adyton.errors import ExpectationError, UnauthenticatedError, UsageError
 from adyton.proto.enclave import EnclaveLoadConfig
 from adyton.trusted import channel, proving
+from adyton.trusted.doors import Served
 
 
 class As:
@@ -122,6 +123,25 @@ def test_a_closed_door_cuts_what_it_carried(tmp_path):
                 assert bob.recv(1) == b""
 
 
+def test_a_closed_door_waits_for_nobody_who_has_not_proven_what_he_is(tmp_path):
+    entered, ended = threading.Event(), threading.Event()
+
+    def meet(sock, *, server_side):
+        assert server_side
+        entered.set()
+        while sock.recv(1):
+            pass
+        ended.set()
+        raise ConnectionResetError
+
+    door = Served("127.0.0.1:0", f"unix:{tmp_path}/local", meet, 30)
+    with socket.create_connection(door.address) as silent:
+        assert entered.wait(30)
+        door.close()
+        assert ended.wait(30)
+        assert silent.recv(1) == b""
+
+
 # -- enclaves -------------------------------------------------------------------------------------------------------------
 
 app = trusted.Enclave("pair")
@@ -131,14 +151,24 @@ def like_me():
     return Expectation(platforms=["sim"], measurement=[trusted.channel.own_identity().measurement], debug=True)
 
 
+class Listener:
+    sock = None
+
+
 @app.entry
-def listen(port: int, most: int) -> bytes:
-    with socket.create_server(("127.0.0.1", port)) as listener:
+def listen() -> int:
+    Listener.sock = socket.create_server(("127.0.0.1", 0))
+    return Listener.sock.getsockname()[1]
+
+
+@app.entry
+def take(most: int) -> bytes:
+    with Listener.sock as listener:
         taken, _ = listener.accept()
-        with trusted.channel.wrap(taken, server_side=True, expect=like_me()) as sock:
-            said = sock.makefile("rb").read(most)
-            sock.sendall(said[::-1])
-            return said
+    with trusted.channel.wrap(taken, server_side=True, expect=like_me()) as sock:
+        said = sock.makefile("rb").read(most)
+        sock.sendall(said[::-1])
+        return said
 
 
 @app.entry
@@ -151,39 +181,32 @@ def tell(port: int, data: bytes, product: int) -> bytes:
         return sock.makefile("rb").read()
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        return reserved.getsockname()[1]
-
-
-def test_two_loaded_enclaves_speak_and_one_that_is_not_expected_is_an_error_of_the_call():
+@pytest.fixture
+def in_this_process():
     EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(app)))
+    yield
+    EnclaveManager.configure(EnclaveManagerOptions())
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_two_loaded_enclaves_speak_and_one_that_is_not_expected_is_an_error_of_the_call():
     manager = EnclaveManager.instance()
-    port = free_port()
     with (
         manager.load_enclave(EnclaveLoadConfig(name="one")) as one,
         manager.load_enclave(EnclaveLoadConfig(name="two")) as two,
         ThreadPoolExecutor(2) as pool,
     ):
-        told = pool.submit(one.call, listen, port, 5)
-        assert until_it_listens(two, port, b"hello", 0) == b"olleh"
+        port = one.call(listen)
+        told = pool.submit(one.call, take, 5)
+        assert two.call(tell, port, b"hello", 0) == b"olleh"
         assert told.result(60) == b"hello"
-        port = free_port()
-        told = pool.submit(one.call, listen, port, 5)
+        port = one.call(listen)
+        told = pool.submit(one.call, take, 5)
         with pytest.raises(Exception, match="signer") as caught:
-            until_it_listens(two, port, b"hello", 7)
+            two.call(tell, port, b"hello", 7)
         assert "ExpectationError" in type(caught.value).__name__ or "ExpectationError" in str(caught.value)
         with pytest.raises(Exception, match="does not accept"):
             told.result(60)
-
-
-def until_it_listens(client, port, data, product):
-    for _ in range(600):
-        try:
-            return client.call(tell, port, data, product)
-        except ConnectionRefusedError:
-            threading.Event().wait(0.05)
-    raise TimeoutError
 
 
 PROGRAM = """

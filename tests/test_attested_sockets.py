@@ -1,5 +1,7 @@
 """Attested connections between enclaves' programs: who is accepted, what a man in the middle can do, and how they end."""
 
+import datetime as dt
+import hashlib
 import os
 import socket
 import threading
@@ -8,14 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 import hypothesis.strategies as st
 import msgspec
 import pytest
+import tpms
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 
 from adyton import AllOf, AnyOf, Expectation, Not
 from adyton.attestation import sim
 from adyton.attestation.binding import ENCLAVE_ROLE
 from adyton.attestation.collateral import Collateral
-from adyton.attestation.evidence import Bound
+from adyton.attestation.evidence import Bound, HardwareBody, ImageClaims, seal
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.tpm.verify import verify as verify_quote
 from adyton.channel.client import ClientChannel, EvidenceReceived, EvidenceRequested
 from adyton.channel.credential import Credential
 from adyton.channel.tls import Tls
@@ -25,6 +30,7 @@ from adyton.errors import (
     ClosedError,
     EvidenceMalformedError,
     ExpectationError,
+    NotGenuineError,
     RemoteProtocolError,
     UnauthenticatedError,
     UsageError,
@@ -36,6 +42,7 @@ from adyton.trusted.attested import attested
 
 SIGNER = "sha256:" + "5" * 64
 OTHER = "sha256:" + "6" * 64
+LATE = dt.datetime(2120, 1, 1, tzinfo=dt.UTC)
 SECRET = b"what nobody else may read " * 8
 
 
@@ -52,7 +59,8 @@ class Enclave:
     def prepare(self):
         pass
 
-    def prove(self, bound):
+    def prove(self, bound, seconds):
+        assert 0 < seconds <= 30
         binding = msgspec.msgpack.encode(Binding(*(getattr(bound, field) for field in Binding.__struct_fields__)))
         self.made.append(sim.attest(self.identity, requested(binding, self.identity.digest()).report_data))
         return self.made[-1] if self._shows is None else self._shows(self)
@@ -196,6 +204,7 @@ def test_an_expectation_that_says_too_little_is_an_error_and_nothing_is_sent(wir
     finally:
         proving.connection.connect(None, whole_process=False)
     assert not wire.passed
+    assert wire.dialling.fileno() == -1
 
 
 def test_outside_of_an_enclave_there_are_no_attested_connections(wires):
@@ -249,6 +258,39 @@ def test_evidence_of_an_earlier_connection_is_refused(wires):
 def test_what_is_no_evidence_is_refused(wires, shown):
     refused, _ = meet(wires(), listens=Enclave("b", shows=lambda _: shown))
     assert isinstance(refused, EvidenceMalformedError)
+
+
+class Forger(Enclave):
+    """Has no TPM, and certifies by a CA of its own that it has one."""
+
+    def __init__(self, authority):
+        super().__init__()
+        self._image = ImageClaims.of(BOB.identity)
+        self.identity = self._image.on("tpm")
+        self._certificate = authority.certified(tpms.KEY.public_key(), until=LATE).public_bytes(Encoding.DER)
+
+    def prove(self, bound, seconds):
+        data = bound.report_data(self.identity.digest())
+        quoted = tpms.quote(extra=hashlib.sha256(data).digest())
+        signed = {"quote": quoted, "signature": tpms.signature(quoted), "report_data": data}
+        return seal("tpm", HardwareBody(tpms.report(**signed, certificate=self._certificate), self._image))
+
+
+def test_a_root_in_a_folder_of_collateral_which_may_be_the_clients_vouches_for_nobody(wires, tmp_path):
+    authority = tpms.Authority(until=LATE)
+    (tmp_path / "root").write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    wire, forger = wires(), Forger(authority)
+    registers = verify_quote(tpms.report(), Collateral(), tpms.NOW).runtime
+    expect = Expectation(platforms=["tpm"], measurement=[BOB.identity.measurement], runtime=[registers])
+    proving.connection.connect(ANN, whole_process=False)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(attested, wire.listening, forger, of(ANN), Collateral(), 30, server_side=True)
+            with pytest.raises(NotGenuineError, match="nobody vouches"):
+                channel.wrap(wire.dialling, expect=expect, collateral=tmp_path)
+            assert isinstance(other.exception(30), UnauthenticatedError)
+    finally:
+        proving.connection.connect(None, whole_process=False)
 
 
 def test_an_enclaves_evidence_returned_to_it_is_not_its_peers(wires):
@@ -396,6 +438,67 @@ def test_a_changed_byte_is_an_error_and_not_data(wires, at):
     bob.close()
 
 
+def test_behind_a_changed_byte_nothing_can_be_sent(wires):
+    snips = Snips()
+    ann, bob = meet(wires(snips))
+    snips.now = lambda data: data[:-1] + bytes([data[-1] ^ 1])
+    ann.sendall(SECRET)
+    with pytest.raises(RemoteProtocolError):
+        bob.recv(1000)
+    with pytest.raises(RemoteProtocolError):
+        bob.sendall(b"answer")
+    ann.close()
+    bob.close()
+
+
+def test_who_waits_while_another_thread_ends_the_reading_reads_an_end(wires):
+    ann, bob = meet(wires())
+
+    class Woken:
+        """A socket of which somebody who reads is woken by the end at once."""
+
+        def __getattr__(self, name):
+            return getattr(below, name)
+
+        def shutdown(self, how):
+            below.shutdown(how)
+            read.append(bob.recv(1))
+
+    read, below = [], bob._sock
+    bob._sock = Woken()
+    bob.shutdown(socket.SHUT_RD)
+    assert read == [b""]
+    bob._sock = below
+    ann.close()
+    bob.close()
+
+
+def test_a_forked_process_says_nothing_on_its_parents_connection(wires, monkeypatch):
+    """Else it would encrypt under the key and the nonces with which its parent goes on."""
+    wire = wires()
+    ann, bob = meet(wire)
+    before = len(wire.passed)
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        for use in (
+            lambda: ann.sendall(SECRET),
+            lambda: ann.recv(1),
+            lambda: ann.recv_into(bytearray(1)),
+            lambda: ann.shutdown(socket.SHUT_RDWR),
+        ):
+            with pytest.raises(UsageError, match="fork"):
+                use()
+        ann.cut()
+        copy, ann._sock = ann._sock, ann._sock.dup()
+        ann.close()  # as the end of a `with` in the child
+    ann._sock = copy
+    assert len(wire.passed) == before
+    ann.sendall(b"goes on")
+    assert bob.recv(9) == b"goes on"
+    ann.close()
+    bob.close()
+
+
 def test_one_direction_ends_and_the_other_goes_on(wires):
     ann, bob = meet(wires())
     ann.sendall(b"question")
@@ -464,9 +567,17 @@ def test_timeouts_and_flags(wires):
     ann.settimeout(30)
     assert ann.recv_into(buffer) == 2
     assert (bytes(buffer), ann.pending(), ann.recv(0), ann.recv(9)) == (b"la", 2, b"", b"te")
-    for wrong in (lambda: ann.settimeout(0), lambda: ann.recv(1, socket.MSG_PEEK), lambda: ann.sendall(b"", 1)):
+    bob.sendall(b"kept")
+    for wrong in (
+        lambda: ann.settimeout(0),
+        lambda: ann.recv(1, socket.MSG_PEEK),
+        lambda: ann.sendall(b"", 1),
+        lambda: ann.recv(-1),
+        lambda: ann.recv_into(bytearray(2), 3),
+    ):
         with pytest.raises(ValueError, match="attested socket"):
             wrong()
+    assert ann.recv(9) == b"kept"
     ann.close()
     bob.close()
 

@@ -19,8 +19,10 @@ from adyton.channel.events import EvidenceRequested
 from adyton.errors import PlatformError
 from adyton.runtime.process import attesting
 from adyton.runtime.process.attester import AttesterProcess, serve
+from adyton.runtime.process.guest.proofs import Binding
 from adyton.runtime.process.supervisor.loop import Loop
-from adyton.runtime.process.supervisor.proving import by_hardware, simulated
+from adyton.runtime.process.supervisor.proofs import proof_links
+from adyton.runtime.process.supervisor.proving import at_most, by_hardware, simulated
 
 DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity("tdx", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 3, 4, debug=False, runtime="", machine="")
@@ -234,3 +236,26 @@ def test_nor_from_one_that_ends_meanwhile():
     with asking:
         threading.Thread(target=lambda: (select.select([other], [], []), other.close())).start()
         assert proved(by_hardware(IDENTITY, asking)) is None
+
+
+def test_a_guest_that_asks_and_hangs_up_has_no_more_proofs_made_than_one_that_waits():
+    asked, loop = [], Loop()
+    links = proof_links(loop, lambda step: step, DIGEST, at_most(4, lambda _loop, _wanted, take: asked.append(take)))
+
+    def ask_and_hang_up():
+        guest, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with guest:
+            links.take(taken)
+            guest.send(msgspec.msgpack.encode(Binding("enclave program", *[bytes(32)] * 4)))
+            loop.turn()
+        loop.turn()
+
+    for _ in range(10):
+        ask_and_hang_up()
+    assert len(asked) == 4
+    asked[0](b"evidence")
+    for _ in range(3):
+        ask_and_hang_up()
+    assert len(asked) == 5
+    links.close()
+    loop.close()

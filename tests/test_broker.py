@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from adyton.broker.records import Decided, Reader, Started, Stopped, lines_of
 from adyton.errors import AdytonError, ImageError, NotGenuineError, UnauthenticatedError
 from adyton.proto.enclave import EnclaveLoadConfig
 from adyton.runtime.in_process import MEASUREMENT
+from adyton.runtime.process.guest import secrets as asked_by_guest
 from adyton.trusted import Enclave
 
 
@@ -280,6 +282,32 @@ def test_a_real_enclave_asks_the_broker_that_its_image_names(tmp_path):
             enclave.call("get", "mine")
     finally:
         broker.stop()
+
+
+def test_who_sends_on_and_on_in_a_brokers_place_is_waited_for_no_longer_than_was_said(monkeypatch):
+    control, supervisor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    now = iter((0.0, 1.0, 2.0))
+    monkeypatch.setattr(asked_by_guest, "time", SimpleNamespace(monotonic=lambda: next(now, 31.0)))
+    answers = []
+
+    def want_more():
+        _, (descriptor,), _, _ = socket.recv_fds(supervisor, 100, 1)
+        with socket.socket(fileno=descriptor) as question:
+            while question.recv(1 << 16) and len(answers) < 5:
+                answers.append(question.send(b"\0"))
+
+    wants = threading.Thread(target=want_more)
+    with control, supervisor, socket.create_server(("127.0.0.1", 0)) as listener:
+        wants.start()
+        with socket.create_connection(listener.getsockname()) as first:
+            taken, _ = listener.accept()
+            monkeypatch.setattr(socket, "create_connection", lambda *_: first)
+            taken.sendall(bytes(1 << 18))  # there is always more
+            with pytest.raises(TimeoutError):
+                asked_by_guest.SupervisorAsker(control).ask("name", "h", 1, ["sha256:" + "1" * 64], 30)
+            taken.close()
+        wants.join()
+    assert len(answers) == 1
 
 
 def test_whatever_a_broker_says_only_the_documented_errors_leave(broker):

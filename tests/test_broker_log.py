@@ -55,6 +55,18 @@ def log(tmp_path):
     return tmp_path / "broker.log"
 
 
+def heads(path):
+    """The head's file, and what it had before and after the last of three records was written."""
+    head = Path(f"{path}.head")
+    audit = AuditLog(str(path), KEY)
+    found = []
+    for name in "abc":
+        audit.append([decided(name)])
+        found.append(head.read_bytes())
+    audit.close()
+    return head, *found[1:]
+
+
 def problems(path, known=None):
     return verify_log(str(path), KEY.public, known).problems
 
@@ -246,16 +258,40 @@ def test_a_changed_record_is_never_healed(log):
 
 
 def test_a_half_written_head_is_no_loss(log):
-    written(log, "a", "b", "c")
-    head = Path(f"{log}.head")
-    whole = head.read_bytes()
-    newest = 0 if b'"number":3' in whole[:1024] else 1
-    for torn in (b"", b"{", whole[newest * 1024 : newest * 1024 + 100]):
-        slots = [whole[:1024], whole[1024:]]
-        slots[newest] = torn.ljust(1024, b"\0")
+    head, before, after = heads(log)
+    newest = 0 if b'"number":3' in after[:1024] else 1
+    for size in (0, 1, 100, 1023):
+        slots = [before[:1024], before[1024:]]
+        slots[newest] = after[newest * 1024 : newest * 1024 + size].ljust(1024, b"\0")
         head.write_bytes(b"".join(slots))
         assert problems(log) == []
     AuditLog(str(log), KEY).close()
+    assert problems(log) == []
+    assert b'"number":3' in head.read_bytes()
+
+
+def test_the_files_hold_no_older_head_with_which_the_log_could_end_earlier(log):
+    lines = written(log, "a", "b", "c")
+    head = Path(f"{log}.head")
+    newest = head.read_bytes()
+    for slots in (newest[1024:] * 2, newest[:1024] * 2, bytes(1024) + newest[1024:], newest[:1024] + bytes(1024)):
+        for left in (2, 1):
+            log.write_bytes(b"".join(lines[:left]))
+            head.write_bytes(slots)
+            assert problems(log)
+            with pytest.raises(IntegrityError):
+                AuditLog(str(log), KEY)
+
+
+def test_an_older_head_that_a_crash_has_left_is_gone_once_the_log_is_opened(log):
+    head, before, after = heads(log)
+    both = [
+        max(before[at : at + 1024], after[at : at + 1024]) for at in (0, 1024)
+    ]  # the crash came before it was overwritten
+    assert all(b"number" in slot for slot in both)
+    head.write_bytes(b"".join(both))
+    AuditLog(str(log), KEY).close()
+    assert head.read_bytes().count(b'"number"') == 1
     assert problems(log) == []
 
 
@@ -371,3 +407,14 @@ def test_a_record_that_heals_nothing_is_found():
     reader = Reader(KEY.public)
     reader.read(line)
     assert reader.problems
+
+
+def test_a_log_whose_head_cannot_be_written_is_a_usage_error(log, monkeypatch):
+    written(log, "a")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UsageError, match="No space"):
+        AuditLog(str(log), KEY)

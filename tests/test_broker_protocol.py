@@ -1,5 +1,6 @@
-"""The broker's messages, and its configuration file."""
+"""The broker's messages, its configuration file, and what it makes of evidence that it cannot judge."""
 
+import datetime as dt
 import os
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adyton.attestation import verify
+from adyton.attestation.collateral import Collateral
+from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.broker.config import BrokerConfig
+from adyton.broker.decisions import decide, standing
 from adyton.broker.protocol import (
     BLOCK,
     MAX_SECRET,
@@ -187,3 +192,15 @@ def test_a_log_whose_key_is_gone_does_not_go_on_with_another(tmp_path):
     os.unlink(tmp_path / "broker.log.key")
     with pytest.raises(UsageError, match=r"broker\.log\.key is not there"):
         config(tmp_path, GOOD)
+
+
+def test_evidence_of_a_platform_that_cannot_be_judged_here_is_a_finding(monkeypatch):
+    def not_installed(platform):
+        raise ImportError(name="dcap_qvl")
+
+    monkeypatch.setattr(verify, "_hardware", not_installed)
+    evidence = seal("tdx", HardwareBody(b"a quote", ImageClaims(DIGEST, "", 0, 0, debug=False)))
+    stands = standing(evidence, lambda _: bytes(64), Collateral(), dt.datetime.now(dt.UTC))
+    assert stands.identity is None
+    assert "dcap_qvl" in stands.findings[0].got
+    assert decide({}, stands, "name").secret is None

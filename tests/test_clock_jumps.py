@@ -35,6 +35,7 @@ WHO_ASKS = {
     "runtime/process/supervisor/clock.py": "an enclave that keeps its server's time",
     "runtime/process/supervisor/files.py": "an enclave's private files, where no clock is given",
     "telemetry/calls.py": "when a span began",
+    "trusted/attested.py": "another enclave's evidence is judged as of now",
 }
 REALTIME = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "ctime", "CLOCK_REALTIME"}
 

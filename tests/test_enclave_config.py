@@ -368,6 +368,7 @@ def test_an_enclave_that_waits_for_input_can_be_destroyed(place):
     with loaded(load_config(stdin_fd=read)) as client:
         waiting = client.submit("line")
         while not client.stats()["host_calls"].get("input"):
+            assert not waiting.done()
             threading.Event().wait(0.01)
         EnclaveManager.instance().destroy_enclave(client, EnclaveFinal())
         assert waiting.exception(30) is not None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import functools
+import struct
 import sys
+from uuid import UUID
 
 import forged
 import pytest
+from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.attestation.certificates import MAX_CERTIFICATE, read_certificate
 from adyton.attestation.collateral import Collateral, read_blobs
 from adyton.attestation.dcap import abi as dcap
+from adyton.attestation.dcap import collateral as dcap_collateral
 from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.judge import judge
+from adyton.attestation.needed import needed
 from adyton.attestation.nitro import verify as nitro
 from adyton.attestation.sev_snp import verify as sev_snp
 from adyton.attestation.verify import verify
@@ -24,8 +30,10 @@ from adyton.errors import (
     AttestationError,
     CollateralMissingError,
     EvidenceMalformedError,
+    ExpectationError,
     NotGenuineError,
     PlatformError,
+    TcbError,
 )
 
 AT, IMAGE = forged.AT, "sha256:" + "1" * 64
@@ -130,6 +138,46 @@ def test_a_masked_chip_has_no_machine(amd):
     assert verify(amd.report(masked=True), given_with(amd), AT).identity.machine == ""
 
 
+GUIDS = {"vcek": "63da758d-e664-4564-adc5-f4b93be8accd", "vlek": "a8074bc2-a25a-483e-aae6-39c045a0b8a1"}
+GUIDS["ask"] = "4ab7b379-bbac-4fe4-a02f-05aef327c782"
+
+
+def table(**certificates: x509.Certificate) -> bytes:
+    """As a host gives it: an entry of GUID, offset and length for each, one of zeros, and the certificates."""
+    entries, bodies, at = b"", b"", 24 * (len(certificates) + 1)
+    for kind, found in certificates.items():
+        entries += UUID(GUIDS[kind]).bytes + struct.pack("<II", at + len(bodies), len(forged.der(found)))
+        bodies += forged.der(found)
+    return entries + bytes(24) + bodies
+
+
+@pytest.mark.parametrize("vlek", [False, True])
+def test_a_report_with_its_hosts_certificates_behind_it_needs_no_others(amd, vlek):
+    key = amd.endorsement(vlek=vlek)
+    behind = table(vlek=key, ask=amd.clouds) if vlek else table(vcek=key)
+    evidence = amd.report(vlek=vlek) + behind + bytes(100)
+    assert verify(evidence, Collateral(), AT).more["signed_by"] == ("VLEK" if vlek else "VCEK")
+    assert needed(evidence) == needed(amd.report(vlek=vlek))
+
+
+def test_a_report_with_an_empty_table_of_certificates_needs_the_verifiers(amd):
+    assert verify(amd.report() + bytes(4096), given_with(amd), AT).identity.platform == "sev-snp"
+    with pytest.raises(CollateralMissingError):
+        verify(amd.report() + bytes(4096), Collateral(), AT)
+
+
+@pytest.mark.parametrize("behind", [b"\0", b"x", bytes(23), b"x" * 24, b"x" * 4096])
+def test_what_is_behind_a_report_and_no_table_of_certificates_is_malformed(amd, behind):
+    with pytest.raises(EvidenceMalformedError):
+        verify(amd.report() + behind, given_with(amd), AT)
+
+
+def test_a_certificate_that_a_host_made_itself_vouches_for_nothing(amd):
+    other = forged.Amd(amd.product, chip=amd.chip)
+    with pytest.raises(NotGenuineError, match="issuer of SEV-VCEK"):
+        verify(other.report() + table(vcek=other.endorsement()), Collateral(), AT)
+
+
 def test_old_firmware_is_out_of_date_since_its_bulletin(amd, monkeypatch):
     old = bytearray(forged.TCB[amd.product])
     old[3 if amd.product == "Turin" else 6] = 1
@@ -185,6 +233,24 @@ def test_a_document_signed_by_another_key_is_not_genuine(aws):
         verify(one[:-96] + two[-96:], at=AT)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        bytes.hex,
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+    ],
+)
+def test_a_document_may_be_written_as_text(aws, written):
+    text = written(aws.document(user_data=b"\xfb\xff" * 32))
+    assert verify(f"{text[:70]}\n{text[70:]}\n".encode(), at=AT).identity.platform == "nitro"
+
+
+@pytest.mark.parametrize("field", ["user_data", "nonce", "public_key"])
+def test_a_document_may_leave_out_what_it_was_not_asked_for(aws, field):
+    assert verify(aws.document(**{field: forged.LEFT_OUT}), at=AT).identity.platform == "nitro"
+
+
 def test_a_tagged_document_is_one(aws):
     assert verify(b"\xd2" + aws.document(), at=AT).identity.platform == "nitro"
 
@@ -206,6 +272,109 @@ def test_a_quote_that_nobody_signed_is_not_genuine(version, kind):
     with pytest.raises(AttestationError) as raised:
         verify(forged.quote(version, kind=kind), at=AT)
     assert raised.value.exit_code in (20, 21, 22)
+
+
+@pytest.fixture
+def intel(monkeypatch):
+    pytest.importorskip("dcap_qvl")
+    from adyton.attestation.dcap import verify as module
+
+    found = forged.Intel()
+    monkeypatch.setattr(module, "ROOT", forged.der(found.chain[2]))
+    return found
+
+
+each_quote = pytest.mark.parametrize(
+    ("version", "kind", "platform"), [(3, 0, "sgx"), (4, 0, "tdx"), (5, 2, "tdx"), (5, 3, "tdx")]
+)
+DEBUG = {"sgx": b"\7", "tdx": b"\1\0\0\x10"}
+
+
+@each_quote
+def test_a_signed_quote_is_genuine(intel, version, kind, platform):
+    quote = intel.quote(version, kind=kind, report_data=b"\7" * 64)
+    verified = verify(quote, read_blobs((intel.collateral(platform),)), AT)
+    assert (verified.identity.platform, verified.tcb, verified.identity.debug) == (platform, "UpToDate", False)
+    assert verified.report_data == b"\7" * 64
+    assert verified.identity.machine == "08" * 16
+
+
+@each_quote
+def test_what_intels_service_answers_is_collateral_file_by_file(intel, version, kind, platform):
+    found = read_blobs(intel.answers(platform, status="SWHardeningNeeded"))
+    assert verify(intel.quote(version, kind=kind), found, AT).tcb == "SWHardeningNeeded"
+
+
+@each_quote
+@pytest.mark.parametrize("status", ["UpToDate", "OutOfDate"])
+def test_debug_mode_is_for_the_policy_to_accept(intel, version, kind, platform, status):
+    found = read_blobs(intel.answers(platform, status=status))
+    quote = intel.quote(version, kind=kind, attributes=DEBUG[platform], report_data=b"\7" * 64)
+    verified = verify(quote, found, AT)
+    assert (verified.identity.debug, verified.tcb, verified.report_data) == (True, status, b"\7" * 64)
+    wanted = {"platforms": [platform], "runtime": [verified.identity.runtime], "tcb": [status]}
+    assert [each.field for each in judge(quote, Expectation(**wanted), found, AT).failures] == ["debug"]
+    assert judge(quote, Expectation(**wanted, debug=True), found, AT).ok
+
+
+@each_quote
+def test_debug_mode_hides_nothing_else(intel, version, kind, platform):
+    found, other = read_blobs(intel.answers(platform)), forged.Intel()
+    quote = intel.quote(version, kind=kind, attributes=DEBUG[platform])
+    for changed in (
+        other.quote(version, kind=kind, attributes=DEBUG[platform]),
+        quote[:60] + bytes((quote[60] ^ 1,)) + quote[61:],
+    ):
+        with pytest.raises(NotGenuineError):
+            verify(changed, found, AT)
+    with pytest.raises(CollateralMissingError):
+        verify(quote, found, AT + dt.timedelta(days=90))
+    with pytest.raises(TcbError):
+        verify(quote, read_blobs(intel.answers(platform, revoked=(9,))), AT)
+
+
+@each_quote
+def test_a_revoked_processor_is_one_of_the_tcb(intel, version, kind, platform):
+    with pytest.raises(TcbError, match="revocation of Intel SGX PCK Certificate"):
+        verify(intel.quote(version, kind=kind), read_blobs(intel.answers(platform, revoked=(9,))), AT)
+
+
+@each_quote
+def test_an_expired_certificate_of_the_quotes_own_says_so(intel, version, kind, platform):
+    late = forged.UNTIL + dt.timedelta(days=1)
+    with pytest.raises(NotGenuineError, match="time of Intel SGX PCK Certificate"):
+        verify(intel.quote(version, kind=kind), read_blobs(intel.answers(platform, at=late)), late)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (3, {"service": b"\1" * 48}),
+        (2, {"attributes": b"\0\0\0\x30"}),
+        (2, {"attributes": b"\0\0\0\0"}),
+        (2, {"attributes": b"\2\0\0\x10"}),
+    ],
+)
+def test_a_genuine_td_that_is_not_its_own_master_is_what_no_policy_wants(intel, kind, changes):
+    with pytest.raises(ExpectationError, match="attributes of the TD"):
+        verify(intel.quote(5, kind=kind, **changes), read_blobs(intel.answers("tdx")), AT)
+
+
+@pytest.mark.parametrize("certified", [1, 2, 3, 4, 6, 7])
+def test_a_quote_without_the_certificates_of_its_processor_is_refused(intel, certified):
+    with pytest.raises(EvidenceMalformedError, match="certificates of the quote"):
+        verify(intel.quote(3, certified=certified), read_blobs(intel.answers()), AT)
+
+
+@each_quote
+def test_what_others_have_signed_under_intels_names_may_lie_beside_it(intel, monkeypatch, version, kind, platform):
+    monkeypatch.setattr(dcap_collateral, "INTEL", dcap_collateral.digest_of_key(intel.chain[2]))
+    other = forged.Intel()
+    later = other.answers(platform, at=AT + dt.timedelta(days=1), status="Revoked")
+    for blobs in ((*later, *intel.answers(platform)), (*intel.answers(platform), *later)):
+        assert verify(intel.quote(version, kind=kind), read_blobs(blobs), AT).tcb == "UpToDate"
+        with pytest.raises(NotGenuineError, match="issuer of Intel SGX PCK Platform CA"):
+            verify(other.quote(version, kind=kind), read_blobs(blobs), AT)
 
 
 # -- whatever it is -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from fake_kernel import FakeKernel, nothing_wanted, raises
 from simulated_disk import Keys
 
 from adyton.hostcall.lock_ranges import LockRanges
-from adyton.runtime.process.supervisor import fuse_abi
+from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
+from adyton.runtime.process.supervisor import sealed as of_sealed
 from adyton.runtime.process.supervisor.files import FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
 
@@ -194,3 +195,56 @@ def test_a_full_disk_is_no_space(sealed: Sealed) -> None:
     kernel.write("/sealed/g", b"y" * 130_000)
     settled(kernel)
     assert sealed.start().read("/sealed/g") == b"y" * 130_000
+
+
+def test_a_commit_that_nobody_waits_for_and_fails_is_said(sealed: Sealed) -> None:
+    kernel = sealed.start(capacity=60 * 4096)
+    for number in range(1000):
+        kernel.symlink("x" * 500, f"/sealed/{number}")
+    settled(kernel)
+    assert sealed.said == ["sealed files: what was changed is not on the disk: No space left on device"]
+
+
+def test_names_and_files_without_one_are_bounded(sealed: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_sealed, "MAX_OBJECTS", 32)
+    kernel = sealed.start()
+    for _ in range(50):  # each is gone when it is closed
+        unnamed = kernel.request(
+            Opcode.TMPFILE, kernel.lookup("/sealed").node, fuse_abi.Create(os.O_RDWR, 0o600, 0, b"/")
+        )
+        entry, rest = kernel.entry(unnamed)
+        kernel.close((entry.node, fuse_answers.unpack_open(rest).handle))
+    kernel.write("/sealed/f", b"x")
+
+    def fill() -> int:
+        made = 0
+        with raises(errno.ENOSPC):
+            while made < 50:
+                kernel.link("/sealed/f", f"/sealed/{made}")
+                made += 1
+        for full in (
+            lambda: kernel.write("/sealed/g", b"x"),
+            lambda: kernel.mkdir("/sealed/g"),
+            lambda: kernel.request(
+                Opcode.TMPFILE, kernel.lookup("/sealed").node, fuse_abi.Create(os.O_RDWR, 0o600, 0, b"/")
+            ),
+        ):
+            with raises(errno.ENOSPC):
+                full()
+        return made
+
+    assert fill() == 29
+    settled(kernel)
+    kernel = sealed.start()
+    assert fill() == 0
+    for number in range(29):
+        kernel.unlink(f"/sealed/{number}")
+    kernel.symlink("t" * 4000, "/sealed/l")  # as much memory as several names
+    settled(kernel)
+    kernel = sealed.start()
+    few = fill()
+    assert few < 25
+    for number in range(few):
+        kernel.unlink(f"/sealed/{number}")
+    kernel.unlink("/sealed/l")
+    assert fill() == 29

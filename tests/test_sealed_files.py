@@ -66,6 +66,7 @@ def rows_for_ever(mode: str, path: str) -> None:
     """Says after each commit how many there are."""
     base = sqlite3.connect(f"/sealed/{mode}.db", isolation_level=None)
     base.execute(f"PRAGMA journal_mode={mode}")
+    base.execute("PRAGMA synchronous=EXTRA")  # for mode "delete", FULL does not sync the directory from which the journal has gone
     base.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY, secret TEXT)")
     done = base.execute("SELECT count(*) FROM t").fetchone()[0]
     with open(path, "w") as told:
@@ -137,7 +138,7 @@ def test_what_was_committed_is_there_when_the_supervisor_was_killed(load, mode: 
         done = max(done, int(told.read_text().rpartition("\n")[0].rpartition("\n")[2]))
         with load() as enclave:
             found = enclave.call("rows", mode, 0)
-            assert done <= found <= done + 1
+            assert done <= found  # what was told of may be more than what has reached the file by then
             done = found
 
 

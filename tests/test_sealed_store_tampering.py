@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 from simulated_disk import Keys, SimulatedDisk
 
 from adyton.errors import IntegrityError, UsageError
+from adyton.sealed_files import store as store_module
 from adyton.sealed_files.cipher import BLOCK, BlockCipher
 from adyton.sealed_files.storage import Remember, StorageError, Sync, run
 from adyton.sealed_files.store import ATTRIBUTES_SIZE, Store
@@ -247,6 +249,33 @@ def test_what_does_not_fit_is_no_space_and_can_be_removed(disk: SimulatedDisk) -
     run(store.write(stored, 0, b"x" * BLOCK * 200), disk)
     run(store.commit(), disk)
     assert len(disk.data) <= 400 * BLOCK
+
+
+def test_files_in_many_pieces_are_bounded_in_memory_and_can_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "NODES", 20_000)
+    monkeypatch.setattr(store_module, "HELD", 4 * BLOCK)
+    disk = SimulatedDisk()
+    store = Store(KEYS, 10_000 * BLOCK)
+    run(store.open(), disk)
+    made = store.create()
+    store.number(made)
+    far = (1 << 19) - 1  # a block at the end of what a node leads to
+    pieces = 0
+    with contextlib.suppress(StorageError):
+        while pieces < 2000:
+            run(store.write(made, (pieces << 19) + far, b"x"), disk)
+            pieces += 1
+    assert 50 < pieces < 200
+    run(store.commit(), disk)
+    again = Store(KEYS, 10_000 * BLOCK)
+    run(again.open(), disk)
+    stored = again.objects[1]
+    assert run(again.read(stored, far, 10), disk) == b"x" + bytes(9)
+    with pytest.raises(StorageError):
+        run(again.write(stored, 0, b"x"), disk)
+    run(again.resize(stored, 1 << 19), disk)
+    run(again.write(stored, 0, b"x"), disk)
+    run(again.commit(), disk)
 
 
 def test_each_block_is_sealed_once_for_each_time_that_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

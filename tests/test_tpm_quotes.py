@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 import hashlib
+import shutil
 import struct
 
 import msgspec
@@ -32,14 +33,14 @@ from tpms import (
 )
 
 from adyton.attestation import binding
-from adyton.attestation.collateral import Collateral, read_blobs, read_folder
+from adyton.attestation.collateral import Collateral, Folder, read_blobs, read_folder
 from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.tpm.event_log import MAX_LOG
 from adyton.attestation.tpm.verify import verify
 from adyton.attestation.verify import validate
 from adyton.attestation.verify import verify as verify_evidence
-from adyton.errors import AttestationError, BindingError, EvidenceMalformedError, NotGenuineError, TcbError
+from adyton.errors import AttestationError, BindingError, EvidenceMalformedError, NotGenuineError, TcbError, UsageError
 
 REPORT = report()
 NOTHING = Collateral()
@@ -274,6 +275,27 @@ def test_a_root_that_came_along_with_the_evidence_vouches_for_nothing(tmp_path):
     along = read_blobs((der(forger.certificate), der(forger.certified(KEY.public_key()))))
     assert judged(REPORT, along).tcb == "Unknown"
     assert judged(REPORT, folder_of(tmp_path, Authority().certificate) + along).tcb == "Unknown"  # of the same name
+
+
+def test_a_folder_is_looked_at_again_and_its_roots_believed_only_where_it_is_the_verifiers(tmp_path):
+    now = 0.0
+    folder_of(tmp_path)
+    path = str(tmp_path / "collateral")
+    trusted = Folder(path, trusted=True, clock=lambda: now)
+    others = Folder(path, trusted=False, clock=lambda: now)
+    authority = Authority()
+    (tmp_path / "collateral" / "root").write_bytes(der(authority.certificate))
+    certified = report(certificate=der(authority.certified(KEY.public_key())))
+    assert judged(certified, trusted.collateral()).tcb == "Unknown"
+    now = 61.0
+    assert judged(certified, trusted.collateral()).tcb == "UpToDate"
+    assert others.collateral().certificates
+    assert judged(certified, others.collateral()).tcb == "Unknown"
+    shutil.rmtree(path)
+    now = 200.0
+    assert judged(certified, trusted.collateral()).tcb == "UpToDate"
+    with pytest.raises(UsageError):
+        Folder(path, trusted=True)
 
 
 def test_a_certificate_that_signs_itself_vouches_for_nothing(tmp_path):

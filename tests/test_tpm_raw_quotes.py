@@ -8,6 +8,8 @@ import struct
 import pytest
 from command import adyton
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,21 @@ def test_a_quote_is_accepted_with_its_signature_behind_or_beside(data, beside):
     assert claims.tcb == "Unknown"
     assert raw_kind(data) == ("tpm", data)
     assert raw_kind(data.hex().encode()) == ("tpm", data)
+
+
+def test_a_signature_alone_is_one_if_the_key_made_it():
+    """As tpm2_quote -f plain has it, and Azure's tools: no word of its scheme and its hash."""
+    alone = KEY.sign(QUOTE, ec.ECDSA(SHA256()))
+    of_rsa = [RSA_KEY.sign(QUOTE, each, SHA256()) for each in (PKCS1v15(), PSS(MGF1(SHA256()), 32))]
+    for data, *beside in ((QUOTE, alone), (QUOTE + alone,), (sized(QUOTE) + alone,)):
+        assert judged(data, AREA, *beside).machine == name_of(AREA)
+        assert judged(data, spki(KEY, Encoding.PEM), VALUES, *beside).machine == FINGERPRINT
+    for value in of_rsa:
+        assert judged(QUOTE, spki(RSA_KEY, Encoding.PEM), value).report_data == NONCE
+        with pytest.raises(NotGenuineError, match="signature of the quote"):
+            judged(QUOTE, spki(RSA_KEY, Encoding.PEM), value[:-1] + bytes((value[-1] ^ 1,)))
+    with pytest.raises(NotGenuineError, match="signature of the quote"):
+        judged(QUOTE, spki(OTHER_KEY, Encoding.PEM), alone)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def revocation_failures(
     failures, checked = [], set[str]()
     for certificate, issuer in itertools.pairwise(chain):
         for each in lists:
-            if each.issuer != issuer.subject or not _is_signed_by(each, issuer):
+            if each.issuer != issuer.subject or not is_list_of(each, issuer):
                 continue
             if each.last_update_utc > at or (each.next_update_utc is not None and each.next_update_utc < at):
                 continue
@@ -113,7 +113,8 @@ def revocation_failures(
     return failures, checked
 
 
-def _is_signed_by(found: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+def is_list_of(found: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """Whether the issuer signed it."""
     try:
         return found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
     except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -5,10 +5,12 @@ Found by what it says, never by the name of its file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from cryptography import x509
 from adyton.attestation.certificates import UNREADABLE, look_at
 from adyton.errors import UsageError
 
+FRESH_SECONDS = 60.0  # that a folder which is asked again and again is not looked at
 MAX_FILE = 1 << 22  # bytes; Intel's processor list has 300 KiB
 MAX_FILES = 4096
 MAX_OTHER = 1 << 14  # bytes of a TPM's file
@@ -82,6 +85,32 @@ def read_folder(folder: str) -> Collateral:
         ) from error
     roots = (each for each in found.certificates if each.issuer == each.subject)
     return replace(found.all(), roots=tuple(roots))
+
+
+class Folder:
+    """A folder's collateral while it may change; if it cannot be read any more, what there was. UsageError: it cannot be read at first.
+
+    `trusted`: it is of who judges, so that its roots are believed. Of any other, which holds what vendors have signed, none is.
+    """
+
+    def __init__(self, path: str, *, trusted: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._trusted = trusted
+        self._clock = clock
+        self._looked = clock()
+        self._found = self._read()
+
+    def collateral(self) -> Collateral:
+        """As it was at most a minute ago."""
+        if self._clock() - self._looked > FRESH_SECONDS:
+            self._looked = self._clock()
+            with contextlib.suppress(UsageError):
+                self._found = self._read()
+        return self._found
+
+    def _read(self) -> Collateral:
+        found = read_folder(self._path)
+        return found if self._trusted else replace(found, roots=())
 
 
 def read_blobs(blobs: Iterator[bytes] | tuple[bytes, ...]) -> Collateral:

@@ -133,7 +133,8 @@ def decode(text: bytes | msgspec.Raw, kind: type[_T]) -> _T:
 # -- vendors' raw evidence ------------------------------------------------------------------------------------------------
 
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}\s*)+")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]+={0,2}\s*")  # with either alphabet, padded or not
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _INTEL = bytes.fromhex(
     "939a7233f79c4ca9940a0db3957f0607"
 )  # behind the version, the kind of key and of TEE, and two numbers
@@ -178,8 +179,9 @@ def _decoded(text: bytes) -> list[bytes]:
     if _HEX.fullmatch(digits):
         found.append(bytes.fromhex(digits.decode()))
     if _BASE64.fullmatch(text):
+        digits = b"".join(text.split()).translate(_URL_SAFE).rstrip(b"=")
         try:
-            found.append(base64.b64decode(b"".join(text.split()), validate=True))
+            found.append(base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True))
         except binascii.Error:
             pass
     return found

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from adyton.attestation.evidence import HardwareBody, decode, open_envelope, raw_kind
-from adyton.attestation.sev_snp.abi import Product, Report, Tcb, parse
+from adyton.attestation.sev_snp.abi import SIZE, Product, Report, Tcb, parse
 from adyton.errors import AttestationError
 
 INTEL = "https://api.trustedservices.intel.com"
@@ -52,7 +52,7 @@ def needed(evidence: bytes, *, intel: str = INTEL) -> list[tuple[Need, ...]]:
         if platform in ("sgx", "tdx"):
             return [needs] if (needs := _of_quote(platform, report, intel)) else []
         if platform == "sev-snp":
-            return _of_report(parse(report))
+            return _of_report(parse(report[:SIZE]))
     except (AttestationError, ImportError):  # who verifies says what is missing
         pass
     return []

@@ -31,7 +31,7 @@ from adyton.crypto.keys import PublicKey, SigningKey
 from adyton.errors import IntegrityError, UsageError
 
 HEAD = ".head"  # behind the log's name
-_SLOT = 1024  # bytes of the head's file: two slots, of which only one is ever being written
+_SLOT = 1024  # bytes of the head's file: two slots; the one that is not being written has the head before, until the new one is durable
 _PIECE = 1 << 20
 _MOST_PROBLEMS = 100
 
@@ -57,13 +57,13 @@ class AuditLog:
                 self._head = _open(path + HEAD)
                 if os.fstat(self._head).st_size < _SLOT and not os.fstat(self._log).st_size:
                     self._begin()
+                self._last, self._slot = self._resume()
             except BlockingIOError:
                 raise UsageError(f"the log {path} is another broker's at the moment: give each its own") from None
             except OSError as error:
                 raise UsageError(
                     f"the log {path} cannot be opened: {error.strerror}: {error.filename or path}"
                 ) from error
-            self._last, self._slot = self._resume()
         except BaseException:
             self.close()
             raise
@@ -116,10 +116,15 @@ class AuditLog:
     def _write_head(self, head: Head) -> None:
         self._slot = 1 - self._slot
         line = head_line(head, self._key)
-        data = line[:-1].ljust(_SLOT - 1) + b"\n"
-        os.pwrite(self._head, data, self._slot * _SLOT)
+        self._put_slot(self._slot, line[:-1].ljust(_SLOT - 1) + b"\n")
         os.fdatasync(self._head)
+        # Else whoever has the files as they are now has an older head, too, and can have the log end there.
+        self._put_slot(1 - self._slot, bytes(_SLOT))
         self._last = head
+
+    def _put_slot(self, slot: int, data: bytes) -> None:
+        if os.pwrite(self._head, data, slot * _SLOT) != len(data):
+            raise OSError(None, "its head was not written whole", self._path + HEAD)
 
     def _resume(self) -> tuple[Head, int]:
         """Where to go on, once what is behind the head is in order. IntegrityError."""
@@ -155,7 +160,7 @@ class AuditLog:
                     )
                 ]
             )
-        elif self._last != head:
+        else:
             self._write_head(self._last)
         return self._last, self._slot
 
@@ -189,9 +194,7 @@ def verify_log(path: str, key: PublicKey, known: tuple[int, str] | None = None) 
     if known is not None:
         wanted[known[0]] = known[1], "the head that was kept elsewhere"
     try:
-        with open(path + HEAD, "rb") as file:
-            slots = file.read(2 * _SLOT)
-        head = _read_heads(slots, key, path)[0]
+        head = _known_head(path, key)
         if wanted.setdefault(head.number, (head.digest, "the head"))[0] != head.digest:
             report.problems.append(f"the head that was kept elsewhere is not the one in {path}{HEAD}")
     except FileNotFoundError:
@@ -246,6 +249,19 @@ def _read_heads(slots: bytes, key: PublicKey, path: str) -> tuple[Head, int]:
     if not found:
         raise _damaged(path, f"{path}{HEAD} is not there, or is damaged, or another key has signed it")
     return max(found, key=lambda each: each[0].number)
+
+
+def _known_head(path: str, key: PublicKey) -> Head:
+    """As the file has it, which a broker may be writing: of two looks, one is between two changes of it. IntegrityError, OSError."""
+    for last in (False, True):
+        with open(path + HEAD, "rb") as file:
+            slots = file.read(2 * _SLOT)
+        try:
+            return _read_heads(slots, key, path)[0]
+        except IntegrityError:
+            if last:
+                raise
+    raise AssertionError
 
 
 def _damaged(path: str, why: str) -> IntegrityError:

@@ -12,7 +12,7 @@ from adyton.attestation.expectation import Expectation
 from adyton.attestation.findings import Failure
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import binding_failures, verify
-from adyton.errors import AttestationError
+from adyton.errors import AttestationError, PlatformError
 
 
 class Secret(Protocol):
@@ -51,6 +51,8 @@ def standing(
     except AttestationError as error:
         found = tuple(each for each in error.failures if isinstance(each, Failure))
         return Standing(None, "", found or (Failure("malformed", "the evidence", "well-formed evidence", str(error)),))
+    except PlatformError as error:  # what a stranger shows must not be what this broker cannot judge
+        return Standing(None, "", (Failure("genuine", "evidence", "of a platform that is judged here", str(error)),))
     findings = [*verified.failures, *binding_failures(verified, report_data(verified.identity_digest))]
     if not verified.identity_digest:
         findings.append(

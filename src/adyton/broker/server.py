@@ -12,11 +12,10 @@ import asyncio
 import datetime as dt
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from adyton.attestation.collateral import Collateral, read_folder
+from adyton.attestation.collateral import Collateral, Folder
 from adyton.broker.audit import AuditLog, Make
 from adyton.broker.config import BrokerConfig
 from adyton.broker.conversation import Asked, Conversation, Left, Shown
@@ -26,7 +25,6 @@ from adyton.crypto.digest import digest_of
 from adyton.errors import AdytonError, RemoteProtocolError, UsageError
 
 DRAIN_SECONDS = 5.0  # that connections have at the end
-FRESH_SECONDS = 60.0  # that collateral is kept before the folder is looked at again
 _BACKLOG = 1024
 
 Say = Callable[[str], None]
@@ -149,9 +147,7 @@ class Broker:
         self._stop = asyncio.Event()
         self.interrupted = False
         self._empty = asyncio.Event()
-        self._collateral = Collateral()
-        self._looked = float("-inf")
-        self.collateral()
+        self._folder = None if config.collateral is None else Folder(config.collateral, trusted=True)
 
     # -- for its peers ------------------------------------------------------------------------------------------------
 
@@ -174,16 +170,8 @@ class Broker:
         self._due.append((make, after))
 
     def collateral(self) -> Collateral:
-        """What there is in the folder: it may change while the broker runs. If it cannot be read, what there was."""
-        folder = self.config.collateral
-        if folder is not None and time.monotonic() - self._looked > FRESH_SECONDS:
-            try:
-                self._collateral = read_folder(folder)
-            except UsageError:
-                if self._looked == float("-inf"):
-                    raise
-            self._looked = time.monotonic()
-        return self._collateral
+        """What vendors have published: it may change while the broker runs."""
+        return Collateral() if self._folder is None else self._folder.collateral()
 
     def _flush(self) -> None:
         due, self._due = self._due, []

@@ -136,9 +136,12 @@ class Tls:
         return count
 
     def send(self, plaintext: bytes | memoryview) -> None:
-        """Encrypt; the handshake must be finished."""
+        """Encrypt; the handshake must be finished. RemoteProtocolError: what the peer sent has ended the connection."""
         if plaintext:
-            self._connection.sendall(plaintext)
+            try:
+                self._connection.sendall(plaintext)
+            except SSL.Error as error:
+                raise RemoteProtocolError(f"TLS takes nothing more for the peer: {_reason(error)}") from error
             self.due = True
 
     def data_to_send(self) -> bytes:

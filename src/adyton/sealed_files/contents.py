@@ -4,14 +4,14 @@
     level 1 …     nodes; node i of a level leads to 128 i … 128 i + 127 of the level below
     depth         the level of the root; 0: the content is one block, or nothing
 
-All nodes are in memory, of the content only what was written and is not in the container yet. What is changed gets another slot each time (copy on write), so
+All nodes are in memory, each up to its last pointer, and counted (Space.held); of the content only what was written and is not in the container yet. What is changed gets another slot each time (copy on write), so
 what the last commit has stays as it is.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from adyton.errors import IntegrityError
 from adyton.sealed_files.cipher import BLOCK, HOLE, POINTER, BlockCipher, slot_of
@@ -21,6 +21,7 @@ FAN_OUT = BLOCK // POINTER
 MAX_DEPTH = 5
 MAX_SIZE = BLOCK * FAN_OUT**MAX_DEPTH // 2  # bytes: 64 TiB
 ZEROS = bytes(BLOCK)
+NODE_COST = 256  # bytes of memory that a node takes besides its pointers
 _SLOTS = struct.Struct("<" + f"I{POINTER - 4}x" * FAN_OUT)
 
 Sealed = tuple[int, bytes]  # slot, and what is to be there
@@ -50,7 +51,8 @@ class Contents:
 
     def add_node(self, level: int, index: int, node: bytes, space: Space) -> Iterator[tuple[int, int, bytes]]:
         """A node that was read, in any order from the root: the level, index and pointer of the nodes that it leads to. IntegrityError."""
-        mine = self._nodes[level, index] = bytearray(node)
+        mine = self._nodes[level, index] = bytearray(node[: -(-len(node.rstrip(b"\0")) // POINTER) * POINTER])
+        space.held += NODE_COST + len(mine)
         ends = -(-self.blocks // FAN_OUT ** (level - 1))
         for number, slot in enumerate(_SLOTS.unpack(node)):
             if slot:
@@ -70,9 +72,9 @@ class Contents:
             return self.root if index == 0 else HOLE
         above, number = divmod(index, FAN_OUT)
         node = self._nodes.get((level + 1, above))
-        return HOLE if node is None else bytes(node[number * POINTER : (number + 1) * POINTER])
+        return HOLE if node is None else bytes(node[number * POINTER : (number + 1) * POINTER]) or HOLE
 
-    def _point(self, level: int, index: int, pointer: bytes) -> None:
+    def _point(self, level: int, index: int, pointer: bytes, space: Space) -> None:
         if level == self.depth:
             assert index == 0
             self.root = pointer
@@ -81,20 +83,24 @@ class Contents:
         place = level + 1, above
         node = self._nodes.get(place)
         if node is None:
-            node = self._nodes[place] = bytearray(BLOCK)
+            node = self._nodes[place] = bytearray()
+            space.held += NODE_COST
+        more = max(0, (number + 1) * POINTER - len(node))
+        node.extend(bytes(more))
+        space.held += more
         node[number * POINTER : (number + 1) * POINTER] = pointer
         self._changed.add(place)
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def extend(self, size: int) -> None:
+    def extend(self, size: int, space: Space) -> None:
         """The content has so many bytes at least; what is new is zeros."""
         self.size = max(self.size, size)
         while self.blocks > FAN_OUT**self.depth:
             root, self.root = self.root, HOLE
             self.depth += 1
             if root != HOLE:
-                self._point(self.depth - 1, 0, root)
+                self._point(self.depth - 1, 0, root, space)
 
     def cut(self, size: int, space: Space) -> None:
         """The content has so many bytes at most. The block in which it ends, if it does within one, is to be written by the caller: with zeros behind."""
@@ -103,9 +109,10 @@ class Contents:
         self.size = size
         for index in [index for index in self.written if index >= self.blocks]:
             del self.written[index]
-        self._give_back(self._cut(), space)
+        for slot in list(self._cut(space)):
+            space.give_back(slot)
 
-    def _cut(self) -> Iterator[int]:
+    def _cut(self, space: Space) -> Iterator[int]:
         """Take out what is behind the end; the slots of that."""
         count = self.blocks
         for level in range(1, self.depth + 1):
@@ -113,21 +120,20 @@ class Contents:
             for place in [place for place in self._nodes if place[0] == level and (place[1] + 1) * FAN_OUT > ends]:
                 first = max(0, ends - place[1] * FAN_OUT)
                 node = self._nodes[place]
-                yield from filter(None, _SLOTS.unpack(node)[first:])
+                yield from filter(None, _SLOTS.unpack(_whole(node))[first:])
                 if first:
-                    node[first * POINTER :] = bytes(BLOCK - first * POINTER)
-                    self._changed.add(place)
+                    kept = min(first * POINTER, len(node))
+                    space.held -= len(node) - kept
+                    if kept < len(node):
+                        del node[kept:]
+                        self._changed.add(place)
                 else:
                     del self._nodes[place]
+                    space.held -= NODE_COST + len(node)
                     self._changed.discard(place)
         if not count:
             yield from filter(None, [slot_of(self.root)])
             self.root, self.depth = HOLE, 0
-
-    @staticmethod
-    def _give_back(slots: Iterable[int], space: Space) -> None:
-        for slot in list(slots):
-            space.give_back(slot)
 
     def seal_blocks(self, cipher: BlockCipher, space: Space) -> Iterator[Sealed]:
         """Seal what was written, each block for a slot of its own. It is kept until `put`: the disk may fail. ENOSPC."""
@@ -138,7 +144,7 @@ class Contents:
         """The same of nodes, those below first; up to the root."""
         for level in range(1, self.depth + 1):
             for place in sorted(place for place in self._changed if place[0] == level):
-                yield self._seal(*place, self._nodes[place], cipher, space)
+                yield self._seal(*place, _whole(self._nodes[place]), cipher, space)
 
     def _seal(self, level: int, index: int, block: bytearray, cipher: BlockCipher, space: Space) -> Sealed:
         slot = space.take()
@@ -146,7 +152,7 @@ class Contents:
         if old:
             space.give_back(old)
         pointer, sealed = cipher.seal(slot, block)
-        self._point(level, index, pointer)
+        self._point(level, index, pointer, space)
         return slot, sealed
 
     def put_blocks(self) -> None:
@@ -156,3 +162,8 @@ class Contents:
     def put_nodes(self) -> None:
         """What `seal_nodes` gave is in the container."""
         self._changed.clear()
+
+
+def _whole(node: bytearray) -> bytearray:
+    """As the container has it."""
+    return node.ljust(BLOCK, b"\0")

@@ -20,11 +20,12 @@ _COMMITTED = bytes.maketrans(bytes((FRESH, LEAVING)), bytes((USED, FREE)))
 
 
 class Space:
-    """See the module. `limit`: slots that the container may have at most."""
+    """See the module. `limit`: slots that the container may have at most. `held`: bytes of memory for what leads to blocks (contents)."""
 
     def __init__(self, limit: int) -> None:
         self.limit = min(limit, MAX_SLOTS)
         self._slots = bytearray([USED] * SUPERBLOCKS)
+        self.held = 0
         self._free = 0
         self._next = SUPERBLOCKS
 

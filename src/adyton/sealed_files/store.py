@@ -29,6 +29,9 @@ ATTRIBUTES_SIZE = 64
 MAX_OBJECTS = 1 << 16
 RECORD = struct.Struct(f"<?BQ{POINTER}s{ATTRIBUTES_SIZE}s22x")  # is there, depth, size, root, attributes
 HELD = 8 << 20  # bytes that were written and are not in the container; above that they are put there, before any commit
+NODES = (
+    64 << 20
+)  # bytes of nodes in memory, besides those of one container that is full of large files; with more nothing is added
 CACHED = 256  # blocks that were read
 PIECE = 256  # blocks of one Read or Write
 SPARE = 64  # blocks that are left for what makes room: nodes, the table, directories without a name that they had
@@ -280,7 +283,7 @@ class Store:
         edges = {index for index, at in ((first, offset), (last, end)) if at % BLOCK and index < contents.blocks}
         for index in sorted(edges):
             yield from self._take_up(contents, index)
-        contents.extend(end)
+        contents.extend(end, self._space)
         for index in range(first, last + 1):
             start = index * BLOCK
             low, high = max(offset, start), min(end, start + BLOCK)
@@ -305,6 +308,8 @@ class Store:
         blocks = (self._held + size) // BLOCK + 2
         if blocks + blocks // FAN_OUT + spare > self._space.room:  # with what is above them
             raise StorageError(errno.ENOSPC, "the sealed files have no room left")
+        if spare and self._space.held > NODES + self._space.limit * POINTER:
+            raise StorageError(errno.ENOSPC, "the sealed files are in more pieces than can be kept in mind")
 
     def resize(self, stored: StoredObject, size: int) -> Steps[None]:
         """Cut off, or fill up with zeros. EFBIG, ENOSPC; IntegrityError, StorageError."""
@@ -319,7 +324,7 @@ class Store:
                 stored.contents.written[index][rest:] = bytes(BLOCK - rest)
             self._cut(stored, size)
         else:
-            stored.contents.extend(size)
+            stored.contents.extend(size, self._space)
         self._change(stored)
 
     def _cut(self, stored: StoredObject, size: int) -> None:
@@ -385,7 +390,7 @@ class Store:
             sealed += each.contents.seal_nodes(self._cipher, self._space)
         for number in sorted(self._changed):
             self._record(number)
-        self._table.extend(len(self._records))
+        self._table.extend(len(self._records), self._space)
         sealed += self._table.seal_blocks(self._cipher, self._space)
         sealed += self._table.seal_nodes(self._cipher, self._space)
         yield from self._put(sealed)

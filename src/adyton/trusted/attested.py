@@ -18,7 +18,7 @@ from adyton.attestation.collateral import Collateral
 from adyton.attestation.findings import refuse
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.verify import validate, verify
-from adyton.errors import RemoteProtocolError, UnauthenticatedError
+from adyton.errors import RemoteProtocolError, UnauthenticatedError, UsageError
 from adyton.trusted.proving import Prover
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ class AttestedSocket:
     """What `adyton.trusted.channel.wrap` returns: as a connected socket that blocks. One thread may read and another write at the same time.
 
     `peer` is what the other enclave has proven to be. The peer's `shutdown(SHUT_WR)` or `close` reads as b""; a connection that was cut before that
-    raises ConnectionResetError, and one that was tampered with RemoteProtocolError, behind all that had come.
+    raises ConnectionResetError, behind all that had come; and one that was tampered with RemoteProtocolError, and what came just before that may be lost.
+
+    It is of the process that made it. In a forked one it can only be closed, which the peer does not see: both would use the same key with the same nonces, and so give
+    away to whoever watches what they encrypt.
     """
 
     makefile = socket.socket.makefile  # which keeps count in _io_refs
@@ -53,6 +56,17 @@ class AttestedSocket:
         self._written = "open"  # "finished": we said that no more comes; "broken": half a record was sent
         self._io_refs = 0
         self._closed = False
+        self._process = os.getpid()
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def _require_own(self) -> None:
+        if self._forked:
+            raise UsageError(
+                "an attested connection belongs to the process that made it, and this is a fork of that: send and receive there"
+            )
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -60,6 +74,9 @@ class AttestedSocket:
         """Up to so many bytes; b"": the peer sends no more."""
         if flags:
             raise ValueError("an attested socket takes no flags")
+        if size < 0:
+            raise ValueError(f"an attested socket has no {size} bytes")
+        self._require_own()
         with self._reading:
             return bytes(self._take(size))
 
@@ -67,7 +84,10 @@ class AttestedSocket:
         """As socket.recv_into."""
         if flags:
             raise ValueError("an attested socket takes no flags")
+        self._require_own()
         view = memoryview(buffer).cast("B")
+        if not 0 <= nbytes <= len(view):
+            raise ValueError(f"an attested socket puts no {nbytes} bytes into a buffer of {len(view)}")
         with self._reading:
             taken = self._take(nbytes or len(view))
             view[: len(taken)] = taken
@@ -106,6 +126,7 @@ class AttestedSocket:
         """As socket.sendall."""
         if flags:
             raise ValueError("an attested socket takes no flags")
+        self._require_own()
         view = memoryview(data).cast("B")
         with self._writing:
             if self._written != "open":
@@ -135,13 +156,14 @@ class AttestedSocket:
 
     def shutdown(self, how: int) -> None:
         """SHUT_WR: the peer reads all that was sent, and then b"". SHUT_RD: nothing more is read here."""
+        self._require_own()
         if how in (socket.SHUT_WR, socket.SHUT_RDWR):
             with self._writing:
                 self._finish()
         if how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            self._tls.ended = True  # first: who waits in `recv` is woken, and looks
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RD)
-            self._tls.ended = True
 
     def _finish(self) -> None:
         if self._written != "open":
@@ -161,10 +183,15 @@ class AttestedSocket:
 
     def cut(self) -> None:
         """End it so that the peer does not take it for an end in good order."""
+        if self._forked:
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def _close(self) -> None:
+        if self._forked:
+            self._sock.close()
+            return
         if self._writing.acquire(blocking=False):
             try:
                 with contextlib.suppress(OSError):
@@ -293,7 +320,7 @@ class _Meeting:
                     # Before the other end has our evidence: it looks, if it is this enclave too.
                     self._key = self._channel.asked.key_digest
                     self._prover.own_keys.add(self._key)
-                    self._channel.provide(self._prover.prove(self._channel.asked))
+                    self._channel.provide(self._prover.prove(self._channel.asked, self._left()))
                 case EvidenceReceived(evidence):
                     self._peer = self._judged(evidence)
                     self._channel.accept()
@@ -322,11 +349,15 @@ class _Meeting:
             )
         return identity
 
-    def _wait(self) -> None:
+    def _left(self) -> float:
+        """Seconds. TimeoutError."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        self._sock.settimeout(left)
+        return left
+
+    def _wait(self) -> None:
+        self._sock.settimeout(self._left())
 
     def _send(self) -> None:
         due = self._channel.data_to_send()

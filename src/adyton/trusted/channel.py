@@ -48,15 +48,20 @@ def wrap(
 ) -> AttestedSocket:
     """A connected stream socket, attested at both ends; `server_side`: this end has accepted it. `sock` is its from now on, and closed on any error.
 
-    `expect`: what the other enclave must be (Expectation, AllOf, AnyOf, Not). `collateral`: a folder of what vendors publish, as for `adyton verify`.
+    `expect`: what the other enclave must be (Expectation, AllOf, AnyOf, Not). `collateral`: a folder of what vendors publish, as for `adyton verify`, but that no root in it is
+    believed: a peer's TPM is one that `expect` names (machines).
     `timeout`: seconds until both have proven what they are.
 
     AttestationError: the other end is not what is expected, with every finding; it is told that, and nothing was sent to it. UnauthenticatedError: it does not
     accept this enclave. UsageError: an expectation that names too little. ConnectionError, TimeoutError, OSError: the connection. RemoteProtocolError: the
     other end speaks something else. PlatformError: this enclave has no evidence.
     """
-    prover = _prover("wrap")
-    return _meet(prover, expect, collateral, timeout)(sock, server_side=server_side)
+    try:
+        meet = _meet(_prover("wrap"), expect, collateral, timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return meet(sock, server_side=server_side)
 
 
 def dial(
@@ -97,15 +102,17 @@ def _prover(function: str) -> Prover:
 def _meet(prover: Prover, expect: Acl, collateral: str | os.PathLike[str] | None, timeout: float) -> Meet:
     """What makes an attested connection of a connection."""
     from adyton.attestation.acl import Acl
-    from adyton.attestation.collateral import Collateral, read_folder
+    from adyton.attestation.collateral import Collateral, Folder
     from adyton.trusted.attested import attested
 
     if not isinstance(expect, Acl):
         raise UsageError(f"expect={expect!r} is no expectation: give Expectation(…), AllOf, AnyOf or Not of some")
     expect.check()
-    known = Collateral() if collateral is None else read_folder(os.fspath(collateral))
+    # Who provides the folder may be the client, which is trusted with nothing: no root in it is believed.
+    folder = None if collateral is None else Folder(os.fspath(collateral), trusted=False)
 
     def meet(sock: socket.socket, *, server_side: bool) -> AttestedSocket:
+        known = Collateral() if folder is None else folder.collateral()
         return attested(sock, prover, expect, known, timeout, server_side=server_side)
 
     return meet

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol, Self
 
@@ -41,6 +41,7 @@ class _Door:
         self._room = threading.Semaphore(MOST)
         self._cuts: set[Callable[[], None]] = set()
         self._closed = False
+        self._process = os.getpid()
         self._start(self._take, "door")
 
     def _lead(self, taken: socket.socket) -> None:
@@ -65,7 +66,7 @@ class _Door:
 
     def _led(self, taken: socket.socket) -> None:
         try:
-            with taken:
+            with taken, self._cut_by_close(partial(_cut, taken)):
                 self._lead(taken)
         except (AdytonError, OSError) as error:
             if not self._closed:
@@ -83,8 +84,7 @@ class _Door:
 
         def cut() -> None:
             far.cut()
-            with contextlib.suppress(OSError):
-                local.shutdown(socket.SHUT_RDWR)
+            _cut(local)
 
         def carry(source: socket.socket | AttestedSocket, target: socket.socket | AttestedSocket) -> None:
             try:
@@ -94,20 +94,30 @@ class _Door:
             except (AdytonError, OSError):
                 cut()
 
-        with self._lock:
-            if self._closed:
-                return
-            self._cuts.add(cut)
-        try:
+        with self._cut_by_close(cut):
             back = self._start(lambda: carry(far, local), "connection")
             carry(local, far)
             back.join()
+
+    @contextlib.contextmanager
+    def _cut_by_close(self, cut: Callable[[], None]) -> Iterator[None]:
+        """What `close` calls; at once, if the door is closed already."""
+        with self._lock:
+            self._cuts.add(cut)
+            closed = self._closed
+        if closed:
+            cut()
+        try:
+            yield
         finally:
             with self._lock:
                 self._cuts.discard(cut)
 
     def close(self) -> None:
-        """Take no more, and cut what there is."""
+        """Take no more, and cut what there is. In a forked process: it is the other one's, and goes on."""
+        if os.getpid() != self._process:
+            self._listener.close()
+            return
         with self._lock:
             self._closed = True
             cuts = list(self._cuts)
@@ -122,6 +132,11 @@ class _Door:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class Dialled(_Door):
@@ -161,6 +176,8 @@ class Dialled(_Door):
     def close(self) -> None:
         """See `_Door`."""
         super().close()
+        if os.getpid() != self._process:
+            return
         with self._lock:
             first, self._first = self._first, None
         if first is not None:

@@ -21,8 +21,8 @@ class Prover(Protocol):
     def prepare(self) -> None:
         """Make `adyton.channel` importable."""
 
-    def prove(self, bound: Bound) -> bytes:
-        """Evidence. PlatformError, ResourceLimitError: there is none."""
+    def prove(self, bound: Bound, seconds: float) -> bytes:
+        """Evidence. PlatformError, ResourceLimitError: there is none; TimeoutError: nor was it there within so many seconds."""
 
 
 connection: Connection[Prover] = Connection()

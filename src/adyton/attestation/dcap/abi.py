@@ -22,6 +22,7 @@ _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # the quoting enclav
 _SGX_BODY = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 # tee_tcb_svn, mrseam, mrsignerseam, attributes of the SEAM, of the TD, xfam, mrtd, mrconfigid, mrowner, mrownerconfig, rtmr0 to 3, report data.
 _TD_BODY = struct.Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
+_SGX_ATTRIBUTES, _TD_ATTRIBUTES = 48, 120  # where they begin in a body
 _SGX_DEBUG = 0x02
 _TD_DEBUG = 0x01  # TUD.DEBUG; whatever else is in that byte is reserved
 
@@ -30,7 +31,8 @@ _BODIES_OF_5 = {1: _SGX_BODY.size, 2: _TD_BODY.size, 3: _TD_BODY.size + 64}
 
 
 class Quote(NamedTuple):
-    """`registers`: what is measured, by the vendor's names. `raw`: the quote, without the zeros that may follow one of TDX."""
+    """`registers`: what is measured, by the vendor's names. `raw`: the quote, without the zeros that may follow one of TDX. `signed`: so many of its first bytes
+    the enclave's key has signed; `attributes_at`: where they are in it."""
 
     raw: bytes
     platform: Literal["sgx", "tdx"]
@@ -41,6 +43,14 @@ class Quote(NamedTuple):
     report_data: bytes
     product: int
     security_version: int
+    signed: int
+    attributes_at: int
+
+    def undebugged(self) -> bytes:
+        """What is signed, as if it were not in debug mode."""
+        found = bytearray(self.raw[: self.signed])
+        found[self.attributes_at] &= ~(_SGX_DEBUG if self.platform == "sgx" else _TD_DEBUG) & 0xFF
+        return bytes(found)
 
 
 def parse(data: bytes) -> Quote:
@@ -74,23 +84,22 @@ def parse(data: bytes) -> Quote:
     if any(data[whole:]) or (platform == "sgx" and len(data) > whole):
         wanted = "none" if platform == "sgx" else "none, or zeros"
         raise refuse("malformed", "bytes behind the quote", wanted, f"{len(data) - whole} of them")
-    body = data[at:end]
-    return _sgx(data[:whole], body) if platform == "sgx" else _td(data[:whole], version, body)
+    return _sgx(data[:whole], at, end) if platform == "sgx" else _td(data[:whole], version, at, end)
 
 
-def _sgx(raw: bytes, body: bytes) -> Quote:
-    _cpu, _misc, attributes, enclave, signer, product, svn, report_data = _SGX_BODY.unpack(body)
+def _sgx(raw: bytes, at: int, end: int) -> Quote:
+    _cpu, _misc, attributes, enclave, signer, product, svn, report_data = _SGX_BODY.unpack_from(raw, at)
     debug = bool(attributes[0] & _SGX_DEBUG)
     registers = {"mrenclave": enclave, "mrsigner": signer}
-    return Quote(raw, "sgx", 3, registers, attributes, debug, report_data, product, svn)
+    return Quote(raw, "sgx", 3, registers, attributes, debug, report_data, product, svn, end, at + _SGX_ATTRIBUTES)
 
 
-def _td(raw: bytes, version: int, body: bytes) -> Quote:
+def _td(raw: bytes, version: int, at: int, end: int) -> Quote:
     # fmt: off
     (
         _tcb, seam, seam_signer, _seam_attributes, attributes, _xfam,
         td, config, owner, owner_config, rtmr0, rtmr1, rtmr2, rtmr3, report_data,
-    ) = _TD_BODY.unpack_from(body)
+    ) = _TD_BODY.unpack_from(raw, at)
     # fmt: on
     registers = {
         "mrtd": td,
@@ -104,7 +113,8 @@ def _td(raw: bytes, version: int, body: bytes) -> Quote:
         "mrseam": seam,
         "mrsignerseam": seam_signer,
     }
-    return Quote(raw, "tdx", version, registers, attributes, bool(attributes[0] & _TD_DEBUG), report_data, 0, 0)
+    debug = bool(attributes[0] & _TD_DEBUG)
+    return Quote(raw, "tdx", version, registers, attributes, debug, report_data, 0, 0, end, at + _TD_ATTRIBUTES)
 
 
 def _expect_more(data: bytes, size: int, what: str) -> None:

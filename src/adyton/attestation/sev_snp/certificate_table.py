@@ -1,4 +1,4 @@
-"""The certificates that a host gives along with a report. AMD 56421 (GHCB), "SNP Extended Guest Request".
+"""The certificates that a host gives along with a report, beside it or behind it. AMD 56421 (GHCB), "SNP Extended Guest Request".
 
     entries of 24 bytes (GUID, offset, length), up to one of zeros ‖ the certificates
 
@@ -11,6 +11,7 @@ import struct
 from uuid import UUID
 
 from adyton.attestation.findings import refuse
+from adyton.attestation.sev_snp.abi import SIZE
 
 _ENTRY = struct.Struct("<16sII")
 MAX_ENTRIES = 32
@@ -26,6 +27,14 @@ _OF_USE = tuple(
         "c0b406a4-a803-4952-9743-3fb6014cd0ae",  # ARK
     )
 )
+
+
+def split(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """A report, and the certificates of the table behind it, if there is one: as programs write the two into one file. EvidenceMalformedError."""
+    report, table = data[:SIZE], data[SIZE:]
+    if 0 < len(table) < _ENTRY.size:
+        raise refuse("malformed", "size of the report", f"{SIZE} bytes, and a table of certificates", str(len(data)))
+    return report, parse(table)
 
 
 def parse(table: bytes) -> tuple[bytes, ...]:

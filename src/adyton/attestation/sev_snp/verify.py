@@ -13,20 +13,23 @@ from cryptography.hazmat.primitives.hashes import SHA384
 
 from adyton.attestation.certificates import chain_failures, is_issued_by, revocation_failures
 from adyton.attestation.claims import Claims, digest_of_measured
-from adyton.attestation.collateral import Collateral
+from adyton.attestation.collateral import Collateral, read_blobs
 from adyton.attestation.findings import Failure, failed, refuse
 from adyton.attestation.sev_snp import tcb as firmware
 from adyton.attestation.sev_snp.abi import Report, Tcb, parse
+from adyton.attestation.sev_snp.certificate_table import split
 from adyton.attestation.sev_snp.certificates import Endorsement, endorsement_of, roots
 
 
 def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
-    """What a report proves at a time. `collateral`: has the certificate of the key that signed it, and revocation lists, if any.
+    """What a report proves at a time. `collateral`: has the certificate of the key that signed it, if the host's table of certificates is not
+    behind the report, and revocation lists, if any.
 
     Only AttestationErrors leave: EvidenceMalformedError, NotGenuineError, CollateralMissingError.
     """
     # (1) The report is well-formed.
-    report = parse(data)
+    raw, along = split(data)
+    report, collateral = parse(raw), collateral + read_blobs(along)
     # (2) The key that signed it is among the certificates that were given: of this chip, this firmware.
     certificate, endorsement = _key_of(report, collateral)
     # (3) It was issued under AMD's root of that product, by keys that are valid at that time.

@@ -3,6 +3,7 @@
     TPMS_ATTEST ‖ TPMT_SIGNATURE       the two files of tpm2_quote (-m, -s), one after the other; or the first alone
     TPM2B_ATTEST ‖ TPMT_SIGNATURE      what TPM2_Quote answers
 
+In place of TPMT_SIGNATURE the signature alone may stand, as other libraries have it (tpm2_quote -f plain): RSA's number, or ECDSA's two in DER.
 Beside it, among the collateral, whatever the files' names: the key (PEM, DER, TPMT_PUBLIC, TPM2B_PUBLIC) or a certificate of it; the signature, if it
 is not behind; the PCRs' values, one after the other (tpm2_quote -o, --pcrs_format values), which it is judged without, too.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import NamedTuple, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from adyton.attestation.collateral import Collateral
@@ -40,6 +42,7 @@ from adyton.attestation.tpm.trust import fingerprint, key_of
 from adyton.errors import EvidenceMalformedError
 
 _T = TypeVar("_T")
+_PLAIN_HASHES = ("sha256", "sha384", "sha512")
 
 
 class _Candidate(NamedTuple):
@@ -52,16 +55,19 @@ class _Candidate(NamedTuple):
 def of_raw(data: bytes, collateral: Collateral) -> Shown:
     """Hostile bytes. EvidenceMalformedError; CollateralMissingError: there is no key."""
     quoted, behind = _split(data)
-    signatures = [parse_signature(behind)] if behind else _all(parse_signature, collateral.others)
-    if not signatures:
+    blobs = (behind,) if behind else collateral.others
+    candidates = _candidates(collateral)
+    signatures = _all(parse_signature, blobs)
+    pairs = [*product(signatures, candidates), *_plain(blobs, candidates)]
+    if not signatures and not pairs:
+        if behind:
+            parse_signature(behind)  # says what is wrong with it
         raise refuse(
             "malformed", "signature of the quote", "a TPMT_SIGNATURE behind it, or among the collateral", "none"
         )
-    candidates = _candidates(collateral)
     if not candidates:
         wanted = "its public part (PEM, DER, TPM2B_PUBLIC) or its certificate among the collateral"
         raise refuse("collateral", "the attestation key", wanted, "none")
-    pairs = list(product(signatures, candidates))
     fitting = (each for each in pairs if is_signed_by(each[1].key, each[0], quoted.raw))
     signature, found = next(fitting, pairs[0])  # the one that did not sign is found to be so by who verifies
     return Shown(
@@ -101,6 +107,24 @@ def _candidates(collateral: Collateral) -> list[_Candidate]:
     keys = _all(_plain_key, collateral.others)
     keys += [key for each in collateral.certificates if (key := key_of(each)) is not None]
     return [*(_Candidate(each.key, each.scheme, each.attributes, each.name) for each in areas), *map(_Candidate, keys)]
+
+
+def _plain(blobs: Iterable[bytes], candidates: Iterable[_Candidate]) -> Iterator[tuple[Signature, _Candidate]]:
+    """Signatures that do not say of which scheme and hash they are, with each that they may be of."""
+    for blob, candidate in product(blobs, candidates):
+        value, point = b"", (0, 0)
+        schemes: tuple[str, ...] = ("ecdsa",)
+        if isinstance(candidate.key, rsa.RSAPublicKey):
+            if len(blob) != candidate.key.key_size // 8:
+                continue
+            value, schemes = blob, (candidate.scheme,) if candidate.scheme else ("rsassa", "rsapss")
+        else:
+            try:
+                point = decode_dss_signature(blob)
+            except ValueError:
+                continue
+        for scheme, digest in product(schemes, _PLAIN_HASHES):
+            yield Signature(scheme, digest, value, point), candidate
 
 
 def _sized_public(blob: bytes) -> PublicArea:

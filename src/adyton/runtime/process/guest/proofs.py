@@ -9,7 +9,6 @@ identity that it knows, and takes no role but a program's: a program cannot have
 
 from __future__ import annotations
 
-import _socket
 import socket
 import sys
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ import msgspec
 from adyton.attestation.evidence import MAX_EVIDENCE, Bound
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.errors import ClosedError, PlatformError, ResourceLimitError
+from adyton.runtime.process.guest.conversation import Conversation
 from adyton.runtime.process.root import CHANNEL_LIBRARIES
 
 PROVE = b"prove"  # guest → supervisor, on the control socket: a socket for one proof, attached
@@ -65,23 +65,11 @@ class SupervisorProver:
         finally:
             sys.path.remove(CHANNEL_LIBRARIES)
 
-    def prove(self, bound: Bound) -> bytes:
+    def prove(self, bound: Bound, seconds: float) -> bytes:
         role: Any = bound.role
         binding = Binding(role, bound.nonce, bound.exporter, bound.key_digest, bound.verifier_key_digest)
-        # None of socket's, which a program may replace, as gevent does.
-        mine, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            mine.settimeout(None)
-            try:
-                socket.send_fds(self._control, [PROVE], [other.fileno()])
-            finally:
-                other.close()
-            mine.send(msgspec.msgpack.encode(binding))
-            answer = mine.recv(MAX_PACKET)
-        except ConnectionError:
-            answer = b""
-        finally:
-            mine.close()
+        with Conversation(self._control, PROVE) as proof:
+            answer = proof.exchange(msgspec.msgpack.encode(binding), MAX_PACKET, seconds)
         if not answer:
             raise ResourceLimitError(
                 "the enclave has evidence made for as many connections as it may, or is ending: open fewer at once"

@@ -9,12 +9,10 @@ its socket, any thread may seal at any time, in a signal's handler too; of one t
 
 from __future__ import annotations
 
-import _socket
-import contextlib
 import io
 import socket
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Annotated
 
 import msgspec
 
@@ -22,6 +20,7 @@ from adyton import errors
 from adyton.attestation.sealing.header import MAX_SIZE, To
 from adyton.attestation.sealing.segments import MAX_DATA, RANDOM_SIZE, SEGMENT, TAG_SIZE
 from adyton.errors import AdytonError, IntegrityError, ResourceLimitError
+from adyton.runtime.process.guest.conversation import Conversation
 
 SEAL = b"seal"  # guest → supervisor, on the control socket: a socket for one value, attached
 MAX_HEAD = MAX_SIZE + RANDOM_SIZE
@@ -102,40 +101,19 @@ class SupervisorSealer:
         self._control = control
 
     def seal(self, data: memoryview, to: To, additional: bytes) -> bytes:
-        with _Asking(self._control) as asking:
-            return seal(asking.exchange, data, to, additional)
+        with _Value(self._control, SEAL) as value:
+            return seal(value.ask, data, to, additional)
 
     def unseal(self, sealed: memoryview, additional: bytes) -> bytes:
-        with _Asking(self._control) as asking:
-            return unseal(asking.exchange, sealed, additional)
+        with _Value(self._control, SEAL) as value:
+            return unseal(value.ask, sealed, additional)
 
 
-class _Asking:
-    """A socket for one value."""
+class _Value(Conversation):
+    """About one value."""
 
-    def __init__(self, control: socket.socket) -> None:
-        # None of socket's, which a program may replace, as gevent does.
-        self._socket, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(None)
-        try:
-            socket.send_fds(control, [SEAL], [other.fileno()])
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            other.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def exchange(self, message: bytes) -> bytes:
-        answer = b""
-        with contextlib.suppress(ConnectionError):
-            self._socket.send(message, socket.MSG_NOSIGNAL)
-            answer = self._socket.recv(MAX_PACKET)
+    def ask(self, message: bytes) -> bytes:
+        answer = self.exchange(message, MAX_PACKET)
         if not answer:
             raise ResourceLimitError(
                 f"the enclave seals and opens {AT_ONCE} values already, or is ending: let fewer threads do so at once"

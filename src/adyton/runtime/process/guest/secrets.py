@@ -8,17 +8,19 @@ Each question has a socket of its own (SEQPACKET), and one message is one packet
 
 from __future__ import annotations
 
-import _socket
+import errno
+import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated
 
 import msgspec
 
 from adyton import errors
 from adyton.attestation.evidence import MAX_EVIDENCE
 from adyton.errors import AdytonError, RemoteProtocolError
+from adyton.runtime.process.guest.conversation import Conversation
 
 SECRET = b"secret"  # guest → supervisor, on the control socket: a socket for one question, attached
 MAX_PIECE = 1 << 15  # bytes
@@ -48,16 +50,32 @@ class SupervisorAsker:
 
     def ask(self, name: str, host: str, port: int, keys: Sequence[str], timeout: float) -> bytes:
         until = time.monotonic() + timeout
-        with _connected(name, host, port, timeout) as broker, _Question(self._control) as question:
-            answer = question.exchange(msgspec.msgpack.encode(Ask(name, list(keys))))
+
+        def left() -> float:
+            seconds = until - time.monotonic()
+            if seconds <= 0:  # however much comes meanwhile
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            return seconds
+
+        def asked(message: bytes) -> bytes:
+            answer = question.exchange(message, MAX_PACKET, left())
+            if not answer:
+                raise ConnectionError("the supervisor takes no more questions, or is gone")
+            return answer
+
+        with (
+            _connected(name, host, port, timeout) as broker,
+            Conversation(self._control, SECRET) as question,
+        ):
+            answer = asked(msgspec.msgpack.encode(Ask(name, list(keys))))
             while answer[:1] == MORE:
-                broker.settimeout(max(0.001, until - time.monotonic()))
+                broker.settimeout(left())
                 broker.sendall(answer[1:])
                 try:
                     piece = broker.recv(MAX_PIECE)
                 except ConnectionError:
                     piece = b""
-                answer = question.exchange(PIECE + piece if piece else END)
+                answer = asked(PIECE + piece if piece else END)
         if answer[:1] == GIVEN:
             return answer[1:]
         refusal = msgspec.msgpack.decode(memoryview(answer)[1:], type=Refusal)
@@ -75,32 +93,3 @@ def _connected(name: str, host: str, port: int, timeout: float) -> socket.socket
     except OSError as error:  # as it is, but for what it says
         error.strerror = f"secret({name!r}): the broker {host}:{port} cannot be reached: {error.strerror or error}"
         raise
-
-
-class _Question:
-    """A socket for one."""
-
-    def __init__(self, control: socket.socket) -> None:
-        # None of socket's, which a program may replace, as gevent does: that one would be served by the program's own loop.
-        self._socket, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(None)
-        try:
-            socket.send_fds(control, [SECRET], [other.fileno()])
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            other.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def exchange(self, message: bytes) -> bytes:
-        self._socket.send(message)
-        answer = self._socket.recv(MAX_PACKET)
-        if not answer:
-            raise ConnectionError("the supervisor takes no more questions, or is gone")
-        return answer

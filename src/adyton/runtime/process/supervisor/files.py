@@ -404,7 +404,9 @@ class FileServer:
             return effects, pending
         both = Pending()
 
-        def committed(_result: object, _number: int) -> None:  # what went wrong was said
+        def committed(_result: object, number: int) -> None:
+            if number:
+                sealed.not_kept(number)
             if pending is None or pending.result is not None:
                 both.finish(abi.Done())
             else:

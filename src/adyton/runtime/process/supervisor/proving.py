@@ -59,6 +59,27 @@ def by_hardware(identity: EnclaveIdentity, enrolled: socket.socket) -> Prove:
     return prove
 
 
+def at_most(most: int, prove: Prove) -> Prove:
+    """So many at a time; of more, the newest is not made. Who asked may be gone: what the hardware was asked for is still made."""
+    under_way = 0
+
+    def bounded(loop: Loop, wanted: EvidenceRequested, take: Callable[[bytes | None], None]) -> None:
+        nonlocal under_way
+        if under_way >= most:
+            take(None)
+            return
+        under_way += 1
+
+        def taken(evidence: bytes | None) -> None:
+            nonlocal under_way
+            under_way -= 1
+            take(evidence)
+
+        prove(loop, wanted, taken)
+
+    return bounded
+
+
 def _received(answer: socket.socket) -> HardwareReport | None:
     """None: there is no report; why, the attester has said on the server's standard error."""
     try:

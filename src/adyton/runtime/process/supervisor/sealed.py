@@ -13,6 +13,7 @@ the storage. Names change at once, so a commit takes what is to be stored of the
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from adyton.errors import IntegrityError, PlatformError
 from adyton.hostcall import abi
 from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor.fuse_abi import LARGEST, FileError
-from adyton.runtime.process.supervisor.private import Directory, File, Inode, Link, PrivateFiles, Special
+from adyton.runtime.process.supervisor.private import INODE_COST, Directory, File, Inode, Link, PrivateFiles, Special
 from adyton.sealed_files.cipher import BLOCK
 from adyton.sealed_files.storage import Steps as StoreSteps
 from adyton.sealed_files.storage import StorageError
@@ -57,7 +58,7 @@ class SealedFiles(PrivateFiles):
         self._wait = wait
         self._freed = freed
         self._busy = False
-        self._count = 1
+        self._count = 1  # of names, and of files without one; each is in memory, so a link's target counts, too
         self._dirty: dict[Inode, None] = {}  # whose attributes, or names, are to be stored
         self._dropped: list[StoredObject] = []  # that nobody has any more
 
@@ -95,6 +96,7 @@ class SealedFiles(PrivateFiles):
                 if inode is None or text in directory.entries or (number in placed and isinstance(inode, Directory)):
                     raise _malformed("a directory leads nowhere, or to another one")
                 placed.add(number)
+                self._count += 1
                 directory.entries[text] = inode
                 inode.links += 1
                 if isinstance(inode, Directory):
@@ -104,7 +106,7 @@ class SealedFiles(PrivateFiles):
             if isinstance(inode, Link):
                 assert inode.stored is not None
                 inode.target = yield from self._store.read(inode.stored, 0, abi.MAX_PATH)
-        self._count = len(placed)
+                self._count += _weight(inode) - 1
 
     def _inode(self, stored: StoredObject) -> Inode:
         """As it is before its names are known."""
@@ -139,18 +141,35 @@ class SealedFiles(PrivateFiles):
 
     def make_unnamed(self, mode: int) -> File:
         """As there; with an object of the store."""
+        self._require_count(1)
         file = super().make_unnamed(mode)
+        self._count += 1
         file.stored = self._store.create()
         return file
 
     def _place(self, directory: Directory, name: str, inode: Any) -> Any:
-        if self._count >= MAX_OBJECTS - 1:
-            raise FileError(errno.ENOSPC)
+        self._require_count(_weight(inode))
         made = super()._place(directory, name, inode)
-        self._count += 1
+        self._count += _weight(made)
         made.stored = self._store.create()
         self._dirty[made] = None
         return made
+
+    def link(self, inode: Inode, directory: Directory, name: str) -> None:
+        """As there; a further name counts as a file does."""
+        further = int(inode.links > 0)
+        self._require_count(further)
+        super().link(inode, directory, name)
+        self._count += further
+
+    def _unlink(self, directory: Directory, name: str, inode: Inode) -> None:
+        super()._unlink(directory, name, inode)
+        if inode.links:
+            self._count -= 1
+
+    def _require_count(self, more: int) -> None:
+        if self._count + more > MAX_OBJECTS - 1:
+            raise FileError(errno.ENOSPC)
 
     def set_extended(self, inode: Inode, name: str, value: bytes, *, create: bool, replace: bool) -> None:  # noqa: ARG002
         """EOPNOTSUPP."""
@@ -170,7 +189,7 @@ class SealedFiles(PrivateFiles):
 
     def _drop(self, inode: Inode) -> None:
         if inode.links == 0 and inode.opens == 0 and inode.stored is not None:
-            self._count -= 1
+            self._count -= _weight(inode)
             self._dropped.append(inode.stored)
             self._dirty.pop(inode, None)
 
@@ -215,6 +234,11 @@ class SealedFiles(PrivateFiles):
     def sync(self) -> Generator[Any, Any, None]:
         """What was done until now is durable, all of it, when this has ended. EIO, ENOSPC."""
         return self._alone(self._commit())
+
+    def not_kept(self, number: int) -> None:
+        """A commit that no program waited for has failed, with that errno."""
+        if number != errno.EIO:  # of which it was said why
+            self._tell(f"sealed files: what was changed is not on the disk: {os.strerror(number)}")
 
     def _commit(self) -> StoreSteps[None]:
         dirty, self._dirty = self._dirty, {}
@@ -283,6 +307,10 @@ class SealedFiles(PrivateFiles):
         if text not in self._said:
             self._said.add(text)
             self._say(text)
+
+
+def _weight(inode: Inode) -> int:
+    return 1 + len(inode.target) // INODE_COST if isinstance(inode, Link) else 1
 
 
 def _stored(inode: Inode) -> StoredObject:
