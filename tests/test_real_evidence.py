@@ -11,6 +11,7 @@ import pytest
 from command import adyton
 from vectors import FOLDER, VECTORS, Vector, needs_vectors
 
+from adyton.attestation.acl import AllOf, Not
 from adyton.attestation.collateral import Collateral, read_blobs, read_folder
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.judge import judge
@@ -151,6 +152,19 @@ def test_another_chips_certificate_is_refused():
     other = read_blobs(((FOLDER / "snp-virtee-sev/tests/certs_data/vcek_turin.der").read_bytes(),))
     with pytest.raises(NotGenuineError, match="signature of the report"):
         verify(vector.evidence, other, vector.at)
+
+
+def test_a_nitro_enclave_is_on_its_instance():
+    (vector,) = (each for each in VECTORS if each.platform == "nitro")
+    instance = vector.machine.partition("-enc")[0]
+    for machine in (instance, vector.machine):
+        named = right_policy(vector, machines=[machine])
+        assert judge(vector.evidence, named, Collateral(), vector.at).ok
+        assert judge(
+            vector.evidence, AllOf(named, Not(Expectation(machines=[machine]))), Collateral(), vector.at
+        ).failures
+    others = right_policy(vector, machines=[instance[:-1], f"{instance}-enc", "i"])
+    assert [each.field for each in judge(vector.evidence, others, Collateral(), vector.at).failures] == ["machine"]
 
 
 REGISTERS = {"tdx": "mrtd", "sev-snp": "measurement", "nitro": "pcr0"}

@@ -81,7 +81,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_
     def names(self, identity: EnclaveIdentity) -> bool:
         """Whether the identity is one of those that it names; `debug` and states do not matter."""
         return all(
-            getattr(identity, of) in (want if isinstance(want, list | tuple) else [want])
+            not _names_of(identity, of).isdisjoint(want if isinstance(want, list | tuple) else [want])
             for field, of in _NAMING.items()
             if (want := getattr(self, field)) != _DEFAULTS[field]
         )
@@ -136,6 +136,12 @@ _NAMING = {
     "runtime": "runtime",
     "machines": "machine",
 }
+
+
+def _names_of(identity: EnclaveIdentity, field: str) -> set[object]:
+    """What a policy may call that claim: a Nitro enclave runs on an instance, whose id AWS has put before the enclave's own."""
+    value = getattr(identity, field)
+    return {value, value.partition("-enc")[0]} if field == "machine" and identity.platform == "nitro" else {value}
 
 
 def _one_of(values: Sequence[str]) -> str:
@@ -204,7 +210,7 @@ _RULES: tuple[_Rule, ...] = (
     (
         "machine",
         lambda want: bool(want.machines),
-        lambda want, is_: is_.machine in want.machines or not want.machines,
+        lambda want, is_: not _names_of(is_, "machine").isdisjoint(want.machines) or not want.machines,
         lambda want: _one_of(want.machines),
         lambda is_: is_.machine or "none",
     ),
