@@ -86,7 +86,9 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def load(program: Path, tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[EnclaveClient]]:
+def load(
+    program: Path, tmp_path: Path, on_the_server
+) -> Callable[..., contextlib.AbstractContextManager[EnclaveClient]]:
     """An enclave whose container is on the client's disk."""
     (tmp_path / "out").mkdir()
     return lambda **how: adyton.load(
