@@ -53,9 +53,13 @@ def _trusts_the_stand_in(amd, monkeypatch):
     monkeypatch.setattr(sev_snp, "roots", lambda: amd.roots)
 
 
+def chip_of(amd: Amd) -> Tsm:
+    return Tsm("sev_guest", lambda data: (amd.report(data), amd.table), has_aux=True)
+
+
 @pytest.fixture
 def tsm(amd) -> Tsm:
-    return Tsm("sev_guest", lambda data: (amd.report(data), amd.table), has_aux=True)
+    return chip_of(amd)
 
 
 @pytest.fixture
@@ -64,6 +68,13 @@ def place(tsm):
     with ExitStack() as stack:
         folder = stack.enter_context(served(tsm))
         yield lambda *arguments, **options: stack.enter_context(server(folder, *arguments, **options))
+
+
+@pytest.fixture(scope="module")
+def shared(amd):
+    """The URL of a server, for tests that change nothing of its chip."""
+    with served(chip_of(amd)) as folder, server(folder) as (_, url):
+        yield url
 
 
 @pytest.fixture
@@ -109,17 +120,15 @@ def test_what_it_is_bound_to_is_what_the_chip_signed(place, program, tsm):
         ({"machines": ["00"]}, "machine"),
     ],
 )
-def test_each_wrong_expectation_is_refused(place, program, change, field):
-    _, url = place()
+def test_each_wrong_expectation_is_refused(shared, program, change, field):
     with pytest.raises(ExpectationError, match=field):
-        load(program, url, expect={**EXPECT, **change})
+        load(program, shared, expect={**EXPECT, **change})
 
 
-def test_evidence_of_a_chip_whose_maker_is_not_amd_is_refused(place, program, monkeypatch):
-    _, url = place()
+def test_evidence_of_a_chip_whose_maker_is_not_amd_is_refused(shared, program, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(NotGenuineError):
-        load(program, url)
+        load(program, shared)
 
 
 @pytest.mark.parametrize("platform", ["auto", "sev-snp"])
@@ -130,10 +139,9 @@ def test_the_platform_that_the_server_has_can_be_named_or_left_to_it(place, prog
 
 
 @pytest.mark.parametrize("platform", ["sim", "tdx", "tpm"])
-def test_another_platform_is_refused_and_nothing_takes_its_place(place, program, platform):
-    _, url = place()
+def test_another_platform_is_refused_and_nothing_takes_its_place(shared, program, platform):
     with pytest.raises(PlatformError, match=f"platform {platform} is not to be had on this server; it has: sev-snp"):
-        load(program, url, platform=platform)
+        load(program, shared, platform=platform)
 
 
 def test_a_server_does_not_start_on_a_platform_that_gives_no_reports(place, tsm):
@@ -217,9 +225,8 @@ def test_a_server_gives_an_enclave_its_place_for_sealed_files_beside_the_way_to_
     assert container.read_bytes() == b""
 
 
-def test_the_program_has_nothing_with_which_it_could_ask_for_a_report(place, program, on_the_server):
-    _, url = place()
-    with load(program, url) as hardware, adyton.load(program) as simulated:
+def test_the_program_has_nothing_with_which_it_could_ask_for_a_report(shared, program, on_the_server):
+    with load(program, shared) as hardware, adyton.load(program) as simulated:
         assert hardware.call("descriptors") == simulated.call("descriptors")
 
 

@@ -253,6 +253,7 @@ def images(tmp_path: Path) -> Build:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_an_enclave_opens_what_another_run_of_it_sealed(program: Path) -> None:
     data = os.urandom(300_000)
     with adyton.load(program) as first:
@@ -269,6 +270,7 @@ def test_an_enclave_opens_what_another_run_of_it_sealed(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_threads_children_and_signals(program: Path) -> None:
     with adyton.load(program) as enclave:
         assert enclave.call("in_threads", 60, 100_000) == 120
@@ -281,6 +283,7 @@ def test_threads_children_and_signals(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_other_calls_go_on_beside_a_large_value(program: Path) -> None:
     with adyton.load(program) as enclave:
         over = threading.Event()
@@ -303,6 +306,7 @@ def test_other_calls_go_on_beside_a_large_value(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 @pytest.mark.parametrize("kind", ["large", "malformed"])
 def test_a_guest_that_says_what_no_runtime_says_is_ended(program: Path, kind: str) -> None:
     with pytest.raises(AdytonError, match="the enclave was ended"), adyton.load(program) as enclave:
@@ -310,6 +314,7 @@ def test_a_guest_that_says_what_no_runtime_says_is_ended(program: Path, kind: st
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_later_versions_of_a_signer_open_and_others_do_not(images: Build) -> None:
     key = SigningKey.generate()
     images_of = {
