@@ -217,12 +217,19 @@ def test_a_server_gives_an_enclave_its_place_for_sealed_files_beside_the_way_to_
     _, url = place("--sealed-directory", str(tmp_path / "sealed"))
     with load(program, url) as enclave:
         assert enclave.identity.platform == "sev-snp"
-        with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(FileNotFoundError):
             enclave.call("keep", b"data")
         assert enclave.call("double", 21) == 42
     assert capfd.readouterr().err.count("adyton: nothing can be sealed here") == 1
     (container,) = (tmp_path / "sealed").glob("sha256-*/container")
     assert container.read_bytes() == b""
+
+
+def test_sealed_files_of_the_client_where_the_platform_has_no_keys_are_refused_at_load(shared, program, tmp_path):
+    with pytest.raises(PlatformError, match="nothing can be sealed here") as caught:
+        load(program, shared, sealed=tmp_path / "sealed")
+    assert caught.value.exit_code == 31
+    assert "adyton broker" in caught.value.message
 
 
 def test_the_program_has_nothing_with_which_it_could_ask_for_a_report(shared, program, on_the_server):

@@ -166,7 +166,7 @@ class Stores(RuleBasedStateMachine):
     def crash(self, seed: int) -> None:
         self.disk = self.disk.crash(seed)
         self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
-        run(self.store.open(self.disk.remembered), self.disk)
+        run(self.store.open(), self.disk)
         there = self.contents()
         assert there in self.committed
         self.committed = [there]

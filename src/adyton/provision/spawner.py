@@ -46,7 +46,7 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     signatures: list[str]
     platform: Platform
     dial: Dial | None = None  # instead of listening
-    container: str = ""  # path of that of its sealed files; "": it has none here
+    sealed: str = ""  # the folder for its sealed files; "": there is none here
 
 
 class Abandon(msgspec.Struct, frozen=True, tag=True):
@@ -136,7 +136,7 @@ class Spawner:
         platform: Platform,
         wanted: Callable[[], bool] = lambda: True,
         dial: Dial | None = None,
-        container: str = "",
+        sealed: str = "",
     ) -> Spawned:
         """Start one; what the spawner's side raised is raised here. UnreachableError, too, once it is not `wanted` any more."""
         mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
@@ -147,7 +147,7 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, measurement, signatures, platform, dial, container)
+        spawn = Spawn(number, measurement, signatures, platform, dial, sealed)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
             answer = self._answer(mailbox, wanted)
@@ -331,7 +331,7 @@ def _start(
     grace: float,
     say: Callable[[msgspec.Struct], None],
 ) -> None:
-    from adyton.runtime.launch import LaunchRequest, open_container
+    from adyton.runtime.launch import LaunchRequest, sealed_place
 
     name = secrets.token_hex(8)
     said = threading.Event()
@@ -342,12 +342,9 @@ def _start(
         say(Ended(name))
 
     try:
-        with contextlib.ExitStack() as owned:
-            container = open_container(spawn.container) if spawn.container else None
-            if container is not None:
-                owned.callback(os.close, container)
-            request = LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace)
-            enclave = zygote.launch(request, container)
+        request = LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace)
+        with sealed_place(spawn.sealed) as sealed:
+            enclave = zygote.launch(request, sealed)
         order.launched(enclave)
         session = secrets.token_bytes(32) if spawn.dial is None else spawn.dial.session
         port = processes.carry(enclave, session, spawn.dial, finished)

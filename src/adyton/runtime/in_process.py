@@ -18,6 +18,7 @@ from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
 from adyton.runtime.process.supervisor.guest_process import Program
 from adyton.runtime.process.supervisor.proving import simulated
+from adyton.runtime.process.supervisor.sealed_loading import SealedSettings
 from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
@@ -72,7 +73,7 @@ def launch(application: TrustedApplication) -> socket.socket:
     sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
     guest_side = _GuestThreads(control)
     supervisor = Supervisor(
-        relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealing=sealing
+        relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealed=SealedSettings(sealing)
     )
     guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()

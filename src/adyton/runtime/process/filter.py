@@ -187,7 +187,7 @@ def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule
 # imports late, and for the guest's /proc, of which it has a descriptor.
 _SUPERVISOR_CALLS = """
     read write readv writev pread64 pwrite64 ftruncate fsync lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink readlinkat
-    open openat getdents64 getcwd fcntl dup dup3
+    open openat getdents64 getcwd fcntl flock dup dup3
     sendto recvfrom sendmsg recvmsg socketpair shutdown getsockopt setsockopt getsockname getpeername
     epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 pipe2 eventfd2
     mmap munmap mprotect mremap madvise brk futex rseq set_robust_list membarrier sched_yield sched_getaffinity
@@ -218,7 +218,7 @@ def supervisor_rules(where: Architecture) -> dict[int, Rule]:
 
 # What an unpacker does: files below its root directory, and memory.
 _UNPACKER_CALLS = """
-    read write pread64 lseek close fstat newfstatat stat lstat statx open openat getdents64 getcwd fcntl dup dup3
+    read write pread64 lseek close fstat newfstatat stat lstat statx open openat getdents64 getcwd fcntl flock dup dup3
     mkdir mkdirat rename renameat renameat2 unlink unlinkat fchmod umask sched_setscheduler
     mmap munmap mprotect mremap madvise brk futex rseq clock_gettime gettimeofday time getrandom
     rt_sigaction rt_sigprocmask rt_sigreturn restart_syscall getpid gettid exit exit_group

@@ -70,6 +70,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
     from adyton.runtime.process.supervisor.proving import by_hardware, simulated
     from adyton.runtime.process.supervisor.rescue import Rescue
+    from adyton.runtime.process.supervisor.sealed_loading import SealedSettings
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.socket_memory import listed
     from adyton.runtime.process.supervisor.thread_numbers import ThreadNumbers
@@ -97,8 +98,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         directory=threads.directory,
         clock=clock,
         watch=watch,
-        sealing=Sealing(identity, open_root(identity.platform)),
-        container=sealed_container.taken(),
+        sealed=SealedSettings(
+            Sealing(identity, open_root(identity.platform)),
+            image.manifest.seals_to,
+            image.manifest.demands_memory,
+            *sealed_container.taken(),
+        ),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )
