@@ -12,6 +12,7 @@ the storage. Names change at once, so a commit takes what is to be stored of the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -65,8 +66,8 @@ class SealedFiles(PrivateFiles):
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def load(self) -> Generator[Any, Any, None]:
-        """Take in what the store has: once, before anything else. FileError, after it was said why."""
-        return self._alone(self._load())
+        """Take in what the store has: once, before anything else. FileError, after it was said why; then the container may be another enclave's."""
+        return self._alone(self._or_given_back(self._load()))
 
     def _load(self) -> StoreSteps[None]:
         yield from self._store.open()
@@ -244,14 +245,19 @@ class SealedFiles(PrivateFiles):
         return self._alone(self._end())
 
     def _end(self) -> StoreSteps[None]:
-        try:
-            yield from self._commit()
-        except (IntegrityError, PlatformError, StorageError):
-            self._ended = True
-            yield Release()
-            raise
+        yield from self._or_given_back(self._commit())
         self._ended = True
         yield Release()
+
+    def _or_given_back(self, steps: StoreSteps[None]) -> StoreSteps[None]:
+        """These, after an error of which nothing more is done in the container."""
+        try:
+            yield from steps
+        except (IntegrityError, PlatformError, StorageError):
+            self._ended = True
+            with contextlib.suppress(StorageError):  # it may not even have been opened
+                yield Release()
+            raise
 
     def _commit(self) -> StoreSteps[None]:
         dirty, self._dirty = self._dirty, {}
