@@ -318,11 +318,13 @@ def test_debug_mode_is_for_the_policy_to_accept(intel, version, kind, platform, 
 
 
 @each_quote
-def test_debug_mode_hides_nothing_else(intel, version, kind, platform):
+@pytest.mark.parametrize("sept", [0x10, 0])
+def test_attributes_hide_nothing_else(intel, version, kind, platform, sept):
     found, other = read_blobs(intel.answers(platform)), forged.Intel()
-    quote = intel.quote(version, kind=kind, attributes=DEBUG[platform])
+    attributes = DEBUG[platform][:3] + bytes((sept,))
+    quote = intel.quote(version, kind=kind, attributes=attributes)
     for changed in (
-        other.quote(version, kind=kind, attributes=DEBUG[platform]),
+        other.quote(version, kind=kind, attributes=attributes),
         quote[:60] + bytes((quote[60] ^ 1,)) + quote[61:],
     ):
         with pytest.raises(NotGenuineError):
@@ -351,7 +353,6 @@ def test_an_expired_certificate_of_the_quotes_own_says_so(intel, version, kind, 
     [
         (3, {"service": b"\1" * 48}),
         (2, {"attributes": b"\0\0\0\x30"}),
-        (2, {"attributes": b"\0\0\0\0"}),
         (2, {"attributes": b"\2\0\0\x10"}),
     ],
 )
@@ -360,10 +361,28 @@ def test_a_genuine_td_that_is_not_its_own_master_is_what_no_policy_wants(intel, 
         verify(intel.quote(5, kind=kind, **changes), read_blobs(intel.answers("tdx")), AT)
 
 
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("version", [4, 5])
+def test_whether_a_td_may_fault_is_for_the_measured_guest(intel, version, debug):
+    found = read_blobs(intel.answers("tdx"))
+    verified = verify(intel.quote(version, attributes=bytes((debug, 0, 0, 0x40))), found, AT)
+    assert verified.more["may_fault"]
+    assert verified.identity.debug is debug
+    assert not verify(intel.quote(version), found, AT).more["may_fault"]
+
+
 @pytest.mark.parametrize("certified", [1, 2, 3, 4, 6, 7])
 def test_a_quote_without_the_certificates_of_its_processor_is_refused(intel, certified):
     with pytest.raises(EvidenceMalformedError, match="certificates of the quote"):
         verify(intel.quote(3, certified=certified), read_blobs(intel.answers()), AT)
+
+
+def test_certificates_that_intel_has_issued_anew_hold_at_their_own_time(intel):
+    later = forged.UNTIL + dt.timedelta(days=400)
+    new = forged.Intel(**{each: getattr(intel, each) for each in ("root", "authority", "pck", "attestation")})
+    new.since, new.until = forged.UNTIL, later
+    for blobs in ((*intel.answers(), *new.answers(at=AT)), (*new.answers(at=AT), *intel.answers())):
+        assert verify(intel.quote(3), read_blobs(blobs), AT).tcb == "UpToDate"
 
 
 @each_quote
