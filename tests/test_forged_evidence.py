@@ -124,7 +124,7 @@ def test_a_revoked_key_is_refused(amd):
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"policy": 0xB0000}, "debug"), ({"policy": 0x70000}, "migration agent"), ({"vmpl": 1}, "vmpl")],
+    [({"policy": 0xB0000}, "debug"), ({"policy": 0x70000}, "migration agent")],
 )
 def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
     report = amd.report(**changes)
@@ -132,6 +132,20 @@ def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
     found = judge(report, Expectation(platforms=["sev-snp"], runtime=[runtime]), given_with(amd), AT)
     assert [failure.field for failure in found.failures] == [field]
     assert found.error.exit_code == 24
+
+
+def test_another_vmpl_is_none_of_adytons_runtime_but_of_whoever_asked_for_the_report(amd):
+    report = amd.report(vmpl=1, report_data=b"\7" * 64)
+    raw = verify(report, given_with(amd), AT)
+    assert (raw.more["vmpl"], raw.failures) == (1, ())
+    body = HardwareBody(report, ImageClaims(IMAGE, "", 0, 0, debug=False), [forged.der(amd.endorsement())])
+    assert [each.field for each in verify(seal("sev-snp", body), at=AT).failures] == ["vmpl"]
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"0", bytes(1184), b"HCLA" + bytes(2600)])
+def test_what_is_no_evidence_of_any_kind_says_what_would_be(data):
+    with pytest.raises(EvidenceMalformedError, match="a DCAP quote, an SNP report"):
+        verify(data, at=AT)
 
 
 def test_a_masked_chip_has_no_machine(amd):

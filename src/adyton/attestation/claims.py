@@ -18,7 +18,8 @@ class Claims(msgspec.Struct, frozen=True):
     """`runtime`: one digest of all that is measured, "sha256:HEX", see `digest_of_measured`. `measured`: the registers that it is of, in hex.
 
     `tcb`: the vendor's word for the state of the platform's firmware, "" where there is none (sim). `report_data`: what the platform signed
-    along, as long as it was. `failures`: what is wrong although the evidence is genuine, such as a certificate that was revoked.
+    along, as long as it was. `failures`: what is wrong although the evidence is genuine, such as a certificate that was revoked;
+    `failures_of_runtime`: what else is wrong if a runtime of adyton's is to have asked for it.
     """
 
     platform: Platform
@@ -31,6 +32,7 @@ class Claims(msgspec.Struct, frozen=True):
     advisories: tuple[str, ...] = ()
     more: Mapping[str, Any] = msgspec.field(default_factory=dict)  # for people: firmware versions, policies
     failures: tuple[Failure, ...] = ()
+    failures_of_runtime: tuple[Failure, ...] = ()
 
 
 def digest_of_measured(platform: Platform, registers: Mapping[str, bytes]) -> str:

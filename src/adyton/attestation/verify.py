@@ -24,7 +24,7 @@ from adyton.attestation.evidence import (
     open_envelope,
     raw_kind,
 )
-from adyton.attestation.findings import Failure, failed
+from adyton.attestation.findings import Failure, failed, refuse
 from adyton.attestation.identity import EnclaveIdentity, Platform
 from adyton.attestation.sim import open_simulated
 from adyton.errors import LocalProtocolError, PlatformError
@@ -69,6 +69,9 @@ def verify(evidence: bytes, collateral: Collateral | None = None, at: dt.datetim
             machine=claims.machine,
         )
         return _verified(identity, b"", claims)
+    if evidence.lstrip()[:1] != b"{":
+        wanted = "adyton's, a DCAP quote, an SNP report, a Nitro document, or a TPM's quote"
+        raise refuse("malformed", "the evidence", wanted, f"{len(evidence)} bytes that are none of these")
     envelope = open_envelope(evidence)
     if envelope.platform == "sim":
         simulated = open_simulated(envelope)
@@ -121,7 +124,7 @@ def _verified(identity: EnclaveIdentity, digest: bytes, claims: Claims, envelope
         claims.advisories,
         claims.measured,
         claims.more,
-        claims.failures,
+        claims.failures if envelope is None else (*claims.failures, *claims.failures_of_runtime),
         None if envelope is None else envelope.bound,
     )
 
