@@ -112,7 +112,8 @@ def _candidates(collateral: Collateral) -> list[_Candidate]:
 def _plain(blobs: Iterable[bytes], candidates: Iterable[_Candidate]) -> Iterator[tuple[Signature, _Candidate]]:
     """Signatures that do not say of which scheme and hash they are, with each that they may be of."""
     for blob, candidate in product(blobs, candidates):
-        value, point, schemes = b"", (0, 0), ("ecdsa",)
+        value, point = b"", (0, 0)
+        schemes: tuple[str, ...] = ("ecdsa",)
         if isinstance(candidate.key, rsa.RSAPublicKey):
             if len(blob) != candidate.key.key_size // 8:
                 continue
