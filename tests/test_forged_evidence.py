@@ -269,21 +269,23 @@ def test_a_tagged_document_is_one(aws):
 
 
 @functools.cache
-def evidence_and_certificate() -> tuple[list[bytes], bytes]:
-    chip = forged.Amd()
-    return [chip.report(), forged.Aws().document(), forged.quote(3), forged.quote(5)], forged.der(chip.endorsement())
+def evidence_and_collateral() -> tuple[list[bytes], Collateral]:
+    chip, intel = forged.Amd(), forged.Intel()
+    kinds = [chip.report(), chip.report() + table(vcek=chip.endorsement()), forged.Aws().document()]
+    kinds += [forged.quote(3), forged.quote(5), intel.quote(3), intel.quote(5, kind=3)]
+    return kinds, read_blobs((forged.der(chip.endorsement()), intel.collateral(), *intel.answers("tdx")))
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_only_documented_errors_leave_whatever_is_changed(data):
-    kinds, certificate = evidence_and_certificate()
+    kinds, collateral = evidence_and_collateral()
     evidence = bytearray(kinds[data.draw(st.integers(0, len(kinds) - 1))])
     for at in data.draw(st.lists(st.integers(0, len(evidence) - 1), min_size=1, max_size=4)):
         evidence[at] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(0, len(evidence)) | st.just(len(evidence)))
     with pytest.raises(AttestationError):  # their roots are not trusted here
-        verify(bytes(evidence[:size]), read_blobs((certificate,)), AT)
+        verify(bytes(evidence[:size]), collateral, AT)
 
 
 def test_what_the_runtime_says_of_its_image_counts_only_if_the_hardware_vouches_for_it(amd):
