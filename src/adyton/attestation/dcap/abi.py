@@ -24,6 +24,7 @@ _SGX_BODY = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _TD_BODY = struct.Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _SGX_ATTRIBUTES, _TD_ATTRIBUTES = 48, 120  # where they begin in a body
 _SGX_DEBUG = 0x02
+_TD_BYTE, _TD_SEPT_VE_DISABLE = 3, 0x10
 _TD_DEBUG = 0x01  # TUD.DEBUG; whatever else is in that byte is reserved
 
 # What a version says of its body: kind → size of it. Versions 3 and 4 name none.
@@ -46,10 +47,19 @@ class Quote(NamedTuple):
     signed: int
     attributes_at: int
 
-    def undebugged(self) -> bytes:
-        """What is signed, as if it were not in debug mode."""
-        found = bytearray(self.raw[: self.signed])
-        found[self.attributes_at] &= ~(_SGX_DEBUG if self.platform == "sgx" else _TD_DEBUG) & 0xFF
+    @property
+    def may_fault(self) -> bool:
+        """A TD whose host may have its pages fault: SEPT_VE_DISABLE is not set."""
+        return self.platform == "tdx" and not self.attributes[_TD_BYTE] & _TD_SEPT_VE_DISABLE
+
+    def with_plain_attributes(self) -> bytes:
+        """What is signed, as if it were not in debug mode, and no TD that may fault."""
+        found, at = bytearray(self.raw[: self.signed]), self.attributes_at
+        if self.platform == "sgx":
+            found[at] &= ~_SGX_DEBUG & 0xFF
+        else:
+            found[at] &= ~_TD_DEBUG & 0xFF
+            found[at + _TD_BYTE] |= _TD_SEPT_VE_DISABLE
         return bytes(found)
 
 
