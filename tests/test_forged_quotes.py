@@ -28,9 +28,13 @@ AT = forged.AT
 @pytest.mark.parametrize(("version", "kind", "platform"), [(3, 0, "sgx"), (4, 0, "tdx"), (5, 2, "tdx"), (5, 3, "tdx")])
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_quote_of_each_version_is_read(version, kind, platform, debug):
-    quote = dcap.parse(forged.quote(version, kind=kind, debug=debug, report_data=b"\7" * 64) + bytes(9))
+    raw = forged.quote(version, kind=kind, debug=debug, report_data=b"\7" * 64)
+    quote = dcap.parse(raw + bytes(0 if platform == "sgx" else dcap.LEAST_ZEROS))
     assert (quote.platform, quote.version, quote.debug, quote.report_data) == (platform, version, debug, b"\7" * 64)
     assert len(quote.raw) == len(forged.quote(version, kind=kind))
+    for more in (b"\0", bytes(dcap.LEAST_ZEROS - 1), bytes(dcap.LEAST_ZEROS) + b"\1"):
+        with pytest.raises(EvidenceMalformedError):
+            dcap.parse(raw + more)
 
 
 @pytest.mark.parametrize(("version", "kind"), [(3, 0), (4, 0), (5, 2), (5, 3)])

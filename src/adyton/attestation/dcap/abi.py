@@ -16,6 +16,7 @@ _KIND = struct.Struct("<HI")  # of a body, in version 5
 _SIZE = struct.Struct("<I")
 _SGX, _TDX = 0x00, 0x81  # of what TEE
 _ECDSA_P256 = 2
+LEAST_ZEROS = 32  # bytes behind a quote; what was met has 65 or more
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # the quoting enclave's vendor
 
 # A body: cpu_svn, misc_select, attributes, MRENCLAVE, MRSIGNER, product, security version, report data.
@@ -91,9 +92,10 @@ def parse(data: bytes) -> Quote:
     whole = end + _SIZE.size + signature
     _expect_more(data, whole, "signature")
     # A TDX quote comes in its kernel's or service's buffer, with zeros behind it; Intel's library says of an SGX quote how long it is.
-    if any(data[whole:]) or (platform == "sgx" and len(data) > whole):
-        wanted = "none" if platform == "sgx" else "none, or zeros"
-        raise refuse("malformed", "bytes behind the quote", wanted, f"{len(data) - whole} of them")
+    rest = len(data) - whole
+    if any(data[whole:]) or (rest and (platform == "sgx" or rest < LEAST_ZEROS)):
+        wanted = "none" if platform == "sgx" else f"none, or {LEAST_ZEROS} zeros or more"
+        raise refuse("malformed", "bytes behind the quote", wanted, f"{rest} of them")
     return _sgx(data[:whole], at, end) if platform == "sgx" else _td(data[:whole], version, at, end)
 
 
