@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import subprocess
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,28 @@ def test_what_a_pccs_answers_is_collateral_file_by_file(vector, tmp_path):
         with pytest.raises(CollateralMissingError):
             verify(vector.evidence, read_folder(str(tmp_path)), vector.at)
         (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "vector", [each for each in VECTORS if each.platform in ("sgx", "tdx")], ids=lambda each: each.name
+)
+def test_what_intels_library_keeps_and_headers_of_pcs_are_collateral(vector, tmp_path):
+    together = json.loads((FOLDER / vector.collateral).read_text())
+    kept = {
+        "tcb_info": f'{{"tcbInfo":{together["tcb_info"]},"signature":"{together["tcb_info_signature"]}"}}',
+        "qe_identity": f'{{"enclaveIdentity":{together["qe_identity"]},"signature":"{together["qe_identity_signature"]}"}}',
+        "root_ca_crl": together["root_ca_crl"],
+        "pck_crl": together["pck_crl"],
+        "version": 3,
+    }
+    (tmp_path / "kept.json").write_text(json.dumps(kept))
+    (tmp_path / "signers").write_text(urllib.parse.quote(together["tcb_info_issuer_chain"]))
+    assert judge(vector.evidence, right_policy(vector), read_folder(str(tmp_path)), vector.at).ok
+    (tmp_path / "kept.json").write_text(
+        json.dumps({**kept, "tcb_info": kept["tcb_info"].replace('"tcbStatus"', '"tcbStatuz"')})
+    )
+    with pytest.raises(CollateralMissingError):
+        verify(vector.evidence, read_folder(str(tmp_path)), vector.at)
 
 
 def test_another_chips_certificate_is_refused():

@@ -120,7 +120,14 @@ def collateral_for(quote: Quote, collateral: Collateral, at: dt.datetime) -> Fou
 
 
 def _documents(collateral: Collateral) -> Iterator[_Document]:
-    for _, text in collateral.documents:
+    for document, whole in collateral.documents:
+        # Intel's own library keeps answers whole, as text in an object.
+        within = [each.encode() for each in document.values() if isinstance(each, str) and each.startswith("{")]
+        yield from _documents_in([whole, *within])
+
+
+def _documents_in(texts: list[bytes]) -> Iterator[_Document]:
+    for text in texts:
         for kind, parts in ((_Answer, _of_answer), (_Together, _of_client)):
             try:
                 found = msgspec.json.decode(text, type=kind)
