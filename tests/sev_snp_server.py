@@ -22,8 +22,7 @@ def server(folder: str, *arguments: str, platform: str = "sev-snp") -> Iterator[
     """The process and its URL. `folder`: of `fake_tsm.served`."""
     mount = int(folder.rpartition("/")[2])
     process = subprocess.Popen(
-        # An enclave that proves nothing is left by its client, and waits for it for as long as its grace before its server can end.
-        [sys.executable, __file__, str(mount), "--port", "0", "--platform", platform, "--grace", "2", *arguments],
+        [sys.executable, __file__, str(mount), "--port", "0", "--platform", platform, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

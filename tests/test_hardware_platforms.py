@@ -27,6 +27,10 @@ from adyton.errors import AdytonError, BindingError, ExpectationError, NotFoundE
 pytestmark = [pytest.mark.sandbox, needs_root]
 RUNTIME = digest_of_measured("sev-snp", {"measurement": MEASUREMENT})
 EXPECT = {"platforms": ["sev-snp"], "runtime": [RUNTIME], "debug": True}
+SHORT_GRACE = (
+    "--grace",
+    "2",
+)  # for as long does an enclave that its client has refused wait for it, and its server for that, at its end
 PROGRAM = """
 import os
 
@@ -73,7 +77,7 @@ def place(tsm):
 @pytest.fixture(scope="module")
 def shared(amd):
     """The URL of a server, for tests that change nothing of its chip."""
-    with served(chip_of(amd)) as folder, server(folder) as (_, url):
+    with served(chip_of(amd)) as folder, server(folder, *SHORT_GRACE) as (_, url):
         yield url
 
 
@@ -176,7 +180,7 @@ def test_reports_that_take_their_time_hold_up_nobody_else(place, program, tsm):
 
 
 def test_a_load_whose_platform_fails_meanwhile_ends_soon_and_the_server_says_why(place, program, tsm):
-    process, url = place()
+    process, url = place(*SHORT_GRACE)
     with load(program, url) as first:
 
         def make(_data):
