@@ -10,7 +10,7 @@ from msgspec import structs
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sealing.header import MAGIC, MAX_SIZE, Header, decode, encode
-from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.keys import RootKeys, Sealing
 from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.errors import IntegrityError, PlatformError, UsageError
 from adyton.runtime.process.guest import sealing as guest
@@ -45,13 +45,13 @@ def sealed_data(data: bytes) -> None:
         header, size = decode(sealed)
         assert size <= MAX_SIZE
         assert encode(header) == sealed[:size]
-    guest.unseal(Conversation(Sealing(OWN, SimulatedRoot())).receive, memoryview(sealed), bytes(32))
+    guest.unseal(Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot()))).receive, memoryview(sealed), bytes(32))
     raise AssertionError(f"this was sealed by nobody, and opens: {sealed.hex()}")
 
 
 def seal_requests(data: bytes) -> None:
     """A guest's messages about one value, in any order: each has an answer, until one is none."""
-    draw, conversation = Draw(data, WORDS), Conversation(Sealing(OWN, SimulatedRoot()))
+    draw, conversation = Draw(data, WORDS), Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot())))
     while draw:
         match draw.below(5):
             case 0:

@@ -48,6 +48,15 @@ _ADVICE_ABOUT: Mapping[str, str] = {
 }
 
 
+_ADVICE_ON_KEY = (
+    "If a CA certifies the keys of such machines' TPMs, put its root, and the key's certificate if the TPM has none, into the folder that"
+    " ADYTON_COLLATERAL names (--collateral of adyton verify); or name the machine in machines, and Unknown in tcb, of [expect]"
+)
+
+
+UNVOUCHED_KEY = "attestation key"  # a field: of a TPM, for which nobody vouches
+
+
 class Failure(msgspec.Struct, frozen=True):
     """One finding against evidence: what was expected of a field, and what it was."""
 
@@ -65,6 +74,8 @@ def failed(failures: Iterable[Failure]) -> AttestationError:
     ordered = tuple(sorted(failures, key=lambda failure: _ORDER.index(failure.stage)))
     stage = ordered[0].stage
     advice = _ADVICE_ABOUT.get(ordered[0].field, _ADVICE[stage]) if stage == "expectation" else _ADVICE[stage]
+    if ordered[0].field == UNVOUCHED_KEY:
+        advice = _ADVICE_ON_KEY
     text = f"the enclave is not to be trusted: {'; '.join(map(str, ordered))}. {advice}"
     return _STAGES[stage](text, failures=ordered)
 
