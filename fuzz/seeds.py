@@ -226,6 +226,9 @@ def _tpm_answers() -> list[bytes]:
         struct.pack(">IIHBBBBI", 1, 1, 11, 3, 1, 0, 0, 1) + sized(bytes(32)),
         sized(struct.pack(">IHIHH", 1, 11, 1 << 18, 0, 8)),
         struct.pack(">I", 10) + sized(bytes(8)),
+        struct.pack(">I", 0x03000000) + sized(bytes(16)),
+        b"",
+        struct.pack(">I", 34) + sized(bytes(32)),
     )
     return [bytes([number, 1]) + body for number, body in enumerate(bodies)]
 
