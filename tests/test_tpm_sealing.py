@@ -130,6 +130,12 @@ def test_nothing_stays_loaded_whether_it_succeeds_or_not(tpm):
         TpmRoot(tpm)
 
 
+def test_an_owner_with_a_password_keeps_it(tpm):
+    tpm.tell(0x129, commands.OWNER, parameters=b"\0\4word")
+    with pytest.raises(PlatformError, match="TPM2_CreatePrimary with TPM_RC 0x9a2"):
+        TpmRoot(tpm)
+
+
 def test_a_machine_without_one_says_so(tmp_path):
     with pytest.raises(PlatformError, match="has this machine a TPM"):
         TpmRoot.open(str(tmp_path / "none"))

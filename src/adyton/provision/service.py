@@ -175,7 +175,7 @@ class ProvisionService:
         ready = self._find(enclave_id)
         if ready is None:
             raise NotFoundError(
-                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it"
+                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or never was"
             )
         return ready
 
