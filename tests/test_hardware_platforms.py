@@ -16,8 +16,8 @@ from command import adyton as run
 from cryptography.hazmat.primitives.serialization import Encoding
 from fake_amd import MEASUREMENT, Amd
 from fake_tsm import Tsm, served
+from hardware_server import CONFIGFS, needs_root, run_there, server
 from parties import descendants, gone
-from sev_snp_server import needs_root, run_there, server
 
 import adyton
 from adyton.attestation.claims import digest_of_measured
@@ -71,7 +71,7 @@ def place(tsm):
     """Starts the server."""
     with ExitStack() as stack:
         folder = stack.enter_context(served(tsm))
-        yield lambda *arguments, **options: stack.enter_context(server(folder, *arguments, **options))
+        yield lambda *arguments, **options: stack.enter_context(server({CONFIGFS: folder}, *arguments, **options))
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_a_local_load_goes_to_the_hardware_that_is_here_if_the_policy_can_judge_
     certificates = tmp_path / "amd.pem"
     certificates.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in amd.roots["Milan"]))
     with served(tsm) as folder:
-        done = run_there(folder, LOCALLY, program, str(certificates), platform, runtime)
+        done = run_there({CONFIGFS: folder}, LOCALLY, program, str(certificates), platform, runtime)
     assert done.stdout == f"{said}\n", done.stderr
     assert ("NOT CONFIDENTIAL" in done.stderr) == (said == "sim 42")
 

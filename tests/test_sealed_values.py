@@ -19,7 +19,7 @@ import adyton
 import adyton.trusted as trusted
 from adyton import EnclaveClient, EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.attestation.sealing.header import decode
-from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.keys import RootKeys, Sealing
 from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.crypto.keys import SigningKey
 from adyton.errors import AdytonError, ClosedError, EnclaveError
@@ -359,7 +359,7 @@ def test_neither_keys_nor_data_are_where_they_should_not_be(program: Path, capfd
             pid for pid in children(os.getpid()) if (ids := status(pid)["NSpid"].split())[-1] == "2" and len(ids) > 1
         ]
         header = sealed[: decode(sealed)[1]]
-        key = Sealing(enclave.identity, SimulatedRoot()).key(header, "data")
+        key = Sealing(enclave.identity, RootKeys(enclave.identity, SimulatedRoot())).key(header, "data")
         found = found_in_memory(guest, planted=bytes(range(200, 232)), key=key, root=SimulatedRoot().key(b""))
     assert found == {"planted"}
     printed = "".join(capfd.readouterr())

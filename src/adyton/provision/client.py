@@ -252,7 +252,7 @@ class _ServerProvision(RemoteProvision):
                 link = _DialledLink(channel, target, self._token)
                 ready = _upload(link, target, image, platform, budget, listener.offer() if listener else None)
             if listener is not None:
-                transport = listener.transport(budget.left(JOIN_TIMEOUT))
+                transport = listener.transport(budget.left(JOIN_TIMEOUT), ready.enclave_id)
                 failing.pop_all()
                 return transport
         return self._transport(ready, tls, target)

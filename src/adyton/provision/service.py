@@ -185,7 +185,7 @@ class ProvisionService:
         ready = self._find(enclave_id)
         if ready is None:
             raise NotFoundError(
-                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it; `adyton call -v` says an enclave's ID"
+                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or never was; `adyton call -v` says an enclave's ID"
             )
         return ready
 

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sealing.keys import Sealing
-from adyton.attestation.sealing.roots import open_root
+from adyton.attestation.sealing.keys import RootKeys, Sealing
+from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
@@ -70,7 +70,8 @@ def launch(application: TrustedApplication) -> socket.socket:
     )
     program = Program(entry="application", entries=[], debug=True)
     # What is tested may seal to its signer, which there is none of.
-    sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
+    sealed_to = msgspec.structs.replace(identity, signer=SIGNER)
+    sealing = Sealing(sealed_to, RootKeys(sealed_to, SimulatedRoot()))
     guest_side = _GuestThreads(control)
     supervisor = Supervisor(
         relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealed=SealedSettings(sealing)
