@@ -77,7 +77,7 @@ def place(tsm):
 @pytest.fixture(scope="module")
 def shared(amd):
     """The URL of a server, for tests that change nothing of its chip."""
-    with served(chip_of(amd)) as folder, server(folder, *SHORT_GRACE) as (_, url):
+    with served(chip_of(amd)) as folder, server({CONFIGFS: folder}, *SHORT_GRACE) as (_, url):
         yield url
 
 
