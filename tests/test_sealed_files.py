@@ -66,6 +66,7 @@ def rows_for_ever(mode: str, path: str) -> None:
     """Says after each commit how many there are."""
     base = sqlite3.connect(f"/sealed/{mode}.db", isolation_level=None)
     base.execute(f"PRAGMA journal_mode={mode}")
+    base.execute("PRAGMA synchronous=EXTRA")  # else a journal's removal, which is the commit, is not synced
     base.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY, secret TEXT)")
     done = base.execute("SELECT count(*) FROM t").fetchone()[0]
     with open(path, "w") as told:
