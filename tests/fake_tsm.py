@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
@@ -235,8 +236,12 @@ class _Server:
         return answers.Attr(node, 0, 0, 0, 0, 0, mode, 1 if attribute else 2, os.geteuid(), os.getegid())
 
 
-def _serve(device: int, tsm: Tsm) -> None:
-    server = _Server(tsm)
+class _Answers(Protocol):
+    def answer(self, message: bytes) -> bytes | None: ...
+
+
+def serve(device: int, server: _Answers) -> None:
+    """Answer what comes from a FUSE device until it is unmounted."""
     while True:
         try:
             message = os.read(device, (1 << 17) + 8192)
@@ -250,7 +255,7 @@ def _serve(device: int, tsm: Tsm) -> None:
                 os.write(device, answer)
 
 
-def _mounted() -> tuple[int, int]:
+def mounted() -> tuple[int, int]:
     """A FUSE device and its file system, mounted nowhere; of a user namespace, unless this is root. Skips where there is none."""
     mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, other:
@@ -271,7 +276,7 @@ def _mounted() -> tuple[int, int]:
         message, descriptors, _, _ = socket.recv_fds(mine, 256, 2)
         os.waitpid(pid, 0)
     if message != b"mounted":
-        pytest.skip(f"NO FUSE HERE, SO NO STAND-IN FOR configfs: {message.decode()}")
+        pytest.skip(f"NO FUSE HERE, SO NO STAND-IN FOR THE KERNEL'S FILES: {message.decode()}")
     return descriptors[0], descriptors[1]
 
 
@@ -280,8 +285,8 @@ def served(tsm: Tsm) -> Iterator[str]:
     """The path at which it is to be found; its folder `report`, that is."""
     if sys.platform != "linux":
         pytest.skip("NO FUSE HERE, SO NO STAND-IN FOR configfs")
-    device, folder = _mounted()
-    thread = threading.Thread(target=_serve, args=(device, tsm), daemon=True)
+    device, folder = mounted()
+    thread = threading.Thread(target=serve, args=(device, _Server(tsm)), daemon=True)
     thread.start()
     try:
         yield f"/proc/self/fd/{folder}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,24 +15,13 @@ from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
-from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.runtime.process.supervisor.guest_process import GuestWithin, Program
 from adyton.runtime.process.supervisor.proving import simulated
 from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
 MEASUREMENT = "sha256:" + "0" * 64  # of no image
 SIGNER = MEASUREMENT  # nobody
-
-
-@dataclass
-class _GuestThreads:
-    control: socket.socket
-    fuse: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-    pidfd: int | None = None
-    pid: int = 0
-    shared: int | None = None
 
 
 def launch(application: TrustedApplication) -> socket.socket:
@@ -70,7 +58,7 @@ def launch(application: TrustedApplication) -> socket.socket:
     program = Program(entry="application", entries=[], debug=True)
     # What is tested may seal to its signer, which there is none of.
     sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
-    guest_side = _GuestThreads(control)
+    guest_side = GuestWithin(control)
     supervisor = Supervisor(
         relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealing=sealing
     )

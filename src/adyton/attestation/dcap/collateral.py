@@ -40,8 +40,8 @@ class _Answer(msgspec.Struct, frozen=True):
     """Of PCS: an object and its signature, in hex."""
 
     signature: str
-    tcbInfo: msgspec.Raw | None = None  # noqa: N815 - Intel's names
-    enclaveIdentity: msgspec.Raw | None = None  # noqa: N815
+    tcbInfo: msgspec.Raw = msgspec.Raw()  # noqa: N815 - Intel's names. (With "| None" msgspec takes nothing but null.)
+    enclaveIdentity: msgspec.Raw = msgspec.Raw()  # noqa: N815
 
 
 class _Together(msgspec.Struct, frozen=True):
@@ -106,7 +106,7 @@ def _documents(collateral: Collateral) -> Iterator[_Document]:
 
 def _of_answer(found: Any) -> Iterator[_Document]:
     for raw in (found.tcbInfo, found.enclaveIdentity):
-        if raw is not None:
+        if bytes(raw):
             yield _document(bytes(raw).decode(), found.signature)
 
 

@@ -32,7 +32,10 @@ class SealedLoading:
     def open(self, path: str, then: Callable[[], None], refuse: Callable[[str, RaisedKind], None]) -> None:
         """Go on with `then` when they are open, or there are none; what is wrong with them ends the load. `path`: the client's place for them, or ""."""
         if self._requests is None:
-            then()
+            if path:
+                refuse("sealed files are not to be had on this platform: leave out --sealed", "state")
+            else:
+                then()
             return
         where = path or self._container
         if where is None or self._keys is None:
