@@ -36,7 +36,7 @@ HERE = "/run/attestation"  # where the programs find the mount of `Attestation`
 STAND_IN = "mrenclave"  # the file by which gramine-sgx says there what a process is measured as
 # fmt: off
 LACKING = (
-    "bpf", "close_range", "copy_file_range", "fanotify_init", "inotify_add_watch", "inotify_init1", "io_uring_setup",
+    "bpf", "clone3", "close_range", "copy_file_range", "fanotify_init", "inotify_add_watch", "inotify_init1", "io_uring_setup",
     "kcmp", "landlock_create_ruleset", "linkat", "membarrier", "memfd_create", "mount", "move_mount", "open_tree",
     "perf_event_open", "personality", "pidfd_getfd", "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl",
     "process_vm_readv", "ptrace", "renameat2", "seccomp", "setns", "setxattr", "signalfd4", "splice", "statx",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ import pytest
 from fake_gramine import Attestation, install, mrenclave, served
 from fake_intel import Intel
 from parties import descendants, gone
-from sgx_server import needs_root, server
+from sgx_server import ROOT, needs_root, server, start_there
 
 import adyton
 from adyton.errors import (
@@ -26,7 +27,6 @@ from adyton.errors import (
     EnclaveError,
     ExpectationError,
     ImageError,
-    IntegrityError,
     PlatformError,
 )
 from adyton.image.oci import Image
@@ -192,10 +192,29 @@ def measured(gramine, tmp_path_factory) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def there(attestation, gramine) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def mount(attestation) -> Iterator[int]:
+    with served(attestation) as mount:
+        yield mount
+
+
+@pytest.fixture(scope="module")
+def there(mount, gramine) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server and its URL."""
-    with served(attestation) as mount, server(mount, gramine[0]) as started:
+    with server(mount, gramine[0]) as started:
         yield started
+
+
+@pytest.fixture
+def run(mount, gramine, intel, collateral):
+    """`adyton ARGUMENTS` on such a machine: exit status and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        trusted = {ROOT: intel.root.hex(), "ADYTON_COLLATERAL": collateral}
+        with start_there(mount, gramine[0], *arguments, **trusted) as process:
+            out, err = process.communicate(timeout=100)
+        return process.returncode, out, err
+
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -299,12 +318,12 @@ def test_what_is_sealed_opens_in_another_start_of_it_and_nowhere_else(load, work
         assert b"kept" not in sealed
     with load() as enclave:
         assert enclave.call("unseal", sealed) == b"kept"
-        with pytest.raises(IntegrityError):
+        with pytest.raises(EnclaveError, match="IntegrityError"):
             enclave.call("unseal", sealed[:-1] + bytes([sealed[-1] ^ 1]))
     (workplace / "prog.py").write_text(PROGRAM + "\n")
     changed = {**expected, "runtime": [measured(str(workplace / "prog.py"))]}
     assert changed != expected
-    with load(expect=changed) as other, pytest.raises(IntegrityError, match="only that image opens it"):
+    with load(expect=changed) as other, pytest.raises(EnclaveError, match="only that image opens it"):
         other.call("unseal", sealed)
 
 
@@ -383,12 +402,12 @@ def test_what_there_is_not_is_an_error_that_says_so(enclave, entry, arguments):
     assert enclave.call("double", 4) == 8
 
 
-def test_a_file_of_the_client_is_not_there_whatever_the_policy(load, program):
-    with load(allow_read=[program]) as enclave:
+def test_a_file_of_the_client_is_not_there_whatever_the_policy(load):
+    with load(allow_read=["/var"]) as enclave:
         with pytest.raises(OSError, match="files of the client are not to be had") as caught:
-            enclave.call("read", program)
+            enclave.call("read", "/var/file")
         assert caught.value.errno == errno.ENOSYS
-        assert not enclave.call("there", program)
+        assert not enclave.call("there", "/var")
 
 
 def test_it_has_files_of_its_own_in_its_memory(enclave):
@@ -438,7 +457,7 @@ def test_its_process_is_gone_when_it_is_closed(load, processes):
 def test_its_process_is_gone_when_its_program_ends_it(load, processes):
     enclave = load()
     (pid,) = processes()
-    with pytest.raises(AdytonError, match="ended"):
+    with pytest.raises(AdytonError, match="enclave"):
         enclave.call("end", 3)
     assert not gone({pid})
     enclave.close()
@@ -448,7 +467,7 @@ def test_an_enclave_that_is_killed_is_the_end_of_its_session(load, processes):
     enclave = load()
     (pid,) = processes()
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(AdytonError, match="ended"):
+    with pytest.raises(AdytonError, match="enclave"):
         enclave.call("double", 1)
     enclave.close()
 
@@ -473,3 +492,27 @@ def test_a_server_whose_gramine_gives_no_quotes_refuses_loads(load, attestation,
     monkeypatch.setattr(attestation, "_kind", b"none")
     with pytest.raises(PlatformError, match="Gramine gives no quotes here"):
         load()
+
+
+# -- commands -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_on_this_machine_has_an_enclave_too(run, program, expected, workplace):
+    lists = "\n".join(f"{name} = {json.dumps(value)}" for name, value in expected.items())
+    (workplace / "policy.toml").write_text(f"[expect]\n{lists}\n")
+    status, out, err = run("call", program, "double", "21", "--platform", "sgx", "--policy", "policy.toml")
+    assert (status, out) == (0, "42\n"), err
+
+
+def test_the_doctor_says_that_it_has_not_met_hardware(run):
+    _, out, _ = run("doctor", "--json")
+    (found,) = [each for each in json.loads(out)["findings"] if each["name"] == "sgx"]
+    assert found["ok"]
+    assert "has not met hardware" in found["detail"]
+
+
+def test_a_key_that_gramine_does_not_take_is_said_before_anybody_waits(run, workplace):
+    (workplace / "key.pem").write_text("no key")
+    status, _, err = run("serve", "--port", "0", "--platform", "sgx", "--sgx-key", "key.pem")
+    assert status == 31
+    assert "gramine-sgx-sign failed" in err

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import socket
+import subprocess
 import threading
 import tomllib
 from collections import deque
@@ -23,10 +24,12 @@ from adyton.attestation import attesters
 from adyton.attestation.attesters import look
 from adyton.attestation.dcap import gramine
 from adyton.attestation.dcap.attest import Sgx
-from adyton.errors import LocalProtocolError, PlatformError, RemoteProtocolError
+from adyton.errors import ImageError, LocalProtocolError, PlatformError, RemoteProtocolError
 from adyton.handing_over import NAME_SIZE, accept, connect, hand_over
+from adyton.runtime.launch import LaunchRequest
 from adyton.runtime.sgx.application import lay_out, manifest
 from adyton.runtime.sgx.door import Admission, Door
+from adyton.runtime.sgx.launcher import _control, _order
 from adyton.runtime.sgx.order import hear, say
 from adyton.runtime.sgx.passing import Passing
 
@@ -459,3 +462,32 @@ def test_a_message_that_is_too_long_is_refused_before_it_is_taken():
         say(one, bytes(11))
         with pytest.raises(RemoteProtocolError, match="11 bytes; at most 10"):
             hear(other, 10)
+
+
+# -- starting ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:../../etc/passwd", "x" * 100])
+def test_what_is_no_digest_names_no_file(digest, tmp_path):
+    with pytest.raises(ImageError, match="is not a digest"):
+        _order(LaunchRequest(digest, [], "sgx"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("exit 3", "did not start"),
+        ("read x; echo no port", "did not start"),
+        ("echo 1", "did not start"),
+    ],
+)
+def test_a_gramine_that_does_not_start_is_an_error_and_nothing_is_left(program, says, tmp_path):
+    (tmp_path / "gramine-sgx").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "gramine-sgx").chmod(0o755)
+    before = set(os.listdir("/proc/self/fd"))
+    process = subprocess.Popen([str(tmp_path / "gramine-sgx")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with pytest.raises(PlatformError, match=says):
+        _control(process)
+    process.kill()
+    process.wait(10)
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -12,6 +12,7 @@ the enclave's own, and to the client: the standard streams that it was started w
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import socket
@@ -99,7 +100,7 @@ def serve(listener: socket.socket, control: socket.socket, order: Order, measure
         raise ImageError(f"this enclave is for the image {measurement}, and was handed {image.measurement}")
     check_image(image)
     identity = identity_of(image, "sgx")
-    prove = _by(open_attester("sgx"), identity)
+    prove = _by(open_attester("sgx"), identity, os.dup(2))
     sealing = Sealing(identity, open_root("sgx"))
     _unpack(image)
     entries = [each.name for each in image.manifest.entries]
@@ -147,14 +148,17 @@ def _guest() -> tuple[GuestWithin, Passing]:
     return GuestWithin(control, stdout, stderr), other
 
 
-def _by(attester: Attester, identity: EnclaveIdentity) -> Prove:
-    """Evidence is made on the supervisor's thread: a quote is a matter of milliseconds, and Gramine has one at a time made."""
+def _by(attester: Attester, identity: EnclaveIdentity, log: int) -> Prove:
+    """Evidence is made on the supervisor's thread: a quote is a matter of milliseconds, and Gramine has one at a time made. `log`: a descriptor
+    of the host's standard error, for why there is none."""
     image = ImageClaims.of(identity)
 
     def prove(_: Loop, wanted: EvidenceRequested, take: Callable[[bytes | None], None]) -> None:
         try:
             report = attester.report(wanted.report_data)
-        except PlatformError:
+        except PlatformError as error:
+            with contextlib.suppress(OSError):
+                os.write(log, f"adyton: no evidence for an enclave: {error.message}\n".encode())
             take(None)
             return
         take(seal("sgx", HardwareBody(report.report, image, list(report.certificates))))

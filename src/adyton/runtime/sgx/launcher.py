@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from adyton.attestation.dcap import gramine
+from adyton.crypto.digest import is_digest
 from adyton.errors import ImageError, PlatformError, RemoteProtocolError
 from adyton.image.layers import pieces_of
 from adyton.image.oci import Image
@@ -217,6 +218,8 @@ def _order(request: LaunchRequest, store: str) -> bytes:
         return pieces_of(f"{store}/blobs/sha256/{digest[7:]}", 0, size + 1)
 
     def small(digest: str) -> bytes:
+        if not is_digest(digest):
+            raise ImageError(f"{digest[:80]!r} is not a digest")
         return b"".join(pieces(digest, MAX_SMALL))
 
     oci = small(request.measurement)

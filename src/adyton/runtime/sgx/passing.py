@@ -45,8 +45,9 @@ class Passing(socket.socket):
         try:
             super().send(b"\0", flags | socket.MSG_NOSIGNAL)
         except BaseException:
-            self._sent.remove(packet)
-            _close(descriptors)
+            with contextlib.suppress(ValueError):  # the other end was being closed, and has closed them
+                self._sent.remove(packet)
+                _close(descriptors)
             raise
         return len(data)
 

@@ -46,6 +46,11 @@ def _address(sock: socket.socket, *_: Any) -> None:
         raise _not_here(_SOCKETS)
 
 
+def _sent(sock: socket.socket, address: Any) -> None:
+    if address is not None:
+        _address(sock)
+
+
 def _name(*_: Any) -> None:
     raise _not_here(_SOCKETS)
 
@@ -60,7 +65,8 @@ _REFUSED: dict[str, Callable[..., None]] = {
         ("open", "os.chdir", "os.listdir", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.truncate"), _opened
     ),
     **dict.fromkeys(("os.link", "os.rename", "os.symlink"), _renamed),
-    **dict.fromkeys(("socket.bind", "socket.connect", "socket.sendto"), _address),
+    **dict.fromkeys(("socket.bind", "socket.connect"), _address),
+    **dict.fromkeys(("socket.sendmsg", "socket.sendto"), _sent),
     **dict.fromkeys(
         ("socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname", "socket.getnameinfo"), _name
     ),
