@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dcap_qvl
 import pytest
+from bad_network import BadNetwork
 from fake_gramine import Attestation, install, mrenclave, served
 from fake_intel import Intel
 from parties import descendants, gone
@@ -192,25 +194,19 @@ def measured(gramine, tmp_path_factory) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def mount(attestation) -> Iterator[int]:
-    with served(attestation) as mount:
-        yield mount
-
-
-@pytest.fixture(scope="module")
-def there(mount, gramine) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def there(attestation, gramine) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server and its URL."""
-    with server(mount, gramine[0]) as started:
+    with served(attestation) as mount, server(mount, gramine[0]) as started:
         yield started
 
 
 @pytest.fixture
-def run(mount, gramine, intel, collateral):
+def run(attestation, gramine, intel, collateral):
     """`adyton ARGUMENTS` on such a machine: exit status and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         trusted = {ROOT: intel.root.hex(), "ADYTON_COLLATERAL": collateral}
-        with start_there(mount, gramine[0], *arguments, **trusted) as process:
+        with served(attestation) as mount, start_there(mount, gramine[0], *arguments, **trusted) as process:
             out, err = process.communicate(timeout=100)
         return process.returncode, out, err
 
@@ -460,7 +456,8 @@ def test_its_process_is_gone_when_its_program_ends_it(load, processes):
     with pytest.raises(AdytonError, match="enclave"):
         enclave.call("end", 3)
     assert not gone({pid})
-    enclave.close()
+    with suppress(AdytonError):
+        enclave.close()
 
 
 def test_an_enclave_that_is_killed_is_the_end_of_its_session(load, processes):
@@ -469,7 +466,8 @@ def test_an_enclave_that_is_killed_is_the_end_of_its_session(load, processes):
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(AdytonError, match="enclave"):
         enclave.call("double", 1)
-    enclave.close()
+    with suppress(AdytonError):
+        enclave.close()
 
 
 def test_two_enclaves_know_nothing_of_each_other(load):
@@ -492,6 +490,22 @@ def test_a_server_whose_gramine_gives_no_quotes_refuses_loads(load, attestation,
     monkeypatch.setattr(attestation, "_kind", b"none")
     with pytest.raises(PlatformError, match="Gramine gives no quotes here"):
         load()
+
+
+def test_a_lost_connection_is_made_again_and_attested_again(attestation, gramine, program, expected):
+    with served(attestation) as mount, start_there(mount, gramine[0], "proxy", "--listen", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        network = BadNetwork(int(process.stdout.readline().rpartition(":")[2]))
+        with closing(network):
+            url = f"grpc://127.0.0.1:{network.port}"
+            with adyton.load(program, on=url, platform="sgx", expect=expected) as enclave:
+                assert enclave.call("own_file", "before") == "before"
+                asked = len(attestation.asked)
+                for _ in range(3):
+                    assert network.cut()
+                    assert enclave.call("read", "/tmp/own") == "before"
+                assert len(attestation.asked) >= asked + 3
+        assert process.wait(30) == 0
 
 
 # -- commands -------------------------------------------------------------------------------------------------------------

@@ -27,9 +27,11 @@ from adyton.attestation.dcap.attest import Sgx
 from adyton.errors import ImageError, LocalProtocolError, PlatformError, RemoteProtocolError
 from adyton.handing_over import NAME_SIZE, accept, connect, hand_over
 from adyton.runtime.launch import LaunchRequest
+from adyton.runtime.process import namespaces
+from adyton.runtime.sgx import launcher
 from adyton.runtime.sgx.application import lay_out, manifest
 from adyton.runtime.sgx.door import Admission, Door
-from adyton.runtime.sgx.launcher import _control, _order
+from adyton.runtime.sgx.launcher import Gramine, _control, _order
 from adyton.runtime.sgx.order import hear, say
 from adyton.runtime.sgx.passing import Passing
 
@@ -491,3 +493,31 @@ def test_a_gramine_that_does_not_start_is_an_error_and_nothing_is_left(program, 
     process.kill()
     process.wait(10)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no user ids to give")
+def test_as_root_each_enclave_has_a_user_id_of_its_own(own_temporary_directory, monkeypatch):
+    folder = Path(own_temporary_directory)
+    folder.chmod(0o777)
+    (folder / "gramine-sgx").write_text('#!/bin/sh\nid -u > uid-$$; id -G > groups-$$; echo "$1" > name-$$\n')
+    (folder / "gramine-sgx").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(launcher, "_order", lambda *_: b"")
+    monkeypatch.setattr(Gramine, "_sign", lambda *_: "sha256:" + "2" * 64)
+    monkeypatch.setattr(Gramine, "_runtime_directory", lambda *_: "")
+    monkeypatch.setattr(launcher, "lay_out", lambda *_: {})
+    monkeypatch.setattr(gramine, "check", lambda: None)
+    started = Gramine(str(folder / "sgx"))
+    (folder / "sgx").chmod(0o777)
+    for _ in range(2):
+        with pytest.raises(PlatformError, match="did not start"):
+            started.launch(LaunchRequest(IMAGE, [], "sgx"), "")
+    uids, groups, names = (
+        [path.read_text().strip() for path in sorted((folder / "sgx").glob(f"{kind}-*"))]
+        for kind in ("uid", "groups", "name")
+    )
+    assert len(set(uids)) == 2
+    assert all(int(each) >= namespaces.UID_BASE for each in uids)
+    assert groups == uids
+    assert names == [f"adyton-{IMAGE[7:]}"] * 2
+    assert (folder / "sgx" / "key.pem").stat().st_mode & 0o777 == 0o600

@@ -50,6 +50,10 @@ class Admission:
         self._waiting[name] = connection
         return False, dropped
 
+    def left(self) -> list[object]:
+        """Those that have not been let in, and are not going to be."""
+        return list(self._waiting.values())
+
 
 class Door:
     """Owns the three sockets. `supervisor`: where connections are handed over; its end is the enclave's."""
@@ -63,7 +67,8 @@ class Door:
 
     def run(self) -> None:
         """Until the control socket ends."""
-        with self._listener, self._control, self._supervisor:
+        with self._listener, self._control, self._supervisor, contextlib.ExitStack() as others:
+            others.callback(self._close_others)
             poller = select.poll()
             poller.register(self._listener, select.POLLIN)
             poller.register(self._control, select.POLLIN)
@@ -77,6 +82,11 @@ class Door:
                     elif descriptor in self._silent:
                         poller.unregister(descriptor)
                         self._said(self._silent.pop(descriptor))
+
+    def _close_others(self) -> None:
+        for each in (*self._silent.values(), *self._admission.left()):
+            assert isinstance(each, socket.socket)
+            each.close()
 
     def _told(self) -> bool:
         try:

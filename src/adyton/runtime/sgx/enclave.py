@@ -23,7 +23,7 @@ from typing import NoReturn
 import msgspec
 
 from adyton.allocator import keep_freed_memory
-from adyton.attestation.attesters import open_attester
+from adyton.attestation.dcap.attest import Sgx
 from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.attestation.hardware import Attester
 from adyton.attestation.identity import EnclaveIdentity
@@ -100,7 +100,7 @@ def serve(listener: socket.socket, control: socket.socket, order: Order, measure
         raise ImageError(f"this enclave is for the image {measurement}, and was handed {image.measurement}")
     check_image(image)
     identity = identity_of(image, "sgx")
-    prove = _by(open_attester("sgx"), identity, os.dup(2))
+    prove = _by(Sgx(), identity, os.dup(2))
     sealing = Sealing(identity, open_root("sgx"))
     _unpack(image)
     entries = [each.name for each in image.manifest.entries]

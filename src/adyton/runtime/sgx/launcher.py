@@ -77,11 +77,11 @@ class Gramine:
                 )
         return name
 
-    def _write(self, name: str, data: bytes) -> str:
+    def _write(self, name: str, data: bytes, mode: int = 0o644) -> str:
         path = f"{self._folder}/{name}"
         with open(path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(data)
-        os.chmod(path, 0o644)
+        os.chmod(path, mode)
         return path
 
     def _runtime_directory(self) -> str:
@@ -99,9 +99,7 @@ class Gramine:
         pem = rsa.generate_private_key(3, 3072).private_bytes(
             Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()
         )
-        path = self._write("key.pem", pem)
-        os.chmod(path, 0o600)
-        return path
+        return self._write("key.pem", pem, 0o600)
 
     def _sign(self, name: str, text: str) -> str:
         """What its enclaves are measured as."""
@@ -186,7 +184,7 @@ def _control(process: subprocess.Popen[bytes]) -> socket.socket:
     assert process.stdin is not None
     assert process.stdout is not None
     token = secrets.token_bytes(TOKEN_SIZE)
-    with process.stdin, process.stdout, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), process.stdin, process.stdout:
         process.stdin.write(token)
         process.stdin.flush()
         port = _line(process.stdout.fileno())
