@@ -22,6 +22,7 @@ from target_attestation import (
 )
 from target_broker import broker_log, broker_message, guest_question
 from target_client_files import host_call
+from target_door import door
 from target_enclave_files import file_server, host_call_result
 from target_images import image_file, image_parts, layer, manifest, signature, upload
 from target_platforms import host_certificates
@@ -77,6 +78,7 @@ TARGETS: Mapping[str, Target] = {
     "client-session": Target(functools.partial(session, Side.CLIENT), (RemoteProtocolError, ResourceLimitError)),
     "enclave-session": Target(functools.partial(session, Side.ENCLAVE), (RemoteProtocolError, ResourceLimitError)),
     "joining": Target(joining, (RemoteProtocolError,)),
+    "door": Target(door, ()),
     "stream": Target(stream, (RemoteProtocolError,)),
     "message": Target(message, (RemoteProtocolError, UsageError)),
     "client-channel": Target(client_channel, (RemoteProtocolError,)),

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
@@ -235,8 +236,12 @@ class _Server:
         return answers.Attr(node, 0, 0, 0, 0, 0, mode, 1 if attribute else 2, os.geteuid(), os.getegid())
 
 
-def _serve(device: int, tsm: Tsm) -> None:
-    server = _Server(tsm)
+class _Answers(Protocol):
+    def answer(self, message: bytes) -> bytes | None: ...
+
+
+def serve(device: int, server: _Answers) -> None:
+    """Answer what comes from a FUSE device until it is unmounted."""
     while True:
         try:
             message = os.read(device, (1 << 17) + 8192)
@@ -278,7 +283,7 @@ def mounted(fuse: Callable[[int, int], int] = mounts.fuse) -> tuple[int, int]:
 @contextmanager
 def served(tsm: Tsm) -> Iterator[str]:
     """The path at which it is to be found; its folder `report`, that is."""
-    with serving(lambda device: _serve(device, tsm)) as path:
+    with serving(lambda device: serve(device, _Server(tsm))) as path:
         yield path
 
 

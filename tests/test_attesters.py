@@ -114,7 +114,11 @@ def test_a_platform_whose_library_is_missing_says_what_to_install(rows, monkeypa
     assert "nowhere is missing: install adyton[" in look("nitro").detail
 
 
-def test_an_enclave_of_sgx_is_refused_with_the_reason(monkeypatch):
+def test_what_is_met_inside_of_enclaves_only_is_looked_for_where_it_says(monkeypatch):
+    asked = []
     monkeypatch.setattr(attesters.os.path, "exists", lambda _path: True)
-    with pytest.raises(PlatformError, match="needs a whole Linux"):
+    monkeypatch.setattr("adyton.attestation.dcap.gramine.check", lambda: asked.append(1))
+    assert look("sgx").here
+    assert asked
+    with pytest.raises(PlatformError, match="is this an SGX enclave under Gramine"):
         open_attester("sgx")

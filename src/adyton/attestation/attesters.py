@@ -15,8 +15,9 @@ from adyton.errors import PlatformError
 
 
 class Row(NamedTuple):
-    """`attester`: "module:what opens it", relative to this package; "": there is none, and `lacking` says why. `device`: without it this is not such a place, a
-    `place`. `extra`: of adyton, without which it cannot be asked. `automatic`: taken where nobody names a platform. `met`: how far it was tried."""
+    """`attester`: "module:what opens it", relative to this package. `device`: without it this is not such a place, a `place`. `extra`: of adyton, without
+    which it cannot be asked. `automatic`: taken where nobody names a platform. `met`: how far it was tried. `outside`: "module:function" that raises
+    PlatformError where no enclave can be started; "": the attester is opened, to see whether it works, as it is in no enclave itself."""
 
     attester: str
     device: str
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     met: str
     extra: str = ""
     automatic: bool = True
-    lacking: str = ""
+    outside: str = ""
 
 
 _STAND_IN = "has not met hardware: tried with a stand-in for its kernel interface"
@@ -39,8 +40,10 @@ ROWS: Mapping[Platform, Row] = {
         automatic=False,  # it proves what was booted, and does not keep the machine's owner out
     ),
     "sgx": Row(
-        *("", "/dev/sgx_enclave", "a machine with Intel SGX", "has not met hardware"),
-        lacking="evidence of SGX enclaves is verified, but none can be started: the process runtime needs a whole Linux inside (docs/platforms.md)",
+        *("dcap.attest:Sgx", "/dev/sgx_enclave", "a machine with Intel SGX"),
+        "has not met hardware: tried with a stand-in for Gramine; programs have no files or sockets of the client, and no sandbox",
+        automatic=False,  # which most programs need
+        outside="dcap.gramine:check",
     ),
 }
 
@@ -50,12 +53,8 @@ def open_attester(platform: Platform) -> Attester:
     row = ROWS.get(platform)
     if row is None:
         raise PlatformError(f"platform {platform} has no hardware that could be asked for a report")
-    if not row.attester:
-        raise PlatformError(row.lacking if os.path.exists(row.device) else _absent(row))
-    module, _, name = row.attester.partition(":")
     try:
-        opened = operator.attrgetter(name)(importlib.import_module(f"{__package__}.{module}"))
-        return cast("Callable[[], Attester]", opened)()
+        return cast("Callable[[], Attester]", _named(row.attester))()
     except ImportError as error:
         if not os.path.exists(row.device):
             raise PlatformError(_absent(row)) from error
@@ -65,6 +64,11 @@ def open_attester(platform: Platform) -> Attester:
         if os.path.exists(row.device):
             raise
         raise PlatformError(_absent(row)) from error
+
+
+def _named(what: str) -> Callable[[], object]:
+    module, _, name = what.partition(":")
+    return cast("Callable[[], object]", operator.attrgetter(name)(importlib.import_module(f"{__package__}.{module}")))
 
 
 def _absent(row: Row) -> str:
@@ -79,14 +83,17 @@ class Look(NamedTuple):
 
 
 def look(platform: Platform) -> Look:
-    """Opens it, and closes it again: nothing less says that it works."""
+    """Opens it, and closes it again: nothing less says that it works; but for a platform that is met inside of enclaves only."""
     if platform == "sim":
         return Look(here=True, detail="simulated enclaves, which prove nothing: NOT CONFIDENTIAL")
+    row = ROWS[platform]
     try:
-        open_attester(platform).close()
+        if row.outside:
+            _named(row.outside)()
+        else:
+            open_attester(platform).close()
     except PlatformError as error:
         return Look(here=False, detail=error.message)
-    row = ROWS[platform]
     return Look(here=True, detail=f"{row.place} ({row.met})")
 
 

@@ -1,6 +1,6 @@
 """What every platform's attester is: it asks the hardware for a report over 64 bytes, and has what helps to verify that.
 
-The classes are `sev_snp.attest.SevSnp`, `dcap.attest.Tdx`, `nitro.attest.Nitro` and `tpm.attest.Tpm`; which there are for a platform says `attesters`.
+The classes are `sev_snp.attest.SevSnp`, `dcap.attest.Tdx` and `Sgx`, `nitro.attest.Nitro` and `tpm.attest.Tpm`; which there are for a platform says `attesters`.
 """
 
 from __future__ import annotations

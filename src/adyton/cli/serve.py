@@ -46,6 +46,11 @@ def _command(text: str) -> str:
 @option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
 @option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
+@option(
+    "--sgx-key",
+    metavar="FILE",
+    help="The key that gramine-sgx-sign signs enclaves of SGX with (MRSIGNER). Default: a new one, since nothing asks for it.",
+)
 @sealed_directory_option()
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @option(
@@ -62,6 +67,7 @@ def command(
     port: int,
     platform: str,
     proxy_ports: str | None,
+    sgx_key: str | None,
     sealed_directory: str | None,
     temporary_directory: str | None,
     remote_proxy: str,
@@ -94,6 +100,7 @@ def command(
             proxy_ports=_ports(proxy_ports),
             temporary_directory=temporary_directory,
             sealed_directory=sealed_directory,
+            sgx_key=sgx_key,
             tls=tls,
             token=read_token(token_file),
             insecure=insecure,

@@ -40,6 +40,7 @@ class ServerOptions:
     grace: float = GRACE_SECONDS
     platform: Platform = "sim"  # of all its enclaves
     sealed_directory: str | None = None
+    sgx_key: str | None = None
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
@@ -71,7 +72,9 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         tls = options.tls
         files = [path for path in (tls.cert, tls.key, tls.ca) if path is not None] if tls else []
         settings = RelaySettings(host, options.proxy_ports or (0, 0), files, options.remote_proxy, options.grace)
-        spawner = stack.enter_context(contextlib.closing(Spawner(directory, settings, on_end=lambda: stop.set(b"e"))))
+        sgx_key = options.sgx_key or "" if options.platform == "sgx" else None
+        spawner = Spawner(directory, settings, on_end=lambda: stop.set(b"e"), sgx_key=sgx_key)
+        stack.enter_context(contextlib.closing(spawner))
 
         from adyton.provision.service import Order, ProvisionService, only  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server

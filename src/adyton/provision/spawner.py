@@ -1,7 +1,8 @@
 """The provision server's helper that starts processes: it never imports grpc, and is exec'd before the server does.
 
 Its only peer is the provision server, over a SEQPACKET socket; when that closes, everything it started ends.
-`python -m adyton.provision.spawner DESCRIPTOR STORE SETTINGS`, the last RelaySettings in JSON
+`python -m adyton.provision.spawner DESCRIPTOR STORE SETTINGS [KEY]`, SETTINGS being RelaySettings in JSON; KEY, which may be "": enclaves are those of
+SGX, see `Zygote.gramine`
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ class Spawner:
         settings: RelaySettings = RelaySettings(),  # noqa: B008 - frozen
         *,
         on_end: Callable[[], None] = lambda: None,
+        sgx_key: str | None = None,
     ) -> None:
-        """`settings`: of the processes with its enclaves' relays. PlatformError: no sandbox here.
+        """`settings`: of the processes with its enclaves' relays. `sgx_key`: see `Zygote.gramine`; None: no enclave is one of SGX. PlatformError: no sandbox here.
 
         `on_end` is called, from another thread, when the spawner has ended, by itself or by `close`.
         """
@@ -128,6 +130,7 @@ class Spawner:
                     str(other.fileno()),
                     store,
                     msgspec.json.encode(settings).decode(),
+                    *([] if sgx_key is None else [sgx_key]),
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(other.fileno(),),
@@ -258,7 +261,7 @@ def _granted(answer: Any, kind: type[_T]) -> _T:
     return answer
 
 
-def main(descriptor: int, store: str, settings: RelaySettings) -> None:
+def main(descriptor: int, store: str, settings: RelaySettings, sgx_key: str | None = None) -> None:
     """The spawner process."""
     from adyton.runtime.launch import Zygote
 
@@ -270,6 +273,8 @@ def main(descriptor: int, store: str, settings: RelaySettings) -> None:
     os.set_inheritable(descriptor, False)
     try:
         zygote = Zygote.start(store)
+        if sgx_key is not None:
+            zygote.gramine(sgx_key)  # what does not work is found out before anybody waits for it
     except AdytonError as error:
         with contextlib.suppress(OSError):  # the server is gone
             control.send(msgspec.msgpack.encode(Started(error.message)))
@@ -452,4 +457,4 @@ def _start(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], msgspec.json.decode(sys.argv[3], type=RelaySettings))
+    main(int(sys.argv[1]), sys.argv[2], msgspec.json.decode(sys.argv[3], type=RelaySettings), *sys.argv[4:])

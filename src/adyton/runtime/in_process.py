@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
-from adyton.runtime.process.supervisor.guest_process import Program
+from adyton.runtime.process.supervisor.guest_process import GuestWithin, Program
 from adyton.runtime.process.supervisor.proving import simulated
 from adyton.runtime.process.supervisor.sealed_loading import SealedSettings
 from adyton.runtime.process.supervisor.serve import Supervisor
@@ -24,17 +23,6 @@ from adyton.trusted.application import TrustedApplication
 
 MEASUREMENT = "sha256:" + "0" * 64  # of no image
 SIGNER = MEASUREMENT  # nobody
-
-
-@dataclass
-class _GuestThreads:
-    control: socket.socket
-    fuse: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-    pidfd: int | None = None
-    pid: int = 0
-    shared: int | None = None
 
 
 def launch(application: TrustedApplication) -> socket.socket:
@@ -72,7 +60,7 @@ def launch(application: TrustedApplication) -> socket.socket:
     # What is tested may seal to its signer, which there is none of.
     sealed_to = msgspec.structs.replace(identity, signer=SIGNER)
     sealing = Sealing(sealed_to, RootKeys(sealed_to, SimulatedRoot()))
-    guest_side = _GuestThreads(control)
+    guest_side = GuestWithin(control)
     supervisor = Supervisor(
         relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealed=SealedSettings(sealing)
     )

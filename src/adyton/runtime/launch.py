@@ -34,6 +34,7 @@ from adyton.runtime.process.sealed_container import SealedFile, sealed_place
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
+    from adyton.runtime.sgx.launcher import Gramine
     from adyton.trusted.application import TrustedApplication
 
 __all__ = ["SUPERVISOR", "Enclave", "LaunchRequest", "Zygote", "launch_in_process", "sealed_place"]
@@ -105,16 +106,19 @@ def launch_in_process(application: TrustedApplication) -> socket.socket:
 
 
 class Zygote:
-    """The owner of one zygote process. Thread-safe."""
+    """The owner of one zygote process, and of what starts enclaves of SGX, which are no children of it. Thread-safe."""
 
-    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes], store: str) -> None:
         """Use `start`."""
         self._control = control
         self._process = process
+        self._store = store
         self._lock = threading.Lock()
         self._closed = False
         self._attesters: dict[Platform, AttesterProcess] = {}
         self._attesters_lock = threading.Lock()
+        self._gramine: Gramine | None = None
+        self._gramine_lock = threading.Lock()
 
     @classmethod
     def start(cls, store: str, *, supervisor: str = SUPERVISOR, additions: Mapping[str, str] | None = None) -> Self:
@@ -140,12 +144,12 @@ class Zygote:
                 cwd="/",
                 start_new_session=True,
             )
-        self = cls(control, process)
+        self = cls(control, process, store)
         _compile(plan)
         try:
             first = _receive(control, lambda: stopped(process.pid))
             if first != zygote.READY:
-                raise _reason(first, "the zygote ended before it was ready")
+                raise reason_of(first, "the zygote ended before it was ready")
         except AdytonError as error:
             self.close()
             raise _with_findings(error) from error
@@ -156,6 +160,8 @@ class Zygote:
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
+        if request.platform == "sgx":
+            return self.gramine().launch(request, self._store)
         attached = dict[Attached, int](sealed.items())
         if request.platform != "sim":
             attached["attester"] = self._attester(request.platform).asking.fileno()
@@ -176,6 +182,15 @@ class Zygote:
                 enclave.close()
                 raise
         return enclave
+
+    def gramine(self, key: str = "") -> Gramine:
+        """What starts enclaves of SGX; made when it is first asked for, in a folder in the blob store's. `key`: see there. PlatformError."""
+        from adyton.runtime.sgx.launcher import Gramine
+
+        with self._gramine_lock:
+            if self._gramine is None:
+                self._gramine = Gramine(os.path.join(self._store, "sgx"), key)
+            return self._gramine
 
     def _attester(self, platform: Platform) -> AttesterProcess:
         """Started when the first enclave needs it, or another has ended. PlatformError."""
@@ -215,7 +230,7 @@ class Zygote:
             elif message == zygote.READY:
                 ready = True
             else:
-                raise _reason(message, "the zygote or the enclave's supervisor ended before it was ready")
+                raise reason_of(message, "the zygote or the enclave's supervisor ended before it was ready")
 
     def wait(self) -> None:
         """Until it has ended, by `close` or by itself."""
@@ -282,7 +297,7 @@ def _receive(sock: socket.socket, stands_still: Callable[[], bool]) -> bytes:
     return message
 
 
-def _reason(message: bytes, otherwise: str) -> AdytonError:
+def reason_of(message: bytes, otherwise: str) -> AdytonError:
     """What FAILED says; the text `otherwise` for the end of the socket."""
     if not message.startswith(zygote.FAILED):
         return PlatformError(f"{otherwise}: see its messages on standard error")

@@ -46,7 +46,7 @@ class _Answer(msgspec.Struct, frozen=True):
     """Of PCS: an object and its signature, in hex."""
 
     signature: str
-    tcbInfo: msgspec.Raw = msgspec.Raw()  # noqa: N815 - Intel's names
+    tcbInfo: msgspec.Raw = msgspec.Raw()  # noqa: N815 - Intel's names. (With "| None" msgspec takes nothing but null.)
     enclaveIdentity: msgspec.Raw = msgspec.Raw()  # noqa: N815
 
 

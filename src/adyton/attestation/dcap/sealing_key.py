@@ -10,29 +10,13 @@ Not met hardware yet: tested against a stand-in of Gramine's files.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
+from adyton.attestation.dcap.gramine import FOLDER, Read, Write, read, write
 from adyton.errors import IntegrityError, PlatformError
 
-FOLDER = "/dev/attestation"
 _KEY = "keys/_sgx_mrenclave"
 _KEY_SIZE = 16  # bytes
 _REPORT_SIZE = 432  # bytes of an EREPORT
 _CPU_SVN, _ISV_SVN = slice(0, 16), slice(258, 260)  # SDM 3D, REPORT
-
-Read = Callable[[str], bytes]  # below FOLDER; OSError
-Write = Callable[[str, bytes], None]
-
-
-def _read(name: str) -> bytes:
-    with open(os.path.join(FOLDER, name), "rb") as file:
-        return file.read(1 << 12)
-
-
-def _write(name: str, data: bytes) -> None:
-    with open(os.path.join(FOLDER, name), "wb") as file:
-        file.write(data)
 
 
 class GramineRoot:
@@ -43,7 +27,7 @@ class GramineRoot:
         self.tcb = tcb
 
     @classmethod
-    def open(cls, read: Read = _read, write: Write = _write) -> GramineRoot:
+    def open(cls, read: Read = read, write: Write = write) -> GramineRoot:
         """PlatformError: this is no SGX enclave under Gramine. Not while another thread makes reports: the files are the process's."""
         try:
             write("target_info", read("my_target_info"))

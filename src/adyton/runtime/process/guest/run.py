@@ -69,7 +69,9 @@ class _GoneError(ConnectionError):
 class Guest:
     """All that runs in one guest. `control`: SEQPACKET socket to the supervisor; the first LINK on it is the main thread's."""
 
-    def __init__(self, control: socket.socket, prepare: Prepare, find: Find) -> None:
+    def __init__(
+        self, control: socket.socket, prepare: Prepare, find: Find, sealer: sealing.Sealer | None = None
+    ) -> None:
         self._control = control
         self._prepare = prepare
         self._find = find
@@ -80,7 +82,7 @@ class Guest:
         self._caller: callers.Caller | None = None
         self._calls = Calls()
         self._asker = SupervisorAsker(control)
-        self._sealer = SupervisorSealer(control)
+        self._sealer = sealer or SupervisorSealer(control)
         self._prover = SupervisorProver(control)
         self._forked = False
 
@@ -402,10 +404,13 @@ def _drop_output(streams: Streams) -> None:
             os.close(null)
 
 
-def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) -> None:
+def main(
+    control: socket.socket, finish: Callable[[bool, str, str], list[str]], sealer: sealing.Sealer | None = None
+) -> None:
     """Run a guest process until its supervisor ends it.
 
-    `finish(mount /tmp?, working directory, host name)` completes the sandbox and returns warnings; afterwards nothing can be undone.
+    `finish(mount /tmp?, working directory, host name)` completes the sandbox and returns warnings; afterwards nothing can be undone. `sealer`: in
+    place of the supervisor's sockets.
     """
 
     def prepare(load: GuestLoad) -> list[str]:
@@ -437,7 +442,7 @@ def main(control: socket.socket, finish: Callable[[bool, str, str], list[str]]) 
             sys.path.insert(place, _PACKAGES)
         return warnings
 
-    guest = Guest(control, prepare, find)
+    guest = Guest(control, prepare, find, sealer)
     guest.connect(whole_process=True)
     os.register_at_fork(after_in_child=guest.forked)
     guest.main()

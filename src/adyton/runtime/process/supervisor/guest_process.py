@@ -34,6 +34,19 @@ class GuestProcess(Protocol):
     def shared(self) -> int | None: ...
 
 
+@dataclass
+class GuestWithin:
+    """A guest on threads of this process; see GuestProcess."""
+
+    control: socket.socket
+    stdout: int | None = None
+    stderr: int | None = None
+    fuse: int | None = None
+    pidfd: int | None = None
+    pid: int = 0
+    shared: int | None = None
+
+
 def kill(pidfd: int) -> None:
     """A guest; nothing if it has ended."""
     with suppress(ProcessLookupError):

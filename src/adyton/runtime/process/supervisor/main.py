@@ -159,6 +159,12 @@ def read_image(request: LaunchRequest) -> Image:
     manifest = _blob(request.measurement, MAX_SMALL)
     signatures = [_blob(digest, MAX_SMALL) for digest in request.signatures]
     image = Image.from_store(manifest, _pieces, signatures)
+    check_image(image)
+    return image
+
+
+def check_image(image: Image) -> None:
+    """PlatformError: it does not run here."""
     have = spell_python(this_python())
     if not image.manifest.runs_on_python(this_python()):
         raise PlatformError(
@@ -176,7 +182,6 @@ def read_image(request: LaunchRequest) -> Image:
         raise PlatformError(
             f"the image wants runtime {image.manifest.runtime} with ABI {image.manifest.abi}; this server has process with {ABI}"
         )
-    return image
 
 
 def _path(digest: str) -> str:

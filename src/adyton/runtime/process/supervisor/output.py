@@ -68,12 +68,16 @@ class Output:
                 os.set_blocking(pipe, False)
                 self._poller.register(pipe, select.POLLIN)
 
-    def start(self) -> None:
-        """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin. PlatformError."""
+    def start(self, *, apart: bool = True) -> None:
+        """Begin to read, in a thread: before the process's filter is installed, which lets no more threads begin. PlatformError.
+
+        `apart`: with a table of its own; it needs none where this process serves no files.
+        """
         if self._pipes:
-            apart = Apart("the enclave's output cannot be read")
-            threading.Thread(target=self._run, args=(apart,), name="adyton-output", daemon=True).start()
-            apart.wait()
+            told = Apart("the enclave's output cannot be read") if apart else None
+            threading.Thread(target=self._run, args=(told,), name="adyton-output", daemon=True).start()
+            if told is not None:
+                told.wait()
 
     def begin(self) -> None:
         """Pass on from now on."""
@@ -184,14 +188,17 @@ class Output:
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
-    def _run(self, apart: Apart) -> None:
+    def _run(self, told: Apart | None) -> None:
         try:
-            keep_only([*self._pipes, self._waker, self._resumed])
+            if told is not None:
+                keep_only([*self._pipes, self._waker, self._resumed])
             ready = select.epoll()
         except BaseException:
-            apart.tell(apart=False)
+            if told is not None:
+                told.tell(apart=False)
             raise
-        apart.tell(apart=True)
+        if told is not None:
+            told.tell(apart=True)
         # Told once of each change: an end, too, which is none when /proc/self/fd has the pipe opened anew.
         for descriptor in (*self._pipes, self._resumed):
             ready.register(descriptor, select.EPOLLIN | select.EPOLLET)

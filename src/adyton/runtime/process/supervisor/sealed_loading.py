@@ -56,7 +56,10 @@ class SealedLoading:
         settings = self._settings
         container = request.sealed or settings.container
         if self._requests is None:
-            then()
+            if request.sealed:
+                refuse("sealed files are not to be had on this platform: leave out --sealed", "state")
+            else:
+                then()
             return
         if container is None or settings.sealing is None:
             self._requests.files.no_sealed(self._say)
