@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import adyton
+from thorough import part_of
 from vectors import FOLDER, VECTORS, Vector, needs_vectors
 
 from adyton.attestation.acl import AllOf, Not
@@ -86,7 +87,7 @@ def test_a_policy_that_names_too_little_is_an_error(vector, expectation):
 @each_vector
 def test_no_byte_of_what_is_signed_may_change(vector):
     data, collateral = vector.evidence, collateral_of(vector)
-    for at in range(*vector.signed(data).indices(len(data))):
+    for at in part_of(range(*vector.signed(data).indices(len(data))), 7):
         changed = bytearray(data)
         changed[at] ^= 1 << at % 8
         with pytest.raises((EvidenceMalformedError, NotGenuineError, CollateralMissingError)):
