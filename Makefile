@@ -42,7 +42,7 @@ example-%: setup
 test: setup wheels
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-# make repeat COUNT=20: all tests so often, each time in another random order.
+# make repeat COUNT=20: all tests so often, each time in another random order, and all that `make test` tries a part of (THOROUGH=1).
 repeat: setup wheels
 	$(BIN)/python measure/repeat.py --count $(COUNT)
 

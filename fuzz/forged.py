@@ -244,8 +244,10 @@ def _point(key: Curve) -> bytes:
 
 @dataclass
 class Intel:
-    """Intel, a processor, and its quoting enclave."""
+    """Intel, a processor, and its quoting enclave. `since`, `until`: of its certificates."""
 
+    since: dt.datetime = SINCE
+    until: dt.datetime = UNTIL
     fmspc: bytes = bytes.fromhex("00a067110000")
     root: Curve = field(default_factory=_p256)
     authority: Curve = field(default_factory=_p256)
@@ -270,7 +272,7 @@ class Intel:
         root, authority = "Intel SGX Root CA", "Intel SGX PCK Platform CA"
 
         def issued(name: str, key: Curve, issuer: str, by: Curve, **more: object) -> x509.Certificate:
-            return certificate(name, key, issuer, by, digest=SHA256(), **more)  # type: ignore[arg-type]
+            return certificate(name, key, issuer, by, digest=SHA256(), since=self.since, until=self.until, **more)  # type: ignore[arg-type]
 
         return (
             issued(

@@ -218,16 +218,17 @@ def _tpm_answers() -> list[bytes]:
     """By which command is answered: see target_tpm.COMMANDS."""
     quote = _tpm_quotes()[0]
     attested = sized(quote) + signed(quote)
-    bodies = (
-        struct.pack(">II", 0x80000000, 0) + sized(AREA),
-        b"",
-        sized(AREA),
-        struct.pack(">I", len(attested)) + attested,
-        struct.pack(">IIHBBBBI", 1, 1, 11, 3, 1, 0, 0, 1) + sized(bytes(32)),
-        sized(struct.pack(">IHIHH", 1, 11, 1 << 18, 0, 8)),
-        struct.pack(">I", 10) + sized(bytes(8)),
-    )
-    return [bytes([number, 1]) + body for number, body in enumerate(bodies)]
+    bodies = {
+        0: struct.pack(">II", 0x80000000, 0) + sized(AREA),
+        2: sized(AREA),
+        3: struct.pack(">I", len(attested)) + attested,
+        4: struct.pack(">IIHBBBBI", 1, 1, 11, 3, 1, 0, 0, 1) + sized(bytes(32)),
+        5: sized(struct.pack(">IHIHH", 1, 11, 1 << 18, 0, 8)),
+        6: struct.pack(">I", 10) + sized(bytes(8)),
+        7: struct.pack(">I", 0x03000000) + sized(bytes(16)),
+        9: struct.pack(">I", 34) + sized(bytes(32)),
+    }
+    return [bytes([number, 1]) + body for number, body in bodies.items()]
 
 
 def _tpm_reports() -> list[bytes]:

@@ -51,7 +51,7 @@ def broker_log(data: bytes) -> None:
         number, before = place.number + 1, place.digest
         line = record_line(Stopped(number=number, time=_TIME, before=before), _KEY)
         if draw.below(4) == 3:
-            gap = draw.take(draw.below(32)).replace(b"\n", b" ") + b"\n"
+            gap = line[: 1 + draw.below(len(line) - 2)] + b"\n"  # of a record that a crash has cut
             digest = "sha256:" + hashlib.sha256(gap).hexdigest()
             healed = Healed(number=number, time=_TIME, before=before, bytes=len(gap), digest=digest)
             line = record_line(healed, _KEY)

@@ -115,6 +115,8 @@ RESULTS: Mapping[type, Any] = {
     abi.Unfollow: abi.Done,
     abi.Hold: abi.Done,
     abi.Compound: abi.Results,
+    abi.Recall: abi.Data,
+    abi.Remember: abi.Done,
     abi.ReadInput: abi.Data,
     abi.Call: abi.Value,
 }

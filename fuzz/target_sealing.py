@@ -1,4 +1,4 @@
-"""Fuzz targets of sealing: sealed data of hostile origin, and a guest's requests to have it opened."""
+"""Fuzz targets of sealing: sealed data of hostile origin, a guest's requests to have it opened, and a supervisor's for keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import structs
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sealing.header import MAGIC, MAX_SIZE, Header, decode, encode
-from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.keys import KEY_SIZE, RootKeys, Sealing
 from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.errors import IntegrityError, PlatformError, UsageError
 from adyton.runtime.process.guest import sealing as guest
@@ -45,13 +45,26 @@ def sealed_data(data: bytes) -> None:
         header, size = decode(sealed)
         assert size <= MAX_SIZE
         assert encode(header) == sealed[:size]
-    guest.unseal(Conversation(Sealing(OWN, SimulatedRoot())).receive, memoryview(sealed), bytes(32))
+    guest.unseal(Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot()))).receive, memoryview(sealed), bytes(32))
     raise AssertionError(f"this was sealed by nobody, and opens: {sealed.hex()}")
+
+
+def key_question(data: bytes) -> None:
+    """What a supervisor that was taken over asks of who has the root: no key but of its own enclave's headers."""
+    sealed = _sealed(Draw(data, WORDS))
+    keys = RootKeys(OWN, SimulatedRoot())
+    with contextlib.suppress(IntegrityError):
+        found, size = decode(sealed)
+        assert len(keys.key(sealed[:size])) == KEY_SIZE
+        assert found.owner == (IMAGE if found.to == "measurement" else SIGNER)
+        assert (found.platform, found.debug, found.security_version <= 2) == ("sim", False, True)
+        assert found.to == "measurement" or found.product_id == 1
+    assert keys.key(sealed) == keys.key(sealed[: decode(sealed)[1]])
 
 
 def seal_requests(data: bytes) -> None:
     """A guest's messages about one value, in any order: each has an answer, until one is none."""
-    draw, conversation = Draw(data, WORDS), Conversation(Sealing(OWN, SimulatedRoot()))
+    draw, conversation = Draw(data, WORDS), Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot())))
     while draw:
         match draw.below(5):
             case 0:

@@ -130,6 +130,9 @@ COMMANDS = (
     commands.pcr_read((0,)),
     commands.nv_read_public(1),
     commands.nv_read(1, 1, 8, 0),
+    commands.start_policy_session(bytes(16)),
+    commands.policy_pcr(1, bytes(32), (0,)),
+    commands.hmac_of(1, 2, b""),
 )
 
 

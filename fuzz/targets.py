@@ -29,7 +29,7 @@ from target_policy import policy
 from target_proofs import guest_proof
 from target_remote import dial_back, proc_file, process_report, server_certificate, server_error
 from target_sealed import sealed_store
-from target_sealing import seal_requests, sealed_data
+from target_sealing import key_question, seal_requests, sealed_data
 from target_sessions import (
     caller,
     client_channel,
@@ -92,6 +92,7 @@ TARGETS: Mapping[str, Target] = {
     "host-certificates": Target(host_certificates, (EvidenceMalformedError,)),
     "guest-link": Target(guest_link, (RemoteProtocolError,)),
     "sealed-data": Target(sealed_data, (IntegrityError,)),
+    "key-question": Target(key_question, (IntegrityError,)),
     "seal-requests": Target(seal_requests, (RemoteProtocolError,)),
     "file-server": Target(file_server),
     "host-call-result": Target(host_call_result),

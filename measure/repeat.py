@@ -1,11 +1,14 @@
 """`make repeat COUNT=20`: the whole suite again and again, each time in another random order, until that often or until a test fails.
 
+And thoroughly: see tests/thorough.py.
+
 Each run is a line; what failed stays in build/repeat/, with the seed that orders the tests like that again (--randomly-seed).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -21,11 +24,13 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="after a failure, too")
     options, more = parser.parse_known_args()  # more: pytest's
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    failed, environment = 0, {**os.environ, "THOROUGH": "1"}
     for number in range(1, options.count + 1):
         seed, begin = random.SystemRandom().randrange(1 << 31), time.monotonic()
         arguments = ["-n", "3", "--dist", "worksteal", "-q", f"--randomly-seed={seed}", *more]
-        done = subprocess.run([sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, check=False, env=environment
+        )
         print(
             f"{number}: seed {seed}, {time.monotonic() - begin:.0f} s, {(done.stdout.splitlines() or ['nothing was said'])[-1].strip('= ')}",
             flush=True,

@@ -36,6 +36,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 ROOT = Path(__file__).parent.parent
+_STATES = itertools.count()
 
 
 @functools.cache
@@ -92,8 +93,9 @@ def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, cache_of_tests: Path) -> None:
-    """No test sees the user's built images, or the user's ADYTON_ and OTEL_ variables."""
+    """No test sees the user's built images, what he or another test remembers of servers, or the user's ADYTON_ and OTEL_ variables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tests))
+    monkeypatch.setenv("XDG_STATE_HOME", str(cache_of_tests / "state" / str(next(_STATES))))
     for name in list(os.environ):
         if name.startswith(("ADYTON_", "OTEL_")):
             monkeypatch.delenv(name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime as dt
 import functools
+import hashlib
 import struct
 from uuid import UUID
 
@@ -12,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
+
+from adyton.attestation.sev_snp.sealing_key import GET_DERIVED_KEY, GET_REPORT
 
 CHIP = bytes(range(64))
 MEASUREMENT = bytes(range(48))
@@ -78,3 +82,68 @@ class Amd:
         heads = struct.pack("<16sII", guids[0].bytes, 72, len(vcek))
         heads += struct.pack("<16sII", guids[1].bytes, 72 + len(vcek), len(ask))
         return heads + bytes(24) + vcek + ask
+
+
+COMMITTED = b"\3\0\0\0\0\0\x08\x73"
+
+
+def report_of(vmpl: int, committed: bytes) -> bytes:
+    """A report of version 2, unsigned: AMD 56860, ATTESTATION_REPORT."""
+    report = bytearray(0x4A0)
+    struct.pack_into("<IIQ", report, 0, 2, 0, 0x30000)
+    struct.pack_into("<II", report, 0x30, vmpl, 1)
+    report[0x1E0:0x1E8] = committed
+    return bytes(report)
+
+
+class Firmware:
+    """The ioctls of linux/sev-guest.h, byte for byte; a guest at `vmpl`, on a machine that has committed to that TCB. `asked`: of each, number and request.
+
+    `measured`: what the chip mixes into its keys along with what it is asked to."""
+
+    def __init__(
+        self, vmpl: int = 0, committed: bytes = COMMITTED, status: int = 0, measured: bytes = MEASUREMENT
+    ) -> None:
+        self.vmpl = vmpl
+        self.committed = committed
+        self.status = status
+        self.measured = measured
+        self.asked: list[tuple[int, bytes]] = []
+
+    def __call__(self, descriptor: int, number: int, argument: bytearray) -> int:
+        """In the caller's own memory."""
+        assert descriptor == 42
+        assert len(argument) == number >> 16 & 0x3FFF == 32
+        version, request, response, errors = struct.unpack("<B7xQQQ", argument)
+        assert (version, errors) == (1, 0)
+        size, room = self.sizes(number)
+        answer = self.answer(number, ctypes.string_at(request, size))
+        assert len(answer) == room
+        ctypes.memmove(response, answer, room)
+        return 0
+
+    @staticmethod
+    def sizes(number: int) -> tuple[int, int]:
+        """Bytes of a request and of its answer."""
+        return {GET_REPORT: (96, 4000), GET_DERIVED_KEY: (32, 64)}[number]
+
+    def answer(self, number: int, asked: bytes) -> bytes:
+        self.asked.append((number, asked))
+        return self.report(asked) if number == GET_REPORT else self.derived(asked)
+
+    def report(self, asked: bytes) -> bytes:
+        data, vmpl, rest = struct.unpack("<64sI28s", asked)
+        assert not any(data + rest)
+        if vmpl < self.vmpl:
+            return struct.pack("<II", 0x16, 0).ljust(4000, b"\0")
+        report = report_of(vmpl, self.committed)
+        return (struct.pack("<II24x", 0, len(report)) + report).ljust(4000, b"\0")
+
+    def derived(self, asked: bytes) -> bytes:
+        root, reserved, fields, vmpl, svn, tcb = struct.unpack("<IIQIIQ", asked)
+        assert (root, reserved, svn) == (0, 0, 0)
+        too_new = any(part > most for part, most in zip(struct.pack("<Q", tcb), self.committed, strict=True))
+        status = self.status or (0x16 if vmpl < self.vmpl or too_new else 0)
+        mixed = struct.pack("<QIQ", fields, vmpl, tcb) + self.measured
+        key = hashlib.sha256(b"chip's secret" + mixed).digest() if not status else bytes(32)
+        return struct.pack("<I28x", status) + key

@@ -36,6 +36,7 @@ class FakeClient:
         self.cwd = cwd
         self.identities = itertools.count(1)
         self.things: dict[str, Thing] = {}
+        self.notes: dict[str, bytes] = {}
         self.handles: dict[int, tuple[Thing, abi.Open | abi.OpenUnnamed | abi.OpenAgain]] = {}
         self.locks = LockRanges()  # of all files together: enough for one
         self.flocks = LockRanges()
@@ -360,4 +361,13 @@ class FakeClient:
         return abi.Conflict("none")
 
     def _stopwaiting(self, _request: abi.StopWaiting) -> abi.Result:
+        return abi.Done()
+
+    def _recall(self, request: abi.Recall) -> abi.Result:
+        return abi.Data(self.notes.get(request.owner, b""))
+
+    def _remember(self, request: abi.Remember) -> abi.Result:
+        if self.notes.get(request.owner, b"") not in (request.known, request.note):
+            raise OSError(errno.ESTALE, request.owner)
+        self.notes[request.owner] = request.note
         return abi.Done()

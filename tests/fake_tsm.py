@@ -250,7 +250,7 @@ def _serve(device: int, tsm: Tsm) -> None:
                 os.write(device, answer)
 
 
-def _mounted() -> tuple[int, int]:
+def mounted(fuse: Callable[[int, int], int] = mounts.fuse) -> tuple[int, int]:
     """A FUSE device and its file system, mounted nowhere; of a user namespace, unless this is root. Skips where there is none."""
     mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, other:
@@ -262,7 +262,7 @@ def _mounted() -> tuple[int, int]:
                     namespaces.unshare(namespaces.NEWUSER | namespaces.NEWNS)
                     namespaces.map_ids(uid, gid, uid, gid)
                 device = os.open("/dev/fuse", os.O_RDWR)
-                socket.send_fds(other, [b"mounted"], [device, mounts.fuse(device, uid)])
+                socket.send_fds(other, [b"mounted"], [device, fuse(device, uid)])
             except OSError as error:
                 other.send(str(error).encode())
             finally:
@@ -271,22 +271,29 @@ def _mounted() -> tuple[int, int]:
         message, descriptors, _, _ = socket.recv_fds(mine, 256, 2)
         os.waitpid(pid, 0)
     if message != b"mounted":
-        pytest.skip(f"NO FUSE HERE, SO NO STAND-IN FOR configfs: {message.decode()}")
+        pytest.skip(f"NO FUSE HERE, SO NO STAND-IN FOR THE KERNEL'S INTERFACE: {message.decode()}")
     return descriptors[0], descriptors[1]
 
 
 @contextmanager
 def served(tsm: Tsm) -> Iterator[str]:
     """The path at which it is to be found; its folder `report`, that is."""
+    with serving(lambda device: _serve(device, tsm)) as path:
+        yield path
+
+
+@contextmanager
+def serving(serve: Callable[[int], None], fuse: Callable[[int, int], int] = mounts.fuse) -> Iterator[str]:
+    """The path of a file system that `serve` serves, on a thread, until it is unmounted."""
     if sys.platform != "linux":
-        pytest.skip("NO FUSE HERE, SO NO STAND-IN FOR configfs")
-    device, folder = _mounted()
-    thread = threading.Thread(target=_serve, args=(device, tsm), daemon=True)
+        pytest.skip("NO FUSE HERE, SO NO STAND-IN FOR THE KERNEL'S INTERFACE")
+    device, root = mounted(fuse)
+    thread = threading.Thread(target=serve, args=(device,), daemon=True)
     thread.start()
     try:
-        yield f"/proc/self/fd/{folder}"
+        yield f"/proc/self/fd/{root}"
     finally:
-        os.close(folder)
+        os.close(root)
         for _ in range(200):  # what was closed last is let go of in a moment
             if not thread.is_alive():
                 break

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 
 from bad_network import BadNetwork
 from command import start
@@ -36,7 +37,7 @@ def go_on() -> str:
 class Server:
     """A proxy server for one enclave; its client comes through a network that counts its connections, strangers straight to `port`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, start: Callable[..., subprocess.Popen[str]]) -> None:
         self.process = start("proxy", "--listen", "127.0.0.1:0", *options)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(":")[2])
@@ -52,6 +53,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(*options: str) -> Iterator[Server]:
-    with contextlib.closing(Server(*options)) as made:
+def server(*options: str, start: Callable[..., subprocess.Popen[str]] = start) -> Iterator[Server]:
+    """`start`: how the proxy server is started."""
+    with contextlib.closing(Server(*options, start=start)) as made:
         yield made

@@ -175,7 +175,7 @@ class ReflectBytes(Pass):
         pass
 
 
-TRICKS = {
+TRICKS = {  # and whether it needs an enclave of its own
     "record": (Pass, False),
     "relay": (Relay, False),
     "replay": (Replay, False),

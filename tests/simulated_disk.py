@@ -6,8 +6,7 @@ import errno
 import random
 
 from adyton.errors import IntegrityError
-from adyton.sealed_files.storage import Read, Remember, Request, Resize, Size, StorageError, Sync, Write
-from adyton.sealed_files.superblock import Remembered
+from adyton.sealed_files.storage import Read, Recall, Remember, Request, Resize, Size, StorageError, Sync, Write
 
 SECTOR = 512
 
@@ -35,7 +34,7 @@ class Cut(Exception):
 class SimulatedDisk:
     """`data`: what is read; `durable`: what is left for sure. `left`: requests until the power goes. `fails`: kinds of requests that do.
 
-    `remembered`: what somebody else was told of the last commit.
+    `remembered`: the note that somebody else has of the last commit, whatever becomes of the disk.
     """
 
     def __init__(self, data: bytes = b"") -> None:
@@ -44,7 +43,7 @@ class SimulatedDisk:
         self.left: int | None = None
         self.limit: int | None = None  # bytes that there is room for
         self.fails: set[type] = set()
-        self.remembered: Remembered | None = None
+        self.remembered = b""
         self.requests: list[Request] = []
         self._pending: list[tuple[int, bytes] | int] = []
 
@@ -73,8 +72,12 @@ class SimulatedDisk:
             case Sync():
                 self.durable = bytearray(self.data)
                 self._pending.clear()
-            case Remember(counter, digest):
-                self.remembered = Remembered(counter, digest)
+            case Recall():
+                return self.remembered
+            case Remember(known, note):
+                if self.remembered not in (known, note):
+                    raise StorageError(errno.ESTALE, "another one is remembered")
+                self.remembered = note
         return None
 
     def crash(self, seed: int) -> SimulatedDisk:

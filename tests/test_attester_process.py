@@ -1,7 +1,8 @@
-"""The process that asks hardware for reports: who asks gets an answer or none, and nobody else is held up for long."""
+"""The process that asks hardware for reports and has the sealing keys: who asks gets an answer or none, and nobody else is held up for long."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import socket
@@ -15,18 +16,27 @@ from adyton.attestation.binding import bound_to
 from adyton.attestation.evidence import MAX_EVIDENCE, HardwareBody, decode, open_envelope
 from adyton.attestation.hardware import HardwareReport
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.header import decode_whole, encode
+from adyton.attestation.sealing.keys import RootKeys, Sealing
+from adyton.attestation.sealing.roots import NoRoot
 from adyton.channel.events import EvidenceRequested
-from adyton.errors import PlatformError
+from adyton.errors import IntegrityError, PlatformError
+from adyton.runtime.process import attester as attester_process
 from adyton.runtime.process import attesting
 from adyton.runtime.process.attester import AttesterProcess, serve
 from adyton.runtime.process.guest.proofs import Binding
+from adyton.runtime.process.key_answers import understood
+from adyton.runtime.process.supervisor import sealing_keys
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.proofs import proof_links
 from adyton.runtime.process.supervisor.proving import at_most, by_hardware, simulated
+from adyton.runtime.process.supervisor.sealing_keys import AskedKeys
 
 DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity("tdx", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 3, 4, debug=False, runtime="", machine="")
 DIGEST = IDENTITY.digest()
+NO_ROOT = NoRoot("no keys here")
+OTHER = msgspec.structs.replace(IDENTITY, measurement="sha256:" + "5" * 64)
 
 
 class Fake:
@@ -43,16 +53,31 @@ class Fake:
         pass
 
 
+class Root:
+    """Of a platform in its third state. `asked`: for which others it has asked the hardware; `ask`: what that does."""
+
+    tcb = b"\3"
+
+    def __init__(self, ask=lambda tcb: None):
+        self.asked, self._ask = [], ask
+
+    def key(self, tcb):
+        if tcb != self.tcb:
+            self.asked.append(tcb)
+            self._ask(tcb)
+        return hashlib.sha256(b"root" + tcb).digest()
+
+
 @pytest.fixture
 def run():
     """Serves an attester on a thread; gives what to ask on."""
     ends = []
 
-    def run(attester):
+    def run(attester, root=NO_ROOT):
         asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        thread = threading.Thread(target=serve, args=(other, attester))
+        thread = threading.Thread(target=serve, args=(other, attester, root))
         thread.start()
-        enrolled = attesting.enrol(asking.dup(), IDENTITY.digest())
+        enrolled = attesting.enrol(asking.dup(), IDENTITY)
         ends.append((asking, enrolled, thread))
         return enrolled
 
@@ -91,11 +116,12 @@ def test_where_there_is_no_report_the_answer_is_empty_and_the_reason_is_said(run
     assert "no evidence for an enclave: the host says no" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("size", [1, 63, 65, 200])
+@pytest.mark.parametrize("size", [1, 63, 65, 200, 5000])
 def test_what_is_no_report_data_is_not_passed_on(run, size):
     fake = Fake()
     asking = run(fake)
-    assert message(asking, bytes(size)) == b""
+    with pytest.raises(IntegrityError):
+        understood(message(asking, bytes(size)))
     assert fake.asked == []
     assert message(asking)
 
@@ -130,20 +156,34 @@ def test_each_identity_has_a_socket_of_its_own_and_no_other_is_to_be_had_there(r
     """Of two supervisors neither can have a report made that is the other's."""
     fake = Fake()
     first = run(fake)
-    second = attesting.enrol(run.asking().dup(), bytes(32))
+    second = attesting.enrol(run.asking().dup(), OTHER)
     with second:
         assert over(DATA) in message(first)
-        assert over(DATA, bytes(32)) in message(second)
-        with attesting.ask(second, IDENTITY.digest()) as answer:  # enrolling again
-            assert answer.recv(attesting.MAX_ANSWER) == b""
-        assert over(DATA, bytes(32)) in message(second)
+        assert over(DATA, OTHER.digest()) in message(second)
+        with pytest.raises(IntegrityError):  # enrolling again
+            understood(message(second, msgspec.msgpack.encode(IDENTITY)))
+        assert over(DATA, OTHER.digest()) in message(second)
     assert over(DATA) in message(first)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", DIGEST, msgspec.msgpack.encode(IDENTITY)[:-1], msgspec.msgpack.encode({"measurement": ""}), bytes(5000)],
+)
+def test_who_says_no_identity_is_not_enrolled(run, said):
+    run(Fake())
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with mine:
+        with other:
+            socket.send_fds(run.asking(), [said or b"?"], [other.fileno()])
+        assert mine.recv(100) == b""
 
 
 def test_the_socket_that_enrols_gives_no_reports(run):
     fake = Fake()
     enrolled = run(fake)
     assert message(run.asking()) == b""
+    assert message(run.asking(), bytes(200)) == b""
     assert fake.asked == []
     assert message(enrolled)
 
@@ -182,6 +222,122 @@ def test_a_platform_that_is_not_here_is_an_error_with_the_reason_and_nothing_is_
     with pytest.raises(PlatformError, match=r"\w+ \w+"):
         AttesterProcess(platform)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# -- sealing keys -------------------------------------------------------------------------------------------------------------
+
+
+def header_of(identity=IDENTITY, tcb=Root.tcb):
+    """Of something that an enclave sealed, when its platform was in that state."""
+    made = Sealing(identity, RootKeys(identity, Root())).header("measurement", "data")
+    return encode(msgspec.structs.replace(decode_whole(made), tcb=tcb))
+
+
+def test_an_enclave_has_the_keys_of_what_was_sealed_to_it(run):
+    root = Root()
+    keys = AskedKeys(run(Fake(), root))
+    assert keys.tcb == keys.tcb == Root.tcb
+    for header in (header_of(), header_of(tcb=b"\1")):
+        assert keys.key(header) == RootKeys(IDENTITY, Root()).key(header)
+    assert root.asked == [b"\1"]
+
+
+def test_it_has_no_other_whatever_has_become_of_its_supervisor(run):
+    """Which says what it likes by then: the headers are those of others, or none."""
+    enrolled = run(Fake(), Root())
+    keys = AskedKeys(enrolled)
+    others = [
+        header_of(OTHER),
+        header_of(msgspec.structs.replace(IDENTITY, debug=True)),
+        header_of(msgspec.structs.replace(IDENTITY, platform="tpm")),
+        header_of() + b"\0",
+        header_of()[:-1],
+        b"adyton sealed",
+    ]
+    for header in others:
+        with pytest.raises(IntegrityError):
+            keys.key(header)
+    assert keys.key(header_of())
+    with attesting.enrol(run.asking().dup(), OTHER) as second:
+        assert AskedKeys(second).key(others[0]) == RootKeys(OTHER, Root()).key(others[0])
+
+
+def test_a_platform_without_keys_says_so_to_whoever_seals_or_opens(run):
+    keys = AskedKeys(run(Fake()))
+    for ask in (lambda: keys.tcb, lambda: keys.key(header_of()), lambda: keys.tcb):
+        with pytest.raises(PlatformError, match="no keys here"):
+            ask()
+
+
+def test_keys_are_given_while_the_hardware_makes_a_report(run):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(data):
+        begun.set()
+        assert go_on.wait(60)
+        return HardwareReport(data)
+
+    root = Root()
+    enrolled = run(Fake(make), root)
+    with attesting.ask(enrolled, DATA) as report:
+        assert begun.wait(60)
+        keys = AskedKeys(enrolled)
+        assert keys.tcb == Root.tcb
+        assert keys.key(header_of())
+        with attesting.ask(enrolled, header_of(tcb=b"\1")) as older:  # for which it may have to be asked, too
+            assert keys.key(header_of())
+            assert root.asked == []
+            go_on.set()
+            assert understood(older.recv(attesting.MAX_ANSWER))
+        assert report.recv(attesting.MAX_ANSWER)
+
+
+def test_a_key_that_takes_too_long_is_not_waited_for_and_is_there_the_next_time(run, monkeypatch):
+    monkeypatch.setattr(sealing_keys, "PATIENCE", 0.05)
+    go_on = threading.Event()
+    keys = AskedKeys(run(Fake(), Root(lambda _: go_on.wait(60))))
+    with pytest.raises(PlatformError, match="did not answer within"):
+        keys.key(header_of(tcb=b"\1"))
+    go_on.set()
+    monkeypatch.setattr(sealing_keys, "PATIENCE", 60)
+    assert keys.key(header_of(tcb=b"\1"))
+
+
+def test_one_that_asks_for_more_than_an_enclave_needs_is_not_answered_and_others_are(run):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(data):
+        begun.set()
+        assert go_on.wait(60)
+        return HardwareReport(data)
+
+    enrolled = run(Fake(make), Root())
+    waiting = [attesting.ask(enrolled, DATA) for _ in range(attester_process._MOST_WAITING)]
+    assert begun.wait(60)
+    with attesting.enrol(run.asking().dup(), OTHER) as second:
+        assert message(enrolled) == b""
+        other = attesting.ask(second, DATA)
+        go_on.set()
+        for answer in (*waiting, other):
+            with answer:
+                assert answer.recv(attesting.MAX_ANSWER)
+    assert message(enrolled)
+
+
+def test_there_is_no_key_from_an_attester_that_has_ended():
+    asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with asking:
+        other.close()
+        keys = AskedKeys(asking)
+        for ask in (lambda: keys.tcb, lambda: keys.key(header_of())):
+            with pytest.raises(PlatformError, match="has ended"):
+                ask()
+
+
+@pytest.mark.parametrize("answer", [b"\xff", b"\x93", msgspec.msgpack.encode(5), msgspec.msgpack.encode(["A"])])
+def test_an_answer_that_is_none_is_a_platform_error(answer):
+    with pytest.raises(PlatformError, match="out of order"):
+        understood(answer)
 
 
 # -- a supervisor's end -------------------------------------------------------------------------------------------------------

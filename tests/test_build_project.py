@@ -75,6 +75,27 @@ def test_build_writes_the_image_and_prints_path_and_measurement(workplace):
     assert verified_signature(image, accept_debug=True).signer == debug_key().signer
 
 
+def test_whom_sealed_files_belong_to_is_in_the_image_only_if_it_is_said(workplace):
+    plain = build_project(project(workplace))[0]
+    SigningKey.generate().save("k")
+    said = build_project(project(workplace, TABLE + 'seal = "signer"\nseal_memory = "required"\nsign = "k"\n'))[0]
+    manifest = Image.open(said.path).manifest
+    assert (manifest.seals_to, manifest.demands_memory) == ("signer", True)
+    assert json.loads(run(inspect, said.path, "--json").output)["seal"] == "signer"
+    manifest = Image.open(build_project(project(workplace))[0].path).manifest
+    assert (manifest.seals_to, manifest.demands_memory) == ("measurement", False)
+    assert "seal" not in json.loads(run(inspect, said.path, "--json").output)
+    assert (
+        plain.measurement
+        == build_project(project(workplace, TABLE + 'seal = "measurement"\nseal_memory = "kept"\n'))[0].measurement
+    )
+
+
+def test_an_image_signed_for_debugging_has_no_sealed_files_of_its_signer(workplace):
+    refused(workplace, TABLE + 'seal = "signer"\n', "the debug key, which everybody has, would sign it")
+    refused(workplace, TABLE + 'seal = "everybody"\n', "seal")
+
+
 def test_build_works_from_a_folder_below(workplace, monkeypatch):
     project(workplace)
     (workplace / "sub").mkdir()

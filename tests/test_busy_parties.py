@@ -30,7 +30,7 @@ import time
 import adyton
 
 with adyton.load("computing.py") as client:
-    call = client.submit("compute", 12.0)
+    call = client.submit("compute", 7.0)
     while not call.done():
         sum(range(10_000_000))
     print(call.result())
@@ -39,7 +39,7 @@ with adyton.load("computing.py") as client:
 
 @pytest.mark.long
 def test_an_entry_that_computes_for_long_and_its_client_are_no_loss(workplace):
-    """Longer than any end waits for the other (a server 10 s). Niced, so that other tests go on beside it."""
+    """Twice as long as an end waits for the other that it waits for (remote.pulse). Niced, so that other tests go on beside it."""
     Path("computing.py").write_text(PROGRAM)
     done = subprocess.run(
         ["nice", "-n", "10", sys.executable, "-c", CLIENT], capture_output=True, text=True, timeout=280, check=False

@@ -21,6 +21,7 @@ import parties
 import pytest
 from fake_kernel import raises
 from sharing import Sharing
+from thorough import few_or
 
 import adyton
 from adyton.config import Policy
@@ -371,7 +372,7 @@ def test_what_fsync_acknowledged_is_there_whoever_is_killed(home: Path, victim: 
     directory.mkdir()
     draw = random.Random(victim)
     start = 0
-    for _ in range(3):
+    for _ in range(few_or(2, 3)):
         arguments = [sys.executable, "-c", RECORDER, str(directory), str(home / "program.py"), str(start)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None

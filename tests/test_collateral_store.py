@@ -16,6 +16,7 @@ from vectors import read
 
 from adyton.attestation.collateral_store import Answer, CollateralStore, fetch
 from adyton.attestation.needed import AMD, INTEL, needed
+from adyton.attestation.verify import verify
 
 CHIP = forged.Amd("Genoa")
 REPORT = CHIP.report()
@@ -227,3 +228,22 @@ def test_intels_documents_come_from_a_pccs_if_there_is_one():
         assert identity == f"{base}/tdx/certification/v4/qe/identity"
         assert pck.startswith(f"{base}/sgx/certification/v4/pckcrl?ca=p")
         assert root.endswith("IntelSGXRootCA.der" if base == INTEL else "/sgx/certification/v4/rootcacrl")
+
+
+@pytest.mark.parametrize(("version", "platform"), [(3, "sgx"), (4, "tdx"), (5, "tdx")])
+def test_a_quote_is_judged_by_what_intels_service_answered(vendor, tmp_path, monkeypatch, version, platform):
+    module = pytest.importorskip("adyton.attestation.dcap.verify")
+    intel = forged.Intel()
+    monkeypatch.setattr(module, "ROOT", forged.der(intel.chain[2]))
+    quote = intel.quote(version)
+    ((tcb, identity, pck, root),) = ([need.url for need in needs] for needs in needed(quote))
+    tcb_info, enclave, root_list, pck_list, signer = intel.answers(platform)
+    header = urllib.parse.quote(signer.decode())
+    vendor.answers = {
+        tcb: Answer(200, {"tcb-info-issuer-chain": header}, tcb_info),
+        identity: Answer(200, {"sgx-enclave-identity-issuer-chain": header}, enclave),
+        pck: Answer(200, {}, pck_list),
+        root: Answer(200, {}, root_list),
+    }
+    assert verify(quote, vendor.store(tmp_path).for_evidence(quote), forged.AT).tcb == "UpToDate"
+    assert verify(quote, vendor.store(tmp_path, fetch=None).for_evidence(quote), forged.AT).tcb == "UpToDate"

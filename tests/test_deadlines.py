@@ -156,8 +156,8 @@ def serving(stage, directory, over):
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
-        ("upload", "had not started the enclave when the load's 4 s were over"),
-        ("starting", "had not started the enclave when the load's 4 s were over"),
+        ("upload", "had not started the enclave when the load's 1.5 s were over"),
+        ("starting", "had not started the enclave when the load's 1.5 s were over"),
         ("handshake", "showed no evidence within"),
     ],
 )
@@ -166,9 +166,9 @@ def test_a_load_ends_in_time_at_a_server_that_hangs(tmp_path, image, over, monke
     others = ours()
     with serving(stage, tmp_path / "store", over) as url:
         if stage == "starting":
-            monkeypatch.setenv("ADYTON_TIMEOUT", "4")
+            monkeypatch.setenv("ADYTON_TIMEOUT", "1.5")
         # The stages before take some milliseconds, or on a loaded machine more; silence of 2.5 s is another error.
-        timeout = {"upload": 4, "starting": None, "handshake": 2.2}[stage]
+        timeout = {"upload": 1.5, "starting": None, "handshake": 1.5}[stage]
         message, seconds = timed(adyton.load, image, on=url, allow_sim=True, timeout=timeout)
         assert text in message
         assert seconds < LATE
@@ -200,7 +200,7 @@ class Application(trusted.TrustedApplication):
 
 
 def test_an_initialize_that_hangs_has_only_what_is_left_of_the_loads_time(over):
-    message, seconds = timed(load_in_process, Application(over, "initialize"), LoadArguments(timeout=2))
+    message, seconds = timed(load_in_process, Application(over, "initialize"), LoadArguments(timeout=1))
     assert "no answer from the program's initialize" in message
     assert seconds < LATE
 
@@ -354,7 +354,7 @@ def test_a_load_whose_initialize_hangs_leaves_nothing_on_the_server(program, ser
     others = set(descendants(process.pid))
     config = EnclaveConfig()
     config.environment_variables.add(name="HANG", value="1")
-    arguments = LoadArguments(config=config, allow_sim=True, timeout=6)
+    arguments = LoadArguments(config=config, allow_sim=True, timeout=4)
     message, seconds = timed(load_enclave, program, RemoteProvision.instantiate(url), arguments)
     assert any(stage in message for stage in ("initialize", "had not started", "no evidence")), message
     assert seconds < LATE
@@ -365,8 +365,8 @@ def test_a_load_whose_initialize_hangs_leaves_nothing_on_the_server(program, ser
 @pytest.mark.sandbox
 def test_a_command_ends_in_time_and_says_what_it_waited_for(program):
     # The load takes some of it: half a second, or more where the machine is busy.
-    ended = run("call", program, "quick", "--timeout", "10")
+    ended = run("call", program, "quick", "--timeout", "6")
     assert ended.returncode == 1, ended.stderr
-    assert "no answer from the program's finalize within 10 s" in ended.stderr
+    assert "no answer from the program's finalize within 6 s" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert litter() == set()

@@ -44,6 +44,7 @@ from adyton.provision.client import _DialledLink, _upload
 from adyton.provision.service import ProvisionService
 from adyton.provision.store import BlobStore
 from adyton.provision_pb2 import DialBackTo, Missing, ProvisionRequest, ProvisionResponse, Ready
+from adyton.remote import dialling
 from adyton.remote.connection import error_from, open_pinned_channel, open_server, packed
 from adyton.remote.dial_address import ListenAddress
 from adyton.remote.dial_back import ACCEPTED, CONNECTIONS, DialBack
@@ -77,6 +78,13 @@ def test_who_connects_again_and_again_takes_few_of_the_applications_descriptors(
         with Caller(listener, "Provision", metadata=bearer(TOKEN)) as caller:
             accepted = caller.accepted
     assert accepted
+
+
+@pytest.fixture(autouse=True)
+def soon_given_up(monkeypatch) -> None:
+    """A client that has gone, by its proxy server."""
+    monkeypatch.setattr(dialling, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(dialling, "STOPPED_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -347,7 +355,7 @@ def test_a_proxy_server_that_hangs_while_provisioning(listener, image):
         Caller(listener, "Provision", response(missing=Missing()), metadata=bearer(TOKEN)),
         pytest.raises(TimeoutError),
     ):
-        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(3))
+        _upload(listener.provisioning(WAIT), "the proxy server", image, "sim", Budget(0.5))
 
 
 @settings(max_examples=25)
@@ -448,6 +456,7 @@ def test_a_proxy_server_that_reports_nothing(listener):
         transport.processes(0.1)
     transport.close()
     relay.join(WAIT)
+    assert not relay.is_alive()
 
 
 def test_nothing_is_sent_to_a_server_that_was_not_asked_for(listener):

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 from adyton.attestation.certificates import MAX_CERTIFICATE, read_certificate
 from adyton.attestation.collateral import Collateral, read_blobs
-from adyton.attestation.dcap import abi as dcap
-from adyton.attestation.dcap import collateral as dcap_collateral
 from adyton.attestation.evidence import HardwareBody, ImageClaims, seal
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.judge import judge
@@ -30,10 +28,8 @@ from adyton.errors import (
     AttestationError,
     CollateralMissingError,
     EvidenceMalformedError,
-    ExpectationError,
     NotGenuineError,
     PlatformError,
-    TcbError,
 )
 
 AT, IMAGE = forged.AT, "sha256:" + "1" * 64
@@ -124,7 +120,7 @@ def test_a_revoked_key_is_refused(amd):
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"policy": 0xB0000}, "debug"), ({"policy": 0x70000}, "migration agent"), ({"vmpl": 1}, "vmpl")],
+    [({"policy": 0xB0000}, "debug"), ({"policy": 0x70000}, "migration agent")],
 )
 def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
     report = amd.report(**changes)
@@ -132,6 +128,20 @@ def test_a_guest_that_is_not_its_own_master_is_refused(amd, changes, field):
     found = judge(report, Expectation(platforms=["sev-snp"], runtime=[runtime]), given_with(amd), AT)
     assert [failure.field for failure in found.failures] == [field]
     assert found.error.exit_code == 24
+
+
+def test_another_vmpl_is_none_of_adytons_runtime_but_of_whoever_asked_for_the_report(amd):
+    report = amd.report(vmpl=1, report_data=b"\7" * 64)
+    raw = verify(report, given_with(amd), AT)
+    assert (raw.more["vmpl"], raw.failures) == (1, ())
+    body = HardwareBody(report, ImageClaims(IMAGE, "", 0, 0, debug=False), [forged.der(amd.endorsement())])
+    assert [each.field for each in verify(seal("sev-snp", body), at=AT).failures] == ["vmpl"]
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"0", bytes(1184), b"HCLA" + bytes(2600)])
+def test_what_is_no_evidence_of_any_kind_says_what_would_be(data):
+    with pytest.raises(EvidenceMalformedError, match="a DCAP quote, an SNP report"):
+        verify(data, at=AT)
 
 
 def test_a_masked_chip_has_no_machine(amd):
@@ -255,147 +265,27 @@ def test_a_tagged_document_is_one(aws):
     assert verify(b"\xd2" + aws.document(), at=AT).identity.platform == "nitro"
 
 
-# -- SGX and TDX ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("version", "kind", "platform"), [(3, 0, "sgx"), (4, 0, "tdx"), (5, 2, "tdx"), (5, 3, "tdx")])
-@pytest.mark.parametrize("debug", [False, True])
-def test_a_quote_of_each_version_is_read(version, kind, platform, debug):
-    quote = dcap.parse(forged.quote(version, kind=kind, debug=debug, report_data=b"\7" * 64) + bytes(9))
-    assert (quote.platform, quote.version, quote.debug, quote.report_data) == (platform, version, debug, b"\7" * 64)
-    assert len(quote.raw) == len(forged.quote(version, kind=kind))
-
-
-@pytest.mark.parametrize(("version", "kind"), [(3, 0), (4, 0), (5, 2), (5, 3)])
-def test_a_quote_that_nobody_signed_is_not_genuine(version, kind):
-    pytest.importorskip("dcap_qvl")
-    with pytest.raises(AttestationError) as raised:
-        verify(forged.quote(version, kind=kind), at=AT)
-    assert raised.value.exit_code in (20, 21, 22)
-
-
-@pytest.fixture
-def intel(monkeypatch):
-    pytest.importorskip("dcap_qvl")
-    from adyton.attestation.dcap import verify as module
-
-    found = forged.Intel()
-    monkeypatch.setattr(module, "ROOT", forged.der(found.chain[2]))
-    return found
-
-
-each_quote = pytest.mark.parametrize(
-    ("version", "kind", "platform"), [(3, 0, "sgx"), (4, 0, "tdx"), (5, 2, "tdx"), (5, 3, "tdx")]
-)
-DEBUG = {"sgx": b"\7", "tdx": b"\1\0\0\x10"}
-
-
-@each_quote
-def test_a_signed_quote_is_genuine(intel, version, kind, platform):
-    quote = intel.quote(version, kind=kind, report_data=b"\7" * 64)
-    verified = verify(quote, read_blobs((intel.collateral(platform),)), AT)
-    assert (verified.identity.platform, verified.tcb, verified.identity.debug) == (platform, "UpToDate", False)
-    assert verified.report_data == b"\7" * 64
-    assert verified.identity.machine == "08" * 16
-
-
-@each_quote
-def test_what_intels_service_answers_is_collateral_file_by_file(intel, version, kind, platform):
-    found = read_blobs(intel.answers(platform, status="SWHardeningNeeded"))
-    assert verify(intel.quote(version, kind=kind), found, AT).tcb == "SWHardeningNeeded"
-
-
-@each_quote
-@pytest.mark.parametrize("status", ["UpToDate", "OutOfDate"])
-def test_debug_mode_is_for_the_policy_to_accept(intel, version, kind, platform, status):
-    found = read_blobs(intel.answers(platform, status=status))
-    quote = intel.quote(version, kind=kind, attributes=DEBUG[platform], report_data=b"\7" * 64)
-    verified = verify(quote, found, AT)
-    assert (verified.identity.debug, verified.tcb, verified.report_data) == (True, status, b"\7" * 64)
-    wanted = {"platforms": [platform], "runtime": [verified.identity.runtime], "tcb": [status]}
-    assert [each.field for each in judge(quote, Expectation(**wanted), found, AT).failures] == ["debug"]
-    assert judge(quote, Expectation(**wanted, debug=True), found, AT).ok
-
-
-@each_quote
-def test_debug_mode_hides_nothing_else(intel, version, kind, platform):
-    found, other = read_blobs(intel.answers(platform)), forged.Intel()
-    quote = intel.quote(version, kind=kind, attributes=DEBUG[platform])
-    for changed in (
-        other.quote(version, kind=kind, attributes=DEBUG[platform]),
-        quote[:60] + bytes((quote[60] ^ 1,)) + quote[61:],
-    ):
-        with pytest.raises(NotGenuineError):
-            verify(changed, found, AT)
-    with pytest.raises(CollateralMissingError):
-        verify(quote, found, AT + dt.timedelta(days=90))
-    with pytest.raises(TcbError):
-        verify(quote, read_blobs(intel.answers(platform, revoked=(9,))), AT)
-
-
-@each_quote
-def test_a_revoked_processor_is_one_of_the_tcb(intel, version, kind, platform):
-    with pytest.raises(TcbError, match="revocation of Intel SGX PCK Certificate"):
-        verify(intel.quote(version, kind=kind), read_blobs(intel.answers(platform, revoked=(9,))), AT)
-
-
-@each_quote
-def test_an_expired_certificate_of_the_quotes_own_says_so(intel, version, kind, platform):
-    late = forged.UNTIL + dt.timedelta(days=1)
-    with pytest.raises(NotGenuineError, match="time of Intel SGX PCK Certificate"):
-        verify(intel.quote(version, kind=kind), read_blobs(intel.answers(platform, at=late)), late)
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes"),
-    [
-        (3, {"service": b"\1" * 48}),
-        (2, {"attributes": b"\0\0\0\x30"}),
-        (2, {"attributes": b"\0\0\0\0"}),
-        (2, {"attributes": b"\2\0\0\x10"}),
-    ],
-)
-def test_a_genuine_td_that_is_not_its_own_master_is_what_no_policy_wants(intel, kind, changes):
-    with pytest.raises(ExpectationError, match="attributes of the TD"):
-        verify(intel.quote(5, kind=kind, **changes), read_blobs(intel.answers("tdx")), AT)
-
-
-@pytest.mark.parametrize("certified", [1, 2, 3, 4, 6, 7])
-def test_a_quote_without_the_certificates_of_its_processor_is_refused(intel, certified):
-    with pytest.raises(EvidenceMalformedError, match="certificates of the quote"):
-        verify(intel.quote(3, certified=certified), read_blobs(intel.answers()), AT)
-
-
-@each_quote
-def test_what_others_have_signed_under_intels_names_may_lie_beside_it(intel, monkeypatch, version, kind, platform):
-    monkeypatch.setattr(dcap_collateral, "INTEL", dcap_collateral.digest_of_key(intel.chain[2]))
-    other = forged.Intel()
-    later = other.answers(platform, at=AT + dt.timedelta(days=1), status="Revoked")
-    for blobs in ((*later, *intel.answers(platform)), (*intel.answers(platform), *later)):
-        assert verify(intel.quote(version, kind=kind), read_blobs(blobs), AT).tcb == "UpToDate"
-        with pytest.raises(NotGenuineError, match="issuer of Intel SGX PCK Platform CA"):
-            verify(other.quote(version, kind=kind), read_blobs(blobs), AT)
-
-
 # -- whatever it is -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def evidence_and_certificate() -> tuple[list[bytes], bytes]:
-    chip = forged.Amd()
-    return [chip.report(), forged.Aws().document(), forged.quote(3), forged.quote(5)], forged.der(chip.endorsement())
+def evidence_and_collateral() -> tuple[list[bytes], Collateral]:
+    chip, intel = forged.Amd(), forged.Intel()
+    kinds = [chip.report(), chip.report() + table(vcek=chip.endorsement()), forged.Aws().document()]
+    kinds += [forged.quote(3), forged.quote(5), intel.quote(3), intel.quote(5, kind=3)]
+    return kinds, read_blobs((forged.der(chip.endorsement()), intel.collateral(), *intel.answers("tdx")))
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_only_documented_errors_leave_whatever_is_changed(data):
-    kinds, certificate = evidence_and_certificate()
+    kinds, collateral = evidence_and_collateral()
     evidence = bytearray(kinds[data.draw(st.integers(0, len(kinds) - 1))])
     for at in data.draw(st.lists(st.integers(0, len(evidence) - 1), min_size=1, max_size=4)):
         evidence[at] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(0, len(evidence)) | st.just(len(evidence)))
     with pytest.raises(AttestationError):  # their roots are not trusted here
-        verify(bytes(evidence[:size]), read_blobs((certificate,)), AT)
+        verify(bytes(evidence[:size]), collateral, AT)
 
 
 def test_what_the_runtime_says_of_its_image_counts_only_if_the_hardware_vouches_for_it(amd):

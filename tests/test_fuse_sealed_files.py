@@ -17,9 +17,14 @@ from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor import sealed as of_sealed
 from adyton.runtime.process.supervisor.files import FileServer
 from adyton.runtime.process.supervisor.fuse_abi import Opcode
+from adyton.runtime.process.supervisor.sealed_place import SealedPlace
 
 CAPACITY = 32 << 20
 CONTAINER = "/home/ann/sealed"
+
+
+def opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 class Sealed:
@@ -31,22 +36,30 @@ class Sealed:
         self.client = FakeClient({"/work": "write", CONTAINER: "write"})
         self.client.directory("/work")
         self.client.directory("/home/ann")
+        self.memory = folder / "remembered"
+        self.rememberer = FakeClient({"/work": "write"})
+        self.rememberer.directory("/work")
         self.said: list[str] = []
         self.errors: list[int] = []
 
-    def start(self, capacity: int = CAPACITY) -> FakeKernel:
-        client = FakeClient({"/work": "write"})
-        client.directory("/work")
-        if self.kind == "client":
-            client = self.client
-            client.handles.clear()
-            client.flocks = LockRanges()
+    def forget(self) -> None:
+        """What is remembered is lost."""
+        self.memory.unlink(missing_ok=True)
+        self.rememberer.notes.clear()
+
+    def start(self, capacity: int = CAPACITY, *, demands: bool = False) -> FakeKernel:
+        client = self.client if self.kind == "client" else self.rememberer
+        client.handles.clear()
+        client.flocks = LockRanges()
         kernel = FakeKernel(FileServer(wanted=nothing_wanted, clock=lambda: kernel.now), client)
         kernel.request(Opcode.INIT, 0, fuse_abi.Init(7, 44, 1 << 17, 0xFFFFFFFF))
         kernel.server.set_layout(client.layout())
-        where = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600) if self.kind == "server" else CONTAINER
+        container, memory = (
+            (opened(self.path), "measurement") if self.kind == "server" else (CONTAINER, opened(self.memory))
+        )
         self.errors = []
-        kernel.apply(kernel.server.open_sealed(Keys(), capacity, where, self.said.append, self.errors.append))
+        place = SealedPlace(Keys(), capacity, container, memory, demands)
+        kernel.apply(kernel.server.open_sealed(place, self.said.append, self.errors.append))
         kernel.run()
         return kernel
 
@@ -142,6 +155,99 @@ def test_a_container_that_was_changed_is_an_error_and_is_said_once(sealed: Seale
                 kernel.lookup("/sealed")
         assert len(sealed.said) == 1
         assert "changed outside of the enclave" in sealed.said[0]
+
+
+def test_a_container_that_was_set_back_as_a_whole_is_not_opened(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"first")
+    settled(kernel)
+    first = sealed.container
+    kernel.write("/sealed/f", b"second")
+    settled(kernel)
+    second = sealed.container
+    sealed.container = first
+    sealed.start()
+    assert sealed.errors == [errno.EIO]
+    assert "were set back: their container is at commit 1, and commit 2" in sealed.said[-1]
+    if sealed.kind == "client":  # and the container is another enclave's
+        assert not any(sealed.client.flocks.in_the_way(2, "write", 0, 1 << 62))
+    sealed.container = second
+    assert sealed.start().read("/sealed/f") == b"second"
+    sealed.container = b""
+    kernel = sealed.start()
+    if sealed.kind == "client":  # a client can always begin anew: he has nothing then
+        assert kernel.listdir("/sealed") == []
+    else:
+        assert sealed.errors == [errno.EIO]
+        assert "are gone" in sealed.said[-1]
+
+
+def test_sealed_files_that_nobody_remembers_are_said_and_can_be_refused(sealed: Sealed) -> None:
+    kernel = sealed.start(demands=True)
+    kernel.write("/sealed/f", b"kept")
+    settled(kernel)
+    assert sealed.said == []
+    sealed.forget()
+    sealed.start(demands=True)
+    assert sealed.errors == [errno.EIO]
+    assert "nothing is remembered of them" in sealed.said[-1]
+    sealed.start()
+    assert sealed.errors == [0]
+    assert sealed.said[-1].startswith("nothing was remembered of these sealed files")
+    sealed.said.clear()
+    assert sealed.start(demands=True).read("/sealed/f") == b"kept"
+    assert sealed.said == []
+
+
+def test_two_enclaves_with_copies_of_a_container_do_not_both_go_on(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"first")
+    settled(kernel)
+    copy = sealed.container
+    one = sealed.start()
+    if sealed.kind == "server":
+        sealed.path = sealed.path.with_name("copy")
+        sealed.path.write_bytes(copy)
+    else:
+        sealed.client = FakeClient({"/work": "write", CONTAINER: "write"})
+        sealed.client.directory("/work")
+        sealed.client.directory("/home/ann")
+        sealed.client.file(CONTAINER, copy)
+    other = sealed.start()
+    one.write("/sealed/f", b"one")
+    settled(one)
+    node, handle = other.open("/sealed/f", os.O_WRONLY)
+    other.pwrite((node, handle), b"other", 0)
+    with raises(errno.EIO):
+        other.request(Opcode.FSYNC, node, fuse_abi.Sync(handle, 0))
+    assert sealed.said == [
+        "sealed files: another enclave has gone on with a copy of these sealed files: load this one again"
+    ]
+
+
+def test_after_the_programs_finalize_the_container_is_another_enclaves(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"kept")
+    effects, pending = kernel.server.settle(last=True)
+    kernel.apply(effects)
+    kernel.run()
+    assert pending is None or pending.result is not None
+    if sealed.kind == "client":
+        assert not any(sealed.client.flocks.in_the_way(2, "write", 0, 1 << 62))
+    before = sealed.container
+    for call in (lambda: kernel.read("/sealed/f"), lambda: kernel.write("/sealed/f", b"later")):
+        with raises(errno.EIO):
+            call()
+    settled(kernel)
+    assert sealed.container == before
+    assert sealed.start().read("/sealed/f") == b"kept"
+
+
+def test_an_enclave_that_keeps_nothing_makes_no_container(sealed: Sealed) -> None:
+    kernel = sealed.start()
+    assert kernel.listdir("/sealed") == []
+    settled(kernel)
+    assert sealed.container == b""
 
 
 def test_sealed_files_are_a_file_system_of_their_own(sealed: Sealed) -> None:

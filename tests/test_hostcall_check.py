@@ -59,6 +59,8 @@ REQUESTS: list[abi.Request] = [
     abi.SyncAll(),
     abi.Hold(3),
     abi.Compound([abi.Look("/a"), abi.Read(3, 0, 10)]),
+    abi.Recall("measurement"),
+    abi.Remember("signer", b"", b"note"),
     abi.ReadInput(10),
     abi.Call("f", b""),
 ]

@@ -9,6 +9,7 @@ import pytest
 from hostile import EMPTY, STRICT, Client, Ward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thorough import few_or
 
 from adyton.communicator.frames import CallFrame
 from adyton.communicator.frames import encode as frame
@@ -287,7 +288,7 @@ result = sorted(result)
 """
 
 
-@settings(max_examples=20)
+@settings(max_examples=few_or(8, 20))
 @given(data=st.data())
 def test_a_lying_client_gets_errnos_raised_and_no_more(ward, data):
     def answer(request):

@@ -29,8 +29,9 @@ pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("own_temporary_direct
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch):
-    """Of all that is started."""
+    """Of all that is started; and as long does a client wait for a server that dials it to do so again."""
     monkeypatch.setenv("ADYTON_GRACE", "1")
+    monkeypatch.setattr("adyton.remote.dial_back.AGAIN_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -55,7 +56,9 @@ import sys
 import adyton
 from adyton.loader import LoadArguments, load_enclave
 from adyton.provision.client import RemoteProvision
+from adyton.remote import dial_back as waiting
 
+waiting.AGAIN_SECONDS = 1.0
 program, dial_back, url = sys.argv[1:]
 if dial_back:
     provision = RemoteProvision.instantiate(url or None).dialled_back(dial_back)

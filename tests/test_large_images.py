@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from thorough import few_or
 
 pytestmark = pytest.mark.sandbox
 
-SIZE = 300 << 20
+SIZE = few_or(160, 300) << 20
 MOST_MEMORY = 150 << 10  # KiB that the client's processes may have: they have some 60 at rest
 
 PROGRAM = """
@@ -54,7 +55,7 @@ def run(*arguments):
 
 
 @pytest.mark.long
-def test_an_image_of_300_mib_builds_and_loads_in_little_memory(wheels, workplace):
+def test_a_large_image_builds_and_loads_in_little_memory(wheels, workplace):
     (workplace / "app.py").write_text(PROGRAM)
     (workplace / "pyproject.toml").write_text(
         '[tool.adyton.enclave.app]\nentry = "app:app"\ndependencies = ["heavy"]\n'

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import hurried
 import pytest
 from bad_network import BadNetwork
 from conftest import dialling
@@ -149,7 +150,7 @@ def test_a_load_goes_on_over_a_lost_connection(tmp_path):
 @pytest.mark.parametrize("size", [1, 700, 2_000, 3_500, 4_200, 4_600, 4_800, 5_000, 5_500])
 def test_a_connection_that_is_lost_anywhere_while_it_is_made_is_an_error_at_once_or_no_loss(program, size):
     """4700 to 5000 bytes of both directions are the handshakes and the evidence: whose connection is lost before, has lost nothing yet."""
-    with server("--grace", "1") as there:
+    with server("--grace", "1", start=hurried.start) as there:
         before = children(there.process.pid)
         there.network.limits[2] = size  # the first one is for provisioning
         began = time.monotonic()
@@ -342,19 +343,29 @@ def test_a_server_that_was_restarted_is_not_taken_for_the_old_one(program):
             client.close()
 
 
-@pytest.mark.parametrize("party", ["relay", "supervisor", "guest"])
-def test_a_stopped_party_is_waited_for(program, party):
-    with server() as there, there.load(program) as client:
-        (supervisor,) = (pid for pid in children(there.process.pid) if name(pid) == "adyton-super")
-        victim = {"relay": there.process.pid, "supervisor": supervisor, "guest": guest_of(supervisor)}[party]
-        stop(victim)
-        with ThreadPoolExecutor(1) as thread:
-            noted = thread.submit(client.call, "take", 1, b"")
-            with pytest.raises(TimeoutError):
-                noted.result(5)  # longer than it takes to give a connection up, or who is stopped without a grace
-            os.kill(victim, signal.SIGCONT)
-            assert noted.result(60) == 0
-        assert client.call("ledger") == {1: 1}
+def test_each_stopped_party_is_waited_for(program):
+    """All at the same time, each of a session of its own."""
+    with contextlib.ExitStack() as stack:
+        victims, noted, clients = {}, {}, {}
+        for party in ("relay", "supervisor", "guest"):
+            there = stack.enter_context(server())
+            clients[party] = client = stack.enter_context(there.load(program))
+            (supervisor,) = (pid for pid in children(there.process.pid) if name(pid) == "adyton-super")
+            found = {"relay": there.process.pid, "supervisor": supervisor, "guest": guest_of(supervisor)}
+            victims[party] = found[party]
+        for pid in victims.values():
+            stop(pid)
+        with ThreadPoolExecutor(len(victims)) as threads:
+            for party, client in clients.items():
+                noted[party] = threads.submit(client.call, "take", 1, b"")
+            # Longer than it takes to give a connection up, or who is stopped without a grace.
+            assert not wait(noted.values(), 5).done
+            for pid in victims.values():
+                os.kill(pid, signal.SIGCONT)
+            assert {party: each.result(60) for party, each in noted.items()} == dict.fromkeys(victims, 0)
+        assert {party: client.call("ledger") for party, client in clients.items()} == {
+            party: {1: 1} for party in victims
+        }
 
 
 def test_a_client_that_was_stopped_goes_on(program, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import network
 import pytest
+from middle import TRICKS
 from network import INSIDE, SERVER, Network
 
 pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long]
@@ -64,10 +65,12 @@ class Play:
         (folder / "another.py").write_text(PROGRAM.replace("shout", "whisper"))
         (folder / "secret-file").write_text(CONTENT)
         self.folder, self.record = folder, folder / "record"
-        proxy = ["-m", "adyton.cli", "proxy", "--listen", f"{SERVER}:0", "--insecure"]
+        # When the client has refused, its enclave waits for it once more: for as long as its grace.
+        proxy = ["-m", "adyton.cli", "proxy", "--listen", f"{SERVER}:0", "--insecure", "--grace", "0.2"]
         with ExitStack() as stack:
-            targets = [stack.enter_context(started(hosts.server.python(*proxy), folder)) for _ in range(2)]
-            middle = hosts.router.python(MIDDLE, trick, f"{INSIDE}:0", *targets, program, str(self.record))
+            target = stack.enter_context(started(hosts.server.python(*proxy), folder))
+            other = stack.enter_context(started(hosts.server.python(*proxy), folder)) if TRICKS[trick][1] else target
+            middle = hosts.router.python(MIDDLE, trick, f"{INSIDE}:0", target, other, program, str(self.record))
             on = stack.enter_context(started(middle, folder))
             self.done = subprocess.run(
                 hosts.client.python(

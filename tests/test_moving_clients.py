@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,16 +13,18 @@ from pathlib import Path
 
 import network
 import pytest
+from hurried import HURRIED, command
 from ledgers import LEDGER
 from network import Host
 from sandbox import children, wait_until_ended
 
 pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long]
-SERVED = 30  # seconds; it takes five or so. TCP alone takes a quarter of an hour
+SERVED = 30  # seconds; it takes three or so, where all are hurried. TCP alone takes a quarter of an hour
 SERVER, CLIENT, OTHER = "10.78.0.1", "10.78.0.2/24", "10.78.0.3/24"
 
 # Calls what each line says, the waiting call aside; says what came of it.
-APPLICATION = """
+APPLICATION = f"""
+{HURRIED}
 import adyton, sys
 client = adyton.load(sys.argv[1], on=sys.argv[2], allow_sim=True)
 waiting = client.submit("wait")
@@ -63,7 +64,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 def serving(host: Host, grace: str = "60") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A proxy server, whose process this is, and its URL."""
     listen = ("--listen", f"{SERVER}:0", "--insecure", "--grace", grace)
-    with running(["ip", "netns", "exec", host.name, sys.executable, "-m", "adyton.cli", "proxy", *listen]) as process:
+    with running(host.command(*command("proxy", *listen))) as process:
         assert process.stdout is not None
         yield process, "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
 
@@ -189,7 +190,7 @@ def test_a_line_that_carries_nothing_for_a_while_is_no_loss(hosts, program):
         assert call.process.stdin is not None
         call.process.stdin.write("note 1\n")
         call.process.stdin.flush()
-        assert not call.says_something_within(5)  # longer than it takes to give a connection up
+        assert not call.says_something_within(3.5)  # longer than it takes to give a connection up
         client.ip("link", "set", "eth0", "up")
         assert call("note 2") == "1"
         assert call._line() == "2"

@@ -40,6 +40,7 @@ path = "./data"
 coherence = "close-to-open"
 [sealed]
 path = "./sealed"
+memory = "required"
 """
 
 
@@ -72,6 +73,7 @@ def test_every_key_of_the_interface_is_read():
     assert (policy.allow.listen, policy.allow.env, policy.allow.call) == (("127.0.0.1:8080",), ("TZ",), ("lookup",))
     assert policy.mounts == (Mount("/srv/app/./data", "close-to-open"),)
     assert policy.sealed == "/srv/app/./sealed"
+    assert policy.memory == policy.extended().memory == "required"
     assert policy.host_calls("/srv").grants() == [Grant("/srv/app/data", "read")]
 
 
@@ -92,6 +94,7 @@ def test_an_empty_file_says_nothing():
         ("[expect]\nmin-version = 1\n", "min_version"),
         ("[[mount]]\npath = 'x'\ncoherense = 'strict'\n", "mount.coherense.*coherence"),
         ("[sealed]\npth = 'x'\n", "sealed.pth.*path"),
+        ("[sealed]\nmemory = 'requird'\n", "sealed.memory.*required"),
         ("zzz = 1\n", "known are expect, allow, mount, sealed"),
     ],
 )

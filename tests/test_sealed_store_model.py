@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from simulated_disk import Cut, Keys, SimulatedDisk
+from thorough import few_or
 
 from adyton.sealed_files import store as store_module
 from adyton.sealed_files.cipher import BLOCK
@@ -165,7 +166,7 @@ class Stores(RuleBasedStateMachine):
     def crash(self, seed: int) -> None:
         self.disk = self.disk.crash(seed)
         self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
-        run(self.store.open(self.disk.remembered), self.disk)
+        run(self.store.open(), self.disk)
         there = self.contents()
         assert there in self.committed
         self.committed = [there]
@@ -200,9 +201,9 @@ class RememberedStores(Stores):
     changes=st.lists(st.tuples(offsets, chunks), min_size=1, max_size=4),
     more=st.lists(st.tuples(offsets, chunks), min_size=1, max_size=4),
 )
-@settings(max_examples=15)
+@settings(max_examples=few_or(8, 15))
 def test_a_commit_is_cut_at_each_request(changes: list, more: list) -> None:
-    """What it then has of what was not synced is chosen thirty times each."""
+    """What it then has of what was not synced is chosen a dozen times each."""
 
     def prepared() -> tuple[SimulatedDisk, Store, list]:
         disk, model, states = SimulatedDisk(), Sparse(), []
@@ -229,7 +230,7 @@ def test_a_commit_is_cut_at_each_request(changes: list, more: list) -> None:
             ended = False
         else:
             ended = True
-        for seed in range(30):
+        for seed in range(few_or(12, 30)):
             after = disk.crash(seed)
             again = Store(KEYS, CAPACITY)
             run(again.open(), after)
@@ -253,4 +254,6 @@ def _little_memory() -> Iterator[None]:
 
 TestStores = Stores.TestCase
 TestRememberedStores = RememberedStores.TestCase
-TestStores.settings = TestRememberedStores.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestStores.settings = TestRememberedStores.settings = settings(
+    max_examples=few_or(40, 100), stateful_step_count=30, deadline=None
+)

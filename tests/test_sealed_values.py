@@ -19,7 +19,7 @@ import adyton
 import adyton.trusted as trusted
 from adyton import EnclaveClient, EnclaveLoadConfig, EnclaveManager, EnclaveManagerOptions, FakeEnclaveLoader
 from adyton.attestation.sealing.header import decode
-from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.keys import RootKeys, Sealing
 from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.crypto.keys import SigningKey
 from adyton.errors import AdytonError, ClosedError, EnclaveError
@@ -253,6 +253,7 @@ def images(tmp_path: Path) -> Build:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_an_enclave_opens_what_another_run_of_it_sealed(program: Path) -> None:
     data = os.urandom(300_000)
     with adyton.load(program) as first:
@@ -269,6 +270,7 @@ def test_an_enclave_opens_what_another_run_of_it_sealed(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_threads_children_and_signals(program: Path) -> None:
     with adyton.load(program) as enclave:
         assert enclave.call("in_threads", 60, 100_000) == 120
@@ -281,6 +283,7 @@ def test_threads_children_and_signals(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_other_calls_go_on_beside_a_large_value(program: Path) -> None:
     with adyton.load(program) as enclave:
         over = threading.Event()
@@ -303,6 +306,7 @@ def test_other_calls_go_on_beside_a_large_value(program: Path) -> None:
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 @pytest.mark.parametrize("kind", ["large", "malformed"])
 def test_a_guest_that_says_what_no_runtime_says_is_ended(program: Path, kind: str) -> None:
     with pytest.raises(AdytonError, match="the enclave was ended"), adyton.load(program) as enclave:
@@ -310,6 +314,7 @@ def test_a_guest_that_says_what_no_runtime_says_is_ended(program: Path, kind: st
 
 
 @pytest.mark.sandbox
+@pytest.mark.usefixtures("on_the_server")
 def test_later_versions_of_a_signer_open_and_others_do_not(images: Build) -> None:
     key = SigningKey.generate()
     images_of = {
@@ -354,7 +359,7 @@ def test_neither_keys_nor_data_are_where_they_should_not_be(program: Path, capfd
             pid for pid in children(os.getpid()) if (ids := status(pid)["NSpid"].split())[-1] == "2" and len(ids) > 1
         ]
         header = sealed[: decode(sealed)[1]]
-        key = Sealing(enclave.identity, SimulatedRoot()).key(header, "data")
+        key = Sealing(enclave.identity, RootKeys(enclave.identity, SimulatedRoot())).key(header, "data")
         found = found_in_memory(guest, planted=bytes(range(200, 232)), key=key, root=SimulatedRoot().key(b""))
     assert found == {"planted"}
     printed = "".join(capfd.readouterr())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adyton.attestation.identity import EnclaveIdentity
 from adyton.attestation.sealing.header import MAX_SIZE, Header, decode, encode
-from adyton.attestation.sealing.keys import Sealing
+from adyton.attestation.sealing.keys import RootKeys, Sealing
 from adyton.attestation.sealing.roots import Root, SimulatedRoot
 from adyton.attestation.sealing.segments import MAX_DATA, RANDOM_SIZE, SEGMENT, TAG_SIZE, Segments
 from adyton.crypto.keys import debug_key
@@ -53,12 +53,12 @@ class FirmwareRoot:
 def seal(
     data: bytes, to: Any = "measurement", aad: bytes = b"", own: EnclaveIdentity = OWN, root: Root | None = None
 ) -> bytes:
-    exchange = Conversation(Sealing(own, root or SimulatedRoot())).receive
+    exchange = Conversation(Sealing(own, RootKeys(own, root or SimulatedRoot()))).receive
     return guest.seal(exchange, memoryview(data), to, hashlib.sha256(aad).digest())
 
 
 def unseal(sealed: bytes, aad: bytes = b"", own: EnclaveIdentity = OWN, root: Root | None = None) -> bytes:
-    exchange = Conversation(Sealing(own, root or SimulatedRoot())).receive
+    exchange = Conversation(Sealing(own, RootKeys(own, root or SimulatedRoot()))).receive
     return guest.unseal(exchange, memoryview(sealed), hashlib.sha256(aad).digest())
 
 
@@ -299,11 +299,16 @@ def test_nothing_is_sealed_to_everybody(signer: str, says: str) -> None:
 
 
 def test_keys_for_other_purposes_are_other_keys() -> None:
-    sealing = Sealing(OWN, SimulatedRoot())
+    sealing = Sealing(OWN, RootKeys(OWN, SimulatedRoot()))
     header = sealing.header("signer", "files")
     key = sealing.key(header, "files")
     assert len(key) == 32
-    assert Sealing(with_(measurement=OTHER_IMAGE), SimulatedRoot()).key(header, "files") == key
+    assert (
+        Sealing(with_(measurement=OTHER_IMAGE), RootKeys(with_(measurement=OTHER_IMAGE), SimulatedRoot())).key(
+            header, "files"
+        )
+        == key
+    )
     with pytest.raises(IntegrityError, match="sealed as files, and is opened as data"):
         sealing.key(header, "data")
     with pytest.raises(IntegrityError, match="sealed as files"):
@@ -356,7 +361,7 @@ def test_the_largest_value_opens_and_no_segment_fits_behind_it() -> None:
 
 
 def begun() -> Conversation:
-    conversation = Conversation(Sealing(OWN, SimulatedRoot()))
+    conversation = Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot())))
     conversation.receive(msgspec.msgpack.encode(guest.Seal("measurement", bytes(32))))
     return conversation
 
@@ -389,7 +394,7 @@ def test_a_segment_that_is_none_ends_the_enclave(message: bytes) -> None:
 )
 def test_a_request_that_is_none_ends_the_enclave(message: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        Conversation(Sealing(OWN, SimulatedRoot())).receive(message)
+        Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot()))).receive(message)
 
 
 def test_nothing_follows_the_last_segment() -> None:
@@ -400,7 +405,7 @@ def test_nothing_follows_the_last_segment() -> None:
 
 
 def test_nothing_follows_a_refusal() -> None:
-    conversation = Conversation(Sealing(OWN, SimulatedRoot()))
+    conversation = Conversation(Sealing(OWN, RootKeys(OWN, SimulatedRoot())))
     refused = conversation.receive(msgspec.msgpack.encode(guest.Unseal(b"nothing", bytes(32))))
     assert refused[:1] == guest.REFUSED
     with pytest.raises(RemoteProtocolError, match="goes on"):

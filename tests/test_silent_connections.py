@@ -10,9 +10,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hurried
 import pytest
 from bad_network import BadNetwork
 from command import start
@@ -51,9 +52,9 @@ def program(tmp_path_factory) -> str:
 class Server:
     """A provision server, or a proxy server for one client that comes through `network`."""
 
-    def __init__(self, kind: str, **attributes: object) -> None:
+    def __init__(self, kind: str, *, start: Callable[..., subprocess.Popen[str]] = start, **attributes: object) -> None:
         arguments = ("serve", "--port", "0") if kind == "serve" else ("proxy", "--listen", "127.0.0.1:0")
-        self.process: subprocess.Popen[str] = start(*arguments, **attributes)
+        self.process = start(*arguments, **attributes)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(":")[2])
         self.network = BadNetwork(self.port)
@@ -182,13 +183,13 @@ def ended(sockets: list[socket.socket]) -> bool:
 
 
 def test_who_does_not_come_to_the_end_of_a_greeting_is_given_up(program):
-    with server("proxy") as there, there.load(program) as client:
+    with server("proxy", start=hurried.start) as there, there.load(program) as client:
         with silent(there.port, 9, (b"", GREETING[:10], HALF_A_TLS_HELLO)) as held:
             over = threading.Event()
 
             def drip() -> None:
                 rest = iter(GREETING)
-                while not over.wait(1):
+                while not over.wait(0.2):
                     with contextlib.suppress(OSError):
                         held[0].sendall(bytes([next(rest)]))
 

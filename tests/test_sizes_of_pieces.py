@@ -78,8 +78,9 @@ def test_of_a_proxy_server_that_has_dialled(address, supervisor):
         check(pieces)
     finally:
         listener.close()
-        thread.join(30)
         dialler.close()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_pieces_grow_while_there_is_always_more():

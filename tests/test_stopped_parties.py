@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import hurried
 import pytest
 from command import start, start_server
 from parties import descendants, executes, gone, litter, party, processes, stop
@@ -50,9 +52,10 @@ def program(workplace):
 
 @pytest.fixture(autouse=True)
 def short_grace(request, monkeypatch):
-    """Of all that is started, but where a party goes on in time."""
+    """Of all that is started, but where a party goes on in time; and this process waits for who is silent no longer than it needs to ask."""
     if "in_time" not in request.function.__name__:
         monkeypatch.setenv("ADYTON_GRACE", "1")
+        monkeypatch.setattr("adyton.remote.line.LOST_AFTER", 2.0)
 
 
 @pytest.fixture
@@ -64,6 +67,17 @@ def serving(short_grace):
     process.terminate()
     assert process.wait(40) == 0
     assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.fixture
+def hurried_serving(short_grace):
+    """The same, whose relay processes are hurried."""
+    process = start("serve", "--port", "0", "--remote_proxy", shlex.join(hurried.command("proxy")))
+    assert process.stdout is not None
+    yield process, "grpc://" + process.stdout.readline().rpartition(" ")[2].strip()
+    process.terminate()
+    assert process.wait(40) == 0
     process.stdout.close()
 
 
@@ -208,8 +222,8 @@ except adyton.AdytonError as error:
 
 
 @pytest.mark.long
-def test_a_stopped_client_goes_on_or_its_enclave_ends(program, serving):
-    server, url = serving
+def test_a_stopped_client_goes_on_or_its_enclave_ends(program, hurried_serving):
+    server, url = hurried_serving
     started = {}
     for ending in ("is given up", "is killed", "goes on at once"):
         idle = set(descendants(server.pid))

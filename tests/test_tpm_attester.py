@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import socket
 import struct
@@ -12,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from swtpm import READABLE, RSA_TEMPLATE, certified, emulated, needs_swtpm
 from tpms import NOW, REPORT_DATA, Authority, event, extended, name_of, public_area, quote, signature, sized, spec_id
 
 from adyton.attestation.binding import bound_to
 from adyton.attestation.collateral import Collateral, read_blobs, read_folder
 from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.roots import NoRoot
 from adyton.attestation.tpm import attest as attester
 from adyton.attestation.tpm import commands
 from adyton.attestation.tpm.abi import parse_public
@@ -32,66 +35,19 @@ from adyton.runtime.process.attester import serve
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.proving import by_hardware
 
-SWTPM = shutil.which("swtpm")
-needs_swtpm = pytest.mark.skipif(SWTPM is None, reason="NO EMULATED TPM HERE: install swtpm")
-
 IDENTITY = EnclaveIdentity("tpm", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 3, 4, debug=False, runtime="", machine="")
-OWNER = 0x40000001
-READABLE = (
-    1 << 1 | 1 << 2 | 1 << 17 | 1 << 18 | 1 << 25
-)  # owner and authorised write, the same read; no dictionary attacks
 AZURE, GOOGLE, GOOGLE_RSA = PROVISIONED
-RSA_TEMPLATE = struct.pack(">HHIHHHHHIH", 1, 0x0B, 0x00050472, 0, 0x10, 0x14, 0x0B, 2048, 0, 0)
-
-
-class Emulated(Tpm):
-    """swtpm, with the commands by which a machine and its owner bring a TPM into a state."""
-
-    def tell(self, code, *handles, parameters=b""):
-        self.ask(commands._command("to a test", code, lambda _: None, *handles, parameters=parameters, authorised=True))
-
-    def extend(self, pcr, data):
-        digest = hashlib.sha256(data).digest()
-        self.tell(0x182, pcr, parameters=struct.pack(">IH", 1, 0x0B) + digest)
-
-    def keep(self, handle, persistent):
-        """The key at a handle, at one for ever."""
-        self.tell(0x120, OWNER, handle, parameters=struct.pack(">I", persistent))
-
-    def write(self, index, data, attributes=READABLE):
-        public = struct.pack(">IHIHH", index, 0x0B, attributes, 0, len(data))
-        self.tell(0x12A, OWNER, parameters=sized(b"") + sized(public))
-        for at in range(0, len(data), 512):
-            self.tell(0x137, OWNER, index, parameters=sized(data[at : at + 512]) + struct.pack(">H", at))
 
 
 @pytest.fixture
 def start(tmp_path):
     """A function that starts a TPM, which has an event log; all of them are stopped."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(log=b""):
-        folder = tmp_path / str(len(started))
-        folder.mkdir()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    *(SWTPM, "socket", "--tpm2", "--fd", str(theirs.fileno()), "--tpmstate", f"dir={folder}"),
-                    *("--flags", "not-need-init,startup-clear"),
-                ],
-                pass_fds=[theirs.fileno()],
-                stderr=subprocess.DEVNULL,
-            )
-        tpm = Emulated(ours.detach(), log)
-        started.append((process, tpm))
-        return tpm
+        def start(log=b""):
+            return stack.enter_context(emulated(tmp_path / os.urandom(4).hex(), log))
 
-    yield start
-    for process, tpm in started:
-        tpm.close()
-        process.terminate()
-        process.wait(20)
+        yield start
 
 
 @pytest.fixture
@@ -109,10 +65,10 @@ def test_the_evidence_of_an_enclave_is_made_around_a_quote_and_bound_to_it(start
     tpm = start(spec_id() + event(0, b"firmware"))
     tpm.extend(0, b"firmware")
     asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    thread = threading.Thread(target=serve, args=(other, tpm))
+    thread = threading.Thread(target=serve, args=(other, tpm, NoRoot("none")))
     thread.start()
     found, loop = [], Loop()
-    with attesting.enrol(asking, IDENTITY.digest()) as enrolled, contextlib.closing(loop):
+    with attesting.enrol(asking, IDENTITY) as enrolled, contextlib.closing(loop):
         by_hardware(IDENTITY, enrolled)(loop, EvidenceRequested(b"", bytes(64)), found.append)
         while not found:
             loop.turn()
@@ -200,13 +156,6 @@ def test_what_was_tampered_with_is_refused(tpm, start):
 
 
 # -- keys that a cloud provides -------------------------------------------------------------------------------------------
-
-
-def certified(tpm, template, authority):
-    """A certificate of the key that the TPM makes of a template, in DER with what fills an index behind it."""
-    handle, public = tpm.ask(commands.create_primary(template))
-    certificate = authority.certified(parse_public(public).key).public_bytes(Encoding.DER)
-    return handle, public, certificate
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from adyton.errors import (
     EnclaveTypeError,
     HostCallDeniedError,
     IntegrityError,
+    PlatformError,
     RemoteProtocolError,
     UnknownEntryError,
     UsageError,
@@ -511,6 +512,10 @@ def error_of(failed: CallFailed) -> AdytonError:
             return ClosedError(raised.message)
         case "sealed":
             return IntegrityError(raised.message)
+        case "platform":
+            return PlatformError(raised.message)
+        case "usage":
+            return UsageError(raised.message)
         case _:
             return _raised(raised, denied=failed.denied)
 

@@ -16,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -31,6 +31,9 @@ from adyton.hostcall.client.policy import HostCallPolicy, PathLike
 _PATHS = ("read", "write")  # of the lists, those that hold paths
 _TABLES = ("expect", "allow", "mount", "sealed")
 _MOUNT = ("path", "coherence")
+
+# Of the last commit of sealed files, so that it is found if all of them were set back. "kept": here, of those on a server's disk; "required": and what nobody remembers is refused.
+Memory = Literal["kept", "required", "none"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Policy:
     mounts: tuple[Mount, ...] = ()
     sealed: str | None = None  # the folder on this machine in which the enclave's sealed files lie
     acl: Acl | None = None
+    memory: Memory = "kept"  # of sealed files' last commits
 
     @classmethod
     def read(cls, source: PathLike | Policy | None) -> Policy:
@@ -128,7 +132,7 @@ class Policy:
             None if expect is None else expect_table(expect, name),
             AllowSettings() if allow is None else _allow(allow, name, base),
             _mounts(document.get("mount", []), name, base),
-            None if "sealed" not in document else _sealed(document["sealed"], name, base),
+            *(_sealed(document["sealed"], name, base) if "sealed" in document else ()),
         )
 
     @classmethod
@@ -177,7 +181,7 @@ class Policy:
                     f"expect={expect!r} says nothing: give a dict of the keys of [expect], or an Expectation, AllOf or AnyOf of some"
                 )
             expectation = expect_table(expect, "expect=", self.expect)
-        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, chosen, acl)
+        return Policy(expectation, self.allow + given.or_else(variables), self.mounts, chosen, acl, self.memory)
 
     def host_calls(self, working_directory: str | None = None, container: str | None = None) -> HostCallPolicy:
         """The policy of `allow`, its paths resolved now; UsageError for what no policy can allow. `container`: of its sealed files."""
@@ -207,7 +211,8 @@ class _AllowTable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _SealedTable(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
+    path: str | None = None
+    memory: Memory = "kept"
 
 
 class _MountTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -274,6 +279,12 @@ def _mounts(tables: Any, name: str, base: str) -> tuple[Mount, ...]:
     return tuple(found)
 
 
-def _sealed(table: Any, name: str, base: str) -> str:
-    known(table, ("path",), name, "sealed")
-    return absolute(convert(table, _SealedTable, name, "sealed").path, base, f"{name}: sealed")
+def _sealed(table: Any, name: str, base: str) -> tuple[str | None, None, Memory]:
+    """The folder, no Acl, and what is to be remembered."""
+    known(table, ("path", "memory"), name, "sealed")
+    if "memory" in table:
+        one_of(table["memory"], get_args(Memory), name, "sealed.memory")
+    found = convert(table, _SealedTable, name, "sealed")
+    if not table:
+        raise UsageError(f"{name}: [sealed] says nothing: give `path` or `memory`, or leave it out")
+    return None if found.path is None else absolute(found.path, base, f"{name}: sealed"), None, found.memory

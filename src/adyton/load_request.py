@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from adyton.communicator import messages
 from adyton.communicator.messages import Grant, LoadRequest, Logging, Streams
-from adyton.config import Mount
+from adyton.config import Memory, Mount
 from adyton.errors import UsageError
 from adyton.hostcall.client.paths import spellings
 from adyton.hostcall.client.policy import HostCallPolicy
@@ -51,11 +51,12 @@ def load_request(
     warn: Callable[[str], object],
     mounts: Iterable[Mount] = (),
     container: str | None = None,
+    memory: Memory = "kept",
 ) -> LoadRequest:
     """The request of an enclave that is loaded as `name`. UsageError for what cannot be; `warn` is given what only may be unexpected.
 
     `stdout`: what stdout_fd is where the config does not say. What the program's initialize receives is `config` with host name,
-    working directory and standard output as they are. `container`: of sealed files.
+    working directory and standard output as they are. `container`: of sealed files; `memory`: of those on a server's disk.
     """
     full = EnclaveConfig()
     full.CopyFrom(config)
@@ -74,6 +75,8 @@ def load_request(
         grants=[Grant(grant.path, grant.right) for grant in policy.grants()],
         working_directory=directory,
         sealed=container or "",
+        remembers=memory != "none",
+        demands_memory=memory == "required",
         time_zone=environment.get("TZ", _time_zone()),
         environment=environment,
         name=name,

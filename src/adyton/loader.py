@@ -16,17 +16,20 @@ import msgspec
 from adyton.attestation import attesters
 from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
-from adyton.attestation.identity import CONFIGS, PLATFORMS
+from adyton.attestation.identity import CONFIGS, PLATFORMS, EnclaveIdentity
+from adyton.attestation.sealing.header import To
+from adyton.attestation.sealing.owners import owner_name
 from adyton.channel.credential import Credential
 from adyton.client import EnclaveClient, checked_timeout, error_of, opened
 from adyton.communicator.messages import LoadRequest
-from adyton.config import Mount, Policy
+from adyton.config import Policy
 from adyton.errors import PlatformError, UsageError
 from adyton.hostcall.client.executor import Executor
 from adyton.hostcall.client.exit_log import ExitLog
 from adyton.hostcall.client.functions import HostFunctions
 from adyton.hostcall.client.paths import visible
 from adyton.hostcall.client.policy import HostCallPolicy
+from adyton.hostcall.client.sealed_memory import SealedMemory, memory_folder
 from adyton.hostcall.client.streams import StandardInput, StandardOutput
 from adyton.image.build import built_image
 from adyton.image.oci import Image
@@ -218,7 +221,7 @@ def load_enclave(image: Image | str, provision: RemoteProvision, arguments: Load
             expectation,
             arguments,
             name,
-            policy.mounts,
+            policy,
             container,
         )
     except BaseException:
@@ -246,7 +249,7 @@ def load_in_process(application: TrustedApplication, arguments: LoadArguments) -
     name = arguments.name or str(getattr(application, "name", type(application).__name__))
     expectation = Expectation(platforms=["sim"], debug=True, measurement=[IN_PROCESS_MEASUREMENT])
     host_calls = policy.host_calls(working_directory(arguments.config))
-    return _connect(lambda: in_process(application), None, host_calls, expectation, arguments, name, policy.mounts)
+    return _connect(lambda: in_process(application), None, host_calls, expectation, arguments, name, policy)
 
 
 IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
@@ -255,16 +258,17 @@ IN_PROCESS_MEASUREMENT = "sha256:" + "0" * 64
 def _connect(
     provide: Callable[[], Transport],
     provision: RemoteProvision | None,
-    policy: HostCallPolicy,
+    host_calls: HostCallPolicy,
     expectation: Acl,
     arguments: LoadArguments,
     name: str,
-    mounts: Sequence[Mount],
+    policy: Policy,
     container: str | None = None,
 ) -> EnclaveClient:
     """All that the caller can have got wrong is found before `provide` starts anything; if this raises, nothing is left of it."""
     config = arguments.config
-    request = load_request(policy, config, name, arguments.stdout, _warn, mounts, container)
+    memory = policy.memory if provision is not None else "none"
+    request = load_request(host_calls, config, name, arguments.stdout, _warn, policy.mounts, container, memory)
     caller = arguments.caller or Caller.from_environment()
     credential = None if caller is None else of_caller(caller)
     with contextlib.ExitStack() as undo:
@@ -281,7 +285,7 @@ def _connect(
         telemetry = telemetry_of(visible(name), functions.names, _warn)
         exit_log = ExitLog(visible(name)) if arguments.exit_logging else None
         executor = Executor(
-            policy,
+            host_calls,
             functions,
             denied=_say,
             output=output.write,
@@ -298,7 +302,7 @@ def _connect(
                 trace,
                 telemetry,
                 credential,
-                says_simulated=provision is not None,
+                provision,
             )
         undo.callback(proxy.abort)
         end_of_metrics = arguments.metrics.start(name, proxy.processes) if arguments.metrics else None
@@ -326,8 +330,7 @@ def _connected(
     trace: Trace | None,
     telemetry: Telemetry | None,
     credential: Credential | None,
-    *,
-    says_simulated: bool,
+    provision: RemoteProvision | None,
 ) -> ProxyClient:
     """`executor` is closed with what is returned, or when this raises. `timeout` bounds all of it, whatever its steps may take."""
     budget, limit = Budget(timeout), LOAD_TIMEOUT if timeout is None else None
@@ -338,11 +341,13 @@ def _connected(
         executor.close()
         raise
     proxy = ProxyClient(transport, executor, expectation, trace, telemetry, credential)
+    if provision is not None and request.remembers:
+        executor.memory = SealedMemory(memory_folder(provision.place), lambda to: _owner_name(to, proxy.identity))
     try:
         reply = proxy.connect(request, budget.left(limit))
         for warning in reply.warnings:
             _warn(visible(warning))
-        if says_simulated and proxy.identity is not None and proxy.identity.platform == "sim":
+        if provision is not None and proxy.identity is not None and proxy.identity.platform == "sim":
             _say(SIMULATED)
     except CallFailed as failed:
         raise error_of(failed) from None
@@ -350,6 +355,11 @@ def _connected(
         proxy.abort()
         raise
     return proxy
+
+
+def _owner_name(to: To, identity: EnclaveIdentity | None) -> str:
+    assert identity is not None  # who has proved nothing asks for nothing
+    return owner_name(to, identity.measurement, identity.signer, identity.product_id)
 
 
 def _expectation(policy: Policy, image: Image | str, arguments: LoadArguments, *, local: bool) -> Acl:

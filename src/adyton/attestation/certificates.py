@@ -54,7 +54,9 @@ def read_certificate(der: bytes, what: str) -> x509.Certificate:
 def name_of(certificate: x509.Certificate) -> str:
     """As people know it."""
     common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(common[0].value) if common else certificate.subject.rfc4514_string()
+    if common:
+        return str(common[0].value)
+    return certificate.subject.rfc4514_string() or f"the certificate with serial number {certificate.serial_number:x}"
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

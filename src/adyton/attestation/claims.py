@@ -20,7 +20,8 @@ class Claims(msgspec.Struct, frozen=True):
     `register`: the one of them, of 48 bytes, by which vendors' tools name what runs: MRTD, the launch digest, PCR 0; "sha384:HEX" or "".
 
     `tcb`: the vendor's word for the state of the platform's firmware, "" where there is none (sim). `report_data`: what the platform signed
-    along, as long as it was. `failures`: what is wrong although the evidence is genuine, such as a certificate that was revoked.
+    along, as long as it was. `failures`: what is wrong although the evidence is genuine, such as a certificate that was revoked;
+    `failures_of_runtime`: what else is wrong if a runtime of adyton's is to have asked for it.
     """
 
     platform: Platform
@@ -33,6 +34,7 @@ class Claims(msgspec.Struct, frozen=True):
     advisories: tuple[str, ...] = ()
     more: Mapping[str, Any] = msgspec.field(default_factory=dict)  # for people: firmware versions, policies
     failures: tuple[Failure, ...] = ()
+    failures_of_runtime: tuple[Failure, ...] = ()
     register: str = ""
 
 

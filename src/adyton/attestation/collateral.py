@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import time
+import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,8 @@ _HEX = re.compile(r"30(?:[0-9a-fA-F]{2})+")  # a DER sequence
 
 
 def _read(data: bytes, found: _Found) -> None:
+    if b"-----BEGIN%20" in data:  # a header of PCS, as it came
+        data = urllib.parse.unquote_to_bytes(data)
     stripped = data.strip()
     if stripped[:1] == b"{":
         _read_document(stripped, found)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from adyton.attestation.claims import UNVOUCHED
-from adyton.attestation.findings import Failure
+from adyton.attestation.findings import UNVOUCHED_KEY, Failure
 from adyton.attestation.identity import PLATFORMS, EnclaveIdentity, Number
 from adyton.crypto.digest import is_digest, is_register
 from adyton.errors import UsageError
@@ -98,9 +98,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_
                 "a certificate of it by a CA whose root is in the collateral, or its machine among machines of [expect]"
             )
             failures.append(
-                Failure(
-                    "genuine", "attestation key", wanted, f"the key of {identity.machine}, which nobody vouches for"
-                )
+                Failure("genuine", UNVOUCHED_KEY, wanted, f"the key of {identity.machine}, which nobody vouches for")
             )
         return failures
 

@@ -48,6 +48,15 @@ _ADVICE_ABOUT: Mapping[str, str] = {
 }
 
 
+_ADVICE_ON_KEY = (
+    "If a CA certifies the keys of such machines' TPMs, put its root, and the key's certificate if the TPM has none, into the folder that"
+    " ADYTON_COLLATERAL names (--collateral of adyton verify); or name the machine in machines, and Unknown in tcb, of [expect]"
+)
+
+
+UNVOUCHED_KEY = "attestation key"  # a field: of a TPM, for which nobody vouches
+
+
 class Failure(msgspec.Struct, frozen=True):
     """One finding against evidence: what was expected of a field, and what it was."""
 
@@ -69,6 +78,8 @@ def failed(failures: Iterable[Failure]) -> AttestationError:
 
 def advice(failure: Failure) -> str:
     """What to do about it."""
+    if failure.field == UNVOUCHED_KEY:
+        return _ADVICE_ON_KEY
     if failure.stage == "genuine" and failure.field.startswith("time of "):
         return (
             "It did not hold at that time: ask for evidence anew, or judge it as of its own time (adyton verify --at)"

@@ -128,7 +128,7 @@ def _verified(identity: EnclaveIdentity, digest: bytes, claims: Claims, envelope
         claims.advisories,
         claims.measured,
         claims.more,
-        claims.failures,
+        claims.failures if envelope is None else (*claims.failures, *claims.failures_of_runtime),
         None if envelope is None else envelope.bound,
         claims.register,
     )

@@ -232,6 +232,15 @@ def grace_option() -> Callable[[_C], _C]:
     )
 
 
+def sealed_directory_option() -> Callable[[_C], _C]:
+    """--sealed-directory of a command that starts enclaves."""
+    return option(
+        "--sealed-directory",
+        metavar="DIR",
+        help="Where enclaves have sealed files (/sealed), as ciphertext, and where those on clients' disks are remembered. Default: nowhere here.",
+    )
+
+
 def server_options(command: _C) -> _C:
     """Give a command --ssl_cert, --ssl_key, --client-ca, --token-file, --security_type and --insecure."""
     decorators: Sequence[Callable[[Any], Any]] = (

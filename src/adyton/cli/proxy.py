@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from adyton.cli.command import Command
-from adyton.cli.options import grace_option, json_option, option, server_options, server_tls
+from adyton.cli.options import grace_option, json_option, option, sealed_directory_option, server_options, server_tls
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="Instead, dial back to a client that waits there (dial_back). It must know the token of --token-file. Its certificate is checked by "
     "--client-ca, which only loopback addresses and unix sockets can do without; --ssl_cert and --ssl_key are shown to it.",
 )
+@sealed_directory_option()
 @grace_option()
 @server_options
 @json_option()
@@ -38,6 +39,7 @@ def command(
     context: click.Context,
     listen: str | None,
     host_address: str | None,
+    sealed_directory: str | None,
     grace: float,
     ssl_cert: str | None,
     ssl_key: str | None,
@@ -94,7 +96,7 @@ def command(
     if launched is not None:
         os.set_inheritable(launched.parent, False)
     if host_address is not None:
-        dial_alone(client, launched, lambda address: click.echo(CONNECTED + address), grace)
+        dial_alone(client, launched, lambda address: click.echo(CONNECTED + address), grace, sealed_directory)
         return
     listen = listen or "127.0.0.1:0"
     if listen == "unix:":
@@ -109,7 +111,7 @@ def command(
     elif tls is not None:
         raise UsageError(f"--listen {listen}: a unix socket is served without TLS; leave its files out")
     of_server(tls)  # what is wrong with its files is said before anything is started
-    serve_alone(listen, tls, token, launched, lambda address: click.echo(LISTENING + address), grace)
+    serve_alone(listen, tls, token, launched, lambda address: click.echo(LISTENING + address), grace, sealed_directory)
 
 
 def _by_hand(

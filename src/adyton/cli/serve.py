@@ -8,7 +8,15 @@ import shutil
 import click
 
 from adyton.cli.command import Command
-from adyton.cli.options import PLATFORM_NAMES, grace_option, json_option, option, server_options, server_tls
+from adyton.cli.options import (
+    PLATFORM_NAMES,
+    grace_option,
+    json_option,
+    option,
+    sealed_directory_option,
+    server_options,
+    server_tls,
+)
 from adyton.cli.values import PORT, OneOf
 from adyton.errors import UsageError
 
@@ -38,11 +46,7 @@ def _command(text: str) -> str:
 @option("--port", type=PORT, default=4321, show_default=True, help="0 takes a free one.")
 @option("--platform", type=OneOf(PLATFORM_NAMES), default="auto", help="What proves where enclaves run here.")
 @option("--proxy-ports", metavar="LOW-HIGH", help="Ports of the enclaves' proxy servers. Default: any free one.")
-@option(
-    "--sealed-directory",
-    metavar="DIR",
-    help="Where enclaves have sealed files (/sealed), as ciphertext. Default: nowhere here.",
-)
+@sealed_directory_option()
 @option("--temporary-directory", metavar="DIR", help="Where images are kept. Default: a new one, removed at the end.")
 @option(
     "--remote-proxy",

@@ -93,6 +93,8 @@ class LoadRequest(Message, frozen=True):
     time: int = 0  # the client's, in ns since 1970; 0: it says none
     umask: Umask = 0o022  # that the program starts with
     sealed: str = ""  # the client's path of the container of its sealed files; "": it has none for them
+    remembers: bool = False  # the client keeps notes of sealed files that are on the server's disk
+    demands_memory: bool = False  # sealed files that nobody remembers are not to be opened
 
 
 class LoadReply(Message, frozen=True):
@@ -145,11 +147,12 @@ class Counts(Message, frozen=True):
     waits: Annotated[list[Wait], msgspec.Meta(max_length=MAX_WAITS)] = []
 
 
-RaisedKind = Literal["raised", "unknown-entry", "type", "state", "sealed"]
+RaisedKind = Literal["raised", "unknown-entry", "type", "state", "sealed", "platform", "usage"]
 
 
 class Raised(Message, frozen=True):
-    """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran ("sealed": its sealed files are not as they must be).
+    """Why a call failed. `kind`: "raised" by the enclave's or the function's code; the others are refusals before it ran ("sealed": its sealed files are not as they must be;
+    "platform": where it runs there can be none; "usage": of this image there can be none).
 
     `builtin`: the nearest built-in exception class of what was raised; `arguments` its plain arguments, where it has such
     (errno and text of an OSError). `traceback` is empty unless the enclave is in debug. `argument`: the stream among the call's arguments

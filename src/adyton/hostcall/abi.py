@@ -45,6 +45,8 @@ since the epoch (UTC); sizes and offsets are bytes.
     Unfollow           Done              no more of that
     Hold               Done              keep other programs' locks off an open file until it is closed; EBUSY if there are any
     Compound           Results           several of these, in order; the results of as many as were carried out
+    Recall             Data              the note that the client has of the enclave's sealed files on the server's disk; empty: none
+    Remember           Done              keep `note` in the place of `known`, durable when answered; ESTALE: by now there is another one than either
     ReadInput          Data              standard input, if the client gave it: some bytes as soon as there are any; none: its end
     Call               Value             a registered function; what it raises is a Raised of the communicator
 
@@ -72,6 +74,7 @@ HANDLE_LIMIT = 1 << 16  # open handles of one enclave
 MAX_COPY = 1 << 26  # bytes of one Copy
 MAX_EXTENDED = 1 << 16  # bytes of an extended attribute's value, or of all names: linux/limits.h
 EXTENDED_PREFIX = "user."  # of the extended attributes that there are; others belong to the machine: xattr(7)
+MAX_NOTE = 128  # bytes
 MAX_LOCKS = 1 << 13  # ranges and files that one enclave holds locked (ENOLCK)
 MAX_LOCK_WAITS = 256  # of one enclave at a time (ENOLCK)
 
@@ -90,6 +93,8 @@ OpenMode = Literal["read", "write", "read-write"]
 LockKind = Literal["read", "write", "none"]
 Allocation = Literal["extend", "keep-size", "punch-hole", "zero", "zero-keep-size", "collapse", "insert", "unshare"]
 ExtendedName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Note = Annotated[bytes, msgspec.Meta(max_length=MAX_NOTE)]
+Owned = Literal["measurement", "signer"]  # to what of the enclave's identity its sealed files belong
 Owner = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # of locks, as the enclave numbers them
 
 # What an answer may say went wrong, by name; anything else from the client becomes EIO in the enclave.
@@ -366,6 +371,16 @@ class Compound(_Struct, frozen=True):
     through: bool = False
 
 
+class Recall(_Struct, frozen=True):
+    owner: Owned
+
+
+class Remember(_Struct, frozen=True):
+    owner: Owned
+    known: Note  # b"": none
+    note: Note
+
+
 class ReadInput(_Struct, frozen=True):
     """One is under way at a time: what it brings is in order."""
 
@@ -421,6 +436,8 @@ Request = (
     | Unfollow
     | Hold
     | Compound
+    | Recall
+    | Remember
     | ReadInput
     | Call
 )

@@ -124,6 +124,10 @@ def _data(request: abi.Read | abi.ReadInput, data: abi.Data) -> bool:
     return len(data.data) <= request.size
 
 
+def _note(_request: abi.Recall, data: abi.Data) -> bool:
+    return len(data.data) <= abi.MAX_NOTE
+
+
 def _written(request: abi.Write, written: abi.Written) -> bool:
     """Something of something: a writer that goes on with the rest comes to an end."""
     return min(1, len(request.data)) <= written.size <= len(request.data)
@@ -210,6 +214,8 @@ _RULES: dict[type[Any], _Rule] = {
     abi.Unfollow: _rule(abi.Done, _always),
     abi.Hold: _rule(abi.Done, _always),
     abi.Compound: _rule(abi.Results, _always),
+    abi.Recall: _rule(abi.Data, _note),
+    abi.Remember: _rule(abi.Done, _always),
     abi.ReadInput: _rule(abi.Data, _data),
     abi.Call: _rule(abi.Value, _always),
 }

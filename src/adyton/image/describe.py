@@ -35,6 +35,8 @@ def describe(image: Image) -> dict[str, Any]:
         "limits": {name: value for name, value in msgspec.structs.asdict(manifest.limits).items() if value is not None},
         "programs": list(manifest.programs),
         "time": manifest.time,
+        **({"seal": manifest.seals_to} if manifest.seal else {}),
+        **({"seal_memory": manifest.seal_memory} if manifest.demands_memory else {}),
         **({"broker": msgspec.to_builtins(broker)} if (broker := manifest.names_broker) else {}),
         "layers": [
             {"media_type": layer.media_type, "digest": layer.digest, "size": layer.size}
@@ -60,6 +62,9 @@ def describe_text(image: Image) -> str:
     lines += [f"  limits            {given}"] if given else []
     lines.append(f"  programs          {', '.join(manifest.programs) or 'none'}")
     lines.append(f"  time              the {manifest.time}'s")
+    if manifest.seal or manifest.demands_memory:
+        demands = ", refused where nobody remembers them" if manifest.demands_memory else ""
+        lines.append(f"  sealed files      of its {manifest.seals_to}{demands}")
     lines += [
         f"  {'dependencies' if layer.media_type == DEPENDENCY_LAYER else 'application':<16}  {layer.digest}  {layer.size} bytes"
         for layer in image.layer_descriptors

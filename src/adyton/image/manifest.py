@@ -1,6 +1,6 @@
 """What an image says about itself: its config blob, covered by the measurement.
 
-The blob is canonical JSON (sorted keys, no spaces, UTF-8) of a Manifest with every field present but `broker`, which most have not. Reading is strict: unknown or
+The blob is canonical JSON (sorted keys, no spaces, UTF-8) of a Manifest with every field present but `broker`, `seal` and `seal_memory`, which most have not. Reading is strict: unknown or
 missing fields, values out of range and any other spelling of the same content are ImageError, so two readers never disagree.
 """
 
@@ -33,6 +33,7 @@ HOST_CALL_GROUPS: tuple[HostCallGroup, ...] = ("call", "file", "net")
 
 Runtime = Literal["process", "wasm"]
 Time = Literal["client", "server"]
+Seal = Literal["measurement", "signer"]
 PYTHON_PROGRAM = "python"  # in `programs`: the runtime's own interpreter
 ParameterKind = Literal["positional", "keyword", "rest", "keywords"]
 
@@ -123,6 +124,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     )
     time: Time = "client"
     broker: Broker | msgspec.UnsetType = msgspec.UNSET  # not there at all in an image that names none
+    seal: Literal["signer"] | msgspec.UnsetType = msgspec.UNSET  # … whose sealed files belong to its measurement
+    seal_memory: Literal["required"] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # … that takes them though nobody remembers them
+
+    @property
+    def seals_to(self) -> Seal:
+        """Whom its sealed files belong to."""
+        return self.seal or "measurement"
+
+    @property
+    def demands_memory(self) -> bool:
+        """Whether sealed files whose last commit nobody remembers are refused."""
+        return self.seal_memory == "required"
 
     @property
     def names_broker(self) -> Broker | None:

@@ -186,6 +186,8 @@ def _manifest(
         programs=programs,
         time=table.time,
         broker=table.broker or msgspec.UNSET,
+        seal="signer" if table.seal == "signer" else msgspec.UNSET,
+        seal_memory="required" if table.seal_memory == "required" else msgspec.UNSET,
     )
 
 

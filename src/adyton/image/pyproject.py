@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from adyton.image.manifest import (
     Broker,
     HostCallGroup,
     Limits,
+    Seal,
     Time,
     is_image_name,
     too_little,
@@ -60,6 +61,8 @@ class EnclaveTable(msgspec.Struct, frozen=True):
     programs: list[str] = msgspec.field(default_factory=lambda: [PYTHON_PROGRAM])
     time: Time = "client"
     broker: Broker | None = None
+    seal: Seal = "measurement"
+    seal_memory: Literal["kept", "required"] = "kept"
 
 
 class LoaderTable(msgspec.Struct, frozen=True):

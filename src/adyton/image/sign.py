@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from adyton.crypto.keys import SigningKey
-from adyton.errors import SignatureError
+from adyton.crypto.keys import SigningKey, debug_key
+from adyton.errors import SignatureError, UsageError
 from adyton.image.oci import Image
 from adyton.image.signature import Signature, make_signature
 
@@ -33,7 +33,12 @@ def verified_signature(image: Image, *, accept_debug: bool) -> Signature:
 
 
 def add_signature(image: Image, key: SigningKey) -> Image:
-    """The image with a signature by `key`; the measurement stays."""
+    """The image with a signature by `key`; the measurement stays. UsageError: its sealed files belong to its signer, and that would be everybody."""
+    if image.manifest.seals_to == "signer" and key.signer == debug_key().signer:
+        raise UsageError(
+            f'{_name(image)} has seal = "signer" in its table of pyproject.toml, and the debug key, which everybody has, would sign it: any image could open its sealed files. '
+            "Sign it with a key of your own (`adyton keygen`; `sign` in that table, or --key), or leave out `seal`"
+        )
     return image.with_signature(make_signature(image.measurement, image.manifest, key))
 
 

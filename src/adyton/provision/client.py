@@ -50,6 +50,7 @@ class RemoteProvision(abc.ABC):
     """Gets proxy servers. Made by `instantiate`. An instance serves one load, and `another` the next; `finalize` ends what it started."""
 
     local = False
+    place = "local"  # by which what is remembered of enclaves there is found again
 
     @staticmethod
     def instantiate(
@@ -223,6 +224,7 @@ class _ServerProvision(RemoteProvision):
         self, address: Address, tls: TLS | None, token: str | None, dial_back: ListenAddress | None = None
     ) -> None:
         self._address = address
+        self.place = address.target
         self._tls = tls
         if token is not None:
             check_token(token)
@@ -250,7 +252,7 @@ class _ServerProvision(RemoteProvision):
                 link = _DialledLink(channel, target, self._token)
                 ready = _upload(link, target, image, platform, budget, listener.offer() if listener else None)
             if listener is not None:
-                transport = listener.transport(budget.left(JOIN_TIMEOUT))
+                transport = listener.transport(budget.left(JOIN_TIMEOUT), ready.enclave_id)
                 failing.pop_all()
                 return transport
         return self._transport(ready, tls, target)
@@ -288,6 +290,8 @@ class _ServerProvision(RemoteProvision):
 
 class _AwaitedProvision(RemoteProvision):
     """Waits for a proxy server that was started by hand."""
+
+    place = "dialled"
 
     def __init__(self, address: ListenAddress, token: str, tls: TLS | None) -> None:
         self._address = address

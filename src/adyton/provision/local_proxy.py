@@ -31,7 +31,10 @@ DIRECTORY_VARIABLE = "ADYTON_LAUNCH_DIRECTORY"
 CERTIFICATE_VARIABLE = "ADYTON_LAUNCH_CERTIFICATE"  # PEM: what the client shows that waits; empty on a unix socket
 _OF_SERVERS = tuple(  # variables that are meant for servers of one's own, or say how this command prints
     f"ADYTON_{name}"
-    for name in ("SSL_CERT", "SSL_KEY", "CLIENT_CA", "TOKEN_FILE", "SECURITY_TYPE", "HOST_ADDRESS", "LISTEN", "JSON")
+    for name in (
+        *("SSL_CERT", "SSL_KEY", "CLIENT_CA", "TOKEN_FILE", "SECURITY_TYPE", "HOST_ADDRESS", "LISTEN", "JSON"),
+        "SEALED_DIRECTORY",
+    )
 )
 _ERRORS: dict[int, type[AdytonError]] = {kind.exit_code: kind for kind in (PlatformError, UsageError)}
 

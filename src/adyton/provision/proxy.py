@@ -61,9 +61,10 @@ class Launched:
 class _Place:
     """What a proxy server on its own has: a zygote, a store for one image, and room for one enclave."""
 
-    def __init__(self, launched: Launched | None, grace: float) -> None:
-        """`grace`: see LaunchRequest. PlatformError: no sandbox here."""
+    def __init__(self, launched: Launched | None, grace: float, sealed_directory: str | None) -> None:
+        """`grace`: see LaunchRequest. `sealed_directory`: for sealed files, of all images. PlatformError: no sandbox here."""
         self._grace = grace
+        self._sealed_directory = sealed_directory
         from adyton.runtime.launch import Zygote
 
         self._folder: TemporaryFolder | None = None
@@ -86,15 +87,15 @@ class _Place:
 
     def start(self, order: Order) -> _Enclave:
         """The enclave. ResourceLimitError if there is one already; ImageError, SignatureError, PlatformError."""
-        from adyton.runtime.launch import LaunchRequest
+        from adyton.runtime.launch import LaunchRequest, sealed_place
 
         assert self._zygote is not None
         if not self._vacant.acquire(blocking=False):
             raise _full()
         try:
-            enclave = self._zygote.launch(
-                LaunchRequest(order.measurement, order.signatures, order.platform, self._grace)
-            )
+            request = LaunchRequest(order.measurement, order.signatures, order.platform, self._grace)
+            with sealed_place(order.sealed_folder(self._sealed_directory)) as sealed:
+                enclave = self._zygote.launch(request, sealed)
         except BaseException:
             self._vacant.release()
             raise
@@ -132,6 +133,7 @@ def serve_alone(
     launched: Launched | None,
     announce: Callable[[str], None],
     grace: float = GRACE_SECONDS,
+    sealed_directory: str | None = None,
 ) -> None:
     """Serve one client, which dials, and one enclave: provision it, relay it, end with it. `launched`: None if started by hand.
 
@@ -141,7 +143,7 @@ def serve_alone(
     check_free(listen)
     listening = False
     try:
-        with contextlib.closing(_Place(launched, grace)) as place:
+        with contextlib.closing(_Place(launched, grace, sealed_directory)) as place:
             from adyton.provision.service import ProvisionService
             from adyton.provision.store import BlobStore
             from adyton.remote.connection import open_server
@@ -189,7 +191,11 @@ class Client:
 
 
 def dial_alone(
-    client: Client, launched: Launched | None, announce: Callable[[str], None], grace: float = GRACE_SECONDS
+    client: Client,
+    launched: Launched | None,
+    announce: Callable[[str], None],
+    grace: float = GRACE_SECONDS,
+    sealed_directory: str | None = None,
 ) -> None:
     """Dial one client, and serve it as `serve_alone` does. `announce` is called when the client has accepted us.
 
@@ -197,7 +203,7 @@ def dial_alone(
     (certificates), PlatformError, and KeyboardInterrupt at the end that Ctrl-C asked for.
     """
     stop = _stop(launched)
-    with contextlib.closing(_Place(launched, grace)) as place:
+    with contextlib.closing(_Place(launched, grace, sealed_directory)) as place:
         from adyton.provision.service import ProvisionService
         from adyton.provision.store import BlobStore
         from adyton.remote.connection import open_channel, open_pinned_channel

@@ -26,12 +26,16 @@ class Dial(msgspec.Struct, frozen=True):
 
 
 class Carry(msgspec.Struct, frozen=True, tag=True):
-    """Relay between an enclave, whose control socket (see `handing_over`) comes with this, and its client."""
+    """Relay between an enclave, whose control socket (see `handing_over`) comes with this, and its client.
+
+    `kept`: another process has its client, and nobody joins it here: it is asked for evidence, now and then.
+    """
 
     number: int
     supervisor: int  # its process id
     session: bytes  # its secret
     dial: Dial | None  # instead of listening
+    kept: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

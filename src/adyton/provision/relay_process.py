@@ -81,7 +81,7 @@ def listen(spawner: socket.socket, grace: float, host: str, ports: range, files:
             tell(Finished(carry.number))
 
         reporters.attach(carry.supervisor, carry.session)
-        relays.attach(control, carry.session, finished)
+        relays.attach(control, carry.session, finished, kept=carry.kept)
         tell(Carried(carry.number))
 
     def receive() -> None:

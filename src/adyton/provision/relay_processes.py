@@ -136,7 +136,7 @@ class _Process:
             self.shares[number] = _Share(finished)
         return number
 
-    def carry(self, number: int, enclave: Enclave, session: bytes, dial: Dial | None) -> None:
+    def carry(self, number: int, enclave: Enclave, session: bytes, dial: Dial | None, *, kept: bool = False) -> None:
         """Have it relay for the enclave. `finished` is called once when that is over, from a thread of its own.
 
         UnreachableError: it does not, and `finished` will not be called. OSError: likewise, since it ends.
@@ -146,7 +146,7 @@ class _Process:
         if share is None:
             raise BrokenPipeError
         try:
-            order(self._socket, Carry(number, enclave.pid, session, dial), enclave.socket.fileno())
+            order(self._socket, Carry(number, enclave.pid, session, dial, kept), enclave.socket.fileno())
             why = self._await(share.answer)
         except queue.Empty:
             why = "it was stopped" if stopped(self.pid) else f"no answer within {START_SECONDS:g} s"
@@ -235,9 +235,11 @@ class RelayProcesses:
         self._processes: list[_Process] = []
         threading.Thread(target=self._end_stopped, name="adyton-stopped", daemon=True).start()
 
-    def carry(self, enclave: Enclave, session: bytes, dial: Dial | None, finished: Callable[[], None]) -> int:
+    def carry(
+        self, enclave: Enclave, session: bytes, dial: Dial | None, finished: Callable[[], None], *, kept: bool = False
+    ) -> int:
         """Have a process relay for the enclave: at what port; 0 if it has dialled. `finished` is called, from a thread of its own, when that is
-        over; unless this raises UnreachableError or OSError."""
+        over; unless this raises UnreachableError or OSError. `kept`: see Carry."""
         for _ in range(_ATTEMPTS):
             if dial is not None or self._settings.remote_proxy:
                 process = self._start(listens=dial is None)
@@ -245,7 +247,7 @@ class RelayProcesses:
             else:
                 process, number = self._with_room(finished)
             with contextlib.suppress(OSError):
-                process.carry(number, enclave, session, dial)
+                process.carry(number, enclave, session, dial, kept=kept)
                 return process.port
         raise UnreachableError("the server's proxy servers end as soon as they are started")
 

@@ -76,20 +76,11 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         from adyton.provision.service import Order, ProvisionService, only  # imports grpc, so only now
         from adyton.remote.connection import UPLOAD_WINDOW, open_server
 
-        def container(order: Order) -> str:
-            folder = options.sealed_directory
-            return (
-                os.path.join(os.path.abspath(folder), order.measurement.replace(":", "-"), "container")
-                if folder
-                else ""
-            )
-
         def start(order: Order) -> Ready:
             to = order.dial_back
             dial = Dial(to.address, to.session, to.certificate) if to is not None else None
-            return ready(
-                spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial, container(order))
-            )
+            sealed = order.sealed_folder(options.sealed_directory)
+            return ready(spawner.spawn(order.measurement, order.signatures, order.platform, order.wanted, dial, sealed))
 
         def ready(spawned: Spawned) -> Ready:
             return Ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cryptography import x509
 
 from adyton.attestation import attesters
 from adyton.attestation.identity import PLATFORMS, Platform
+from adyton.attestation.sealing.owners import owner_name
 from adyton.errors import (
     AdytonError,
     ConnectionLostError,
@@ -47,8 +49,13 @@ class Order:
     measurement: str
     signatures: list[str]
     platform: Platform
+    owner: str  # of its sealed files: a file name
     wanted: Callable[[], bool] = lambda: True  # whether the client still waits for it
     dial_back: DialBackTo | None = None  # checked: where the proxy server is to dial
+
+    def sealed_folder(self, directory: str | None) -> str:
+        """For its sealed files, in a directory for those of all images; "": there is none."""
+        return os.path.join(os.path.abspath(directory), self.owner) if directory else ""
 
 
 Start = Callable[[Order], Ready]
@@ -165,10 +172,11 @@ class ProvisionService:
             yield ProvisionResponse(missing=Missing(digests=reception.missing))
             self._receive(reception, requests, rpc)
             image = reception.image()
-            verified_signature(image, accept_debug=True)
+            signature = verified_signature(image, accept_debug=True)
             self._known.remember(image.measurement, [signature.envelope for signature in image.signatures])
             signatures = [reception.keep(signature.envelope) for signature in image.signatures]
-            order = Order(image.measurement, signatures, platform, rpc.is_active, dial_back)
+            owner = owner_name(image.manifest.seals_to, image.measurement, signature.signer, signature.product_id)
+            order = Order(image.measurement, signatures, platform, owner, rpc.is_active, dial_back)
             yield ProvisionResponse(ready=self._start(order))
         finally:
             reception.close()
@@ -177,7 +185,7 @@ class ProvisionService:
         ready = self._find(enclave_id)
         if ready is None:
             raise NotFoundError(
-                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or its client was dialled by it; `adyton call -v` says an enclave's ID"
+                f"this server has no enclave {enclave_id[:32]!r} that can be asked for evidence: it has ended, or never was; `adyton call -v` says an enclave's ID"
             )
         return ready
 

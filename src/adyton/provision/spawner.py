@@ -19,13 +19,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from adyton import errors
 from adyton.attestation.identity import Platform
-from adyton.errors import AdytonError, PlatformError, ResourceLimitError, UnreachableError
+from adyton.errors import AdytonError, NotFoundError, PlatformError, ResourceLimitError, UnreachableError
 from adyton.provision.relay_messages import MESSAGE_SIZE, Dial
 from adyton.provision.relay_processes import RelayProcesses, RelaySettings
 from adyton.stopped import STOPPED_SECONDS, stopped
@@ -46,7 +46,14 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
     signatures: list[str]
     platform: Platform
     dial: Dial | None = None  # instead of listening
-    container: str = ""  # path of that of its sealed files; "": it has none here
+    sealed: str = ""  # the folder for its sealed files; "": there is none here
+
+
+class Reveal(msgspec.Struct, frozen=True, tag=True):
+    """Say where an enclave can be asked for evidence whose client was dialled."""
+
+    number: int
+    enclave: str
 
 
 class Abandon(msgspec.Struct, frozen=True, tag=True):
@@ -58,6 +65,14 @@ class Abandon(msgspec.Struct, frozen=True, tag=True):
 class Spawned(msgspec.Struct, frozen=True, tag=True):
     number: int
     enclave: str
+    port: int
+    session: bytes
+
+
+class Revealed(msgspec.Struct, frozen=True, tag=True):
+    """`session`: what shows that one may ask."""
+
+    number: int
     port: int
     session: bytes
 
@@ -78,10 +93,11 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-_FROM_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawned | Refused | Ended | Started)
-_TO_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawn | Abandon)
+_FROM_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawned | Revealed | Refused | Ended | Started)
+_TO_SPAWNER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Spawn | Reveal | Abandon)
 
 
+_T = TypeVar("_T")
 _ENDED = "the server's process that starts enclaves has ended: start the server again"
 
 
@@ -118,7 +134,7 @@ class Spawner:
                 start_new_session=True,
             )
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, queue.SimpleQueue[Spawned | Refused]] = {}
+        self._waiting: dict[int, queue.SimpleQueue[Any]] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._running: dict[str, Spawned] = {}
@@ -136,10 +152,10 @@ class Spawner:
         platform: Platform,
         wanted: Callable[[], bool] = lambda: True,
         dial: Dial | None = None,
-        container: str = "",
+        sealed: str = "",
     ) -> Spawned:
         """Start one; what the spawner's side raised is raised here. UnreachableError, too, once it is not `wanted` any more."""
-        mailbox: queue.SimpleQueue[Spawned | Refused] = queue.SimpleQueue()
+        mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
             if len(self._running) + len(self._waiting) >= MAX_ENCLAVES:
                 raise ResourceLimitError(
@@ -147,7 +163,7 @@ class Spawner:
                 )
             number = next(self._numbers)
             self._waiting[number] = mailbox
-        spawn = Spawn(number, measurement, signatures, platform, dial, container)
+        spawn = Spawn(number, measurement, signatures, platform, dial, sealed)
         try:
             self._socket.send(msgspec.msgpack.encode(spawn))
             answer = self._answer(mailbox, wanted)
@@ -159,18 +175,25 @@ class Spawner:
             with contextlib.suppress(OSError):
                 self._socket.send(msgspec.msgpack.encode(Abandon(number)))
             raise
-        if isinstance(answer, Refused):
-            kind = getattr(errors, answer.error, AdytonError)
-            raise kind(answer.message)
-        return answer
+        return _granted(answer, Spawned)
 
     def find(self, enclave: str) -> Spawned | None:
-        """What `spawn` returned of an enclave that runs; None: of none, or of one whose client was dialled."""
+        """What `spawn` returned of an enclave that runs; None: of none. Of one whose client was dialled: where it can be asked for evidence; UnreachableError, NotFoundError."""
         with self._lock:
             found = self._running.get(enclave)
-        return found if found is not None and found.session else None
+            if found is None or found.session:
+                return found
+            mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            number = next(self._numbers)
+            self._waiting[number] = mailbox
+        try:
+            self._socket.send(msgspec.msgpack.encode(Reveal(number, enclave)))
+        except OSError:
+            raise UnreachableError(_ENDED) from None
+        revealed = _granted(self._answer(mailbox, lambda: True), Revealed)
+        return msgspec.structs.replace(found, port=revealed.port, session=revealed.session)
 
-    def _answer(self, mailbox: queue.SimpleQueue[Spawned | Refused], wanted: Callable[[], bool]) -> Spawned | Refused:
+    def _answer(self, mailbox: queue.SimpleQueue[Any], wanted: Callable[[], bool]) -> Any:
         still = 0.0
         while still < STOPPED_SECONDS and wanted():
             try:
@@ -186,7 +209,7 @@ class Spawner:
     def _receive(self) -> None:
         while message := _received(self._socket):
             match _FROM_SPAWNER.decode(message):
-                case Spawned() | Refused() as answer:
+                case Spawned() | Revealed() | Refused() as answer:
                     with self._lock:
                         if isinstance(answer, Spawned):
                             self._running[answer.enclave] = answer
@@ -226,6 +249,15 @@ class Spawner:
         self._socket.close()
 
 
+def _granted(answer: Any, kind: type[_T]) -> _T:
+    """What the spawner's side raised is raised here."""
+    if isinstance(answer, Refused):
+        raised = getattr(errors, answer.error, AdytonError)
+        raise raised(answer.message)
+    assert isinstance(answer, kind)
+    return answer
+
+
 def main(descriptor: int, store: str, settings: RelaySettings) -> None:
     """The spawner process."""
     from adyton.runtime.launch import Zygote
@@ -255,14 +287,23 @@ def main(descriptor: int, store: str, settings: RelaySettings) -> None:
 
     processes = RelayProcesses(settings)
     orders: dict[int, _Order] = {}  # by their numbers
+    dialled = _Dialled(processes)
 
     def serve(spawn: Spawn, order: _Order) -> None:
         try:
-            _start(zygote, spawn, processes, order, settings.grace, say)
+            _start(zygote, spawn, processes, order, dialled, settings.grace, say)
         except AdytonError as error:
             say(Refused(spawn.number, type(error).__name__, error.message))
         except OSError as error:
             say(Refused(spawn.number, "ResourceLimitError", f"the server cannot start an enclave: {error}"))
+
+    def reveal(asked: Reveal) -> None:
+        try:
+            say(Revealed(asked.number, *dialled.reveal(asked.enclave)))
+        except AdytonError as error:
+            say(Refused(asked.number, type(error).__name__, error.message))
+        except OSError as error:
+            say(Refused(asked.number, "UnreachableError", f"the enclave cannot be asked for evidence: {error}"))
 
     def end_with_zygote() -> None:
         zygote.wait()
@@ -275,6 +316,8 @@ def main(descriptor: int, store: str, settings: RelaySettings) -> None:
                 number = spawn.number
                 orders[number] = _Order(functools.partial(orders.pop, number))
                 threading.Thread(target=serve, args=(spawn, orders[number]), daemon=True).start()
+            case Reveal() as asked:
+                threading.Thread(target=reveal, args=(asked,), daemon=True).start()
             case Abandon(number):
                 abandoned = orders.get(number)
                 if abandoned is not None:  # it may have failed, or ended, meanwhile
@@ -323,38 +366,87 @@ class _Order:
         self._over()
 
 
+class _Dialled:
+    """The enclaves whose clients were dialled, which nobody else could ask for evidence. Thread-safe."""
+
+    def __init__(self, processes: RelayProcesses) -> None:
+        self._processes = processes
+        self._lock = threading.Lock()
+        self._in_turn = threading.Lock()  # one is revealed at a time, and once
+        self._enclaves: dict[str, Enclave] = {}  # by their names
+        self._revealed: dict[str, tuple[int, bytes]] = {}
+
+    def keep(self, name: str, enclave: Enclave) -> None:
+        """Its client is dialled. Its control socket stays open here: it ends by `finished`."""
+        with self._lock:
+            self._enclaves[name] = enclave
+
+    def forget(self, name: str) -> None:
+        """It has ended, or does now."""
+        with self._lock:
+            self._enclaves.pop(name, None)
+            self._revealed.pop(name, None)
+
+    def reveal(self, name: str) -> tuple[int, bytes]:
+        """At which port it can be asked, and by what secret. NotFoundError: it has ended. UnreachableError, OSError."""
+        session, over = secrets.token_bytes(32), threading.Event()
+
+        def hide() -> None:
+            """The process that listened for it has ended."""
+            over.set()
+            with self._lock:
+                if self._revealed.get(name, (0, b""))[1] == session:
+                    del self._revealed[name]
+
+        with self._in_turn:
+            with self._lock:
+                enclave, revealed = self._enclaves.get(name), self._revealed.get(name)
+            if enclave is None:
+                raise NotFoundError(f"the enclave {name} has ended")
+            if revealed is not None:
+                return revealed
+            port = self._processes.carry(enclave, session, None, hide, kept=True)
+            with self._lock:
+                if name in self._enclaves and not over.is_set():
+                    self._revealed[name] = port, session
+            return port, session
+
+
 def _start(
     zygote: Zygote,
     spawn: Spawn,
     processes: RelayProcesses,
     order: _Order,
+    dialled: _Dialled,
     grace: float,
     say: Callable[[msgspec.Struct], None],
 ) -> None:
-    from adyton.runtime.launch import LaunchRequest, open_container
+    from adyton.runtime.launch import LaunchRequest, sealed_place
 
     name = secrets.token_hex(8)
     said = threading.Event()
 
     def finished() -> None:
+        dialled.forget(name)
         order.close()
         said.wait()
         say(Ended(name))
 
     try:
-        with contextlib.ExitStack() as owned:
-            container = open_container(spawn.container) if spawn.container else None
-            if container is not None:
-                owned.callback(os.close, container)
-            request = LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace)
-            enclave = zygote.launch(request, container)
+        request = LaunchRequest(spawn.measurement, spawn.signatures, spawn.platform, grace)
+        with sealed_place(spawn.sealed) as sealed:
+            enclave = zygote.launch(request, sealed)
         order.launched(enclave)
         session = secrets.token_bytes(32) if spawn.dial is None else spawn.dial.session
+        if spawn.dial is not None:
+            dialled.keep(name, enclave)
         port = processes.carry(enclave, session, spawn.dial, finished)
     except BaseException:
+        dialled.forget(name)
         order.close()
         raise
-    enclave.socket.close()  # the relay's now: its end is the enclave's end
+    if spawn.dial is None:
+        enclave.socket.close()  # the relay's now: its end is the enclave's end
     say(Spawned(spawn.number, name, port, session if spawn.dial is None else b""))
     said.set()
 

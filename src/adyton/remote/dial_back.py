@@ -148,9 +148,9 @@ class DialBack:
         stream.endless = True
         return stream
 
-    def transport(self, seconds: float) -> DialBackTransport:
-        """The connection of the proxy server that showed the session's secret; UnreachableError if none comes."""
-        return DialBackTransport(self, self._arrived(self._communicate, seconds))
+    def transport(self, seconds: float, enclave_id: str = "") -> DialBackTransport:
+        """The connection of the proxy server that showed the session's secret; UnreachableError if none comes. `enclave_id`: as a server calls it."""
+        return DialBackTransport(self, self._arrived(self._communicate, seconds), enclave_id)
 
     def stream_again(self, seconds: float) -> Stream[bytes, memoryview]:
         """The next stream of the proxy server, which has lost the one before, or may have; UnreachableError if none comes."""
@@ -236,10 +236,10 @@ class DialBackTransport:
     """See remote.transport.Transport: the stream of a proxy server that has dialled. Owns what listened for it."""
 
     redials = True
-    enclave_id = ""
     nobody_listens = None
 
-    def __init__(self, listener: DialBack, stream: Stream[bytes, memoryview]) -> None:
+    def __init__(self, listener: DialBack, stream: Stream[bytes, memoryview], enclave_id: str = "") -> None:
+        self.enclave_id = enclave_id
         self._listener = listener
         self._stream = stream
         self._ran = False

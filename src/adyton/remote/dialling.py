@@ -61,7 +61,7 @@ class Dialler:
         joined: Callable[[], None],
         grace: float = GRACE_SECONDS,
     ) -> None:
-        """Join the client to the supervisor behind the socket (see `handing_over`), which this closes; returns when the enclave has ended.
+        """Join the client to the supervisor behind the socket (see `handing_over`), which this closes; returns when the enclave has ended, or we are closed.
 
         A connection that is lost is made again, for as long as the enclave lives, which is `grace` seconds without one, unless it was stopped.
         As `provision` raises, of the first one.
@@ -71,8 +71,8 @@ class Dialler:
         try:
             self._communicate(session, control, seconds, joined, ended)
             until = time.monotonic() + grace + STOPPED_SECONDS
-            while not ended.wait(PAUSE) and time.monotonic() < until:
-                with contextlib.suppress(AdytonError, OSError):
+            while not (ended.wait(PAUSE) or self._closed.is_set()) and time.monotonic() < until:
+                with contextlib.suppress(AdytonError, OSError, ValueError):  # gRPC's: the channel was closed just now
                     self._communicate(session, control, AGAIN_SECONDS, lambda: None, ended)
                     until = time.monotonic() + grace + STOPPED_SECONDS
         finally:

@@ -42,7 +42,8 @@ FIRST_SIZE, LARGEST_SIZE = 1 << 16, 1 << 19  # bytes of a piece
 class Relay:
     """Joins one client to one supervisor, on one connection after the other. Which of them carries the session the supervisor decides, and ends the others."""
 
-    def __init__(self, control: socket.socket, session: bytes, finished: Callable[[], None]) -> None:
+    def __init__(self, control: socket.socket, session: bytes, finished: Callable[[], None], *, kept: bool) -> None:
+        self.kept = kept
         self.control: socket.socket | None = control  # None: the enclave has ended
         self.session = digest(session)
         self.finished = finished
@@ -69,16 +70,24 @@ class Relays:
         self._poller.register(self._news, select.EPOLLIN)
         threading.Thread(target=self._watch, name="adyton-enclaves", daemon=True).start()
 
-    def attach(self, control: socket.socket, session: bytes, finished: Callable[[], None] = lambda: None) -> None:
+    def attach(
+        self,
+        control: socket.socket,
+        session: bytes,
+        finished: Callable[[], None] = lambda: None,
+        *,
+        kept: bool = False,
+    ) -> None:
         """Let the client that shows `session` (a secret of at least 16 bytes) join the supervisor behind the socket, see `handing_over`; owns that.
 
-        `finished` is called when the enclave has ended, and its client been told; on a thread that all others wait for.
+        `finished` is called when the enclave has ended, and its client been told; on a thread that all others wait for. `kept`: it waits for no client.
         """
-        relay = Relay(control, session, finished)
+        relay = Relay(control, session, finished, kept=kept)
         with self._changed:
             self._relays[relay.session] = relay
             self._controls[control.fileno()] = relay
-            self._wait_with(relay)
+            if not kept:
+                self._wait_with(relay)
             self._poller.register(control, select.EPOLLIN)
 
     @property
@@ -177,7 +186,7 @@ class Relays:
     def _left(self, relay: Relay, context: Any) -> None:
         with self._changed:
             relay.streams.discard(context)
-            if not relay.streams and relay.session in self._relays:
+            if not relay.streams and relay.session in self._relays and not (relay.kept and relay.control is not None):
                 self._wait_with(relay)
 
     def _has_ended(self, relay: Relay) -> bool:

@@ -34,7 +34,7 @@ class Source(Protocol):
 
 class Transport(Protocol):
     """Carries bytes until either side ends. `redials`: whether it can be `run` again afterwards, on another connection. `enclave_id`: by which a server
-    finds what it leads to; "" where that is no server's, or one that has dialled."""
+    finds what it leads to; "" where that is no server's."""
 
     redials: bool
     enclave_id: str

@@ -10,14 +10,15 @@ from typing import Any
 import msgspec
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sealing.keys import Sealing
-from adyton.attestation.sealing.roots import open_root
+from adyton.attestation.sealing.keys import RootKeys, Sealing
+from adyton.attestation.sealing.roots import SimulatedRoot
 from adyton.handing_over import control_pair
 from adyton.runtime.process.guest.link import GuestLoad
 from adyton.runtime.process.guest.run import Guest
 from adyton.runtime.process.guest_start import READY
 from adyton.runtime.process.supervisor.guest_process import Program
 from adyton.runtime.process.supervisor.proving import simulated
+from adyton.runtime.process.supervisor.sealed_loading import SealedSettings
 from adyton.runtime.process.supervisor.serve import Supervisor
 from adyton.trusted.application import TrustedApplication
 
@@ -69,10 +70,11 @@ def launch(application: TrustedApplication) -> socket.socket:
     )
     program = Program(entry="application", entries=[], debug=True)
     # What is tested may seal to its signer, which there is none of.
-    sealing = Sealing(msgspec.structs.replace(identity, signer=SIGNER), open_root(identity.platform))
+    sealed_to = msgspec.structs.replace(identity, signer=SIGNER)
+    sealing = Sealing(sealed_to, RootKeys(sealed_to, SimulatedRoot()))
     guest_side = _GuestThreads(control)
     supervisor = Supervisor(
-        relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealing=sealing
+        relay, guest_side, program, identity, simulated(identity), None, lambda: None, sealed=SealedSettings(sealing)
     )
     guest_control.send(READY)  # before the client can say anything: the guest's thread may be slow to begin
     threading.Thread(target=run_guest, name="adyton-in-process-guest", daemon=True).start()

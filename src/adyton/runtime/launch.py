@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
@@ -29,13 +30,13 @@ from adyton.errors import AdytonError, ClosedError, PlatformError, UnreachableEr
 from adyton.handing_over import control_pair
 from adyton.runtime.process import root, zygote
 from adyton.runtime.process.attester import AttesterProcess
-from adyton.runtime.process.sealed_container import open_container
+from adyton.runtime.process.sealed_container import SealedFile, sealed_place
 from adyton.stopped import STOPPED_SECONDS, stopped
 
 if TYPE_CHECKING:
     from adyton.trusted.application import TrustedApplication
 
-__all__ = ["SUPERVISOR", "Enclave", "LaunchRequest", "Zygote", "launch_in_process", "open_container"]
+__all__ = ["SUPERVISOR", "Enclave", "LaunchRequest", "Zygote", "launch_in_process", "sealed_place"]
 
 START_SECONDS = 30.0  # for a zygote, and for an enclave
 END_SECONDS = 5.0
@@ -43,7 +44,7 @@ _LOOK_SECONDS = 0.5  # between two looks at whether a starting process was stopp
 SUPERVISOR = "adyton.runtime.process.supervisor.main:run"
 
 
-Attached = Literal["attester", "container"]
+Attached = Literal["attester"] | SealedFile
 
 
 class LaunchRequest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -150,16 +151,14 @@ class Zygote:
             raise _with_findings(error) from error
         return self
 
-    def launch(self, request: LaunchRequest, container: int | None = None) -> Enclave:
-        """Start an enclave, and wait until it is ready for its client. Any number of threads may. `container`: descriptor, see `sealed_container`.
+    def launch(self, request: LaunchRequest, sealed: Mapping[SealedFile, int] = MappingProxyType({})) -> Enclave:
+        """Start an enclave, and wait until it is ready for its client. Any number of threads may. `sealed`: descriptors, see `sealed_place`.
 
         Raises ImageError or SignatureError if the image is not what it must be, else PlatformError.
         """
-        attached: dict[Attached, int] = {}
+        attached = dict[Attached, int](sealed.items())
         if request.platform != "sim":
             attached["attester"] = self._attester(request.platform).asking.fileno()
-        if container is not None:
-            attached["container"] = container
         request = msgspec.structs.replace(request, attached=list(attached))
         stream, stream_end = control_pair()
         report, report_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

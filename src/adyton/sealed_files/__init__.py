@@ -3,7 +3,8 @@
     store       all objects (files, directories, links) by number; `commit` makes every change since the last one durable
     contents    one object's bytes: a tree of blocks, in which each node authenticates those below it
     space       which slots of the container are in use
-    superblock  the root of all that, sealed, twice; what another party remembers of it
+    superblock  the root of all that, sealed, twice
+    memory      what another party remembers, by which a container that was set back is found
     cipher      keys and single blocks
     storage     what is asked of the disk, and how it fails
 

@@ -55,7 +55,7 @@ class BlockCipher:
     """Of one store. `secret`: its own 32 random bytes."""
 
     def __init__(self, secret: bytes) -> None:
-        self._cipher = AESGCM(_derived(secret, b"blocks"))
+        self._cipher = AESGCM(derived(secret, b"blocks"))
 
     def seal(self, slot: int, block: bytes | bytearray) -> tuple[bytes, bytes]:
         """The pointer to the block in that slot, and what is to be there."""
@@ -80,10 +80,11 @@ class BlockCipher:
 
 def superblock_cipher(key: bytes) -> AESGCMSIV:
     """For the superblocks of a store. `key`: a sealing key, of 32 bytes."""
-    return AESGCMSIV(_derived(key, b"superblocks"))
+    return AESGCMSIV(derived(key, b"superblocks"))
 
 
-def _derived(key: bytes, purpose: bytes) -> bytes:
+def derived(key: bytes, purpose: bytes) -> bytes:
+    """A key for that purpose only. `key`: of 32 bytes."""
     if len(key) != KEY_SIZE:
         raise UsageError(f"the key of sealed files is {KEY_SIZE} bytes, not {len(key)}")
     return HKDF(SHA256(), KEY_SIZE, salt=None, info=b"adyton sealed files 1 " + purpose).derive(key)

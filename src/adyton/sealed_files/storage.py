@@ -1,7 +1,7 @@
 """What a store asks of the disk that holds its container: one file that is read and written at offsets.
 
 What is asked is a generator's to yield; `Steps` of it are sent the result, or thrown a StorageError. Whoever carries it out may be hostile, so
-what it says is checked by the generator, but for its type.
+what it says is checked by the generator, but for its type. What is remembered of a store is asked of another party than the disk's, if there is one.
 """
 
 from __future__ import annotations
@@ -45,14 +45,26 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """The container may be another enclave's from now on, and nothing more is asked: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What is remembered of the store of that name (see `memory`): its note; or b"", nothing. `store`: b"" of an empty container, whose store nobody knows."""
+
+    store: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
-    """Whoever remembers the last commit (superblock.Remembered) is to take this one in its place: None when it is durable there."""
+    """Remember `note` in the place of `known`: None when it is durable. StorageError, ESTALE: by now another one is remembered than either."""
 
-    counter: int
-    digest: bytes
+    known: bytes
+    note: bytes
 
 
-Request = Size | Read | Write | Resize | Sync | Remember
+Request = Size | Read | Write | Resize | Sync | Release | Recall | Remember
 Steps = Generator[Request, Any, _R]
 
 

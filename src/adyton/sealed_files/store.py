@@ -1,7 +1,7 @@
 """All objects of a store, by number, and the commits that make their changes durable all at once. Sans-IO: see `storage`.
 
     table      the content of an object without a number: a record of 128 bytes for each number
-    object     content, and 64 bytes of attributes, in which its owner keeps what it likes
+    object     content, and 64 bytes of attributes, in which its owner keeps what it likes; object 0 is the store's own: its past, see `memory`
 
 A commit writes to free slots what was changed (blocks, then the nodes above them, up to the table's root), syncs, writes the first superblock, and syncs again. Before
 that second sync the container is in the state of the commit before, and after it in the new one, whatever is cut. What is read is judged by the pointers in memory, so a disk
@@ -21,9 +21,10 @@ from collections.abc import Iterable, Iterator
 from adyton.errors import IntegrityError
 from adyton.sealed_files.cipher import BLOCK, HOLE, KEY_SIZE, MAX_SEALED, POINTER, BlockCipher, Keys, slot_of
 from adyton.sealed_files.contents import FAN_OUT, MAX_SIZE, ZEROS, Contents, Sealed
+from adyton.sealed_files.memory import ENTRY, EPOCH_SIZE, MAX_PAST, Commit, Memory, Notes, last_in, set_back
 from adyton.sealed_files.space import SUPERBLOCKS, Space
-from adyton.sealed_files.storage import Read, Remember, Resize, Size, Steps, StorageError, Sync, Write
-from adyton.sealed_files.superblock import DIGEST_SIZE, Remembered, Superblock, check, digest_of, open_superblock
+from adyton.sealed_files.storage import Read, Resize, Size, Steps, StorageError, Sync, Write
+from adyton.sealed_files.superblock import Superblock, open_superblock
 
 ATTRIBUTES_SIZE = 64
 MAX_OBJECTS = 1 << 16
@@ -35,6 +36,8 @@ NODES = (
 CACHED = 256  # blocks that were read
 PIECE = 256  # blocks of one Read or Write
 SPARE = 64  # blocks that are left for what makes room: nodes, the table, directories without a name that they had
+_PAST = 0  # number of the object
+_ENTRIES = ENTRY.size << 11  # bytes of a past that are looked at together
 _TRIMMED = 1024  # free slots at the container's end, from which on it is cut
 
 
@@ -57,25 +60,25 @@ class StoredObject:
 class Store:
     """See the module. `keys`: the enclave's; `capacity`: bytes that the container may have at most.
 
-    `remembers`: each commit is told to whoever remembers it (storage.Remember), before it is done.
+    `remembers`: somebody does (storage.Recall, Remember): each commit is told to him before it is done. `demands`: nothing is opened that nobody remembers.
     """
 
-    def __init__(self, keys: Keys, capacity: int, *, remembers: bool = False) -> None:
+    def __init__(self, keys: Keys, capacity: int, *, remembers: bool = False, demands: bool = False) -> None:
         self.objects: dict[int, StoredObject] = {}
         self.damaged: str | None = None  # what was found when it was opened, and did no harm
         self._keys = keys
         self._sealing: tuple[bytes, bytes] | None = None  # header and key of the superblocks that are written
-        self._secret = os.urandom(KEY_SIZE)
-        self._cipher = BlockCipher(self._secret)
+        self._use(os.urandom(KEY_SIZE))
         self._space = Space(capacity // BLOCK)
-        self._remembers = remembers
-        self._told = True  # to whoever remembers
+        self._memory = Memory(remembers=remembers, demands=demands)
+        self._epoch = os.urandom(EPOCH_SIZE)  # of what this one commits
+        self._last = Commit(self._epoch, 0)
+        self._past = StoredObject(_PAST, Contents())
         self._table = Contents()
         self._records = bytearray()
         self._changed: set[int] = set()  # numbers whose records are to be written
         self._unnumbered: set[StoredObject] = set()
         self._read: OrderedDict[int, bytes] = OrderedDict()  # blocks by slot
-        self._counter = 0
         self._sealed = 0  # blocks, ever
         self._superblock = b""  # of the last commit, sealed; empty: there was none
         self._second = b""  # what the second slot has, as far as is known
@@ -86,24 +89,40 @@ class Store:
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
-    def open(self, remembered: Remembered | None = None) -> Steps[None]:
-        """Read what the last commit has, but for contents: first of all, and once. IntegrityError, StorageError.
+    def _use(self, secret: bytes) -> None:
+        self._secret, self._cipher, self._notes = secret, BlockCipher(secret), Notes(secret)
 
-        `remembered`: the last commit as somebody else knows it; None: nobody does, and a container that was set back as a whole is taken as it is.
-        """
+    def open(self) -> Steps[None]:
+        """Read what the last commit has, but for contents: first of all, and once. IntegrityError, StorageError."""
         size = yield Size()
         first, second = (yield Read(((0, BLOCK), (BLOCK, BLOCK)))) if size else (b"", b"")
         found = self._choose(first, second)
-        if remembered is not None:
-            check(found, self._superblock, remembered)
-            self._told = digest_of(self._superblock) == remembered.digest
-        elif found is not None:
-            self._told = False
+        if found is not None:
+            self._use(found.secret)
+            self._last, self._sealed = Commit(found.epoch, found.counter), found.sealed
+        remembered = yield from self._memory.recall(self._notes, None if found is None else self._last)
         if found is None:
             return
-        self._secret = found.secret
-        self._cipher = BlockCipher(found.secret)
-        self._counter, self._sealed = found.counter, found.sealed
+        yield from self._read_all(found, size)
+        if remembered is not None and not (yield from self._comes_from(remembered)):
+            raise set_back(self._last, remembered)
+        yield from self._tell()  # what was seen is not to be set back either
+
+    def _comes_from(self, commit: Commit) -> Steps[bool]:
+        """Whether the last commit is that one, or was made after it."""
+        if commit.epoch == self._last.epoch:
+            return True
+        end = self._past.size
+        while end:
+            start = max(0, end - _ENTRIES)
+            last = last_in((yield from self.read(self._past, start, end - start)), commit.epoch)
+            if last is not None:
+                return commit.counter <= last
+            end = start
+        return False
+
+    def _read_all(self, found: Superblock, size: int) -> Steps[None]:
+        """All but contents. `size`: of the container, in bytes."""
         if found.slots > size // BLOCK:
             raise IntegrityError(
                 f"the sealed files were cut off: their container has {size} bytes, and must have {found.slots * BLOCK}. Restore it as it was"
@@ -116,9 +135,12 @@ class Store:
         yield from self._load([self._table])
         self._records = bytearray((yield from self._blocks(self._table, range(self._table.blocks))))[: found.size]
         for number, (there, depth, length, root, attributes) in enumerate(RECORD.iter_unpack(self._records)):
-            if there and number:
+            if there:
                 self.objects[number] = StoredObject(number, Contents(length, depth, root), attributes)
         yield from self._load([each.contents for each in self.objects.values()])
+        self._past = self.objects.pop(_PAST, self._past)
+        if self._past.size % ENTRY.size or self._past.size > MAX_PAST:
+            raise IntegrityError("the sealed files are not whole: their past is none")
 
     def _choose(self, first: bytes, second: bytes) -> Superblock | None:
         """The later of the two superblocks that are whole."""
@@ -216,9 +238,14 @@ class Store:
             self._changed.add(stored.number)
 
     @property
+    def doubtful(self) -> str | None:
+        """Why it could have been set back unseen before it was opened; None: it could not, or is new."""
+        return self._memory.doubtful
+
+    @property
     def is_changed(self) -> bool:
         """Whether a commit has anything to do."""
-        return bool(self._changed) or (self._remembers and not self._told)
+        return bool(self._changed)
 
     @property
     def capacity(self) -> tuple[int, int]:
@@ -367,22 +394,36 @@ class Store:
         if not self.is_changed:
             return
         self._check()
-        yield from self._tell()  # what is remembered is one behind at most, see superblock.check
-        if self._changed:
-            yield from self._write_all()
-            yield from self._tell()
+        yield from self._write_all()
+        yield from self._tell()
 
     def _tell(self) -> Steps[None]:
-        if self._remembers and not self._told:
-            yield Remember(self._counter, digest_of(self._superblock))
-            self._told = True
+        """Have the last commit remembered. If that fails nobody knows whether it is, and only reading goes on."""
+        self._broken = True
+        yield from self._memory.tell(self._notes, self._last)
+        self._broken = False
 
     def _listed(self) -> list[StoredObject]:
         """Of the changed objects, those that the next commit has."""
-        return [self.objects[number] for number in sorted(self._changed) if number in self.objects]
+        return [stored for number in sorted(self._changed) if (stored := self._numbered(number)) is not None]
+
+    def _numbered(self, number: int) -> StoredObject | None:
+        return self._past if number == _PAST else self.objects.get(number)
+
+    def _end_epoch(self) -> Steps[None]:
+        """Of whoever had the container before, with the first commit of ours. ENOSPC."""
+        if self._last.epoch == self._epoch or _PAST in self._changed:
+            return
+        if self._past.size >= MAX_PAST:
+            raise StorageError(
+                errno.ENOSPC, "the sealed files had as many enclaves as they may: copy them to a new store"
+            )
+        yield from self.write(self._past, self._past.size, ENTRY.pack(self._last.epoch, self._last.counter), spare=0)
+        self._changed.add(_PAST)
 
     def _write_all(self) -> Steps[None]:
         key = self._sealing_key()  # where there is none, nothing is written
+        yield from self._end_epoch()
         listed = self._listed()
         sealed: list[Sealed] = []
         for each in listed:
@@ -398,9 +439,9 @@ class Store:
             yield from self._begin()
         elif self._second != self._superblock:
             yield Write(((BLOCK, self._superblock),))
-        previous = digest_of(self._superblock)
+        commit = Commit(self._epoch, self._last.counter + 1)
         superblock = Superblock(
-            *(self._counter + 1, previous, self._sealed, min(self._end, self._space.needed)),
+            *(commit.counter, commit.epoch, self._sealed, min(self._end, self._space.needed)),
             *(self._table.size, self._table.depth, self._table.root, self._secret),
         ).seal(*key)
         self._broken = True  # unless all of this succeeds
@@ -408,9 +449,8 @@ class Store:
         yield Write(((0, superblock),))
         yield Sync()
         self._broken = False
-        self._counter += 1
+        self._last = commit
         self._superblock = superblock
-        self._told = False
         for each in listed:
             self._held -= len(each.contents.written) * BLOCK
         for contents in (*(each.contents for each in listed), self._table):
@@ -425,7 +465,7 @@ class Store:
         start = number * RECORD.size
         if len(self._records) < start + RECORD.size:
             self._records.extend(bytes(start + RECORD.size - len(self._records)))
-        stored = self.objects.get(number)
+        stored = self._numbered(number)
         packed = bytes(RECORD.size)
         if stored is not None:
             contents = stored.contents
@@ -442,10 +482,11 @@ class Store:
 
     def _begin(self) -> Steps[None]:
         """Of a new store: something whole in the second slot, before anything is in the first."""
-        empty = Superblock(0, bytes(DIGEST_SIZE), 0, SUPERBLOCKS, 0, 0, HOLE, self._secret).seal(*self._sealing_key())
+        empty = Superblock(0, self._epoch, 0, SUPERBLOCKS, 0, 0, HOLE, self._secret).seal(*self._sealing_key())
         yield Write(((BLOCK, empty),))
         yield Sync()
         self._superblock = self._second = empty
+        yield from self._tell()  # else a crash behind the first commit would leave one that nobody remembers
 
     def _tidy(self) -> Steps[None]:
         """What makes no difference to what is durable: the second superblock, and free slots at the end."""

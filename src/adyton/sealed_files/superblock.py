@@ -5,20 +5,18 @@ r"""The root of a store: sealed, in the container's first two slots, and with th
     16      2      size of the sealing key's header (little-endian)
     18      766    that header, then zeros              so much is in the clear, and authenticated
     784     12     nonce
-    796     3284   sealed: counter ‖ digest of the superblock before ‖ blocks sealed ever ‖ slots ‖ size and depth of the table ‖ pointer to it ‖ the
+    796     3284   sealed: counter ‖ epoch ‖ blocks sealed ever ‖ slots ‖ size and depth of the table ‖ pointer to it ‖ the
                    store's secret ‖ zeros
     4080    16     tag
 
 A commit overwrites the first, and has it durable before the second is overwritten; so after a crash one of the two is whole. The second is the same, or
 the one before where the first is not whole.
 
-What nobody can see from the container alone is whether it is the last state of it, or an earlier one, wholly (a rollback). That takes somebody else who remembers
-the last commit's counter and digest; `check` judges by it.
+What nobody can see from the container alone is whether it is the last state of it, or an earlier one, wholly (a rollback): see `memory`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from dataclasses import dataclass
@@ -27,23 +25,23 @@ from cryptography.exceptions import InvalidTag
 
 from adyton.errors import IntegrityError
 from adyton.sealed_files.cipher import BLOCK, KEY_SIZE, NONCE_SIZE, POINTER, TAG_SIZE, Keys, superblock_cipher
+from adyton.sealed_files.memory import EPOCH_SIZE
 
 MAGIC = b"adyton sealed 1\n"
-DIGEST_SIZE = 32
 _CLEAR = struct.Struct(f"<{len(MAGIC)}sH766s")
-_FIELDS = struct.Struct(f"<Q{DIGEST_SIZE}sQIQB{POINTER}s{KEY_SIZE}s")
+_FIELDS = struct.Struct(f"<Q{EPOCH_SIZE}sQIQB{POINTER}s{KEY_SIZE}s")
 _ROOM = BLOCK - _CLEAR.size - NONCE_SIZE - TAG_SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """`counter`: how many commits there were; `previous`: digest of the one before, sealed. `sealed`: blocks, ever.
+    """`counter`: how many commits there were; `epoch`: in which, see `memory`. `sealed`: blocks, ever.
 
     `secret`: what the keys of the store's blocks are made of. `slots`: what is in use lies in so many of the container's first; `size`, `depth`, `root`: of the table of objects.
     """
 
     counter: int
-    previous: bytes
+    epoch: bytes
     sealed: int
     slots: int
     size: int
@@ -56,22 +54,9 @@ class Superblock:
 
     def seal(self, header: bytes, key: bytes) -> bytes:
         """The slot's 4096 bytes, under a sealing key with that header."""
-        fields = (self.counter, self.previous, self.sealed, self.slots, self.size, self.depth, self.root, self.secret)
+        fields = (self.counter, self.epoch, self.sealed, self.slots, self.size, self.depth, self.root, self.secret)
         clear, nonce = _CLEAR.pack(MAGIC, len(header), header), os.urandom(NONCE_SIZE)
         return clear + nonce + superblock_cipher(key).encrypt(nonce, _FIELDS.pack(*fields).ljust(_ROOM, b"\0"), clear)
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """The last commit that somebody else knows of: its number, and the digest of its superblock as it is in the container."""
-
-    counter: int
-    digest: bytes
-
-
-def digest_of(sealed: bytes) -> bytes:
-    """By which a superblock is remembered."""
-    return hashlib.sha256(sealed).digest()
 
 
 def open_superblock(keys: Keys, sealed: bytes) -> Superblock:
@@ -87,19 +72,3 @@ def open_superblock(keys: Keys, sealed: bytes) -> Superblock:
     except InvalidTag:
         raise IntegrityError("it was changed, or is another enclave's") from None
     return Superblock(*_FIELDS.unpack_from(plain))
-
-
-def check(found: Superblock | None, sealed: bytes, remembered: Remembered) -> None:
-    """IntegrityError if this is not the state that is remembered, nor the one right behind it: a crash may come before that is remembered."""
-    if found is None:
-        raise IntegrityError(
-            f"the sealed files are gone: their container is empty, and commit {remembered.counter} of them is remembered. Restore it; or, to begin anew, "
-            "remove what remembers"
-        )
-    same = found.counter == remembered.counter and digest_of(sealed) == remembered.digest
-    behind = found.counter == remembered.counter + 1 and found.previous == remembered.digest
-    if not same and not behind:
-        raise IntegrityError(
-            f"the sealed files were set back, or are others: their container is at commit {found.counter}, and "
-            f"{'another ' if found.counter == remembered.counter else ''}commit {remembered.counter} is remembered. Restore it as it was"
-        )

@@ -16,6 +16,7 @@ _KIND = struct.Struct("<HI")  # of a body, in version 5
 _SIZE = struct.Struct("<I")
 _SGX, _TDX = 0x00, 0x81  # of what TEE
 _ECDSA_P256 = 2
+LEAST_ZEROS = 32  # bytes behind a quote; what was met has 65 or more
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # the quoting enclave's vendor
 
 # A body: cpu_svn, misc_select, attributes, MRENCLAVE, MRSIGNER, product, security version, report data.
@@ -24,6 +25,7 @@ _SGX_BODY = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _TD_BODY = struct.Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _SGX_ATTRIBUTES, _TD_ATTRIBUTES = 48, 120  # where they begin in a body
 _SGX_DEBUG = 0x02
+_TD_BYTE, _TD_SEPT_VE_DISABLE = 3, 0x10
 _TD_DEBUG = 0x01  # TUD.DEBUG; whatever else is in that byte is reserved
 
 # What a version says of its body: kind → size of it. Versions 3 and 4 name none.
@@ -46,10 +48,19 @@ class Quote(NamedTuple):
     signed: int
     attributes_at: int
 
-    def undebugged(self) -> bytes:
-        """What is signed, as if it were not in debug mode."""
-        found = bytearray(self.raw[: self.signed])
-        found[self.attributes_at] &= ~(_SGX_DEBUG if self.platform == "sgx" else _TD_DEBUG) & 0xFF
+    @property
+    def may_fault(self) -> bool:
+        """A TD whose host may have its pages fault: SEPT_VE_DISABLE is not set."""
+        return self.platform == "tdx" and not self.attributes[_TD_BYTE] & _TD_SEPT_VE_DISABLE
+
+    def with_plain_attributes(self) -> bytes:
+        """What is signed, as if it were not in debug mode, and no TD that may fault."""
+        found, at = bytearray(self.raw[: self.signed]), self.attributes_at
+        if self.platform == "sgx":
+            found[at] &= ~_SGX_DEBUG & 0xFF
+        else:
+            found[at] &= ~_TD_DEBUG & 0xFF
+            found[at + _TD_BYTE] |= _TD_SEPT_VE_DISABLE
         return bytes(found)
 
 
@@ -81,9 +92,10 @@ def parse(data: bytes) -> Quote:
     whole = end + _SIZE.size + signature
     _expect_more(data, whole, "signature")
     # A TDX quote comes in its kernel's or service's buffer, with zeros behind it; Intel's library says of an SGX quote how long it is.
-    if any(data[whole:]) or (platform == "sgx" and len(data) > whole):
-        wanted = "none" if platform == "sgx" else "none, or zeros"
-        raise refuse("malformed", "bytes behind the quote", wanted, f"{len(data) - whole} of them")
+    rest = len(data) - whole
+    if any(data[whole:]) or (rest and (platform == "sgx" or rest < LEAST_ZEROS)):
+        wanted = "none" if platform == "sgx" else f"none, or {LEAST_ZEROS} zeros or more"
+        raise refuse("malformed", "bytes behind the quote", wanted, f"{rest} of them")
     return _sgx(data[:whole], at, end) if platform == "sgx" else _td(data[:whole], version, at, end)
 
 

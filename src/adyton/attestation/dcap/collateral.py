@@ -86,7 +86,7 @@ def collateral_for(quote: Quote, collateral: Collateral, at: dt.datetime) -> Fou
     root = _root(collateral)
     if any(name_of(each) == authority and not is_issued_by(each, root) for each in own.certificates):
         raise refuse("genuine", f"issuer of {authority}", f"{_ROOT}, which is Intel's", "another")
-    signer, between = _certificate(collateral, _SIGNER, root), _certificate(collateral, authority, root)
+    signer, between = _certificate(collateral, _SIGNER, root, at), _certificate(collateral, authority, root, at)
     answers = list(_documents(collateral))
     tcb = _best(
         [
@@ -120,7 +120,14 @@ def collateral_for(quote: Quote, collateral: Collateral, at: dt.datetime) -> Fou
 
 
 def _documents(collateral: Collateral) -> Iterator[_Document]:
-    for _, text in collateral.documents:
+    for document, whole in collateral.documents:
+        # Intel's own library keeps answers whole, as text in an object.
+        within = [each.encode() for each in document.values() if isinstance(each, str) and each.startswith("{")]
+        yield from _documents_in([whole, *within])
+
+
+def _documents_in(texts: list[bytes]) -> Iterator[_Document]:
+    for text in texts:
         for kind, parts in ((_Answer, _of_answer), (_Together, _of_client)):
             try:
                 found = msgspec.json.decode(text, type=kind)
@@ -181,11 +188,12 @@ def digest_of_key(certificate: x509.Certificate) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def _certificate(collateral: Collateral, name: str, issuer: x509.Certificate) -> x509.Certificate:
-    for each in collateral.certificates:
-        if name_of(each) == name and is_issued_by(each, issuer):
-            return each
-    raise refuse("collateral", "collateral", f"the certificate of {name}", "none")
+def _certificate(collateral: Collateral, name: str, issuer: x509.Certificate, at: dt.datetime) -> x509.Certificate:
+    """One that is valid at that time, if any is: Intel has them issued anew."""
+    found = [each for each in collateral.certificates if name_of(each) == name and is_issued_by(each, issuer)]
+    if not found:
+        raise refuse("collateral", "collateral", f"the certificate of {name}", "none")
+    return next((each for each in found if each.not_valid_before_utc <= at <= each.not_valid_after_utc), found[0])
 
 
 def _pem(*chain: x509.Certificate) -> str:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 ROOT: bytes | None = None  # in DER; None: Intel's, which dcap-qvl has
 
-_DEBUG = "Verification failed: Debug mode is enabled"  # nothing else: what it quotes of hostile documents stands behind other words
+# Nothing else: what it quotes of hostile documents stands behind other words.
+_DEBUG = "Verification failed: Debug mode is enabled"
+_MAY_FAULT = "Verification failed: SEPT_VE_DISABLE is not enabled"
 _CHAIN = "Verification failed: Failed to verify certificate chain"
 # What dcap-qvl says → stage, and what it is about. The first that fits; everything else is "genuine".
 _MEANINGS: tuple[tuple[str, Stage, str, str], ...] = (
@@ -48,10 +50,10 @@ _MEANINGS: tuple[tuple[str, Stage, str, str], ...] = (
     ),
     # A genuine TD that is not its own master: what no policy of adyton's accepts.
     (
-        "MR service TD|TD migration|SERVTD_EXT|TD profiling|SEPT_VE_DISABLE|bits in TD attributes",
+        "MR service TD|TD migration|SERVTD_EXT|TD profiling|bits in TD attributes",
         "expectation",
         "attributes of the TD",
-        "those of one that nobody moves, profiles or disturbs",
+        "those of one that nobody moves or profiles",
     ),
 )
 
@@ -84,6 +86,7 @@ def verify(data: bytes, collateral: Collateral, at: dt.datetime) -> Claims:
             "fmspc": bytes(platform["pck"]["fmspc"]).hex(),
             "tcb_date": platform["tcb_level"]["tcbDate"],
             "attributes": quote.attributes.hex(),
+            **({"may_fault": quote.may_fault} if quote.platform == "tdx" else {}),
             **({"isv_prod_id": quote.product, "isv_svn": quote.security_version} if quote.platform == "sgx" else {}),
         },
         register=f"sha384:{quote.registers['mrtd'].hex()}" if quote.platform == "tdx" else "",
@@ -101,10 +104,10 @@ def _verified(quote: Quote, collateral: dcap_qvl.QuoteCollateralV3, at: dt.datet
         text = " ".join(str(error).split())
         if text == _CHAIN:
             raise _ChainError from error
-        if text != _DEBUG or not quote.debug:
+        if not (text == _DEBUG and quote.debug) and not (text == _MAY_FAULT and quote.may_fault):
             raise _refused(text) from error
     # All else is as it should be: it looks at that last.
-    from adyton.attestation.dcap.debugged import twin
+    from adyton.attestation.dcap.twin import twin
 
     other = twin(quote, collateral, at)
     try:

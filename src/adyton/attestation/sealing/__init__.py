@@ -3,7 +3,8 @@
     platform's root key ── HKDF-SHA-256 ── the whole header ──► a key of that header's alone ── AES-256-GCM-SIV ──► segments
 
 `header` says to whom data is sealed; `roots` are the platforms' keys; `keys` refuses headers that are not this enclave's, and derives; `segments`
-encrypts. All of it runs in the supervisor, and keys never leave that.
+encrypts. The root, and the derivation, are in the process that asks the hardware (`runtime.process.attester`); the rest is in supervisors, each with the keys of its
+own enclave, which never leave it.
 
 Why the runtime decides, and why that is sound. Hardware gives one key to whatever it has measured. On SEV-SNP and under SGX that is the runtime (the
 machine with its kernel, or the enclave with its libraries) and not an image, which the runtime loads and measures itself. So

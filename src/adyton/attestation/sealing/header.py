@@ -77,5 +77,13 @@ def decode(sealed: bytes) -> tuple[Header, int]:
     return header, size
 
 
+def decode_whole(header: bytes) -> Header:
+    """The same of bytes that nothing may follow."""
+    found, size = decode(header)
+    if size != len(header):
+        raise IntegrityError(f"{len(header) - size} bytes follow the header of sealed data")
+    return found
+
+
 def _damaged() -> IntegrityError:
     return IntegrityError("the sealed data does not open: its header was cut off or changed. Take another copy of it")

@@ -1,6 +1,7 @@
 """One enclave's sealing: which headers are its own, and the key of each. See the package for why the runtime is who decides.
 
-The rules are a table, `_RULES`: each compares a field of the header with the enclave's identity, and says what to do where they do not fit. Headers are in the
+Keys are derived where the root is, `RootKeys`: of hardware, in another process than the enclave's supervisor, which has each key of its own enclave's
+and no other. The rules are a table, `_RULES`: each compares a field of the header with the enclave's identity, and says what to do where they do not fit. Headers are in the
 clear, so saying which field it is tells nobody anything new; what fails behind a header that fits is not told apart.
 """
 
@@ -8,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sealing.header import KEY_ID_SIZE, Header, Purpose, To, decode, encode
+from adyton.attestation.sealing.header import KEY_ID_SIZE, Header, Purpose, To, decode, decode_whole, encode
 from adyton.attestation.sealing.roots import Root
 from adyton.attestation.sealing.segments import RANDOM_SIZE, Segments, new_random
 from adyton.crypto.keys import debug_key
@@ -77,12 +78,46 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 
-class Sealing:
-    """Of one enclave. `root`: its platform's, see `roots`."""
+class Keys(Protocol):
+    """Of one enclave, wherever its platform's root is. `tcb`: the state of the platform that is sealed under, see `roots`. PlatformError: there are none."""
+
+    @property
+    def tcb(self) -> bytes: ...
+
+    def key(self, header: bytes) -> bytes:
+        """The key of an encoded header, 32 bytes. IntegrityError: it is no header, not this enclave's, or of a state that is not to be had here."""
+        ...
+
+
+class RootKeys:
+    """The keys of the enclave of that identity, by whoever has the root. Headers are hostile here."""
 
     def __init__(self, identity: EnclaveIdentity, root: Root) -> None:
         self._identity = identity
         self._root = root
+
+    @property
+    def tcb(self) -> bytes:
+        """See `Keys`."""
+        return self._root.tcb
+
+    def key(self, header: bytes) -> bytes:
+        """See `Keys`."""
+        found = decode_whole(header)
+        for rule in _RULES:
+            if not rule.fits(found, self._identity):
+                raise IntegrityError(
+                    f"the sealed data does not open: it was sealed {rule.says(found)}, and this enclave is {rule.wants(self._identity)}: {rule.hint}"
+                )
+        return HKDF(SHA256(), KEY_SIZE, salt=None, info=_LABEL + header).derive(self._root.key(found.tcb))
+
+
+class Sealing:
+    """Of one enclave, with its keys."""
+
+    def __init__(self, identity: EnclaveIdentity, keys: Keys) -> None:
+        self._identity = identity
+        self._keys = keys
 
     def header(self, to: To, purpose: Purpose) -> bytes:
         """A new one, encoded; it has a key of its own. UsageError: this enclave cannot be sealed to so. PlatformError: the platform has no key."""
@@ -92,25 +127,18 @@ class Sealing:
             owner, product_id, security_version = own.signer, own.product_id, own.security_version
         else:
             owner, product_id, security_version = own.measurement, 0, 0
-        tcb = self._root.tcb
+        tcb = self._keys.tcb
         key_id = os.urandom(KEY_ID_SIZE)
         return encode(Header(own.platform, to, owner, product_id, security_version, own.debug, purpose, tcb, key_id))
 
     def key(self, header: bytes, purpose: Purpose) -> bytes:
-        """The key of an encoded header, 32 bytes. IntegrityError: it is no header, not this enclave's, or of a platform's state that is not to be had here."""
-        found, size = decode(header)
-        if size != len(header):
-            raise IntegrityError(f"{len(header) - size} bytes follow the header of sealed data")
+        """See `Keys.key`; IntegrityError, too, for one of another purpose."""
+        found = decode_whole(header)
         if found.purpose != purpose:
             raise IntegrityError(
                 f"the sealed data does not open: it was sealed as {found.purpose}, and is opened as {purpose}"
             )
-        for rule in _RULES:
-            if not rule.fits(found, self._identity):
-                raise IntegrityError(
-                    f"the sealed data does not open: it was sealed {rule.says(found)}, and this enclave is {rule.wants(self._identity)}: {rule.hint}"
-                )
-        return HKDF(SHA256(), KEY_SIZE, salt=None, info=_LABEL + header).derive(self._root.key(found.tcb))
+        return self._keys.key(header)
 
     def begin(self, to: To, additional: bytes) -> tuple[bytes, Segments]:
         """What sealed data begins with, and what seals its segments. `additional`: SHA-256 of the additional data. Errors: see `header`."""

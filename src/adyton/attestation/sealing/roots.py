@@ -1,7 +1,8 @@
 """The platforms' root keys, from which sealing keys are derived: a table, `_ROOTS`, of how each is opened.
 
-A root is opened before its supervisor is confined, since what it reads is out of reach afterwards. A platform that has none is no hindrance to
-enclaves that seal nothing: `open_root` then returns one that raises a PlatformError when it is used.
+A root is the same for all enclaves of a machine, so no supervisor has one: it is opened in the process that also asks the hardware for reports
+(`runtime.process.attester`). A platform that has none is no hindrance to enclaves that seal nothing: `open_root` then returns one that raises a
+PlatformError when it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from adyton.attestation.identity import Platform
-from adyton.errors import IntegrityError, PlatformError
+from adyton.errors import AdytonError, IntegrityError, PlatformError
 
 
 class Root(Protocol):
@@ -21,7 +22,9 @@ class Root(Protocol):
     def tcb(self) -> bytes: ...
 
     def key(self, tcb: bytes) -> bytes:
-        """The root key of that state, at least 16 bytes. IntegrityError: it is not to be had here, and what to do. PlatformError: there is none."""
+        """The root key of that state, at least 16 bytes. IntegrityError: it is not to be had here, and what to do. PlatformError: there is none.
+
+        That of `tcb` is there at once; for another one, the platform may have to be asked, which may take as long as a report. Thread-safe."""
         ...
 
 
@@ -64,10 +67,16 @@ def _sev_snp() -> Root:
     return GuestDeviceRoot.open()
 
 
+def _tpm() -> Root:
+    from adyton.attestation.tpm.sealing_key import TpmRoot
+
+    return TpmRoot.open()
+
+
 def _none(platform: str) -> Callable[[], Root]:
     return lambda: NoRoot(
-        f"nothing can be sealed here: {platform} has no key of its own for that. What is to outlast an enclave there is encrypted under a key that is"
-        " released to it for its evidence"
+        f"nothing can be sealed here: {platform} has no key of its own for that. Have a broker release one to the enclave for its evidence"
+        " (`adyton broker`, trusted.secret), and encrypt with that what is to outlast it (trusted.AeadCryptor)"
     )
 
 
@@ -77,7 +86,7 @@ _ROOTS: dict[Platform, Callable[[], Root]] = {
     "sev-snp": _sev_snp,
     "tdx": _none("tdx"),
     "nitro": _none("nitro"),
-    "tpm": lambda: NoRoot("nothing can be sealed here: this version has no sealing keys of a TPM"),
+    "tpm": _tpm,
 }
 
 
@@ -85,5 +94,5 @@ def open_root(platform: Platform) -> Root:
     """The root of the platform that this process runs on. Nothing is raised: see the module."""
     try:
         return _ROOTS[platform]()
-    except (PlatformError, OSError) as error:
+    except (AdytonError, OSError) as error:
         return NoRoot(f"nothing can be sealed here: {error}")

@@ -50,13 +50,14 @@ class GuestDeviceRoot:
     """See the module. `tcb`: eight bytes, as in a report. Owns the descriptor."""
 
     def __init__(self, descriptor: int, ioctl: Ioctl = _ioctl) -> None:
-        """PlatformError: the security processor gives no report."""
+        """PlatformError: the security processor gives no report, or no key."""
         self._descriptor = descriptor
         self._ioctl = ioctl
-        self._keys: dict[bytes, bytes] = {}
+        self._keys: dict[bytes, bytes] = {}  # of older firmware
         report = self._report()
         self._vmpl = report.vmpl
         self.tcb = report.tcb_committed
+        self._present = self._derived(self.tcb)
 
     @classmethod
     def open(cls, device: str = DEVICE) -> GuestDeviceRoot:
@@ -77,20 +78,27 @@ class GuestDeviceRoot:
             raise IntegrityError(
                 "the sealed data does not open: its header names no TCB of SEV-SNP. Take another copy of it"
             )
-        if tcb not in self._keys:
-            request = _KEY_REQUEST.pack(0, 0, _FIELDS, self._vmpl, 0, int.from_bytes(tcb, "little"))
-            status, payload = self._ask(GET_DERIVED_KEY, request, _KEY_RESPONSE)
-            if status == _INVALID:
-                raise IntegrityError(
-                    f"the sealed data does not open: it was sealed under TCB {tcb.hex()}, and this machine has committed to {self.tcb.hex()} only: update its firmware"
-                )
-            key = payload[:_KEY_SIZE]
-            if status or not any(key):
-                raise PlatformError(f"the security processor derives no key: status {status:#x}")
+        if tcb == self.tcb:
+            return self._present
+        key = self._keys.get(tcb)
+        if key is None:
+            key = self._derived(tcb)
             if len(self._keys) >= _MOST_KEPT:
                 self._keys.clear()
             self._keys[tcb] = key
-        return self._keys[tcb]
+        return key
+
+    def _derived(self, tcb: bytes) -> bytes:
+        request = _KEY_REQUEST.pack(0, 0, _FIELDS, self._vmpl, 0, int.from_bytes(tcb, "little"))
+        status, payload = self._ask(GET_DERIVED_KEY, request, _KEY_RESPONSE)
+        if status == _INVALID:
+            raise IntegrityError(
+                f"the sealed data does not open: it was sealed under TCB {tcb.hex()}, and this machine has committed to {self.tcb.hex()} only: update its firmware"
+            )
+        key = payload[:_KEY_SIZE]
+        if status or not any(key):
+            raise PlatformError(f"the security processor derives no key: status {status:#x}")
+        return key
 
     def _report(self) -> abi.Report:
         """Of the highest privilege level that this guest has: it is mixed into keys, and those of higher ones are not given."""

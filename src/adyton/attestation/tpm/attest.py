@@ -1,6 +1,6 @@
 """A report of this machine's TPM: a quote over PCRs by an attestation key, with all that helps to judge it.
 
-Through a descriptor that was opened before, since a supervisor opens nothing once it is walled in: it writes and reads.
+Through a descriptor: it writes and reads.
 """
 
 from __future__ import annotations
@@ -110,6 +110,23 @@ class Tpm:
                     raise
         raise AssertionError
 
+    def pcr_values(self) -> list[bytes]:
+        """Of PCRS, now. PlatformError."""
+        groups = [PCRS[at : at + MOST_DIGESTS] for at in range(0, len(PCRS), MOST_DIGESTS)]
+        values = [value for group in groups for value in self.ask(commands.pcr_read(group))]
+        if len(values) != len(PCRS):
+            raise PlatformError("the TPM has no PCRs of SHA-256: switch that bank on in the machine's firmware")
+        return values
+
+    @contextlib.contextmanager
+    def loaded(self, template: bytes, hierarchy: int = commands.ENDORSEMENT) -> Iterator[tuple[int, bytes]]:
+        """A key that it makes of its own seed: handle and public area. PlatformError."""
+        handle, public = self.ask(commands.create_primary(template, hierarchy))
+        try:
+            yield handle, public
+        finally:
+            self.ask(commands.flush_context(handle))
+
     def _exchange(self, data: bytes) -> bytes:
         """A device takes a command whole, and gives an answer whole; a socket to an emulated one need not."""
         while data:
@@ -133,20 +150,12 @@ def attest(report_data: bytes, tpm: Tpm) -> bytes:
     with _attestation_key(tpm) as key:
         for _ in range(ATTEMPTS):
             quote, signature = tpm.ask(commands.quote(key.handle, extra, PCRS))
-            values = _values(tpm)
+            values = tpm.pcr_values()
             if _is_of(quote, signature, values):
                 pcrs = {BANK: dict(zip(PCRS, values, strict=True))}
                 report = TpmReport(quote, signature, key.public, pcrs, report_data, tpm.event_log, key.certificate)
                 return msgspec.json.encode(report)
     raise PlatformError(f"the PCRs of the TPM were changed during each of {ATTEMPTS} attempts at a quote: try again")
-
-
-def _values(tpm: Tpm) -> list[bytes]:
-    groups = [PCRS[at : at + MOST_DIGESTS] for at in range(0, len(PCRS), MOST_DIGESTS)]
-    values = [value for group in groups for value in tpm.ask(commands.pcr_read(group))]
-    if len(values) != len(PCRS):
-        raise PlatformError("the TPM has no PCRs of SHA-256: switch that bank on in the machine's firmware")
-    return values
 
 
 def _is_of(quote: bytes, signature: bytes, values: list[bytes]) -> bool:
@@ -167,20 +176,11 @@ def _attestation_key(tpm: Tpm) -> Iterator[_AttestationKey]:
             yield _AttestationKey(place.handle, public, certificate)
             return
         if certificate and place.template and (template := _nv(tpm, place.template)):
-            with _loaded(tpm, template) as (handle, public):
+            with tpm.loaded(template) as (handle, public):
                 yield _AttestationKey(handle, public, certificate)
             return
-    with _loaded(tpm, commands.OWN_KEY) as (handle, public):
+    with tpm.loaded(commands.OWN_KEY) as (handle, public):
         yield _AttestationKey(handle, public, b"")
-
-
-@contextlib.contextmanager
-def _loaded(tpm: Tpm, template: bytes) -> Iterator[tuple[int, bytes]]:
-    handle, public = tpm.ask(commands.create_primary(template))
-    try:
-        yield handle, public
-    finally:
-        tpm.ask(commands.flush_context(handle))
 
 
 def _usable(tpm: Tpm, handle: int) -> bytes:

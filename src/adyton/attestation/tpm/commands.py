@@ -1,11 +1,12 @@
-"""The few commands that a TPM is given for a quote: fields to bytes, and back. TPM 2.0 Library, parts 2 (structures) and 3 (commands).
+"""The few commands that a TPM is given for a quote, and for a sealing key: fields to bytes, and back. TPM 2.0 Library, parts 2 (structures) and 3 (commands).
 
 An own codec and not tpm2-pytss: that is compiled against the libtss2 of the machine, brings a stack that opens devices and loads libraries by
-name, and would have to be where the supervisor is walled in; seven commands over a descriptor that is open need nothing.
+name; ten commands over a descriptor that is open need nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from adyton.attestation.tpm.abi import (
     ECDSA,
     FIXED_PARENT,
     FIXED_TPM,
+    HMAC,
+    KEYED_HASH,
     NO_DA,
     NULL,
     P256,
@@ -34,15 +37,17 @@ MAX_RESPONSE = 4096  # bytes
 RETRY = 0x922  # the TPM could not begin: to be asked again
 HEADER = struct.Struct(">HII")  # tag, size, code
 _PLAIN, _AUTHORISED = 0x8001, 0x8002
-_EMPTY_PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)  # TPM_RS_PW, with a value of no bytes
-_OWNER, _ENDORSEMENT = 0x40000001, 0x4000000B
+_PASSWORD = 0x40000009  # TPM_RS_PW
+_NOBODY = 0x40000007  # TPM_RH_NULL
+OWNER, ENDORSEMENT = 0x40000001, 0x4000000B  # hierarchies
+_POLICY_SESSION = 1  # TPM_SE_POLICY
 _NV_OWNER_READ, _NV_AUTH_READ = 1 << 17, 1 << 18
 _BITMAP = 3  # bytes
 MOST_DIGESTS = 8  # in an answer to PCR_Read
 MOST_NV = 512  # bytes in an answer to NV_Read: what every TPM can
 
-CREATE_PRIMARY, NV_READ, QUOTE, FLUSH_CONTEXT = 0x131, 0x14E, 0x158, 0x165
-NV_READ_PUBLIC, READ_PUBLIC, PCR_READ = 0x169, 0x173, 0x17E
+CREATE_PRIMARY, NV_READ, HMAC_OF, QUOTE, FLUSH_CONTEXT = 0x131, 0x14E, 0x155, 0x158, 0x165
+NV_READ_PUBLIC, READ_PUBLIC, START_AUTH_SESSION, PCR_READ, POLICY_PCR = 0x169, 0x173, 0x176, 0x17E, 0x17F
 
 # Made from the TPM's own endorsement seed, so it is the same key each time: there is nothing to keep, and policies can name it.
 OWN_KEY = struct.pack(
@@ -87,9 +92,17 @@ class Command(Generic[_T]):
 
 
 def _command(
-    name: str, code: int, read: Callable[[Reader], _T], *handles: int, parameters: bytes = b"", authorised: bool = False
+    name: str,
+    code: int,
+    read: Callable[[Reader], _T],
+    *handles: int,
+    parameters: bytes = b"",
+    authorised: bool = False,
+    session: int = _PASSWORD,
 ) -> Command[_T]:
-    body = b"".join(struct.pack(">I", each) for each in handles) + (_EMPTY_PASSWORD if authorised else b"") + parameters
+    """`authorised`: by the session, which has nothing to show but its policy, and ends with this; without one by a password of no bytes."""
+    by = struct.pack(">IIHBH", 9, session, 0, 0, 0) if authorised else b""
+    body = b"".join(struct.pack(">I", each) for each in handles) + by + parameters
     return Command(name, HEADER.pack(_AUTHORISED if authorised else _PLAIN, HEADER.size + len(body), code) + body, read)
 
 
@@ -103,15 +116,15 @@ def _selection(pcrs: Sequence[int]) -> bytes:
     return struct.pack(">IHB", 1, SHA256, _BITMAP) + bits.to_bytes(_BITMAP, "little")
 
 
-def create_primary(template: bytes) -> Command[tuple[int, bytes]]:
-    """In the endorsement hierarchy, from a template (TPMT_PUBLIC) → a handle, which is to be flushed, and the key's TPMT_PUBLIC."""
+def create_primary(template: bytes, hierarchy: int = ENDORSEMENT) -> Command[tuple[int, bytes]]:
+    """In a hierarchy, from a template (TPMT_PUBLIC) → a handle, which is to be flushed, and the key's TPMT_PUBLIC."""
 
     def read(reader: Reader) -> tuple[int, bytes]:
         handle, _size = reader.number(4), reader.number(4)
         return handle, reader.sized()
 
     parameters = _sized(_sized(b"") + _sized(b"")) + _sized(template) + _sized(b"") + struct.pack(">I", 0)
-    return _command("CreatePrimary", CREATE_PRIMARY, read, _ENDORSEMENT, parameters=parameters, authorised=True)
+    return _command("CreatePrimary", CREATE_PRIMARY, read, hierarchy, parameters=parameters, authorised=True)
 
 
 def flush_context(handle: int) -> Command[None]:
@@ -148,6 +161,42 @@ def pcr_read(pcrs: Sequence[int]) -> Command[list[bytes]]:
     return _command("PCR_Read", PCR_READ, read, parameters=_selection(pcrs))
 
 
+def start_policy_session(nonce: bytes) -> Command[int]:
+    """Of SHA-256, bound to nothing, in the clear → its handle, which is to be flushed unless it has authorised something."""
+    parameters = _sized(nonce) + _sized(b"") + struct.pack(">BHH", _POLICY_SESSION, NULL, SHA256)
+
+    def read(reader: Reader) -> int:
+        return reader.number(4)
+
+    return _command("StartAuthSession", START_AUTH_SESSION, read, _NOBODY, _NOBODY, parameters=parameters)
+
+
+def policy_pcr(session: int, digest: bytes, pcrs: Sequence[int]) -> Command[None]:
+    """The session holds while these PCRs have values of that digest (SHA-256, of one after the other); refused if they have others."""
+    return _command("PolicyPCR", POLICY_PCR, lambda _: None, session, parameters=_sized(digest) + _selection(pcrs))
+
+
+def policy_of_pcrs(digest: bytes, pcrs: Sequence[int]) -> bytes:
+    """The policy that such a session then has: part 3, PolicyPCR."""
+    return hashlib.sha256(bytes(32) + struct.pack(">I", POLICY_PCR) + _selection(pcrs) + digest).digest()
+
+
+def keyed_hash(policy: bytes) -> bytes:
+    """The template of a key for HMAC-SHA-256 that the TPM makes, and uses under that policy only."""
+    attributes = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | NO_DA | SIGN
+    return struct.pack(">HHI", KEYED_HASH, SHA256, attributes) + _sized(policy) + struct.pack(">HHH", HMAC, SHA256, 0)
+
+
+def hmac_of(handle: int, session: int, data: bytes) -> Command[bytes]:
+    """HMAC-SHA-256 of at most 1024 bytes, by a key whose policy the session fulfils."""
+
+    def read(reader: Reader) -> bytes:
+        return Reader(reader.take(reader.number(4)), "an HMAC").sized()
+
+    parameters = _sized(data) + struct.pack(">H", SHA256)
+    return _command("HMAC", HMAC_OF, read, handle, parameters=parameters, authorised=True, session=session)
+
+
 class NvIndex(NamedTuple):
     """`reader`: who may read it without a secret, by handle; 0: nobody."""
 
@@ -163,7 +212,7 @@ def nv_read_public(index: int) -> Command[NvIndex]:
         public.take(4 + 2)  # which it is, and the hash of its name
         attributes = public.number(4)
         public.sized()
-        allowed = index if attributes & _NV_AUTH_READ else _OWNER if attributes & _NV_OWNER_READ else 0
+        allowed = index if attributes & _NV_AUTH_READ else OWNER if attributes & _NV_OWNER_READ else 0
         return NvIndex(public.number(2), allowed)
 
     return _command("NV_ReadPublic", NV_READ_PUBLIC, read, index)

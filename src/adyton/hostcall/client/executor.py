@@ -34,6 +34,7 @@ from adyton.hostcall.client.open_files import OpenFiles
 from adyton.hostcall.client.openat import ConfinedTree
 from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied, HostCallPolicy
+from adyton.hostcall.client.sealed_memory import SealedMemory
 from adyton.hostcall.client.streams import StandardInput
 from adyton.hostcall.client.watches import Watches
 from adyton.hostcall.events import Event
@@ -84,7 +85,8 @@ class Executor:
         `standard_input` is closed with this. `logs` are told of each host call.
         `walk`: reach files without openat2 (True), with it (False), as this machine allows (None).
 
-        `changed`, which may be set, is called when there may be something to `take_changes`.
+        `changed`, which may be set, is called when there may be something to `take_changes`. `memory`, which may be set: what is
+        remembered here of the enclave's sealed files.
         """
         have_freed_much()  # what files contain goes through here
         self._policy = policy
@@ -97,6 +99,7 @@ class Executor:
         self._files = OpenFiles()
         self._locks = LockCalls(self._files)
         self.changed: Callable[[], object] = lambda: None
+        self.memory: SealedMemory | None = None
         self._watches = Watches(lambda: self.changed(), self._tree.enter_directory)  # noqa: PLW0108 - it may be set later
         self._places = places = Places(policy, self._tree)
         self._handlers: Handlers = {
@@ -105,6 +108,8 @@ class Executor:
             **FileCalls(places, self._files, self._locks).handlers,
             **self._locks.handlers,
             **AheadCalls(places, self._files, self._watches, self.execute).handlers,
+            abi.Recall: ("recall", self._recall),
+            abi.Remember: ("remember", self._remember),
             abi.ReadInput: ("input", self._read_input),
             abi.Call: ("call", self._call),
         }
@@ -309,6 +314,20 @@ class Executor:
         if self._input is None:
             raise OSError(errno.EBADF, "the client gave the enclave no standard input")
         return abi.Data(self._input.read(request.size))
+
+    # -- sealed files -------------------------------------------------------------------------------------------------
+
+    def _recall(self, request: abi.Recall) -> abi.Result:
+        return abi.Data(self._memory().recall(request.owner))
+
+    def _remember(self, request: abi.Remember) -> abi.Result:
+        self._memory().remember(request.owner, request.known, request.note)
+        return abi.Done()
+
+    def _memory(self) -> SealedMemory:
+        if self.memory is None:
+            raise OSError(errno.EIO, "nothing is remembered here")
+        return self.memory
 
     # -- functions ----------------------------------------------------------------------------------------------------
 

@@ -1,31 +1,40 @@
-"""How a supervisor asks for reports of the hardware.
+"""How a supervisor asks for reports of the hardware, and for its sealing keys.
 
-    supervisor, before its guest starts ── digest of the identity, and a socket ──► attester (see there)
-    on that socket                      ── 64 bytes of a connection, and a socket for the answer ──►
+    supervisor, before its guest starts ── the identity, and a socket ──► attester (see there)
+    on that socket                      ◄── what state the platform is in, of which sealing keys are now; or why there are none
+                                        ── 64 bytes of a connection, and a socket for the answer ──►
                                         ◄── a report over both, or nothing ──
+                                        ── the header of what is sealed, and a socket for the answer ──►
+                                        ◄── its key, or why it has none
 
 With the first it gives away the socket that it was started with: whoever takes it over from its guest has no reports made for another image's identity
-than the one that it had verified. A guest has none of these sockets.
+than the one that it had verified, and no keys of another's. A guest has none of these sockets.
 """
 
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
-DIGEST_SIZE = 32  # bytes, of an identity
+if TYPE_CHECKING:
+    from adyton.attestation.identity import EnclaveIdentity
+
+MAX_MESSAGE = 1024  # bytes: an identity, in MessagePack
 CONNECTION_SIZE = 64  # bytes, see binding.connection_digest
 MAX_ANSWER = 1 << 18  # bytes: a HardwareReport in MessagePack; in one message, for which a socket must have room
 
 
-def enrol(asking: socket.socket, identity_digest: bytes) -> socket.socket:
-    """Where reports for this identity can be asked for; closes `asking`. OSError: the attester has ended."""
+def enrol(asking: socket.socket, identity: EnclaveIdentity) -> socket.socket:
+    """Where reports and keys for this identity can be asked for; closes `asking`. OSError: the attester has ended."""
+    import msgspec  # which the zygote has later than this
+
     with asking:
-        return _sent(asking, identity_digest)
+        return _sent(asking, msgspec.msgpack.encode(identity))
 
 
-def ask(enrolled: socket.socket, connection: bytes) -> socket.socket:
-    """Ask for a report: where it will come; nothing does if there is none. Never waits. OSError."""
-    return _sent(enrolled, connection)
+def ask(enrolled: socket.socket, question: bytes) -> socket.socket:
+    """Ask for a report over a connection, or for the key of a header: where it will come; nothing does if there is none. Never waits. OSError."""
+    return _sent(enrolled, question)
 
 
 def _sent(to: socket.socket, message: bytes) -> socket.socket:

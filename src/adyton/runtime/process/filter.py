@@ -187,7 +187,7 @@ def guest_rules(where: Architecture, *, programs: bool = True) -> dict[int, Rule
 # imports late, and for the guest's /proc, of which it has a descriptor.
 _SUPERVISOR_CALLS = """
     read write readv writev pread64 pwrite64 ftruncate fsync lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink readlinkat
-    open openat getdents64 getcwd fcntl dup dup3
+    open openat getdents64 getcwd fcntl flock dup dup3
     sendto recvfrom sendmsg recvmsg socketpair shutdown getsockopt setsockopt getsockname getpeername
     epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 pipe2 eventfd2
     mmap munmap mprotect mremap madvise brk futex rseq set_robust_list membarrier sched_yield sched_getaffinity
@@ -203,8 +203,7 @@ _AF_UNIX = 1
 _FIOCLEX, _FIONBIO, _FIONREAD, _SIOCOUTQ = 0x5451, 0x5421, 0x541B, 0x5411  # asm-generic/ioctls.h, linux/sockios.h
 # SECCOMP_IOCTL_NOTIF_: RECV, SEND, ID_VALID, ADDFD, SET_FLAGS (linux/seccomp.h)
 _NOTIFICATIONS = (0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104)
-_SNP_GET_DERIVED_KEY = 0xC0205301  # linux/sev-guest.h: of a device that is opened before, where there is one
-_SUPERVISOR_IOCTLS = (_FIOCLEX, _FIONBIO, _FIONREAD, _SIOCOUTQ, *_NOTIFICATIONS, _SNP_GET_DERIVED_KEY)
+_SUPERVISOR_IOCTLS = (_FIOCLEX, _FIONBIO, _FIONREAD, _SIOCOUTQ, *_NOTIFICATIONS)
 _SUPERVISOR_CHECKS: Mapping[str, tuple[Check, ...]] = {
     "socketpair": (Only(0, 0xFFFFFFFF, (_AF_UNIX,), _NOT_FOR_SUPERVISORS),),
     "ioctl": (Only(1, 0xFFFFFFFF, _SUPERVISOR_IOCTLS, _NOT_FOR_SUPERVISORS),),
@@ -218,7 +217,7 @@ def supervisor_rules(where: Architecture) -> dict[int, Rule]:
 
 # What an unpacker does: files below its root directory, and memory.
 _UNPACKER_CALLS = """
-    read write pread64 lseek close fstat newfstatat stat lstat statx open openat getdents64 getcwd fcntl dup dup3
+    read write pread64 lseek close fstat newfstatat stat lstat statx open openat getdents64 getcwd fcntl flock dup dup3
     mkdir mkdirat rename renameat renameat2 unlink unlinkat fchmod umask sched_setscheduler
     mmap munmap mprotect mremap madvise brk futex rseq clock_gettime gettimeofday time getrandom
     rt_sigaction rt_sigprocmask rt_sigreturn restart_syscall getpid gettid exit exit_group

@@ -1,39 +1,68 @@
-"""The container of an enclave's sealed files on this server's disk: a descriptor that its supervisor has from the start, and nobody else of its enclave.
+"""What this server's disk has of an enclave's sealed files: descriptors that its supervisor has from the start, and nobody else of its enclave.
 
-Who starts the enclave opens and locks it, for the supervisor sees no file of the server's. The lock ends with the last descriptor.
+    container    the files themselves, of one enclave at a time
+    remembered   what is remembered of containers that lie on clients' disks (supervisor.sealed_memory), of all enclaves of that owner
+
+Who starts the enclave opens them, and locks the container, for the supervisor sees no file of the server's. That lock ends with the last descriptor.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 from adyton.errors import PlatformError
 
-_descriptor: int | None = None
+SealedFile = Literal["container", "memory"]
+
+_taken: tuple[int | None, int | None] = (None, None)
 
 
-def open_container(path: str) -> int | None:
-    """Open it, in a folder that is made if need be; None: another enclave has it. PlatformError."""
+@contextmanager
+def sealed_place(folder: str) -> Iterator[dict[SealedFile, int]]:
+    """The descriptors, while an enclave is started, of what is in a folder, which is made if need be; no container where another enclave has it; "": nothing. PlatformError."""
+    found: dict[SealedFile, int] = {}
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if folder:
+            _open_all(folder, found)
+        yield found
+    finally:
+        for descriptor in found.values():
+            os.close(descriptor)
+
+
+def _open_all(folder: str, found: dict[SealedFile, int]) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found["memory"] = _open(os.path.join(folder, "remembered"))
+        found["container"] = _open(os.path.join(folder, "container"))
+        if not _lock(found["container"]):
+            os.close(found.pop("container"))
     except OSError as error:
-        raise PlatformError(f"the server cannot open the container of sealed files: {error.strerror}") from error
+        raise PlatformError(f"the server cannot open its place for sealed files: {error.strerror}") from error
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        return False
+    return True
 
 
-def connect(descriptor: int | None) -> None:
-    """Let this process, a new supervisor, have it; None: there is none."""
-    global _descriptor  # noqa: PLW0603 - as there is one zygote
-    _descriptor = descriptor
+def connect(container: int | None, memory: int | None) -> None:
+    """Let this process, a new supervisor, have them; None: there is none."""
+    global _taken  # noqa: PLW0603 - as there is one zygote
+    _taken = container, memory
 
 
-def taken() -> int | None:
+def taken() -> tuple[int | None, int | None]:
     """What `connect` was given."""
-    return _descriptor
+    return _taken

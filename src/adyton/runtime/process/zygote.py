@@ -12,6 +12,7 @@ what the request names in `attached`, in that order, for the supervisor alone:
 
     attester        the socket on which it asks for reports of the hardware (attesting); there unless the enclave is simulated
     container       the file of its sealed files on this machine's disk (sealed_container); there if they have one
+    memory          the file in which sealed files on clients' disks are remembered; likewise
 
 On the second descriptor the launcher gets
 
@@ -63,7 +64,7 @@ FAILED = b"failed:"  # class of the error, newline, its text
 STARTED = b"started:"  # struct PID
 PID = struct.Struct("<i")
 MESSAGE_SIZE = 1 << 16
-MOST_ATTACHED = 2  # descriptors that LaunchRequest.attached names
+MOST_ATTACHED = 3  # descriptors that LaunchRequest.attached names
 
 PLACE = f"/enclave/{PACKAGES}"  # where programs see an unpacked layer
 
@@ -390,7 +391,7 @@ class _Zygote:
             named = dict(zip(request.attached, attached, strict=True))
             asking = named.get("attester")
             attesting.connect(None if asking is None else socket.socket(fileno=asking))
-            sealed_container.connect(named.get("container"))
+            sealed_container.connect(named.get("container"), named.get("memory"))
             self._run(stream, request, reporter)
             status = 0
         except SystemExit as error:

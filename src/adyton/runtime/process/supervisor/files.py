@@ -35,20 +35,18 @@ from adyton.runtime.process.supervisor.leases import Leases
 from adyton.runtime.process.supervisor.locks import LockOperations
 from adyton.runtime.process.supervisor.names import NameOperations
 from adyton.runtime.process.supervisor.opened import OpenOperations
-from adyton.runtime.process.supervisor.sealed import SealedFiles
-from adyton.runtime.process.supervisor.sealed_storage import ClientDisk, Disk, OwnDisk
+from adyton.runtime.process.supervisor.sealed_place import SealedPlace
+from adyton.runtime.process.supervisor.sealed_storage import Disk
 from adyton.runtime.process.supervisor.standard_input import Answered, StandardInput
 from adyton.runtime.process.supervisor.tree import Node
-from adyton.runtime.process.supervisor.view import PARK, Park, Part, Steps, View, errno_of
+from adyton.runtime.process.supervisor.view import Park, Part, Steps, View, errno_of
 from adyton.runtime.process.supervisor.waits import Waits
 from adyton.runtime.process.supervisor.wanted import Wanted
 from adyton.runtime.process.supervisor.watching.happenings import After, Happenings
 from adyton.runtime.process.supervisor.watching.walk import Walking
 from adyton.runtime.process.supervisor.watching.watching import Watching
-from adyton.sealed_files.cipher import Keys
 from adyton.sealed_files.storage import Request as StorageRequest
 from adyton.sealed_files.storage import StorageError
-from adyton.sealed_files.store import Store
 
 PRIVATE_CAPACITY = 64 << 20  # bytes of private files
 MAX_BEGUN = 1024  # operations under way that the kernel did not ask for
@@ -245,34 +243,20 @@ class FileServer:
         """The client has a standard input for the guest; otherwise that is at its end."""
         self._input.open()
 
-    def open_sealed(
-        self,
-        keys: Keys,
-        capacity: int,
-        where: int | str,
-        say: Callable[[str], None],
-        done: Callable[[int], None],
-    ) -> list[Effect]:
-        """Open sealed files, and then show them; `done` is given an errno, or 0. At most `capacity` bytes.
-
-        `where`: a descriptor of the container, or the client's path of it. `say` is told what is wrong with them, then and later.
-        """
-        view = self._view
-        self._disk = (
-            OwnDisk(where) if isinstance(where, int) else ClientDisk(self._calls, where, self._handles.reserve())
-        )
-        sealed = SealedFiles(Store(keys, capacity), view.tree.number, view.now, say, PARK, view.free)
+    def open_sealed(self, place: SealedPlace, say: Callable[[str], None], done: Callable[[int], None]) -> list[Effect]:
+        """Open sealed files, and then show them; `done` is given an errno, or 0. `say` is told what is wrong with them, then and later."""
+        sealed, self._disk = place.made(self._view, self._calls, self._handles.reserve, say)
 
         def opened(_result: object, number: int) -> None:
             if not number:
-                view.show_sealed(sealed)
+                self._view.show_sealed(sealed)
             done(number)
 
-        return self.begin(sealed.load(None), opened)
+        return self.begin(sealed.load(), opened)
 
-    def no_sealed(self, say: Callable[[str], None]) -> None:
-        """There are none; who looks for them is told so."""
-        self._view.say = say
+    def no_sealed(self, say: Callable[[str], None], why: str = "") -> None:
+        """There are none; who looks for them is told so, and `why`."""
+        self._view.say, self._view.why_unsealed = say, why
 
     # -- requests and results ---------------------------------------------------------------------------------------
 
@@ -396,11 +380,14 @@ class FileServer:
                 answers += self._give_up(task, errno.EINTR)
         return [*self._run(), *answers]
 
-    def settle(self) -> tuple[list[Effect], Pending | None]:
-        """Let all that the program did reach the client, and the disk of its sealed files; what to wait for until it has: None if it has."""
+    def settle(self, *, last: bool = False) -> tuple[list[Effect], Pending | None]:
+        """Let all that the program did reach the client, and the disk of its sealed files; what to wait for until it has: None if it has.
+
+        `last`: there are no sealed files from then on.
+        """
         effects, pending = self.push(), self._calls.settled()
         sealed = self._view.sealed
-        if sealed is None or not sealed.is_changed:
+        if sealed is None or not (sealed.is_changed or last):
             return effects, pending
         both = Pending()
 
@@ -412,7 +399,7 @@ class FileServer:
             else:
                 pending.after.append(lambda _: both.finish(abi.Done()))
 
-        effects += self.begin(sealed.sync(), committed)
+        effects += self.begin(sealed.end() if last else sealed.sync(), committed)
         return effects, both if both.result is None else None
 
     def abort(self) -> list[Effect]:

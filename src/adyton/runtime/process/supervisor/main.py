@@ -39,7 +39,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     image = read_image(request)
     identity = identity_of(image, request.platform)
     asking = attesting.client()
-    enrolled = None if asking is None else attesting.enrol(asking, identity.digest())
+    enrolled = None if asking is None else attesting.enrol(asking, identity)
 
     def enter(side: GuestSide) -> NoReturn:
         guest_main(side.control, side.finish)
@@ -60,8 +60,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     )
 
     from adyton.allocator import keep_freed_memory
-    from adyton.attestation.sealing.keys import Sealing
-    from adyton.attestation.sealing.roots import open_root
+    from adyton.attestation.sealing.keys import Keys, RootKeys, Sealing
+    from adyton.attestation.sealing.roots import SimulatedRoot
     from adyton.runtime.process.supervisor.clock import Clock
     from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
@@ -70,6 +70,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
     from adyton.runtime.process.supervisor.proving import by_hardware, simulated
     from adyton.runtime.process.supervisor.rescue import Rescue
+    from adyton.runtime.process.supervisor.sealed_loading import SealedSettings
+    from adyton.runtime.process.supervisor.sealing_keys import AskedKeys
     from adyton.runtime.process.supervisor.serve import Supervisor
     from adyton.runtime.process.supervisor.socket_memory import listed
     from adyton.runtime.process.supervisor.thread_numbers import ThreadNumbers
@@ -90,6 +92,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     watch = MemoryWatch(guest.init, memory, guest.diagnosis, idle=idle_watch.client(), group=group)
     if group is not None:
         group.bound(watch.wall + limits.kept)
+    keys: Keys = RootKeys(identity, SimulatedRoot()) if enrolled is None else AskedKeys(enrolled)
     supervisor = Supervisor(
         *(sock, guest, program, identity, simulated(identity) if enrolled is None else by_hardware(identity, enrolled)),
         *(files, lambda: report(None)),
@@ -97,8 +100,12 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
         directory=threads.directory,
         clock=clock,
         watch=watch,
-        sealing=Sealing(identity, open_root(identity.platform)),
-        container=sealed_container.taken(),
+        sealed=SealedSettings(
+            Sealing(identity, keys),
+            image.manifest.seals_to,
+            image.manifest.demands_memory,
+            *sealed_container.taken(),
+        ),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )

@@ -1,6 +1,6 @@
 """Files below /sealed: in memory as names and attributes, their content in a store of sealed files, to which a commit brings both.
 
-A commit is asked for by fsync (of any of them), and when an entry returns. What the store has of each:
+A commit is asked for by fsync (of any of them), and when an entry returns; the last one when the program's finalize does. What the store has of each:
 
     object      1 is /sealed itself
     attributes  kind, mode, number of names, times of access, modification, change and birth
@@ -12,6 +12,7 @@ the storage. Names change at once, so a commit takes what is to be stored of the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -26,10 +27,9 @@ from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor.fuse_abi import LARGEST, FileError
 from adyton.runtime.process.supervisor.private import INODE_COST, Directory, File, Inode, Link, PrivateFiles, Special
 from adyton.sealed_files.cipher import BLOCK
+from adyton.sealed_files.storage import Release, StorageError
 from adyton.sealed_files.storage import Steps as StoreSteps
-from adyton.sealed_files.storage import StorageError
 from adyton.sealed_files.store import MAX_OBJECTS, Store, StoredObject
-from adyton.sealed_files.superblock import Remembered
 
 SEALED = "/sealed"
 ROOT = 1  # the object that it is
@@ -58,26 +58,26 @@ class SealedFiles(PrivateFiles):
         self._wait = wait
         self._freed = freed
         self._busy = False
+        self._ended = False
         self._count = 1  # of names, and of files without one; each is in memory, so a link's target counts, too
         self._dirty: dict[Inode, None] = {}  # whose attributes, or names, are to be stored
         self._dropped: list[StoredObject] = []  # that nobody has any more
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    def load(self, remembered: Remembered | None) -> Generator[Any, Any, None]:
-        """Take in what the store has: once, before anything else. FileError, after it was said why."""
-        return self._alone(self._load(remembered))
+    def load(self) -> Generator[Any, Any, None]:
+        """Take in what the store has: once, before anything else. FileError, after it was said why; then the container may be another enclave's."""
+        return self._alone(self._or_given_back(self._load()))
 
-    def _load(self, remembered: Remembered | None) -> StoreSteps[None]:
-        yield from self._store.open(remembered)
-        if self._store.damaged is not None:
-            self._tell(self._store.damaged)
+    def _load(self) -> StoreSteps[None]:
+        yield from self._store.open()
+        for said in (self._store.damaged, self._store.doubtful):
+            if said is not None:
+                self._tell(said)
         objects = self._store.objects
         if not objects:
             self.root.mode = 0o700
             self.root.stored = self._store.create()
-            self._store.number(self.root.stored)
-            self._dirty[self.root] = None
             return
         inodes = {number: self._inode(stored) for number, stored in objects.items()}
         root = inodes.get(ROOT)
@@ -240,8 +240,29 @@ class SealedFiles(PrivateFiles):
         if number != errno.EIO:  # of which it was said why
             self._tell(f"sealed files: what was changed is not on the disk: {os.strerror(number)}")
 
+    def end(self) -> Generator[Any, Any, None]:
+        """The same, and the last thing that is done: the program is finalized. The container may be another enclave's when this has ended, also by an error."""
+        return self._alone(self._end())
+
+    def _end(self) -> StoreSteps[None]:
+        yield from self._or_given_back(self._commit())
+        self._ended = True
+        yield Release()
+
+    def _or_given_back(self, steps: StoreSteps[None]) -> StoreSteps[None]:
+        """These, after an error of which nothing more is done in the container."""
+        try:
+            yield from steps
+        except (IntegrityError, PlatformError, StorageError):
+            self._ended = True
+            with contextlib.suppress(StorageError):  # it may not even have been opened
+                yield Release()
+            raise
+
     def _commit(self) -> StoreSteps[None]:
         dirty, self._dirty = self._dirty, {}
+        if dirty and not _stored(self.root).number:
+            dirty = {self.root: None, **dirty}  # so that it is the first object
         try:
             for inode in dirty:
                 stored = _stored(inode)
@@ -280,6 +301,9 @@ class SealedFiles(PrivateFiles):
         """Do this while nothing else is done in the store; FileError for what goes wrong, which is said if nobody else would see it."""
         while self._busy:
             yield self._wait
+        if self._ended:
+            steps.close()
+            raise FileError(errno.EIO)
         self._busy = True
         try:
             while self._dropped:

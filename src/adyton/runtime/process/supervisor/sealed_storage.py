@@ -1,9 +1,8 @@
 """Where the container of sealed files lies: on this server's disk, or on the client's, through host calls. Both may lie about all but the types of what they answer.
 
-    disk       the container                                         who remembers its last commit
-    OwnDisk    a file that was open before this process was walled   nobody, yet: a rollback between two starts is not found
-               in
-    ClientDisk a file of the client's, opened by a host call         nobody, yet: likewise
+    disk       the container
+    OwnDisk    a file that was open before this process was walled in
+    ClientDisk a file of the client's, opened by a host call
 
 A disk carries out one request of `sealed_files.storage` at a time, as a generator that yields what is waited for.
 """
@@ -11,12 +10,14 @@ A disk carries out one request of `sealed_files.storage` at a time, as a generat
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Generator
 from typing import Any, Protocol, TypeVar
 
-from adyton.attestation.sealing.header import To
+from adyton.attestation.sealing.header import To, decode
 from adyton.attestation.sealing.keys import Sealing
+from adyton.errors import IntegrityError
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.calls import Calls, Pending
 from adyton.runtime.process.supervisor.view import errno_of
@@ -29,11 +30,15 @@ Served = Generator[Pending, Any, Any]
 
 
 class FileKeys:
-    """The sealing keys of an enclave for its files: see `sealed_files.cipher.Keys`."""
+    """The sealing keys of an enclave for its files: see `sealed_files.cipher.Keys`. `to`: whom they belong to."""
 
-    def __init__(self, sealing: Sealing, to: To = "measurement") -> None:
+    def __init__(self, sealing: Sealing, to: To) -> None:
         self._sealing = sealing
         self._to: To = to
+
+    def check(self) -> None:
+        """PlatformError: there are no keys here. UsageError: nothing can be sealed to this image's signer."""
+        self._sealing.header(self._to, "files")
 
     def new(self) -> tuple[bytes, bytes]:
         """UsageError, PlatformError."""
@@ -41,7 +46,10 @@ class FileKeys:
         return header, self._sealing.key(header, "files")
 
     def key(self, header: bytes) -> bytes:
-        """IntegrityError."""
+        """IntegrityError; also for files that belong to the signer, where this image's belong to its measurement: what it wrote would be lost to its next version."""
+        to = decode(header)[0].to
+        if to != self._to:
+            raise IntegrityError(f"it was sealed to the {to}, and this image's files are sealed to the {self._to}")
         return self._sealing.key(header, "files")
 
 
@@ -66,7 +74,7 @@ class OwnDisk:
             return self._serve(request)
         except OSError as error:
             raise StorageError(
-                _known(error.errno or errno.EIO), f"the server's disk: {os.strerror(error.errno or 0)}"
+                known_error(error.errno or errno.EIO), f"the server's disk: {os.strerror(error.errno or 0)}"
             ) from error
 
     def _serve(self, request: storage.Request) -> Any:
@@ -82,8 +90,8 @@ class OwnDisk:
                 os.ftruncate(self._descriptor, size)
             case storage.Sync():
                 os.fsync(self._descriptor)
-            case storage.Remember():
-                raise StorageError(errno.EIO, "nobody remembers")
+            case storage.Release():
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         return None
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -130,8 +138,8 @@ class ClientDisk:
                 _of((yield self._calls.send(request_, ordered=True)), abi.Attributes)
             case storage.Sync():
                 _of((yield self._calls.send(abi.Sync(self._number, data_only=False), ordered=True)), abi.Done)
-            case storage.Remember():
-                raise StorageError(errno.EIO, "nobody remembers")
+            case storage.Release():
+                _of((yield self._calls.send(abi.Flock(self._number, _OWNER, "none"))), abi.Done)
         return None
 
     def _open(self) -> Served:
@@ -164,9 +172,9 @@ def _of(result: abi.Result, expected: type[_R]) -> _R:
     if isinstance(result, expected):
         return result
     number = errno_of(result)
-    raise StorageError(_known(number), f"the client's disk: {os.strerror(number)}")
+    raise StorageError(known_error(number), f"the client's disk: {os.strerror(number)}")
 
 
-def _known(number: int) -> int:
+def known_error(number: int) -> int:
     """What a program is told of an error of the disk's: what it can do something about as it is, all else as EIO."""
     return number if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBUSY) else errno.EIO

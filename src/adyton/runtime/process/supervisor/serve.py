@@ -24,7 +24,6 @@ import msgspec
 
 from adyton.allocator import give_back_freed_memory
 from adyton.attestation.identity import EnclaveIdentity
-from adyton.attestation.sealing.keys import Sealing
 from adyton.communicator import session as communicator
 from adyton.communicator.frames import CallFrame, ReplyFrame
 from adyton.communicator.joining import GRACE_SECONDS
@@ -54,7 +53,7 @@ from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.proofs import proof_links
 from adyton.runtime.process.supervisor.proving import Prove, at_most
-from adyton.runtime.process.supervisor.sealed_loading import SealedLoading
+from adyton.runtime.process.supervisor.sealed_loading import SealedLoading, SealedSettings
 from adyton.runtime.process.supervisor.sealing import seal_links
 from adyton.runtime.process.supervisor.secrets import secret_links
 from adyton.runtime.process.supervisor.spans import Spans
@@ -77,7 +76,7 @@ THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
 class Supervisor:
-    """See the module. `ready` is called once the guest waits for its program. `container`: see SealedLoading. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
+    """See the module. `ready` is called once the guest waits for its program. `directory`: see wanted.GuestThreads; `lists`: SocketCalls."""
 
     def __init__(
         self,
@@ -92,8 +91,7 @@ class Supervisor:
         directory: Callable[[Note], str | None] = lambda _note: None,
         clock: Clock | None = None,
         watch: MemoryWatch | None = None,
-        sealing: Sealing | None = None,
-        container: int | None = None,
+        sealed: SealedSettings = SealedSettings(),  # noqa: B008 - frozen
         *,
         lists: bool = False,
         grace: float = GRACE_SECONDS,
@@ -133,12 +131,13 @@ class Supervisor:
         )
         self._proofs = proof_links(self._loop, self._guarded, identity.digest(), at_most(PROOFS, prove))
         self._secrets = secret_links(self._loop, self._guarded, identity.digest(), at_most(PROOFS, prove))
-        self._sealed = SealedLoading(self._requests, self._session, sealing, container)
-        self._sealing = None if sealing is None else seal_links(self._loop, self._guarded, sealing)
+        self._sealed = SealedLoading(self._requests, self._session, sealed)
+        self._sealing = None if sealed.sealing is None else seal_links(self._loop, self._guarded, sealed.sealing)
         self._host_name = ""
         self._main: Link | None = None
         self._loaded = False  # a load was asked for
         self._running = False  # and has succeeded
+        self._finalize: int | None = None  # the call
         self._arriving = 0  # bytes of the guest's messages that are not complete
         self._reason: str | None = None
 
@@ -322,6 +321,7 @@ class Supervisor:
             if self._main.stack:
                 self._refuse(call, "the enclave is being loaded or finalized")
                 return
+            self._finalize = call
             self._enter(self._main, call, pair, method, body)
         elif (link := self._link_of(pair, method)) is None:
             self._refuse(call, NO_MORE_THREADS)
@@ -367,7 +367,7 @@ class Supervisor:
         load = guest_load(self._program, self._identity, request, caller, mount_tmp=not layout.needs_private_tmp)
         assert self._main is not None
         enter = partial(self._enter, self._main, call, pair, "load", msgspec.msgpack.encode(load))
-        self._sealed.open(request.sealed, enter, partial(self._refuse, call))
+        self._sealed.open(request, enter, partial(self._refuse, call))
 
     # -- the guest's side ---------------------------------------------------------------------------------------------
 
@@ -530,7 +530,7 @@ class Supervisor:
         answers = [(call, self._streams.ended(call, message)) for call, message in returned]
         requests = self._requests
         if requests is not None:
-            effects, pending = requests.files.settle()
+            effects, pending = requests.files.settle(last=any(call == self._finalize for call, _ in returned))
             if effects:
                 requests.do(effects)
             if pending is not None:

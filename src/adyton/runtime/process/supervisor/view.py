@@ -111,6 +111,7 @@ class View:
         self.private = PrivateFiles(capacity, self.tree.number, now)
         self.sealed: SealedFiles | None = None
         self.say: Callable[[str], None] = lambda _text: None  # to the client's owner, and into the enclave's own log
+        self.why_unsealed = ""  # there are no sealed files, though there would be a place for them
         self._said_sealed = False
         self.layout: Layout | None = None
         self.tells: list[abi.Request] = []
@@ -153,7 +154,8 @@ class View:
         if self.layout is not None and not self._said_sealed and _is_sealed(path):
             self._said_sealed = True
             self.say(
-                f"there is no {SEALED}: give --sealed DIR for one on this machine's disk; a server that is started with --sealed-directory DIR has one on its own, for one enclave of an image at a time"
+                self.why_unsealed
+                or f"there is no {SEALED}: give --sealed DIR for one on this machine's disk; a server that is started with --sealed-directory DIR has one on its own, for one enclave of an image at a time"
             )
 
     def _pin(self, path: str) -> None:

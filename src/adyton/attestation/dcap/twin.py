@@ -1,7 +1,9 @@
-"""What dcap-qvl thinks of a platform whose enclave, or TD, is in debug mode: it refuses those itself, at the very end, while here the policy decides.
+"""What dcap-qvl thinks of a platform whose enclave or TD has attributes that it refuses itself, while here others decide: on debug mode the policy; on
+TDs whose host may have pages fault (SEPT_VE_DISABLE is not set) the guest that was measured, since Linux then does not boot, or has the module prevent it.
 
-So once it has nothing else against such a quote, it is asked about a twin: the same without the bit, on the same platform, and all of it (quote, quoting
-enclave, certificates, Intel's documents) signed again by keys that are made for it here and thrown away.
+It looks at attributes at the very end. So once it has nothing else against such a quote, it is asked about a twin: the same with these bits as it wants
+them, on the same platform, and all of it (quote, quoting enclave, certificates, Intel's documents) signed again by keys that are made for it here and
+thrown away.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class _Authority:
 
 
 def twin(quote: Quote, collateral: dcap_qvl.QuoteCollateralV3, at: dt.datetime) -> Twin:
-    """Of a quote that dcap-qvl has nothing against but the bit."""
+    """Of a quote that dcap-qvl has nothing against but these bits."""
     chain = x509.load_pem_x509_certificates(dcap_qvl.parse_quote(quote.raw).cert_chain_pem_bytes() or b"")
     (platform,) = (each.value.value for each in chain[0].extensions if each.oid == _PLATFORM)
     root = _Authority("Intel SGX Root CA", at)
@@ -97,7 +99,7 @@ def _quote(quote: Quote, pck: _Authority, chain: bytes) -> bytes:
     """header ‖ body ‖ size ‖ signature ‖ attestation key ‖ [6, size, in versions 4 and 5] report ‖ its signature ‖ data beside it ‖ 5, size, chain"""
     key = ec.generate_private_key(ec.SECP256R1())
     point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
-    signed = quote.undebugged()
+    signed = quote.with_plain_attributes()
     at = len(signed) + 4 + _SIGNATURE + _POINT + (_CERTIFIED.size if quote.version > 3 else 0)
     report = quote.raw[at : at + _REPORT - _REPORT_DATA]
     at += _REPORT + _SIGNATURE
