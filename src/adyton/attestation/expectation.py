@@ -23,7 +23,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_
 
     `runtime` are reference values of what hardware measured, and `tcb` the states of it that are good enough: no hardware passes
     without them; "sha384:…" in `runtime` is the one register that names it (see `Claims`). A simulated enclave has no hardware: there `tcb`
-    does not count, and `runtime` only if it is named.
+    does not count, and `runtime` only if it is named. Nor does `runtime` have to be named for raw evidence, on which no image is loaded.
     """
 
     platforms: Sequence[str] = ()
@@ -201,7 +201,9 @@ _RULES: tuple[_Rule, ...] = (
     (
         "runtime",
         lambda want: bool(want.runtime),
-        lambda want, is_: is_.runtime in want.runtime or (is_.platform == "sim" and not want.runtime),
+        lambda want, is_: (
+            is_.runtime in want.runtime or (not want.runtime and (is_.platform == "sim" or not is_.measurement))
+        ),
         lambda want: _one_of(want.runtime) if want.runtime else "a reference value that [expect] names",
         lambda is_: is_.runtime or "none",
     ),

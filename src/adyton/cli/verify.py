@@ -142,6 +142,8 @@ def _explain(judgement: Judgement, expectation: Expectation, *, verbose: bool) -
             if verified.advisories:
                 click.echo(f"  {'advisories':17} {' '.join(verified.advisories)}")
         click.echo(f"binding: {judgement.binding}")
+        if identity.platform != "sim" and not expectation.runtime and judgement.ok:
+            click.echo("runtime: not checked: [expect] names none, so whatever runs on such hardware is accepted")
         if verbose:
             for check in expectation.checks(identity, verified.tcb, verified.register):
                 told = (
