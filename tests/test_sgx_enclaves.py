@@ -222,7 +222,7 @@ def collateral(intel, tmp_path_factory) -> str:
 
 
 def trust(patch: pytest.MonkeyPatch, intel: Intel, collateral: str) -> None:
-    patch.setattr(dcap_qvl, "QuoteVerifier", lambda: REAL(intel.root))
+    patch.setattr(dcap_qvl, "QuoteVerifier", lambda given=None: REAL(given or intel.root))
     patch.setenv("ADYTON_COLLATERAL", collateral)
 
 
