@@ -28,6 +28,7 @@ from adyton.broker.records import (
 )
 from adyton.crypto.digest import digest_of
 from adyton.crypto.keys import PublicKey, SigningKey
+from adyton.durable import sync_folder_of
 from adyton.errors import IntegrityError, UsageError
 
 HEAD = ".head"  # behind the log's name
@@ -107,11 +108,7 @@ class AuditLog:
         """An empty log, in a folder that knows its files."""
         self._slot = 1
         self._write_head(Head(0, "", 0, 0))
-        folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder_of(self._path)
 
     def _write_head(self, head: Head) -> None:
         self._slot = 1 - self._slot

@@ -37,6 +37,7 @@ from adyton.broker.secret_memory import SecretMemory
 from adyton.channel.credential import Credential
 from adyton.crypto.keys import MAX_KEY_FILE, SigningKey
 from adyton.crypto.self_signed import certificate_around
+from adyton.durable import sync_folder_of
 from adyton.errors import UsageError
 
 _KEYS = ("key", "log", "log_key", "collateral", "limits", "secret")
@@ -191,6 +192,7 @@ def _credential(path: str) -> Credential:
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
+            sync_folder_of(path)
         except OSError as error:
             raise UsageError(f"the broker's key cannot be written to {path}: {error.strerror}") from error
     with _private(path, "key") as file:

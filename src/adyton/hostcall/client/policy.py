@@ -157,6 +157,10 @@ class HostCallPolicy:
             container,
         )
 
+    def is_container(self, path: str) -> bool:
+        """Whether that file holds the enclave's sealed files: its name is durable from the start."""
+        return path == self._container
+
     def grants(self) -> list[Grant]:
         """Every spelling of every allowed path, for the enclave's layout; those that another covers as well are left out."""
         return [
