@@ -79,11 +79,12 @@ class Secret:
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """The file, and what it names. `credential`: of the broker's key."""
+    """The file, and what it names. `credential`: of the broker's key. `begins`: all keys were made just now."""
 
     credential: Credential
     log: str
     log_key: SigningKey
+    begins: bool
     collateral: str | None
     limits: Limits
     secrets: Mapping[str, Secret] = field(repr=False)
@@ -109,10 +110,13 @@ class BrokerConfig:
         secrets = {each: _secret(each, table, name, base) for each, table in tables.items()}
         log = os.path.join(base, paths.log)
         log_key = os.path.join(base, paths.log_key) if paths.log_key else f"{log}.key"
+        key = os.path.join(base, paths.key)
+        begins = not any(map(os.path.lexists, (key, log_key)))
         return cls(
-            _credential(os.path.join(base, paths.key)),
+            _credential(key),
             log,
             _log_key(log_key, log),
+            begins,
             None if paths.collateral is None else os.path.join(base, paths.collateral),
             bounds,
             secrets,
