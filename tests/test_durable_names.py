@@ -54,6 +54,10 @@ def test_a_servers_container(folder: Path, synced: Callable[[], list[str]]) -> N
     with sealed_place(str(folder / "sealed/owner")) as found:
         assert set(found) == {"container", "memory"}
     assert synced() == [".", "sealed", "sealed/owner"]
+    for name in ("container", "remembered"):
+        (folder / "sealed/owner" / name).write_bytes(b"in use")
+    with sealed_place(str(folder / "sealed/owner")):
+        assert len(synced()) == 3
 
 
 def test_a_clients_container(folder: Path, synced: Callable[[], list[str]]) -> None:

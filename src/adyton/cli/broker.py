@@ -19,7 +19,7 @@ class _Group(Command, click.Group):
 @click.group(cls=_Group, invoke_without_command=True, short_help="Give secrets to enclaves that prove what they are.")
 @option("--config", type=PATH, metavar="FILE", help="broker.toml: the secrets, and who is given them.")
 @option("--listen", metavar="HOST:PORT", default="127.0.0.1:4322", show_default=True, help="Port 0 takes a free one.")
-@click.option("--new-log", is_flag=True, help="Begin a new log, though there are keys: the one before is gone.")
+@option("--new-log", is_flag=True, help="Begin a new log, though there are keys: the one before is gone.")
 @json_option()
 @click.pass_context
 def command(

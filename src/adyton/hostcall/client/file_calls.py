@@ -58,7 +58,8 @@ class FileCalls:
         descriptor = self._tree.open_file(path, flags, request.mode, request.umask)
         if request.create and self._places.policy.is_container(request.path):
             try:
-                self._sync_names_beside(path)
+                if not os.fstat(descriptor).st_size:
+                    self._sync_names_beside(path)
             except OSError:
                 os.close(descriptor)
                 raise

@@ -40,7 +40,8 @@ def _open_all(folder: str, found: dict[SealedFile, int]) -> None:
         make_folder(folder)
         found["memory"] = _open(os.path.join(folder, "remembered"))
         found["container"] = _open(os.path.join(folder, "container"))
-        sync_folder_of(os.path.join(folder, "container"))
+        if not all(os.fstat(descriptor).st_size for descriptor in found.values()):
+            sync_folder_of(os.path.join(folder, "container"))
         if not _lock(found["container"]):
             os.close(found.pop("container"))
     except OSError as error:

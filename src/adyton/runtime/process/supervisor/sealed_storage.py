@@ -23,6 +23,7 @@ from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.calls import Calls, OwnPending, Pending
 from adyton.runtime.process.supervisor.view import errno_of
 from adyton.sealed_files import storage
+from adyton.sealed_files.cipher import KEY_SIZE, superblock_cipher
 from adyton.sealed_files.storage import StorageError
 
 _R = TypeVar("_R")
@@ -70,7 +71,8 @@ class FileKeys:
         self._to: To = to
 
     def check(self) -> None:
-        """PlatformError: there are no keys here. UsageError: nothing can be sealed to this image's signer."""
+        """PlatformError: there are no keys here, or nothing to use them with. UsageError: nothing can be sealed to this image's signer."""
+        superblock_cipher(bytes(KEY_SIZE))
         self._sealing.header(self._to, "files")
 
     def new(self) -> tuple[bytes, bytes]:
