@@ -1,7 +1,7 @@
 """The log's two files: LOG, which only grows, and LOG.head, which says where it ends. See `records` for what is in them.
 
 What is appended is on the disk, and so is the head, when `append` returns: only then may an answer leave. A broker that finds its log shorter than
-the head says, or other than it says, does not start.
+the head says, or other than it says, does not start; nor does one that finds neither, unless it is told to begin.
 """
 
 from __future__ import annotations
