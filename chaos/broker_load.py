@@ -73,12 +73,15 @@ class Broker:
         self.key = ""
         self.said = ""
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """And wait until it listens. RuntimeError: it does not."""
         command = [sys.executable, "-m", "adyton.cli", "broker", "--config", str(self.folder / "broker.toml")]
         with (self.folder / "said").open("a") as said:
             self.process = subprocess.Popen(
-                [*command, "--listen", f"127.0.0.1:{self.port}"], stdout=subprocess.PIPE, stderr=said, text=True
+                [*command, "--listen", f"127.0.0.1:{self.port}", *options],
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -15,7 +15,7 @@ from adyton.sealed_files.store import ATTRIBUTES_SIZE, RECORD, Store
 from adyton.sealed_files.superblock import Superblock
 
 SECRET = bytes(32)
-CAPACITY = 1 << 20
+CAPACITY = 1 << 26
 SLOTS = 12
 TRIED = 5  # objects
 
@@ -71,6 +71,8 @@ def sealed_store(data: bytes) -> None:
         assert len(run(store.read(stored, 0, 3 * BLOCK), disk)) == min(size, 3 * BLOCK)
         run(store.write(stored, draw.below(256) * BLOCK // 2, b"x" * BLOCK), disk)
         run(store.resize(stored, draw.below(256) * BLOCK // 2), disk)
+        start = draw.below(256) * BLOCK // 2
+        run(store.punch(stored, start, start + draw.below(256) * BLOCK // 2), disk)
     run(store.commit(), disk)
     again = Store(KEYS, CAPACITY)
     run(again.open(), disk)

@@ -84,6 +84,26 @@ def test_verify_finds_an_edit_and_exits_with_1(broker):
     assert "is not as its broker wrote it" in done.stderr
 
 
+def test_a_log_that_was_removed_is_missed_until_somebody_says_that_a_new_one_is_to_begin(broker):
+    broker.stop()
+    config = str(broker.log.parent / "broker.toml")
+    again = command("broker", "--config", config, "--listen", "127.0.0.1:0", "--new-log")
+    assert again.returncode == 2
+    assert "is there" in again.stderr
+    for path in (broker.log, broker.log.with_name(broker.log.name + ".head")):
+        path.unlink()
+    gone = command("broker", "--config", config, "--listen", "127.0.0.1:0")
+    assert gone.returncode == 1
+    assert "is gone" in gone.stderr
+    for path in broker.log.parent.glob(
+        f"{broker.log.name}.key*"
+    ):  # with the key that signed it: the broker's own is there
+        path.unlink()
+    assert command("broker", "--config", config, "--listen", "127.0.0.1:0").returncode == 1
+    broker.start("--new-log")
+    assert isinstance(records(broker)[0], Started)
+
+
 def test_a_head_that_was_kept_elsewhere_is_compared(broker):
     broker.stop()
     number, digest = broker.log.parent.joinpath("said").read_text().rpartition("head ")[2].split()

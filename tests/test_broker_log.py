@@ -42,9 +42,13 @@ def decided(name, decision="released"):
     return make
 
 
+def opened(path):
+    return AuditLog(str(path), KEY, begins=not path.exists())
+
+
 def written(path, *names):
     """A log with a record for each name, and its lines."""
-    log = AuditLog(str(path), KEY)
+    log = opened(path)
     for name in names:
         log.append([decided(name)])
     log.close()
@@ -59,7 +63,7 @@ def log(tmp_path):
 def heads(path):
     """The head's file, and what it had before and after the last of three records was written."""
     head = Path(f"{path}.head")
-    audit = AuditLog(str(path), KEY)
+    audit = opened(path)
     found = []
     for name in "abc":
         audit.append([decided(name)])
@@ -74,7 +78,7 @@ def problems(path, known=None):
 
 def test_a_log_that_nobody_touched_is_whole(log):
     written(log, "a", "b")
-    audit = AuditLog(str(log), KEY)
+    audit = opened(log)
     audit.append([decided("c"), decided("d", "refused")])
     head = audit.head
     audit.close()
@@ -128,13 +132,13 @@ def test_missing_last_lines_are_found_by_the_head(log, left):
     log.write_bytes(b"".join(lines[:left]))
     assert any("missing" in problem for problem in problems(log))
     with pytest.raises(IntegrityError, match="has been changed"):
-        AuditLog(str(log), KEY)
+        opened(log)
 
 
 def test_an_older_log_with_its_own_head_is_found_by_a_head_that_was_kept_elsewhere(log, tmp_path):
     written(log, "a", "b")
     older, older_head = log.read_bytes(), Path(f"{log}.head").read_bytes()
-    audit = AuditLog(str(log), KEY)
+    audit = opened(log)
     audit.append([decided("c")])
     kept = audit.head
     audit.close()
@@ -159,7 +163,7 @@ def test_without_a_head_nobody_can_say_that_nothing_is_missing(log):
     Path(f"{log}.head").unlink()
     assert any("nobody can say" in problem for problem in problems(log))
     with pytest.raises(IntegrityError, match="head"):
-        AuditLog(str(log), KEY)
+        opened(log)
 
 
 def test_a_log_of_another_key_is_not_gone_on_with(log):
@@ -169,11 +173,11 @@ def test_a_log_of_another_key_is_not_gone_on_with(log):
 
 
 def test_a_log_is_one_brokers_at_a_time(log):
-    first = AuditLog(str(log), KEY)
+    first = opened(log)
     with pytest.raises(UsageError, match="another broker"):
-        AuditLog(str(log), KEY)
+        opened(log)
     first.close()
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
 
 
 def test_whatever_a_crash_leaves_of_a_record_is_healed(log):
@@ -187,7 +191,7 @@ def test_whatever_a_crash_leaves_of_a_record_is_healed(log):
         log.write_bytes(b"".join(lines) + last[:size])
         Path(f"{log}.head").write_bytes(head)
         assert problems(log) == []  # as it lies there
-        AuditLog(str(log), KEY).close()
+        opened(log).close()
         report = verify_log(str(log), KEY.public)
         assert report.problems == [], size
         assert report.cut == 0
@@ -200,12 +204,12 @@ def test_a_crash_while_healing_is_healed(log):
     head = Path(f"{log}.head").read_bytes()
     with log.open("ab") as file:
         file.write(b'{"record":{"event":"deci')
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     healed = log.read_bytes()[len(lines[0]) :]
     for size in part_of(range(len(healed)), 4):
         log.write_bytes(lines[0] + healed[:size])
         Path(f"{log}.head").write_bytes(head)
-        AuditLog(str(log), KEY).close()
+        opened(log).close()
         assert problems(log) == [], size
 
 
@@ -213,7 +217,7 @@ def test_a_healed_gap_cannot_be_changed_or_taken_away(log):
     lines = written(log, "a")
     with log.open("ab") as file:
         file.write(b'{"record":{"event":"torn')
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     whole = log.read_bytes()
     assert problems(log) == []
     log.write_bytes(whole.replace(b"torn", b"born"))
@@ -237,7 +241,7 @@ def test_lines_that_somebody_adds_are_found_also_when_a_broker_starts_behind_the
     added = edit(lines[1])
     log.write_bytes(b"".join(lines) + added)
     assert "somebody has written it" in problems(log)[0]
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     assert "somebody has written it" in problems(log)[0]
 
 
@@ -246,7 +250,7 @@ def test_zeros_that_a_file_system_leaves_are_healed(log):
     with log.open("ab") as file:
         file.write(bytes(300))
     assert problems(log) == []
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     assert problems(log) == []
 
 
@@ -254,7 +258,7 @@ def test_a_changed_record_is_never_healed(log):
     lines = written(log, "a", "b", "c")
     log.write_bytes(lines[0] + lines[1].replace(b'"b"', b'"x"') + lines[2])
     with_edit = log.read_bytes()
-    AuditLog(str(log), KEY).close()  # what is before the head's record is for `verify` to find
+    opened(log).close()  # what is before the head's record is for `verify` to find
     assert log.read_bytes() == with_edit
     assert problems(log)
 
@@ -267,9 +271,25 @@ def test_a_half_written_head_is_no_loss(log):
         slots[newest] = after[newest * 1024 : newest * 1024 + size].ljust(1024, b"\0")
         head.write_bytes(b"".join(slots))
         assert problems(log) == []
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     assert problems(log) == []
     assert b'"number":3' in head.read_bytes()
+
+
+def test_a_log_that_is_gone_with_its_head_is_missed(log):
+    with pytest.raises(IntegrityError, match="is gone"):
+        AuditLog(str(log), KEY)
+    assert not log.exists()
+    written(log, "a")
+    for left in ((), (log,), (log, Path(f"{log}.head"))):
+        log.unlink(missing_ok=True)
+        Path(f"{log}.head").unlink(missing_ok=True)
+        for each in left:
+            each.touch()
+        with pytest.raises(IntegrityError, match="--new-log"):
+            AuditLog(str(log), KEY)
+    AuditLog(str(log), KEY, begins=True).close()
+    AuditLog(str(log), KEY).close()  # empty, and whole: its head says so
 
 
 def test_the_files_hold_no_older_head_with_which_the_log_could_end_earlier(log):
@@ -282,7 +302,7 @@ def test_the_files_hold_no_older_head_with_which_the_log_could_end_earlier(log):
             head.write_bytes(slots)
             assert problems(log)
             with pytest.raises(IntegrityError):
-                AuditLog(str(log), KEY)
+                opened(log)
 
 
 def test_an_older_head_that_a_crash_has_left_is_gone_once_the_log_is_opened(log):
@@ -292,13 +312,13 @@ def test_an_older_head_that_a_crash_has_left_is_gone_once_the_log_is_opened(log)
     ]  # the crash came before it was overwritten
     assert all(b"number" in slot for slot in both)
     head.write_bytes(b"".join(both))
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     assert head.read_bytes().count(b'"number"') == 1
     assert problems(log) == []
 
 
 def test_a_log_that_somebody_cuts_while_it_is_open_takes_no_more(log):
-    audit = AuditLog(str(log), KEY)
+    audit = opened(log)
     audit.append([decided("a")])
     os.truncate(log, 10)
     for _ in range(2):
@@ -308,7 +328,7 @@ def test_a_log_that_somebody_cuts_while_it_is_open_takes_no_more(log):
 
 
 def test_a_full_disk_takes_no_more_and_leaves_a_log_that_heals(log):
-    audit = AuditLog(str(log), KEY)
+    audit = opened(log)
     audit.append([decided("a")])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -322,7 +342,7 @@ def test_a_full_disk_takes_no_more_and_leaves_a_log_that_heals(log):
     with pytest.raises(OSError, match="before"):
         audit.append([decided("b")])
     audit.close()
-    AuditLog(str(log), KEY).close()
+    opened(log).close()
     report = verify_log(str(log), KEY.public)
     assert (report.problems, report.healed, report.released) == ([], 1, 1)
 
@@ -333,7 +353,7 @@ from adyton.broker.audit import AuditLog
 from adyton.crypto.keys import SigningKey
 sys.path.insert(0, {tests!r})
 import test_broker_log as t
-log = AuditLog({log!r}, SigningKey.load({key!r}))
+log = AuditLog({log!r}, SigningKey.load({key!r}), begins=True)
 number = 0
 while True:
     log.append([t.decided(f"s{{number + each}}") for each in range(3)])
@@ -419,4 +439,4 @@ def test_a_log_whose_head_cannot_be_written_is_a_usage_error(log, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UsageError, match="No space"):
-        AuditLog(str(log), KEY)
+        opened(log)

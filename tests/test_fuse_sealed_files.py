@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fake_client import FakeClient
 from fake_kernel import FakeKernel, nothing_wanted, raises
 from simulated_disk import Keys
 
+from adyton.hostcall import abi
 from adyton.hostcall.lock_ranges import LockRanges
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor import sealed as of_sealed
@@ -21,6 +23,7 @@ from adyton.runtime.process.supervisor.sealed_place import SealedPlace
 
 CAPACITY = 32 << 20
 CONTAINER = "/home/ann/sealed"
+PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 
 def opened(path: Path) -> int:
@@ -303,10 +306,89 @@ def test_a_full_disk_is_no_space(sealed: Sealed) -> None:
     assert sealed.start().read("/sealed/g") == b"y" * 130_000
 
 
+def fill(kernel: FakeKernel, make: Callable[[int], object]) -> int:
+    """How many there was room for."""
+    made = 0
+    with raises(errno.ENOSPC):
+        while made < 10_000:
+            make(made)
+            made += 1
+    assert made < 10_000
+    return made
+
+
+@pytest.mark.parametrize("removed_together", [1, 7, 10_000])
+def test_a_full_disk_can_be_emptied(sealed: Sealed, removed_together: int) -> None:
+    """Of many files, whose names and records take more than any fixed number of blocks."""
+    kernel = sealed.start(capacity=900 * 4096)
+    for number in range(30):
+        kernel.mkdir(f"/sealed/d{number}")
+    name = "n" * 200
+    makes = (
+        lambda number: kernel.write(f"/sealed/d{number % 30}/{name}{number}", b"x"),
+        lambda number: kernel.symlink("t" * 600, f"/sealed/d{number % 30}/l{name}{number}"),
+        lambda number: kernel.mkdir(f"/sealed/d{number % 30}/d{name}{number}"),
+    )
+    made = [fill(kernel, make) for make in makes]
+    settled(kernel)
+    for index, make in enumerate(makes):
+        first = made[index]
+        made[index] += fill(kernel, lambda number: make(first + number))  # noqa: B023 - it is called here
+    settled(kernel)
+    kernel = sealed.start(capacity=900 * 4096)
+    removed = 0
+    for number in range(30):
+        for each in kernel.listdir(f"/sealed/d{number}"):
+            path = f"/sealed/d{number}/{each}"
+            kernel.rmdir(path) if each.startswith("d") else kernel.unlink(path)
+            removed += 1
+            if removed < 50 and removed % removed_together == 0:
+                settled(kernel)
+    settled(kernel)
+    assert sealed.said == []
+    assert made[0] > 250
+    kernel.write("/sealed/g", b"y" * 2_000_000)
+    settled(kernel)
+    assert sealed.start().lookup("/sealed/g").attr.size == 2_000_000
+    assert sealed.said == []
+
+
+def test_what_is_written_far_apart_has_room_for_what_leads_to_it(sealed: Sealed) -> None:
+    kernel = sealed.start(capacity=900 * 4096)
+    opened = kernel.open("/sealed/f", os.O_WRONLY | os.O_CREAT)
+    fill(kernel, lambda number: kernel.pwrite(opened, b"x", number << 26))
+    kernel.close(opened)
+    settled(kernel)
+    kernel.unlink("/sealed/f")
+    settled(kernel)
+    assert sealed.said == []
+    assert sealed.start().listdir("/sealed") == []
+
+
+def test_a_hole_gives_back_what_was_there(sealed: Sealed) -> None:
+    kernel = sealed.start(capacity=900 * 4096)
+    opened = kernel.open("/sealed/f", os.O_RDWR | os.O_CREAT)
+    kernel.pwrite(opened, b"x" * 1_000_000, 0)
+    kernel.pwrite(opened, b"x", 60 << 40)
+    settled(kernel)
+    node, handle = opened
+    kernel.request(Opcode.FALLOCATE, node, fuse_abi.Allocate(handle, 5000, 60 << 40, PUNCH_HOLE))
+    settled(kernel)
+    kernel.pwrite(opened, b"y" * 1_900_000, 1_000_000)
+    settled(kernel)
+    kernel = sealed.start(capacity=900 * 4096)
+    opened = kernel.open("/sealed/f", os.O_RDWR)
+    assert kernel.pread(opened, 1_000_001, 0) == b"x" * 5000 + bytes(995_000) + b"y"
+    assert kernel.lookup("/sealed/f").attr.size == (60 << 40) + 1
+
+
 def test_a_commit_that_nobody_waits_for_and_fails_is_said(sealed: Sealed) -> None:
-    kernel = sealed.start(capacity=60 * 4096)
-    for number in range(1000):
-        kernel.symlink("x" * 500, f"/sealed/{number}")
+    if sealed.kind == "server":
+        sealed.path = Path("/dev/full")
+    else:
+        sealed.client._write = lambda _request: abi.Failed("ENOSPC")
+    kernel = sealed.start()
+    kernel.write("/sealed/f", b"x")
     settled(kernel)
     assert sealed.said == ["sealed files: what was changed is not on the disk: No space left on device"]
 
@@ -322,12 +404,8 @@ def test_names_and_files_without_one_are_bounded(sealed: Sealed, monkeypatch: py
         kernel.close((entry.node, fuse_answers.unpack_open(rest).handle))
     kernel.write("/sealed/f", b"x")
 
-    def fill() -> int:
-        made = 0
-        with raises(errno.ENOSPC):
-            while made < 50:
-                kernel.link("/sealed/f", f"/sealed/{made}")
-                made += 1
+    def filled() -> int:
+        made = fill(kernel, lambda number: kernel.link("/sealed/f", f"/sealed/{number}"))
         for full in (
             lambda: kernel.write("/sealed/g", b"x"),
             lambda: kernel.mkdir("/sealed/g"),
@@ -339,18 +417,18 @@ def test_names_and_files_without_one_are_bounded(sealed: Sealed, monkeypatch: py
                 full()
         return made
 
-    assert fill() == 29
+    assert filled() == 29
     settled(kernel)
     kernel = sealed.start()
-    assert fill() == 0
+    assert filled() == 0
     for number in range(29):
         kernel.unlink(f"/sealed/{number}")
     kernel.symlink("t" * 4000, "/sealed/l")  # as much memory as several names
     settled(kernel)
     kernel = sealed.start()
-    few = fill()
+    few = filled()
     assert few < 25
     for number in range(few):
         kernel.unlink(f"/sealed/{number}")
     kernel.unlink("/sealed/l")
-    assert fill() == 29
+    assert filled() == 29

@@ -279,3 +279,15 @@ def test_decisions_follow_the_lists(read, write, path):
 def test_nothing_makes_an_own_path_readable(path):
     found = HostCallPolicy.create(write=["/"], base="/").enter(path)
     assert allowed(found) == (own_path(path) is None)
+
+
+@pytest.mark.parametrize("right", ["read", "write"])
+@pytest.mark.parametrize("covering", ["/", ".", "data", "data/a.sealed", "link"])
+def test_no_list_covers_the_container_of_the_enclaves_own_files(home, right, covering):
+    os.symlink("data", home / "link")
+    container = f"{home}/data/a.sealed"
+    with pytest.raises(UsageError, match="covers the sealed files"):
+        policy(home, container=container, **{right: [covering]})
+    made = policy(home, container=container, **{right: ["data/a.sealed2", "data/other"]})
+    assert made.resolve(container, "write") == Resolved(container)
+    assert not allowed(made.resolve(f"{home}/data", "read"))

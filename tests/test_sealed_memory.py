@@ -18,6 +18,7 @@ from adyton.hostcall.client.policy import HostCallPolicy
 from adyton.hostcall.client.sealed_memory import SealedMemory, memory_folder
 from adyton.runtime.process.supervisor import sealed_memory
 from adyton.runtime.process.supervisor.sealed_memory import HALF, RECORD, OwnMemory
+from adyton.runtime.process.supervisor.sealed_storage import at_once
 from adyton.sealed_files.memory import Commit, Notes
 from adyton.sealed_files.storage import Recall, Remember, StorageError
 
@@ -27,8 +28,9 @@ def note(store: int, counter: int, epoch: int = 0) -> bytes:
 
 
 def serve(memory: OwnMemory, request: Recall | Remember):
+    steps = memory.serve(request)
     with pytest.raises(StopIteration) as end:
-        next(memory.serve(request))
+        steps.send(next(steps).result)
     return end.value.value
 
 
@@ -41,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> OwnMemory:
-    return OwnMemory(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return OwnMemory(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), at_once)
 
 
 def recalled(path: Path, store: int) -> bytes:
@@ -73,7 +75,7 @@ def test_who_does_not_know_the_last_note_replaces_none(path: Path) -> None:
     serve(opened(path), Remember(first, second))  # once more: it is there
     for known in (first, b""):
         with pytest.raises(StorageError, match="copy of these sealed files"):
-            next(opened(path).serve(Remember(known, other)))
+            serve(opened(path), Remember(known, other))
     assert recalled(path, 1) == second
 
 
@@ -107,7 +109,7 @@ def test_whatever_the_file_holds_what_is_recalled_is_a_note_of_that_store_or_not
     descriptor = os.memfd_create("remembered")
     try:
         os.write(descriptor, content)
-        memory = OwnMemory(descriptor)
+        memory = OwnMemory(descriptor, at_once)
         known = serve(memory, Recall(note(1, 0)[:16]))
         assert known in (b"", *(note(1, counter) for counter in range(4)))
         serve(memory, Remember(known, note(1, 9)))
@@ -121,7 +123,7 @@ def test_the_file_does_not_grow_for_ever(path: Path, monkeypatch: pytest.MonkeyP
     for store in (1, 2):
         serve(opened(path), Remember(b"", note(store, 1)))
     with pytest.raises(StorageError) as caught:
-        next(opened(path).serve(Remember(b"", note(3, 1))))
+        serve(opened(path), Remember(b"", note(3, 1)))
     assert caught.value.number == errno.ENOSPC
     serve(opened(path), Remember(note(1, 1), note(1, 2)))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 
 import hypothesis.strategies as st
 import pytest
@@ -13,6 +14,7 @@ from thorough import few_or
 
 from adyton.sealed_files import store as store_module
 from adyton.sealed_files.cipher import BLOCK
+from adyton.sealed_files.contents import FAN_OUT
 from adyton.sealed_files.storage import StorageError, run
 from adyton.sealed_files.store import ATTRIBUTES_SIZE, Store, StoredObject
 
@@ -56,6 +58,14 @@ class Sparse(dict):
                 self[size // BLOCK] = self[size // BLOCK][: size % BLOCK].ljust(BLOCK, b"\0")
         self.size = size
 
+    def punch(self, offset: int, end: int) -> None:
+        end = min(end, self.size)
+        for index in [index for index in self if offset < (index + 1) * BLOCK and index * BLOCK < end]:
+            low, high = max(offset, index * BLOCK), min(end, (index + 1) * BLOCK)
+            block = bytearray(self[index])
+            block[low - index * BLOCK : high - index * BLOCK] = bytes(high - low)
+            self[index] = bytes(block)
+
     def seen(self) -> tuple:
         return self.size, {index: block for index, block in self.items() if any(block)}
 
@@ -75,35 +85,64 @@ def seen(store: Store, disk: SimulatedDisk, stored: StoredObject) -> tuple:
 class Stores(RuleBasedStateMachine):
     numbered = Bundle("numbered")
     remembers = False
+    capacity = CAPACITY
 
     @initialize()
     def begin(self) -> None:
         self.disk = SimulatedDisk()
-        self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
+        self.store = Store(KEYS, self.capacity, remembers=self.remembers)
         run(self.store.open(), self.disk)
         self.now: dict[int, tuple[Sparse, bytes]] = {}
         self.committed: list[dict] = [{}]  # one of these is there after a crash
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
+    def has_room(self, change: Callable[[], object]) -> bool:
+        """Whether it was done; in a large container always."""
+        try:
+            change()
+        except StorageError as error:
+            if self.capacity == CAPACITY or error.number != errno.ENOSPC:
+                raise
+            return False
+        return True
+
     @rule(target=numbered)
     def create(self) -> int:
-        made = self.store.create()
-        self.store.number(made)
-        self.now[made.number] = Sparse(), bytes(ATTRIBUTES_SIZE)
-        return made.number
+        made: list[StoredObject] = []
+        if not self.has_room(lambda: made.append(self.store.create())):
+            return 0
+        self.store.number(made[0])
+        self.now[made[0].number] = Sparse(), bytes(ATTRIBUTES_SIZE)
+        return made[0].number
 
     @rule(number=numbered, offset=offsets, data=chunks)
     def write(self, number: int, offset: int, data: bytes) -> None:
         if number in self.now:
-            run(self.store.write(self.store.objects[number], offset, data), self.disk)
-            self.now[number][0].write(offset, data)
+            stored = self.store.objects[number]
+            if self.has_room(lambda: run(self.store.write(stored, offset, data), self.disk)):
+                self.now[number][0].write(offset, data)
 
     @rule(number=numbered, size=offsets)
     def resize(self, number: int, size: int) -> None:
         if number in self.now:
-            run(self.store.resize(self.store.objects[number], size), self.disk)
-            self.now[number][0].resize(size)
+            stored = self.store.objects[number]
+            if self.has_room(lambda: run(self.store.resize(stored, size), self.disk)):
+                self.now[number][0].resize(size)
+
+    @rule(number=numbered)
+    def empty(self, number: int) -> None:
+        """That needs no room."""
+        if number in self.now:
+            run(self.store.resize(self.store.objects[number], 0), self.disk)
+            self.now[number][0].resize(0)
+
+    @rule(number=numbered, offset=offsets, size=st.one_of(st.integers(0, 3 * BLOCK), offsets))
+    def punch(self, number: int, offset: int, size: int) -> None:
+        if number in self.now:
+            stored = self.store.objects[number]
+            if self.has_room(lambda: run(self.store.punch(stored, offset, offset + size), self.disk)):
+                self.now[number][0].punch(offset, offset + size)
 
     @rule(number=numbered, attributes=st.binary(min_size=ATTRIBUTES_SIZE, max_size=ATTRIBUTES_SIZE))
     def describe(self, number: int, attributes: bytes) -> None:
@@ -118,9 +157,8 @@ class Stores(RuleBasedStateMachine):
             stored = self.store.objects[number]
             self.store.withdraw(stored)
             del self.now[number]
-            if late:
-                before = seen(self.store, self.disk, stored)
-                run(self.store.write(stored, offset, data), self.disk)
+            before = seen(self.store, self.disk, stored)
+            if late and self.has_room(lambda: run(self.store.write(stored, offset, data), self.disk)):
                 self.commit()
                 after = seen(self.store, self.disk, stored)
                 assert after[0] == max(before[0], offset + len(data))
@@ -165,7 +203,7 @@ class Stores(RuleBasedStateMachine):
     @rule(seed=seeds)
     def crash(self, seed: int) -> None:
         self.disk = self.disk.crash(seed)
-        self.store = Store(KEYS, CAPACITY, remembers=self.remembers)
+        self.store = Store(KEYS, self.capacity, remembers=self.remembers)
         run(self.store.open(), self.disk)
         there = self.contents()
         assert there in self.committed
@@ -188,6 +226,20 @@ class Stores(RuleBasedStateMachine):
         if hasattr(self, "store") and not self.store._broken:
             assert self.contents() == self.snapshot()
 
+    @invariant()
+    def nothing_is_forgotten_that_a_commit_will_take(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        every = [*self.store.objects.values(), *self.store._unnumbered, self.store._past]
+        contents = [self.store._table, *(each.contents for each in every)]
+        assert self.store._space.wanted == sum(len(each.written) + len(each._changed) for each in contents)
+        for each in contents:
+            places = {(0, index) for index in each.written} | each._changed
+            for level, index in places:
+                assert level == each.depth or (level + 1, index // FAN_OUT) in each._changed
+            for index in each.written:
+                assert index < each.blocks
+
     def teardown(self) -> None:
         if hasattr(self, "store"):
             self.crash(0)
@@ -195,6 +247,21 @@ class Stores(RuleBasedStateMachine):
 
 class RememberedStores(Stores):
     remembers = True
+
+
+class FullStores(Stores):
+    """In whose container there is no room left soon: what is removed is removed nevertheless, and every commit that the disk takes succeeds."""
+
+    capacity = 100 * BLOCK
+
+    @rule()
+    def remove_all(self) -> None:
+        for number in self.now:
+            stored = self.store.objects[number]
+            self.store.withdraw(stored)
+            self.store.discard(stored)
+        self.now.clear()
+        self.commit()
 
 
 @given(
@@ -247,6 +314,7 @@ def _little_memory() -> Iterator[None]:
     monkeypatch.setattr(store_module, "HELD", 4 * BLOCK)
     monkeypatch.setattr(store_module, "CACHED", 3)
     monkeypatch.setattr(store_module, "PIECE", 2)
+    monkeypatch.setattr(store_module, "SPARE", 1)
     monkeypatch.setattr(store_module, "_TRIMMED", 2)
     yield
     monkeypatch.undo()
@@ -254,6 +322,7 @@ def _little_memory() -> Iterator[None]:
 
 TestStores = Stores.TestCase
 TestRememberedStores = RememberedStores.TestCase
-TestStores.settings = TestRememberedStores.settings = settings(
+TestFullStores = FullStores.TestCase
+TestStores.settings = TestRememberedStores.settings = TestFullStores.settings = settings(
     max_examples=few_or(40, 100), stateful_step_count=30, deadline=None
 )

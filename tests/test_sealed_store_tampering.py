@@ -8,10 +8,16 @@ import random
 from collections import Counter
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from simulated_disk import Keys, SimulatedDisk
 from thorough import part_of
 
-from adyton.errors import IntegrityError, UsageError
+from adyton.attestation.identity import EnclaveIdentity
+from adyton.attestation.sealing.keys import RootKeys, Sealing
+from adyton.attestation.sealing.roots import SimulatedRoot
+from adyton.crypto import aead
+from adyton.errors import IntegrityError, PlatformError, UsageError
+from adyton.runtime.process.supervisor.sealed_storage import FileKeys
 from adyton.sealed_files import store as store_module
 from adyton.sealed_files.cipher import BLOCK, BlockCipher
 from adyton.sealed_files.storage import StorageError, Sync, run
@@ -259,3 +265,19 @@ def test_each_block_is_sealed_once_for_each_time_that_it_is_written(monkeypatch:
     run(store.commit(), disk)
     assert counted == 4  # the block, two nodes above it, the table
     assert len(disk.requests) - requests <= 6  # read; write; sync; superblock; sync; the second one
+
+
+def test_without_aes_gcm_siv_nothing_is_opened_and_it_is_said_what_is_missing(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_key: bytes) -> None:
+        raise UnsupportedAlgorithm("AES-GCM-SIV is not supported by this version of OpenSSL")
+
+    digest = "sha256:" + "1" * 64
+    identity = EnclaveIdentity("sim", digest, "", 0, 0, debug=False, runtime=digest, machine="")
+    keys = FileKeys(Sealing(identity, RootKeys(identity, SimulatedRoot())), "measurement")
+    keys.check()
+    monkeypatch.setattr(aead, "AESGCMSIV", missing)
+    for fails in (keys.check, lambda: opened(disk)):
+        with pytest.raises(PlatformError, match=r"needs OpenSSL 3\.2"):
+            fails()

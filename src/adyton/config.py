@@ -24,6 +24,7 @@ from adyton.attestation.acl import Acl, AllOf
 from adyton.attestation.expectation import Expectation
 from adyton.attestation.tables import convert, expect_table, known, one_of
 from adyton.communicator.messages import Coherence
+from adyton.durable import make_folder
 from adyton.errors import UsageError
 from adyton.hostcall.client.paths import absolute
 from adyton.hostcall.client.policy import HostCallPolicy, PathLike
@@ -193,7 +194,7 @@ class Policy:
         if self.sealed is None:
             return None
         try:
-            os.makedirs(self.sealed, mode=0o700, exist_ok=True)
+            make_folder(self.sealed)
         except OSError as error:
             raise UsageError(
                 f"sealed: {self.sealed} cannot be made: {error.strerror}; name a folder of yours"

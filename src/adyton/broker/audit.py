@@ -1,7 +1,7 @@
 """The log's two files: LOG, which only grows, and LOG.head, which says where it ends. See `records` for what is in them.
 
 What is appended is on the disk, and so is the head, when `append` returns: only then may an answer leave. A broker that finds its log shorter than
-the head says, or other than it says, does not start.
+the head says, or other than it says, does not start; nor does one that finds neither, unless it is told to begin.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from adyton.broker.records import (
 )
 from adyton.crypto.digest import digest_of
 from adyton.crypto.keys import PublicKey, SigningKey
+from adyton.durable import sync_folder_of
 from adyton.errors import IntegrityError, UsageError
 
 HEAD = ".head"  # behind the log's name
@@ -42,9 +43,17 @@ class AuditLog:
     """The log of one broker, which alone may have it open. After a failed append nothing is appended any more, as nothing may be answered."""
 
     def __init__(
-        self, path: str, key: SigningKey, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+        self,
+        path: str,
+        key: SigningKey,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        *,
+        begins: bool = False,
     ) -> None:
-        """UsageError: the files cannot be used. IntegrityError: the log is not the one that its head speaks of."""
+        """`begins`: the key has signed none before, or somebody says that there is to be a new one; then there may be none, and else there must be.
+
+        UsageError: the files cannot be used. IntegrityError: the log is not the one that its head speaks of, or is gone.
+        """
         self._path = path
         self._key = key
         self._now = now
@@ -52,6 +61,7 @@ class AuditLog:
         self._log = self._head = -1
         try:
             try:
+                self._require(begins=begins)
                 self._log = _open(path, os.O_APPEND)
                 fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._head = _open(path + HEAD)
@@ -103,15 +113,19 @@ class AuditLog:
         self._write_head(last)
         self._failed = False
 
+    def _require(self, *, begins: bool) -> None:
+        """Before anything is made."""
+        if not begins and not any(map(_has_something, (self._path, self._path + HEAD))):
+            raise IntegrityError(
+                f"the log {self._path} is gone, and its head is, though a key of this broker was there before: somebody has removed them, or its first start was "
+                "cut off, or the key was brought along. Bring the log back; or, to begin a new one, start once with --new-log"
+            )
+
     def _begin(self) -> None:
         """An empty log, in a folder that knows its files."""
         self._slot = 1
         self._write_head(Head(0, "", 0, 0))
-        folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder_of(self._path)
 
     def _write_head(self, head: Head) -> None:
         self._slot = 1 - self._slot
@@ -266,8 +280,15 @@ def _known_head(path: str, key: PublicKey) -> Head:
 
 def _damaged(path: str, why: str) -> IntegrityError:
     return IntegrityError(
-        f"the log {path} has been changed: {why}. See `adyton broker verify {path}`; move both files away for an inquiry, and begin a new log"
+        f"the log {path} has been changed: {why}. See `adyton broker verify {path}`; move both files away for an inquiry, and begin a new log (--new-log)"
     )
+
+
+def _has_something(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: str, flags: int = 0) -> int:

@@ -37,6 +37,7 @@ from adyton.broker.secret_memory import SecretMemory
 from adyton.channel.credential import Credential
 from adyton.crypto.keys import MAX_KEY_FILE, SigningKey
 from adyton.crypto.self_signed import certificate_around
+from adyton.durable import sync_folder_of
 from adyton.errors import UsageError
 
 _KEYS = ("key", "log", "log_key", "collateral", "limits", "secret")
@@ -78,11 +79,12 @@ class Secret:
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """The file, and what it names. `credential`: of the broker's key."""
+    """The file, and what it names. `credential`: of the broker's key. `begins`: all keys were made just now."""
 
     credential: Credential
     log: str
     log_key: SigningKey
+    begins: bool
     collateral: str | None
     limits: Limits
     secrets: Mapping[str, Secret] = field(repr=False)
@@ -108,10 +110,13 @@ class BrokerConfig:
         secrets = {each: _secret(each, table, name, base) for each, table in tables.items()}
         log = os.path.join(base, paths.log)
         log_key = os.path.join(base, paths.log_key) if paths.log_key else f"{log}.key"
+        key = os.path.join(base, paths.key)
+        begins = not any(map(os.path.lexists, (key, log_key)))
         return cls(
-            _credential(os.path.join(base, paths.key)),
+            _credential(key),
             log,
             _log_key(log_key, log),
+            begins,
             None if paths.collateral is None else os.path.join(base, paths.collateral),
             bounds,
             secrets,
@@ -191,6 +196,7 @@ def _credential(path: str) -> Credential:
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
+            sync_folder_of(path)
         except OSError as error:
             raise UsageError(f"the broker's key cannot be written to {path}: {error.strerror}") from error
     with _private(path, "key") as file:

@@ -224,13 +224,19 @@ class Broker:
         self._log.append([lambda number, time, before: Stopped(number=number, time=time, before=before)])
 
 
-def serve(config: BrokerConfig, host: str, port: int, ready: Callable[[str], None], say: Say) -> None:
-    """Be a broker at H:P until SIGTERM. `ready` is told where it listens; `say` what people should keep.
+def serve(
+    config: BrokerConfig, host: str, port: int, ready: Callable[[str], None], say: Say, *, new_log: bool = False
+) -> None:
+    """Be a broker at H:P until SIGTERM. `ready` is told where it listens; `say` what people should keep. `new_log`: there is none, and that is right.
 
     UsageError, IntegrityError (the log), AdytonError: the log could not be written any more.
     """
-    log = AuditLog(config.log, config.log_key)
+    log = AuditLog(config.log, config.log_key, begins=config.begins or new_log)
     try:
+        if new_log and log.head.number:
+            raise UsageError(
+                f"--new-log: the log {config.log} is there: leave the option out to go on with it, or move it and its head away"
+            )
         listener = _listen(host, port)
         say(f"key {config.key}")
         say(f"log {_spelt_head(log)}, signed by {config.log_key.signer}")

@@ -19,9 +19,16 @@ class _Group(Command, click.Group):
 @click.group(cls=_Group, invoke_without_command=True, short_help="Give secrets to enclaves that prove what they are.")
 @option("--config", type=PATH, metavar="FILE", help="broker.toml: the secrets, and who is given them.")
 @option("--listen", metavar="HOST:PORT", default="127.0.0.1:4322", show_default=True, help="Port 0 takes a free one.")
+@option("--new-log", is_flag=True, help="Begin a new log, though there are keys: the one before is gone.")
 @json_option()
 @click.pass_context
-def command(context: click.Context, config: str | None, listen: str, as_json: bool) -> None:  # noqa: ARG001 - root's
+def command(
+    context: click.Context,
+    config: str | None,
+    listen: str,
+    new_log: bool,
+    as_json: bool,  # noqa: ARG001 - root's
+) -> None:
     """adyton broker --config broker.toml --listen 0.0.0.0:4322
 
     Give each secret that FILE names to enclaves whose evidence meets its policy, and to nobody else, and keep a log of it. The broker's key, by
@@ -42,9 +49,11 @@ def command(context: click.Context, config: str | None, listen: str, as_json: bo
 
     for missing in harden():
         say(missing)
-    serve(
-        BrokerConfig.read(config), host, port, lambda address: click.echo(f"adyton broker listening on {address}"), say
-    )
+
+    def ready(address: str) -> None:
+        click.echo(f"adyton broker listening on {address}")
+
+    serve(BrokerConfig.read(config), host, port, ready, say, new_log=new_log)
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

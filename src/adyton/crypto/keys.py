@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from adyton.crypto.digest import digest_of
+from adyton.durable import sync_folder_of
 from adyton.errors import UsageError
 
 MAX_KEY_FILE = 1 << 16  # bytes
@@ -130,6 +131,7 @@ class SigningKey:
         try:
             for target, data, mode in ((f"{name}.pub", public, 0o644), (name, private, 0o600)):
                 _create(target, data, mode, made)
+            sync_folder_of(name)
         except OSError as error:
             for each in made:
                 os.unlink(each)

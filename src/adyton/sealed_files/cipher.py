@@ -7,7 +7,8 @@ version of it opens that its pointer was made with.
 
 Blocks are sealed by AES-256-GCM under random nonces, and not under counters: a disk may give us an old state at any start, in which a counter would begin
 anew where it was, and one nonce used twice gives GCM's authentication key away. Random ones of 96 bits are good for 2^32 blocks under a key (NIST SP
-800-38D, 8.3), which are 16 TiB written; each store has a random secret of its own for them, and counts. The secret is in the superblock, which is sealed by
+800-38D, 8.3), which are 16 TiB written; each store has a random secret of its own for them, and counts, as far as it can: what is set back, or was never
+committed, is not in the count. The secret is in the superblock, which is sealed by
 AES-256-GCM-SIV under the enclave's sealing key: that may be another one at each start (a newer version, newer firmware) while the blocks stay as they are.
 """
 
@@ -18,10 +19,11 @@ import struct
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from adyton.crypto.aead import AeadCryptor
 from adyton.errors import IntegrityError, UsageError
 
 BLOCK = 4096
@@ -29,7 +31,6 @@ POINTER = 32
 HOLE = bytes(POINTER)
 KEY_SIZE = 32
 NONCE_SIZE = 12
-TAG_SIZE = 16
 MAX_SEALED = 1 << 32  # blocks under one key
 _SLOT = struct.Struct("<I")
 
@@ -78,9 +79,9 @@ class BlockCipher:
         )
 
 
-def superblock_cipher(key: bytes) -> AESGCMSIV:
-    """For the superblocks of a store. `key`: a sealing key, of 32 bytes."""
-    return AESGCMSIV(derived(key, b"superblocks"))
+def superblock_cipher(key: bytes) -> AeadCryptor:
+    """For the superblocks of a store. `key`: a sealing key, of 32 bytes. PlatformError: AES-GCM-SIV is missing here."""
+    return AeadCryptor.aes_gcm_siv(derived(key, b"superblocks"))
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:

@@ -5,7 +5,7 @@
     depth         the level of the root; 0: the content is one block, or nothing
 
 All nodes are in memory, each up to its last pointer, and counted (Space.held); of the content only what was written and is not in the container yet. What is changed gets another slot each time (copy on write), so
-what the last commit has stays as it is.
+what the last commit has stays as it is. That these can be had is seen to beforehand: a block that is written counts at once (Space.wanted), and so does each node above it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Contents:
         self.size = size
         self.depth = depth
         self.root = root
-        self.written: dict[int, bytearray] = {}  # blocks that are not in the container yet, by index
+        self.written: dict[int, bytearray] = {}  # blocks that are not in the container yet, by index: see `hold`
         self._nodes: dict[tuple[int, int], bytearray] = {}  # by level and index
-        self._changed: set[tuple[int, int]] = set()  # nodes that are not in the container yet
+        # Nodes that are not in the container yet, or will not be: with each, and with each written block, all above it.
+        self._changed: set[tuple[int, int]] = set()
 
     @property
     def blocks(self) -> int:
@@ -89,7 +90,16 @@ class Contents:
         node.extend(bytes(more))
         space.held += more
         node[number * POINTER : (number + 1) * POINTER] = pointer
-        self._changed.add(place)
+        self._mark(level, index, space)
+
+    def _mark(self, level: int, index: int, space: Space) -> None:
+        """All nodes above a node or block are to be sealed."""
+        for above in range(level + 1, self.depth + 1):
+            index //= FAN_OUT
+            if (above, index) in self._changed:
+                return
+            self._changed.add((above, index))
+            space.wanted += 1
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -101,39 +111,68 @@ class Contents:
             self.depth += 1
             if root != HOLE:
                 self._point(self.depth - 1, 0, root, space)
+            elif self.written or self._changed:
+                self._mark(self.depth - 1, 0, space)
+
+    def hold(self, index: int, block: bytearray, space: Space) -> bytearray:
+        """The block is written, and will be sealed as it is then."""
+        if index not in self.written:
+            space.wanted += 1
+            self._mark(0, index, space)
+        self.written[index] = block
+        return block
 
     def cut(self, size: int, space: Space) -> None:
         """The content has so many bytes at most. The block in which it ends, if it does within one, is to be written by the caller: with zeros behind."""
         if size >= self.size:
             return
         self.size = size
-        for index in [index for index in self.written if index >= self.blocks]:
-            del self.written[index]
-        for slot in list(self._cut(space)):
-            space.give_back(slot)
+        self._take_out(self.blocks, FAN_OUT**self.depth, space)
+        if not size:
+            self.depth = 0
 
-    def _cut(self, space: Space) -> Iterator[int]:
-        """Take out what is behind the end; the slots of that."""
-        count = self.blocks
+    def punch(self, first: int, end: int, space: Space) -> None:
+        """These blocks, up to `end`, become holes; the content is as long as before."""
+        self._take_out(first, FAN_OUT**self.depth if end >= self.blocks else end, space)
+
+    def _take_out(self, first: int, end: int, space: Space) -> None:
+        for index in [index for index in self.written if first <= index < end]:
+            del self.written[index]
+            space.wanted -= 1
         for level in range(1, self.depth + 1):
-            ends = -(-count // FAN_OUT ** (level - 1))  # of the level below
-            for place in [place for place in self._nodes if place[0] == level and (place[1] + 1) * FAN_OUT > ends]:
-                first = max(0, ends - place[1] * FAN_OUT)
-                node = self._nodes[place]
-                yield from filter(None, _SLOTS.unpack(_whole(node))[first:])
-                if first:
-                    kept = min(first * POINTER, len(node))
-                    space.held -= len(node) - kept
-                    if kept < len(node):
-                        del node[kept:]
-                        self._changed.add(place)
-                else:
-                    del self._nodes[place]
-                    space.held -= NODE_COST + len(node)
-                    self._changed.discard(place)
-        if not count:
-            yield from filter(None, [slot_of(self.root)])
-            self.root, self.depth = HOLE, 0
+            below = FAN_OUT ** (level - 1)  # blocks that a pointer leads to
+            low, high = -(-first // below), end // below  # pointers of which nothing is left
+            for place in [place for place in {*self._nodes, *self._changed} if place[0] == level]:
+                start = place[1] * FAN_OUT
+                self._clear(place, max(0, low - start), min(FAN_OUT, high - start), space)
+        if not first and end >= FAN_OUT**self.depth:
+            if slot := slot_of(self.root):
+                space.give_back(slot)
+            self.root = HOLE
+
+    def _clear(self, place: tuple[int, int], first: int, end: int, space: Space) -> None:
+        """Take these pointers out of a node, which is no more if these are all."""
+        if first >= end:
+            return
+        node = self._nodes.get(place, bytearray())
+        for slot in filter(None, _SLOTS.unpack(_whole(node))[first:end]):
+            space.give_back(slot)
+        if end - first == FAN_OUT:
+            if self._nodes.pop(place, None) is not None:
+                space.held -= NODE_COST + len(node)
+            if place in self._changed:
+                self._changed.discard(place)
+                space.wanted -= 1
+            return
+        before = len(node)
+        if first * POINTER >= before:
+            return
+        if end * POINTER >= before:
+            del node[first * POINTER :]
+        else:
+            node[first * POINTER : end * POINTER] = bytes((end - first) * POINTER)
+        space.held -= before - len(node)
+        self._mark(place[0] - 1, place[1] * FAN_OUT, space)
 
     def seal_blocks(self, cipher: BlockCipher, space: Space) -> Iterator[Sealed]:
         """Seal what was written, each block for a slot of its own. It is kept until `put`: the disk may fail. ENOSPC."""
@@ -144,24 +183,33 @@ class Contents:
         """The same of nodes, those below first; up to the root."""
         for level in range(1, self.depth + 1):
             for place in sorted(place for place in self._changed if place[0] == level):
-                yield self._seal(*place, _whole(self._nodes[place]), cipher, space)
+                if (node := self._nodes.get(place)) is not None:  # else all that was below it is gone
+                    yield self._seal(*place, _whole(node), cipher, space)
 
     def _seal(self, level: int, index: int, block: bytearray, cipher: BlockCipher, space: Space) -> Sealed:
-        slot = space.take()
-        old = slot_of(self._pointer(level, index))
-        if old:
-            space.give_back(old)
+        slot = space.replace(slot_of(self._pointer(level, index)))
         pointer, sealed = cipher.seal(slot, block)
         self._point(level, index, pointer, space)
         return slot, sealed
 
-    def put_blocks(self) -> None:
+    def put_blocks(self, space: Space) -> None:
         """What `seal_blocks` gave is in the container."""
+        space.wanted -= len(self.written)
         self.written.clear()
 
-    def put_nodes(self) -> None:
+    def put_nodes(self, space: Space) -> None:
         """What `seal_nodes` gave is in the container."""
+        space.wanted -= len(self._changed)
         self._changed.clear()
+
+
+def slots_for(size: int) -> int:
+    """How many slots content of so many bytes takes, if it has no holes: blocks, and nodes."""
+    count = total = -(-size // BLOCK)
+    while count > 1:
+        count = -(-count // FAN_OUT)
+        total += count
+    return total
 
 
 def _whole(node: bytearray) -> bytearray:

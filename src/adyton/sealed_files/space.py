@@ -20,12 +20,15 @@ _COMMITTED = bytes.maketrans(bytes((FRESH, LEAVING)), bytes((USED, FREE)))
 
 
 class Space:
-    """See the module. `limit`: slots that the container may have at most. `held`: bytes of memory for what leads to blocks (contents)."""
+    """See the module. `limit`: slots that the container may have at most.
+
+    `held`: bytes of memory for what leads to blocks (contents). `wanted`: slots that what was changed in memory will take.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = min(limit, MAX_SLOTS)
         self._slots = bytearray([USED] * SUPERBLOCKS)
-        self.held = 0
+        self.held = self.wanted = 0
         self._free = 0
         self._next = SUPERBLOCKS
 
@@ -72,6 +75,16 @@ class Space:
             raise StorageError(errno.ENOSPC, "the sealed files have no room left")
         self._slots[slot] = FRESH
         self._next = slot + 1
+        return slot
+
+    def replace(self, old: int) -> int:
+        """A free one in the place of `old`; 0: of none. ENOSPC: never where that was FRESH, as after a commit that failed."""
+        is_fresh = self._slots[old] == FRESH
+        if is_fresh:
+            self.give_back(old)
+        slot = self.take()
+        if old and not is_fresh:
+            self.give_back(old)
         return slot
 
     def give_back(self, slot: int) -> None:

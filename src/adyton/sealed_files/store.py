@@ -7,6 +7,9 @@ A commit writes to free slots what was changed (blocks, then the nodes above the
 that second sync the container is in the state of the commit before, and after it in the new one, whatever is cut. What is read is judged by the pointers in memory, so a disk
 that gives an older block, or another one, is found out at once.
 
+A full container stays one in which everything can be removed. What a commit takes before it gives anything back is set aside as it comes about (`_left`):
+what is written and the nodes above, the whole table once, and what the owner says of what it writes itself at a commit (`set_aside`). Only what needs more of it can fail with ENOSPC.
+
 One thing at a time: whoever runs the generators of a store ends one before it begins another.
 """
 
@@ -20,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 from adyton.errors import IntegrityError
 from adyton.sealed_files.cipher import BLOCK, HOLE, KEY_SIZE, MAX_SEALED, POINTER, BlockCipher, Keys, slot_of
-from adyton.sealed_files.contents import FAN_OUT, MAX_SIZE, ZEROS, Contents, Sealed
+from adyton.sealed_files.contents import FAN_OUT, MAX_DEPTH, MAX_SIZE, ZEROS, Contents, Sealed, slots_for
 from adyton.sealed_files.memory import ENTRY, EPOCH_SIZE, MAX_PAST, Commit, Memory, Notes, last_in, set_back
 from adyton.sealed_files.space import SUPERBLOCKS, Space
 from adyton.sealed_files.storage import Read, Resize, Size, Steps, StorageError, Sync, Write
@@ -35,7 +38,8 @@ NODES = (
 )  # bytes of nodes in memory, besides those of one container that is full of large files; with more nothing is added
 CACHED = 256  # blocks that were read
 PIECE = 256  # blocks of one Read or Write
-SPARE = 64  # blocks that are left for what makes room: nodes, the table, directories without a name that they had
+SPARE = 64  # blocks that are left to files that are cut off or get holes, until a commit gives back what that frees
+_PAST_SLOTS = 8  # of one more entry: two blocks at most, and the nodes above them
 _PAST = 0  # number of the object
 _ENTRIES = ENTRY.size << 11  # bytes of a past that are looked at together
 _TRIMMED = 1024  # free slots at the container's end, from which on it is cut
@@ -65,6 +69,7 @@ class Store:
 
     def __init__(self, keys: Keys, capacity: int, *, remembers: bool = False, demands: bool = False) -> None:
         self.objects: dict[int, StoredObject] = {}
+        self.set_aside = 0  # slots that the owner will need for what it will `rewrite`
         self.damaged: str | None = None  # what was found when it was opened, and did no harm
         self._keys = keys
         self._sealing: tuple[bytes, bytes] | None = None  # header and key of the superblocks that are written
@@ -195,7 +200,9 @@ class Store:
     # -- objects ------------------------------------------------------------------------------------------------------
 
     def create(self) -> StoredObject:
-        """A new, empty object, which no commit has until it has a number."""
+        """A new, empty object, which no commit has until it has a number. ENOSPC."""
+        before = self._table_slots()
+        self.require(self._table_slots(1) - before)
         made = StoredObject(0, Contents())
         self._unnumbered.add(made)
         return made
@@ -250,7 +257,23 @@ class Store:
     @property
     def capacity(self) -> tuple[int, int]:
         """Blocks that the container may have, and how many of them are free."""
-        return self._space.limit, max(0, self._space.room - self._held // BLOCK)
+        return self._space.limit, max(0, self._left() - SPARE)
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def _left(self) -> int:
+        """Slots that nothing is set aside for."""
+        return self._space.room - self._space.wanted - self._table_slots() - _PAST_SLOTS - self.set_aside
+
+    def _table_slots(self, more: int = 0) -> int:
+        """What the next commit takes if all of the table changes, and a later one then. `more`: objects."""
+        records = max(len(self._records) // RECORD.size, 1 + len(self.objects) + len(self._unnumbered) + more)
+        return needed_for(records * RECORD.size, self._table.size)
+
+    def require(self, slots: int, *, frees: bool = False) -> None:
+        """ENOSPC unless so many more can be set aside, of SPARE only by what `frees` others. Nothing is asked of what needs none."""
+        if slots > 0 and slots + (0 if frees else SPARE) > self._left():
+            raise StorageError(errno.ENOSPC, "the sealed files have no room left")
 
     # -- content ------------------------------------------------------------------------------------------------------
 
@@ -294,18 +317,26 @@ class Store:
         if len(self._read) > CACHED:
             self._read.popitem(last=False)
 
-    def write(self, stored: StoredObject, offset: int, data: bytes | memoryview, spare: int = SPARE) -> Steps[None]:
-        """All of `data`; what lies between the end and `offset` becomes zeros. EFBIG, ENOSPC; IntegrityError, StorageError: nothing was written then.
-
-        `spare`: blocks of room that are to be left.
-        """
+    def write(self, stored: StoredObject, offset: int, data: bytes | memoryview) -> Steps[None]:
+        """All of `data`; what lies between the end and `offset` becomes zeros. EFBIG, ENOSPC; IntegrityError, StorageError: nothing was written then."""
         if not data:
             return
-        end = offset + len(data)
-        if end > MAX_SIZE:
+        if offset + len(data) > MAX_SIZE:
             raise StorageError(errno.EFBIG, "the sealed file would be too large")
-        yield from self._make_room(len(data), spare)
-        contents = stored.contents
+        yield from self._make_room(len(data))
+        self._require_for(len(data) // BLOCK + 2)
+        yield from self._write(stored, offset, data)
+
+    def rewrite(self, stored: StoredObject, content: bytes) -> Steps[None]:
+        """That is all of it, for which room was set aside. IntegrityError, StorageError: nothing was written then."""
+        yield from self._make_room(len(content))
+        yield from self._write(stored, 0, content)
+        if len(content) < stored.size:
+            yield from self._zero(stored.contents, len(content), -(-len(content) // BLOCK) * BLOCK)
+            self._cut(stored, len(content))
+
+    def _write(self, stored: StoredObject, offset: int, data: bytes | memoryview) -> Steps[None]:
+        end, contents = offset + len(data), stored.contents
         first, last = offset // BLOCK, (end - 1) // BLOCK
         edges = {index for index, at in ((first, offset), (last, end)) if at % BLOCK and index < contents.blocks}
         for index in sorted(edges):
@@ -316,7 +347,7 @@ class Store:
             low, high = max(offset, start), min(end, start + BLOCK)
             block = contents.written.get(index)
             if block is None:
-                block = contents.written[index] = bytearray(BLOCK)
+                block = contents.hold(index, bytearray(BLOCK), self._space)
                 self._held += BLOCK
             block[low - start : high - start] = data[low - offset : high - offset]
         self._change(stored)
@@ -324,35 +355,65 @@ class Store:
     def _take_up(self, contents: Contents, index: int) -> Steps[None]:
         """Have a block in memory, to be changed in part."""
         if index not in contents.written:
-            contents.written[index] = bytearray((yield from self._blocks(contents, range(index, index + 1))))
+            block = bytearray((yield from self._blocks(contents, range(index, index + 1))))
+            contents.hold(index, block, self._space)
             self._held += BLOCK
 
-    def _make_room(self, size: int, spare: int) -> Steps[None]:
-        """For so many more bytes, in the container and in memory. ENOSPC."""
+    def _make_room(self, size: int) -> Steps[None]:
+        """For so many more bytes in memory."""
         self._check()
         if self._held + size > HELD:
             yield from self._spill()
-        blocks = (self._held + size) // BLOCK + 2
-        if blocks + blocks // FAN_OUT + spare > self._space.room:  # with what is above them
-            raise StorageError(errno.ENOSPC, "the sealed files have no room left")
-        if spare and self._space.held > NODES + self._space.limit * POINTER:
+
+    def _require_for(self, blocks: int) -> None:
+        """ENOSPC unless so many blocks, one behind the other, can be written, with what is above them."""
+        self.require(blocks + 2 * (blocks // FAN_OUT + MAX_DEPTH))
+        if self._space.held > NODES + self._space.limit * POINTER:
             raise StorageError(errno.ENOSPC, "the sealed files are in more pieces than can be kept in mind")
 
     def resize(self, stored: StoredObject, size: int) -> Steps[None]:
         """Cut off, or fill up with zeros. EFBIG, ENOSPC; IntegrityError, StorageError."""
         if size > MAX_SIZE:
             raise StorageError(errno.EFBIG, "the sealed file would be too large")
-        yield from self._make_room(BLOCK, SPARE if size > stored.size else 0)
+        self._check()
         if size < stored.size:
             rest = size % BLOCK
+            if size:
+                yield from self._make_room(BLOCK)
+                self.require(1 + MAX_DEPTH, frees=True)
             if rest:
-                index = size // BLOCK
-                yield from self._take_up(stored.contents, index)
-                stored.contents.written[index][rest:] = bytes(BLOCK - rest)
+                yield from self._zero(stored.contents, size, size - rest + BLOCK)
             self._cut(stored, size)
-        else:
+        elif size > stored.size:
+            self._require_for(0)
             stored.contents.extend(size, self._space)
         self._change(stored)
+
+    def punch(self, stored: StoredObject, offset: int, end: int) -> Steps[None]:
+        """What is there up to `end`, or the end of the content, becomes a hole. ENOSPC; IntegrityError, StorageError."""
+        end = min(end, stored.size)
+        if offset >= end:
+            return
+        yield from self._make_room(2 * BLOCK)
+        self.require(2 * (1 + MAX_DEPTH), frees=True)
+        contents = stored.contents
+        first, last = -(-offset // BLOCK), contents.blocks if end == stored.size else end // BLOCK
+        if first > last:
+            yield from self._zero(contents, offset, end)
+        else:
+            yield from self._zero(contents, offset, first * BLOCK)
+            yield from self._zero(contents, last * BLOCK, end)
+            before = len(contents.written)
+            contents.punch(first, last, self._space)
+            self._held -= (before - len(contents.written)) * BLOCK
+        self._change(stored)
+
+    def _zero(self, contents: Contents, offset: int, end: int) -> Steps[None]:
+        """Of one block, unless it is a hole."""
+        index, at = divmod(offset, BLOCK)
+        if offset < end and (index in contents.written or contents.pointer(index) != HOLE):
+            yield from self._take_up(contents, index)
+            contents.written[index][at : at + end - offset] = bytes(end - offset)
 
     def _cut(self, stored: StoredObject, size: int) -> None:
         before = len(stored.contents.written)
@@ -372,7 +433,7 @@ class Store:
             [sealed for each in everything for sealed in each.contents.seal_blocks(self._cipher, self._space)]
         )
         for each in everything:
-            each.contents.put_blocks()
+            each.contents.put_blocks(self._space)
         self._held = 0
 
     def _put(self, sealed: list[Sealed]) -> Steps[None]:
@@ -418,7 +479,7 @@ class Store:
             raise StorageError(
                 errno.ENOSPC, "the sealed files had as many enclaves as they may: copy them to a new store"
             )
-        yield from self.write(self._past, self._past.size, ENTRY.pack(self._last.epoch, self._last.counter), spare=0)
+        yield from self._write(self._past, self._past.size, ENTRY.pack(self._last.epoch, self._last.counter))
         self._changed.add(_PAST)
 
     def _write_all(self) -> Steps[None]:
@@ -431,7 +492,6 @@ class Store:
             sealed += each.contents.seal_nodes(self._cipher, self._space)
         for number in sorted(self._changed):
             self._record(number)
-        self._table.extend(len(self._records), self._space)
         sealed += self._table.seal_blocks(self._cipher, self._space)
         sealed += self._table.seal_nodes(self._cipher, self._space)
         yield from self._put(sealed)
@@ -454,8 +514,8 @@ class Store:
         for each in listed:
             self._held -= len(each.contents.written) * BLOCK
         for contents in (*(each.contents for each in listed), self._table):
-            contents.put_blocks()
-            contents.put_nodes()
+            contents.put_blocks(self._space)
+            contents.put_nodes(self._space)
         self._changed.clear()
         self._space.committed()
         yield from self._tidy()
@@ -471,8 +531,9 @@ class Store:
             contents = stored.contents
             packed = RECORD.pack(True, contents.depth, contents.size, contents.root, stored.attributes)
         self._records[start : start + RECORD.size] = packed
+        self._table.extend(len(self._records), self._space)
         block = start // BLOCK
-        self._table.written[block] = bytearray(self._records[block * BLOCK : (block + 1) * BLOCK].ljust(BLOCK, b"\0"))
+        self._table.hold(block, self._records[block * BLOCK : (block + 1) * BLOCK].ljust(BLOCK, b"\0"), self._space)
 
     def _sealing_key(self) -> tuple[bytes, bytes]:
         """Of this enclave as it is now: an older version is not to open what a newer one has written."""
@@ -503,6 +564,12 @@ class Store:
                 yield Resize(kept * BLOCK)
             except StorageError:
                 pass  # a container may be longer than it must be
+
+
+def needed_for(size: int, before: int) -> int:
+    """Slots for content that is to have so many bytes, and had `before`: for it to be written anew beside that, and once more when it has that size."""
+    now, then = slots_for(size), slots_for(before)
+    return now + max(0, now - then)
 
 
 def _joined(sealed: Iterable[Sealed]) -> Iterator[tuple[int, bytes]]:

@@ -17,20 +17,18 @@ What nobody can see from the container alone is whether it is the last state of 
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
-
+from adyton.crypto.aead import OVERHEAD
 from adyton.errors import IntegrityError
-from adyton.sealed_files.cipher import BLOCK, KEY_SIZE, NONCE_SIZE, POINTER, TAG_SIZE, Keys, superblock_cipher
+from adyton.sealed_files.cipher import BLOCK, KEY_SIZE, POINTER, Keys, superblock_cipher
 from adyton.sealed_files.memory import EPOCH_SIZE
 
 MAGIC = b"adyton sealed 1\n"
 _CLEAR = struct.Struct(f"<{len(MAGIC)}sH766s")
 _FIELDS = struct.Struct(f"<Q{EPOCH_SIZE}sQIQB{POINTER}s{KEY_SIZE}s")
-_ROOM = BLOCK - _CLEAR.size - NONCE_SIZE - TAG_SIZE
+_ROOM = BLOCK - _CLEAR.size - OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +53,19 @@ class Superblock:
     def seal(self, header: bytes, key: bytes) -> bytes:
         """The slot's 4096 bytes, under a sealing key with that header."""
         fields = (self.counter, self.epoch, self.sealed, self.slots, self.size, self.depth, self.root, self.secret)
-        clear, nonce = _CLEAR.pack(MAGIC, len(header), header), os.urandom(NONCE_SIZE)
-        return clear + nonce + superblock_cipher(key).encrypt(nonce, _FIELDS.pack(*fields).ljust(_ROOM, b"\0"), clear)
+        clear = _CLEAR.pack(MAGIC, len(header), header)
+        return clear + superblock_cipher(key).seal(_FIELDS.pack(*fields).ljust(_ROOM, b"\0"), clear)
 
 
 def open_superblock(keys: Keys, sealed: bytes) -> Superblock:
-    """IntegrityError if it is not whole, or not this enclave's."""
+    """IntegrityError if it is not whole, or not this enclave's. PlatformError: it cannot be told here."""
     if len(sealed) != BLOCK or not sealed.startswith(MAGIC):
         raise IntegrityError("it is none")
     clear = sealed[: _CLEAR.size]
     _, size, header = _CLEAR.unpack(clear)
-    key = keys.key(header[:size])
-    nonce, box = sealed[_CLEAR.size : _CLEAR.size + NONCE_SIZE], sealed[_CLEAR.size + NONCE_SIZE :]
+    cipher = superblock_cipher(keys.key(header[:size]))
     try:
-        plain = superblock_cipher(key).decrypt(nonce, box, clear)
-    except InvalidTag:
+        plain = cipher.open(sealed[_CLEAR.size :], clear)
+    except IntegrityError:
         raise IntegrityError("it was changed, or is another enclave's") from None
     return Superblock(*_FIELDS.unpack_from(plain))

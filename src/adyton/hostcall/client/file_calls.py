@@ -6,12 +6,14 @@ import errno
 import os
 import stat
 
+from adyton.durable import sync_folder
 from adyton.hostcall import abi
 from adyton.hostcall.client import openat
 from adyton.hostcall.client.attributes import attributes_of_open, time_of
 from adyton.hostcall.client.handlers import Handlers
 from adyton.hostcall.client.lock_calls import LockCalls
 from adyton.hostcall.client.open_files import OpenFile, OpenFiles
+from adyton.hostcall.client.paths import split
 from adyton.hostcall.client.places import Places, Refused
 from adyton.hostcall.client.policy import Denied
 
@@ -53,7 +55,22 @@ class FileCalls:
         flags |= os.O_EXCL if request.create and request.exclusive else 0
         flags |= os.O_TRUNC if request.truncate else 0
         flags |= os.O_APPEND if request.append else 0
-        return self._opened(request, self._tree.open_file(path, flags, request.mode, request.umask))
+        descriptor = self._tree.open_file(path, flags, request.mode, request.umask)
+        if request.create and self._places.policy.is_container(request.path):
+            try:
+                if not os.fstat(descriptor).st_size:
+                    self._sync_names_beside(path)
+            except OSError:
+                os.close(descriptor)
+                raise
+        return self._opened(request, descriptor)
+
+    def _sync_names_beside(self, path: str) -> None:
+        directory = self._tree.list_directory(split(path)[0])
+        try:
+            sync_folder(directory)
+        finally:
+            os.close(directory)
 
     def _open_unnamed(self, request: abi.OpenUnnamed) -> abi.Result:
         path = self._places.followed(request.path, "write")

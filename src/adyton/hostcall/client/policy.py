@@ -136,7 +136,7 @@ class HostCallPolicy:
 
         `container`: the file, behind no link, in which the enclave's supervisor keeps sealed files; it is no path of its program's.
 
-        UsageError for what no policy can allow (the enclave's own paths, variables that the loader obeys) and for malformed entries.
+        UsageError for what no policy can allow (the enclave's own paths, variables that the loader obeys, the container) and for malformed entries.
         """
         if not os.path.isabs(base):
             raise UsageError(f"base is {base!r}; give the absolute path of the folder that relative paths are below")
@@ -145,6 +145,8 @@ class HostCallPolicy:
         for right, paths in rights:
             for path in _listed(f"allow_{right}", paths):
                 _add_path(places, path, right, base)
+        if container is not None:
+            _check_apart(places, container)
         return cls(
             places,
             _resolve(absolute(working_directory or base, base, "working directory"), "working directory"),
@@ -154,6 +156,10 @@ class HostCallPolicy:
             frozenset(_check_function(name) for name in _listed("allow_call", call)),
             container,
         )
+
+    def is_container(self, path: str) -> bool:
+        """Whether that file holds the enclave's sealed files: its name is durable from the start."""
+        return path == self._container
 
     def grants(self) -> list[Grant]:
         """Every spelling of every allowed path, for the enclave's layout; those that another covers as well are left out."""
@@ -245,6 +251,17 @@ def _add_path(places: dict[str, _Place], path: PathLike, right: PathRight, base:
             directory, name = split(spelling)
             location = spelling if spelling == "/" else join(spellings(directory)[-1], name)
             places[spelling] = _Place(found[-1], location, greatest)
+
+
+def _check_apart(places: Mapping[str, _Place], container: str) -> None:
+    """The host calls of the supervisor and of its program come alike: what the one may do with the container must be nothing that the other may ask for."""
+    above = set(upwards(container))
+    for path, place in sorted(places.items()):
+        if place.resolved in above:
+            raise UsageError(
+                f"allow_{place.right}: {visible(path)} covers the sealed files ({visible(container)}), which the program is not to get at but as /sealed; "
+                "give them a folder that no list covers: --sealed DIR"
+            )
 
 
 def parse_net(entry: str) -> Endpoint:

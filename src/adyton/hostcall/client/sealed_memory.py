@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
+from adyton.durable import make_folder
 from adyton.hostcall import abi
 
 LONGEST = 200  # characters of a folder's name
@@ -44,7 +45,7 @@ class SealedMemory:
 
     def remember(self, owner: abi.Owned, known: bytes, note: bytes) -> None:
         """Put it in the place of the one that the enclave knows of. OSError; ESTALE: there is another one by now."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        make_folder(self._folder)
         path = self._path(owner)
         with self._locked() as folder:
             there = self._read(path)

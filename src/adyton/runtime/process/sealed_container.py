@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from adyton.durable import make_folder, sync_folder_of
 from adyton.errors import PlatformError
 
 SealedFile = Literal["container", "memory"]
@@ -36,9 +37,11 @@ def sealed_place(folder: str) -> Iterator[dict[SealedFile, int]]:
 
 def _open_all(folder: str, found: dict[SealedFile, int]) -> None:
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder)
         found["memory"] = _open(os.path.join(folder, "remembered"))
         found["container"] = _open(os.path.join(folder, "container"))
+        if not all(os.fstat(descriptor).st_size for descriptor in found.values()):
+            sync_folder_of(os.path.join(folder, "container"))
         if not _lock(found["container"]):
             os.close(found.pop("container"))
     except OSError as error:

@@ -23,16 +23,22 @@ class Pending:
     __slots__ = ("after", "result")
 
     def __init__(self) -> None:
-        self.result: Outcome | None = None
+        self.result: Any = None
         self.after: list[Callable[[Any], object]] = []
 
-    def finish(self, result: Outcome) -> None:
+    def finish(self, result: Any) -> None:
         """It is there; only once."""
         assert self.result is None, self.result
         self.result = result
         after, self.after = self.after, []
         for each in after:
             each(result)
+
+
+class OwnPending(Pending):
+    """What the client has no part in."""
+
+    __slots__ = ()
 
 
 Cached = Generator[Pending, Any, abi.Result]

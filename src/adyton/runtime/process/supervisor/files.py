@@ -26,7 +26,7 @@ from adyton.hostcall.events import Happened, possible
 from adyton.runtime.process.supervisor import fuse_abi, fuse_answers
 from adyton.runtime.process.supervisor.attributes import AttributeOperations
 from adyton.runtime.process.supervisor.caching.cache import Cache, Flush
-from adyton.runtime.process.supervisor.calls import Ask, Calls, Outcome, Pending
+from adyton.runtime.process.supervisor.calls import Ask, Calls, Outcome, OwnPending, Pending
 from adyton.runtime.process.supervisor.directories import DirectoryOperations
 from adyton.runtime.process.supervisor.fuse_abi import FileError, Header, InitFlag, MalformedRequestError, Opcode
 from adyton.runtime.process.supervisor.handles import STANDARD_INPUT_HANDLE, Handles
@@ -337,7 +337,7 @@ class FileServer:
         self._view.tree.forget(node.id, 1)
 
     def flush(self) -> list[Effect]:
-        """Send what was left to be sent."""
+        """Send what was left to be sent, and go on with what was waited for."""
         return self._run()
 
     def told(self) -> None:
@@ -389,7 +389,7 @@ class FileServer:
         sealed = self._view.sealed
         if sealed is None or not (sealed.is_changed or last):
             return effects, pending
-        both = Pending()
+        both = Pending() if pending is not None else OwnPending()  # whom the commit waits for, it says
 
         def committed(_result: object, number: int) -> None:
             if number:
@@ -468,7 +468,7 @@ class FileServer:
                 answers += self._answered(task, None, error.number)
             else:
                 self._waiting[task.unique] = task
-                if not isinstance(task.request, Park):
+                if not isinstance(task.request, Park) and not isinstance(pending, OwnPending):
                     task.waited = True
                     self.waits.began(task.unique, type(task.request).__name__)
                 pending.after.append(self._goes_on(task))

@@ -63,6 +63,7 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     from adyton.attestation.sealing.keys import Keys, RootKeys, Sealing
     from adyton.attestation.sealing.roots import SimulatedRoot
     from adyton.runtime.process.supervisor.clock import Clock
+    from adyton.runtime.process.supervisor.disk_thread import DiskThread
     from adyton.runtime.process.supervisor.fetching import Fetcher
     from adyton.runtime.process.supervisor.files import FileServer
     from adyton.runtime.process.supervisor.guest_process import Program
@@ -93,6 +94,8 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
     if group is not None:
         group.bound(watch.wall + limits.kept)
     keys: Keys = RootKeys(identity, SimulatedRoot()) if enrolled is None else AskedKeys(enrolled)
+    container, memory_of_others = sealed_container.taken()
+    disk = DiskThread() if memory_of_others is not None else None
     supervisor = Supervisor(
         *(sock, guest, program, identity, simulated(identity) if enrolled is None else by_hardware(identity, enrolled)),
         *(files, lambda: report(None)),
@@ -104,14 +107,21 @@ def run(sock: socket.socket, request: LaunchRequest, report: Report) -> NoReturn
             Sealing(identity, keys),
             image.manifest.seals_to,
             image.manifest.demands_memory,
-            *sealed_container.taken(),
+            *(container, memory_of_others, disk),
         ),
         lists=listed(guest.diagnosis) is not None,
         grace=request.grace,
     )
     assert supervisor.fuse is not None
     rescue = Rescue(guest.init, supervisor.fuse)
-    confine_supervisor(guest.proc, rescue.start, fetcher.start, watch.start, supervisor.output.start)
+    confine_supervisor(
+        guest.proc,
+        rescue.start,
+        fetcher.start,
+        watch.start,
+        supervisor.output.start,
+        *([] if disk is None else [disk.start]),
+    )
     reason = supervisor.run()
     report(reason or "the enclave ended before it was ready")  # says nothing if it was
     os._exit(0)

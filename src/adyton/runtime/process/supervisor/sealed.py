@@ -27,14 +27,16 @@ from adyton.hostcall.names import in_bytes, in_text
 from adyton.runtime.process.supervisor.fuse_abi import LARGEST, FileError
 from adyton.runtime.process.supervisor.private import INODE_COST, Directory, File, Inode, Link, PrivateFiles, Special
 from adyton.sealed_files.cipher import BLOCK
+from adyton.sealed_files.contents import slots_for
 from adyton.sealed_files.storage import Release, StorageError
 from adyton.sealed_files.storage import Steps as StoreSteps
-from adyton.sealed_files.store import MAX_OBJECTS, Store, StoredObject
+from adyton.sealed_files.store import MAX_OBJECTS, Store, StoredObject, needed_for
 
 SEALED = "/sealed"
 ROOT = 1  # the object that it is
 _ATTRIBUTES = struct.Struct("<BHI4q")
 _KINDS: tuple[type[Inode], ...] = (File, Directory, Link)
+_NO_NAMES, _NAME = 5, 6  # bytes that a directory takes at most, and that each name of it takes besides its own
 _DIRECTORY = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 _R = TypeVar("_R")
 
@@ -62,6 +64,8 @@ class SealedFiles(PrivateFiles):
         self._count = 1  # of names, and of files without one; each is in memory, so a link's target counts, too
         self._dirty: dict[Inode, None] = {}  # whose attributes, or names, are to be stored
         self._dropped: list[StoredObject] = []  # that nobody has any more
+        self._names: dict[Directory, int] = {}  # bytes that a directory takes at most, for its names
+        self._needs: dict[Inode, int] = {}  # slots that are set aside for what a commit writes of it
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -78,6 +82,7 @@ class SealedFiles(PrivateFiles):
         if not objects:
             self.root.mode = 0o700
             self.root.stored = self._store.create()
+            self._set_aside(self.root)
             return
         inodes = {number: self._inode(stored) for number, stored in objects.items()}
         root = inodes.get(ROOT)
@@ -98,6 +103,7 @@ class SealedFiles(PrivateFiles):
                 placed.add(number)
                 self._count += 1
                 directory.entries[text] = inode
+                self._names[directory] = self._names.get(directory, _NO_NAMES) + len(name) + _NAME
                 inode.links += 1
                 if isinstance(inode, Directory):
                     directory.links += 1
@@ -107,6 +113,7 @@ class SealedFiles(PrivateFiles):
                 assert inode.stored is not None
                 inode.target = yield from self._store.read(inode.stored, 0, abi.MAX_PATH)
                 self._count += _weight(inode) - 1
+            self._set_aside(inode)
 
     def _inode(self, stored: StoredObject) -> Inode:
         """As it is before its names are known."""
@@ -142,30 +149,86 @@ class SealedFiles(PrivateFiles):
     def make_unnamed(self, mode: int) -> File:
         """As there; with an object of the store."""
         self._require_count(1)
+        stored = self._created()
         file = super().make_unnamed(mode)
         self._count += 1
-        file.stored = self._store.create()
+        file.stored = stored
         return file
+
+    def _created(self) -> StoredObject:
+        try:
+            return self._store.create()
+        except StorageError as error:
+            raise FileError(error.number) from error
 
     def _place(self, directory: Directory, name: str, inode: Any) -> Any:
         self._require_count(_weight(inode))
-        made = super()._place(directory, name, inode)
+        self._require_slots(directory, _size(name), self._needed(inode))
+        stored = self._created()
+        try:
+            made = super()._place(directory, name, inode)
+        except FileError:
+            self._store.discard(stored)
+            raise
         self._count += _weight(made)
-        made.stored = self._store.create()
+        made.stored = stored
         self._dirty[made] = None
+        self._set_aside(made)
+        self._set_aside(directory, _size(name))
         return made
 
     def link(self, inode: Inode, directory: Directory, name: str) -> None:
         """As there; a further name counts as a file does."""
         further = int(inode.links > 0)
         self._require_count(further)
+        self._require_slots(directory, _size(name))
         super().link(inode, directory, name)
         self._count += further
+        self._set_aside(directory, _size(name))
+
+    def rename(self, source: Directory, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
+        """As there; ENOSPC."""
+        existing = target.entries.get(new_name)
+        more = 0 if existing is not None else _size(new_name)
+        less = _size(name) if source is target else 0
+        if existing is not None and existing is source.entries.get(name):
+            return  # two names of one file: both stay, as POSIX has it
+        self._require_slots(target, more - less)
+        super().rename(source, name, target, new_name, replace=replace)
+        self._set_aside(source, -_size(name))
+        self._set_aside(target, _size(new_name))
 
     def _unlink(self, directory: Directory, name: str, inode: Inode) -> None:
         super()._unlink(directory, name, inode)
+        self._set_aside(directory, -_size(name))
+        self._set_aside(inode)
         if inode.links:
             self._count -= 1
+
+    def _needed(self, inode: Inode, more: int = 0) -> int:
+        """Slots for what a commit writes of it, if its names take so many bytes more. A link is written once."""
+        before = 0 if inode.stored is None else inode.stored.size
+        if isinstance(inode, Directory):
+            return needed_for(self._names.get(inode, _NO_NAMES) + more, before)
+        return slots_for(len(inode.target)) if isinstance(inode, Link) and not before else 0
+
+    def _require_slots(self, directory: Directory, more: int, others: int = 0) -> None:
+        """ENOSPC unless there is room for so many bytes more of its names, and for so many slots."""
+        try:
+            self._store.require(self._needed(directory, more) - self._needed(directory) + others)
+        except StorageError as error:
+            raise FileError(error.number) from error
+
+    def _set_aside(self, inode: Inode, more: int = 0) -> None:
+        """Room for what the next commit writes of it, now that its names take so many bytes more: nothing that comes later takes that."""
+        if isinstance(inode, Directory):
+            self._names[inode] = self._names.get(inode, _NO_NAMES) + more
+        needed = self._needed(inode) if inode.links else 0
+        self._store.set_aside += needed - self._needs.pop(inode, 0)
+        if needed:
+            self._needs[inode] = needed
+        else:
+            self._names.pop(inode, None)  # type: ignore[call-overload]
 
     def _require_count(self, more: int) -> None:
         if self._count + more > MAX_OBJECTS - 1:
@@ -216,10 +279,7 @@ class SealedFiles(PrivateFiles):
             raise FileError(errno.EOPNOTSUPP)
         end = min(offset + size, LARGEST)
         if way in ("zero", "zero-keep-size", "punch-hole"):
-            within = min(end, file.size)
-            for start in range(offset, within, abi.MAX_BLOCK):
-                zeros = bytes(min(abi.MAX_BLOCK, within - start))
-                yield from self._alone(self._store.write(_stored(file), start, zeros))
+            yield from self._alone(self._store.punch(_stored(file), offset, end))
         if way in ("extend", "zero") and end > file.size:
             yield from self._alone(self._store.resize(_stored(file), end))
         self._touched(file)
@@ -273,14 +333,15 @@ class SealedFiles(PrivateFiles):
             written = [(_stored(inode), self._packed(inode), self._content(inode)) for inode in dirty if inode.links]
             for stored, attributes, content in written:
                 if content is not None:
-                    yield from self._store.write(stored, 0, content, spare=0)
-                    if len(content) < stored.size:
-                        yield from self._store.resize(stored, len(content))
+                    yield from self._store.rewrite(stored, content)
                 self._store.describe(stored, attributes)
             yield from self._store.commit()
         except BaseException:
             self._dirty = {inode: None for inode in (*dirty, *self._dirty) if inode.links or inode.opens}
             raise
+        finally:
+            for inode in dirty:
+                self._set_aside(inode)
 
     @staticmethod
     def _packed(inode: Inode) -> bytes:
@@ -293,7 +354,7 @@ class SealedFiles(PrivateFiles):
         """What the store is to have of it; None: it has it already."""
         if isinstance(inode, Directory):
             return msgspec.msgpack.encode([(in_bytes(name), _number(each)) for name, each in inode.entries.items()])
-        return inode.target if isinstance(inode, Link) else None
+        return inode.target if isinstance(inode, Link) and not _stored(inode).size else None
 
     # -- one at a time ------------------------------------------------------------------------------------------------
 
@@ -335,6 +396,11 @@ class SealedFiles(PrivateFiles):
 
 def _weight(inode: Inode) -> int:
     return 1 + len(inode.target) // INODE_COST if isinstance(inode, Link) else 1
+
+
+def _size(name: str) -> int:
+    """Bytes that it takes in a directory at most."""
+    return len(in_bytes(name)) + _NAME
 
 
 def _stored(inode: Inode) -> StoredObject:

@@ -20,9 +20,11 @@ from adyton.communicator.messages import LoadRequest, RaisedKind
 from adyton.communicator.session import Session
 from adyton.errors import PlatformError, UsageError
 from adyton.hostcall import abi
+from adyton.runtime.process.supervisor.disk_thread import DiskThread
 from adyton.runtime.process.supervisor.file_requests import FileRequests
+from adyton.runtime.process.supervisor.loop import Callback, Loop
 from adyton.runtime.process.supervisor.sealed_place import SealedPlace
-from adyton.runtime.process.supervisor.sealed_storage import FileKeys
+from adyton.runtime.process.supervisor.sealed_storage import FileKeys, at_once
 
 CAPACITY = 1 << 32  # bytes of sealed files, as ciphertext
 _INSTEAD = "Load it without sealed files, and keep what is to outlive it encrypted under a key that a broker releases to it (`adyton broker`, `trusted.secret`: docs/broker.md)"
@@ -32,7 +34,7 @@ _INSTEAD = "Load it without sealed files, and keep what is to outlive it encrypt
 class SealedSettings:
     """What there is for one enclave's sealed files before its client has come.
 
-    `sealing`: None: no keys. `to`, `demands`: of its manifest, whom they belong to, and that somebody must remember them. `container`, `memory`: descriptors of
+    `thread`: for what waits for this server's disk; None: it is waited for. `sealing`: None: no keys. `to`, `demands`: of its manifest, whom they belong to, and that somebody must remember them. `container`, `memory`: descriptors of
     files on this server's disk, see `runtime.process.sealed_container`.
     """
 
@@ -41,6 +43,7 @@ class SealedSettings:
     demands: bool = False
     container: int | None = None
     memory: int | None = None
+    thread: DiskThread | None = None
 
 
 class SealedLoading:
@@ -50,6 +53,12 @@ class SealedLoading:
         self._requests = requests
         self._session = session
         self._settings = settings
+
+    def begin(self, loop: Loop, guarded: Callable[[Callback], Callback]) -> None:
+        """Go on, from now on, with what has waited for this server's disk."""
+        requests, thread = self._requests, self._settings.thread
+        if requests is not None and thread is not None:
+            thread.attach(loop, guarded(lambda: requests.do(requests.files.flush())))
 
     def open(self, request: LoadRequest, then: Callable[[], None], refuse: Callable[[str, RaisedKind], None]) -> None:
         """Go on with `then` when they are open, or there are none; what is wrong with them ends the load."""
@@ -82,7 +91,8 @@ class SealedLoading:
             settings.memory if request.sealed else settings.to if request.remembers else None
         )
         demands = settings.demands or request.demands_memory
-        self._open(SealedPlace(keys, CAPACITY, container, remembers, demands), then, refuse)
+        do = at_once if settings.thread is None else settings.thread.do
+        self._open(SealedPlace(keys, CAPACITY, container, remembers, demands, do), then, refuse)
 
     def _open(self, place: SealedPlace, then: Callable[[], None], refuse: Callable[[str, RaisedKind], None]) -> None:
         assert self._requests is not None

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from adyton.hostcall import abi
 from adyton.runtime.process.supervisor.calls import Calls
-from adyton.runtime.process.supervisor.sealed_storage import Served, known_error
+from adyton.runtime.process.supervisor.sealed_storage import Do, Served, known_error
 from adyton.runtime.process.supervisor.view import errno_of
 from adyton.sealed_files.memory import NOTE_SIZE, STORE_SIZE, counter_of
 from adyton.sealed_files.storage import Recall, Remember, StorageError
@@ -45,23 +45,26 @@ class Memory(Protocol):
 class OwnMemory:
     """`descriptor`: of the file, which other enclaves have open, too."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, do: Do) -> None:
         self._descriptor = descriptor
+        self._do = do
 
     def serve(self, request: Recall | Remember) -> Served:
         """Waits for nothing but the disk, and for other enclaves that are at it."""
-        yield from ()
         try:
-            with self._locked():
-                if isinstance(request, Remember):
-                    self._remember(request.known, request.note)
-                    return None
-                return self._find(request.store)[1] if request.store else b""
+            return (yield self._do(lambda: self._serve(request))).result()
         except OSError as error:
             number = error.errno or errno.EIO
             raise StorageError(
                 known_error(number), f"what the server remembers of them: {os.strerror(number)}"
             ) from error
+
+    def _serve(self, request: Recall | Remember) -> bytes | None:
+        with self._locked():
+            if isinstance(request, Remember):
+                self._remember(request.known, request.note)
+                return None
+            return self._find(request.store)[1] if request.store else b""
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

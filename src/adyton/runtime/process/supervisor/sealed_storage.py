@@ -12,21 +12,55 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from adyton.attestation.sealing.header import To, decode
 from adyton.attestation.sealing.keys import Sealing
 from adyton.errors import IntegrityError
 from adyton.hostcall import abi
-from adyton.runtime.process.supervisor.calls import Calls, Pending
+from adyton.runtime.process.supervisor.calls import Calls, OwnPending, Pending
 from adyton.runtime.process.supervisor.view import errno_of
 from adyton.sealed_files import storage
+from adyton.sealed_files.cipher import KEY_SIZE, superblock_cipher
 from adyton.sealed_files.storage import StorageError
 
 _R = TypeVar("_R")
 _OWNER = 1  # of the lock that keeps other enclaves off the container
 Served = Generator[Pending, Any, Any]
+Do = Callable[
+    [Callable[[], Any]], OwnPending
+]  # call what waits for this server's disk, behind all before it; the result is `Ended`
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a function has returned, or raised."""
+
+    value: Any
+    error: Exception | None = None
+
+    def result(self) -> Any:
+        """That."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def tried(function: Callable[[], Any]) -> Ended:
+    """How it ends."""
+    try:
+        return Ended(function())
+    except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
+        return Ended(None, error)
+
+
+def at_once(function: Callable[[], Any]) -> OwnPending:
+    """Where nobody minds how long it takes: see Do."""
+    pending = OwnPending()
+    pending.finish(tried(function))
+    return pending
 
 
 class FileKeys:
@@ -37,7 +71,8 @@ class FileKeys:
         self._to: To = to
 
     def check(self) -> None:
-        """PlatformError: there are no keys here. UsageError: nothing can be sealed to this image's signer."""
+        """PlatformError: there are no keys here, or nothing to use them with. UsageError: nothing can be sealed to this image's signer."""
+        superblock_cipher(bytes(KEY_SIZE))
         self._sealing.header(self._to, "files")
 
     def new(self) -> tuple[bytes, bytes]:
@@ -64,14 +99,14 @@ class Disk(Protocol):
 class OwnDisk:
     """`descriptor`: of the container, open to be read and written, and locked."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, do: Do) -> None:
         self._descriptor = descriptor
+        self._do = do
 
     def serve(self, request: storage.Request) -> Served:
         """Waits for nothing but the disk."""
-        yield from ()
         try:
-            return self._serve(request)
+            return (yield self._do(lambda: self._serve(request))).result()
         except OSError as error:
             raise StorageError(
                 known_error(error.errno or errno.EIO), f"the server's disk: {os.strerror(error.errno or 0)}"

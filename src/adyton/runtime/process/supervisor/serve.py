@@ -37,7 +37,7 @@ from adyton.runtime.process.guest.secrets import SECRET
 from adyton.runtime.process.guest_start import FAILED, LISTENER, READY
 from adyton.runtime.process.supervisor.bulk import Bulk
 from adyton.runtime.process.supervisor.caching.coherence import coherence_of
-from adyton.runtime.process.supervisor.calls import Pending
+from adyton.runtime.process.supervisor.calls import OwnPending, Pending
 from adyton.runtime.process.supervisor.clock import Clock
 from adyton.runtime.process.supervisor.connections import Connections
 from adyton.runtime.process.supervisor.emulation import Emulation
@@ -151,6 +151,7 @@ class Supervisor:
         self._loop.read(guest.control, self._guarded(self._from_control))
         if self._requests is not None:
             self._requests.begin()
+        self._sealed.begin(self._loop, self._guarded)
         self.output.begin()
         if guest.pidfd is not None:
             self._loop.read(guest.pidfd, self._guest_ended)
@@ -534,7 +535,8 @@ class Supervisor:
             if effects:
                 requests.do(effects)
             if pending is not None:
-                self._waits.began(pending, "Settle")
+                if not isinstance(pending, OwnPending):
+                    self._waits.began(pending, "Settle")
                 pending.after.append(lambda _: self._settled(pending, answers))
                 return
         self.output.then(partial(self._reply, answers))
