@@ -151,7 +151,7 @@ def test_a_zygote_that_hangs_is_killed_at_the_end(tmp_path, monkeypatch):
     ids=["ours", "foreign", "other", "undecodable", "end", "unknown"],
 )
 def test_a_failure_names_an_error_of_ours_or_is_a_platform_error(message, kind, text):
-    error = launch._reason(message, "it ended")
+    error = launch.reason_of(message, "it ended")
     assert type(error) is kind
     assert text in error.message
 

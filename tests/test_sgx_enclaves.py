@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _heapq as heap
 import asyncio
 import errno
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -166,6 +168,24 @@ def hour(zone: str) -> int:
 @enclave.entry
 def surroundings() -> dict[str, str]:
     return dict(os.environ)
+"""
+
+
+DEPENDS = """# /// script
+# dependencies = ["native==1.0", "plain==2.0"]
+# ///
+import native._heapq
+import plain
+
+def smallest(numbers: list[int]) -> int:
+    native._heapq.heapify(numbers)
+    return numbers[0]
+
+def version() -> str:
+    return plain.VERSION
+
+def where() -> str:
+    return native._heapq.__file__
 """
 
 
@@ -492,20 +512,54 @@ def test_a_server_whose_gramine_gives_no_quotes_refuses_loads(load, attestation,
         load()
 
 
-def test_a_lost_connection_is_made_again_and_attested_again(attestation, gramine, program, expected):
+@pytest.fixture
+def proxy(attestation, gramine) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A proxy server for one enclave, and its port."""
     with served(attestation) as mount, start_there(mount, gramine[0], "proxy", "--listen", "127.0.0.1:0") as process:
         assert process.stdout is not None
-        network = BadNetwork(int(process.stdout.readline().rpartition(":")[2]))
-        with closing(network):
-            url = f"grpc://127.0.0.1:{network.port}"
-            with adyton.load(program, on=url, platform="sgx", expect=expected) as enclave:
-                assert enclave.call("own_file", "before") == "before"
-                asked = len(attestation.asked)
-                for _ in range(3):
-                    assert network.cut()
-                    assert enclave.call("read", "/tmp/own") == "before"
-                assert len(attestation.asked) >= asked + 3
-        assert process.wait(30) == 0
+        yield process, int(process.stdout.readline().rpartition(":")[2])
+        process.kill()
+
+
+def test_when_the_proxy_server_is_killed_its_enclave_ends_itself(proxy, program, expected):
+    process, port = proxy
+    enclave = adyton.load(program, on=f"grpc://127.0.0.1:{port}", platform="sgx", expect=expected)
+    assert enclave.call("double", 1) == 2
+    pids = set(descendants(process.pid))
+    process.kill()
+    assert not gone(pids)
+    with suppress(AdytonError):
+        enclave.close()
+
+
+def test_a_lost_connection_is_made_again_and_attested_again(proxy, attestation, program, expected):
+    process, port = proxy
+    with closing(BadNetwork(port)) as network:
+        url = f"grpc://127.0.0.1:{network.port}"
+        with adyton.load(program, on=url, platform="sgx", expect=expected) as enclave:
+            assert enclave.call("own_file", "before") == "before"
+            asked = len(attestation.asked)
+            for _ in range(3):
+                assert network.cut()
+                assert enclave.call("read", "/tmp/own") == "before"
+            assert len(attestation.asked) >= asked + 3
+    assert process.wait(30) == 0
+
+
+def test_an_image_has_its_dependencies_compiled_ones_too(there, measured, wheels, workplace, expected):
+    """In the enclave's memory, from which Gramine has them mapped."""
+    native = Path(getattr(heap, "__file__", ""))
+    if not native.is_file():
+        pytest.skip("THIS PYTHON HAS _heapq BUILT IN, SO THERE IS NO COMPILED MODULE TO TAKE")
+    files = {"native/__init__.py": b"", f"native/{native.name}": native.read_bytes()}
+    wheels.add("native", "1.0", files, tag=f"cp{sys.version_info[0]}{sys.version_info[1]}-none-manylinux_2_17_x86_64")
+    wheels.add("plain", "2.0")
+    path = workplace / "depends.py"
+    path.write_text(DEPENDS)
+    with adyton.load(path, on=there[1], expect={**expected, "runtime": [measured(str(path))]}) as enclave:
+        assert enclave.call("smallest", [3, 1, 2]) == 1
+        assert enclave.call("version") == "2.0"
+        assert enclave.call("where") == f"/enclave/site-packages/native/{native.name}"
 
 
 # -- commands -------------------------------------------------------------------------------------------------------------

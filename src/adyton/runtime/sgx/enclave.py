@@ -54,6 +54,7 @@ from adyton.runtime.sgx.order import MAX_ORDER, TOKEN_SIZE, Order, exactly, hear
 from adyton.runtime.sgx.passing import Passing
 
 LOOPBACK = "127.0.0.1"
+_LAUNCHER_SECONDS = 60.0  # for the launcher to come
 _TOKEN_SECONDS = 5.0  # for who dials to show it
 _BACKLOG = 64
 
@@ -64,7 +65,9 @@ def main(measurement: str) -> NoReturn:
     token = _standard_input(TOKEN_SIZE)
     listener = socket.create_server((LOOPBACK, 0), backlog=_BACKLOG)
     os.write(1, b"%d\n" % listener.getsockname()[1])
-    control = _launcher(listener, token)
+    control = _launcher(listener, token) if len(token) == TOKEN_SIZE else None
+    if control is None:
+        os._exit(1)  # it is gone
     try:
         order = msgspec.msgpack.decode(hear(control, MAX_ORDER), type=Order)
         serve(listener, control, order, measurement)
@@ -80,10 +83,14 @@ def _standard_input(size: int) -> bytes:
     return data
 
 
-def _launcher(listener: socket.socket, token: bytes) -> socket.socket:
-    """Its connection; others that come are closed."""
+def _launcher(listener: socket.socket, token: bytes) -> socket.socket | None:
+    """Its connection; others that come are closed. None: it does not come."""
+    listener.settimeout(_LAUNCHER_SECONDS)
     while True:
-        sock, _ = listener.accept()
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return None
         sock.settimeout(_TOKEN_SECONDS)
         try:
             if hmac.compare_digest(exactly(sock, len(token)), token):
