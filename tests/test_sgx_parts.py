@@ -206,7 +206,7 @@ def test_what_intels_service_answers_is_what_a_verifier_reads(tmp_path, monkeypa
     dcap_qvl = pytest.importorskip("dcap_qvl")
     intel, real = Intel(), dcap_qvl.QuoteVerifier
     intel.publish(tmp_path)
-    monkeypatch.setattr(dcap_qvl, "QuoteVerifier", lambda: real(intel.root))
+    monkeypatch.setattr(dcap_qvl, "QuoteVerifier", lambda given=None: real(given or intel.root))
     quote, at = intel.quote(bytes(range(32)), DATA), dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
     claims = verify(quote, read_folder(str(tmp_path)), at)
     assert (claims.platform, claims.report_data, claims.debug, claims.tcb) == ("sgx", DATA, False, "UpToDate")
