@@ -42,6 +42,7 @@ example-%: setup
 test: setup wheels
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
+# make test: of tests that start enclaves with each of several parameters, every other one, drawn anew in each run (tests/thorough.py).
 # make repeat COUNT=20: all tests so often, each time in another random order, and all that `make test` tries a part of (THOROUGH=1).
 repeat: setup wheels
 	$(BIN)/python measure/repeat.py --count $(COUNT)

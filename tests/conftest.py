@@ -21,6 +21,7 @@ import certificates
 import pytest
 from hypothesis import HealthCheck, settings
 from little_wheels import Wheels
+from thorough import THOROUGH, half_of_variants
 
 if TYPE_CHECKING:
     from adyton.image.oci import Image
@@ -64,7 +65,22 @@ def long_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 @pytest.hookimpl(trylast=True)
+def _is_halved(config: pytest.Config) -> bool:
+    """Whether all tests are to run, and not what somebody names; then of variants every other one, see `thorough`."""
+    told: bool | None = getattr(config, "workerinput", {}).get("halved")
+    return not THOROUGH and config.args_source is pytest.Config.ArgsSource.TESTPATHS if told is None else told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Before a worker of pytest-xdist is started."""
+    node.workerinput["halved"] = _is_halved(node.config)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _is_halved(config):
+        items[:], left_out = half_of_variants(items, int(config.getoption("randomly_seed", 0)))
+        config.hook.pytest_deselected(items=left_out)
     if workers := getattr(config, "workerinput", {}).get("workercount"):
         items[:] = long_first(items, workers)
     for item in items:
@@ -75,7 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What this machine could not show: a line for each reason, however many tests have it."""
+    """What this machine could not show: a line for each reason, however many tests have it; and what was left for another run."""
+    if _is_halved(terminalreporter.config):
+        terminalreporter.line("Of tests that start enclaves, every other variant was run; THOROUGH=1 runs all of them")
     skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
     reasons = Counter(each[2].removeprefix("Skipped: ") for each in skipped if isinstance(each, tuple))
     if reasons:

@@ -15,7 +15,7 @@ import pytest
 from middle import TRICKS
 from network import INSIDE, SERVER, Network
 
-pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long]
+pytestmark = [pytest.mark.netns, pytest.mark.sandbox, pytest.mark.long, pytest.mark.each_variant]
 
 ARGUMENT, CONTENT, PRINTED = "an-argument-in-confidence", "content-of-a-secret-file", "what-the-program-says"
 PROGRAM = """

@@ -13,7 +13,7 @@ from command import ROOT, adyton
 from adyton.cli.root import run as run_command
 from adyton.trusted import AeadCryptor
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.each_variant]
 QUICKSTART = ROOT / "examples" / "quickstart"
 PAY = ROOT / "examples" / "pay"
 KEY = bytes(range(16))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command import ROOT, adyton
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.each_variant]
 QUICKSTART = ROOT / "examples" / "quickstart"
 OTHER = "sha256:" + "2" * 64
 
