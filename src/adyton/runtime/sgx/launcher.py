@@ -186,7 +186,7 @@ def _control(process: subprocess.Popen[bytes]) -> socket.socket:
     token = secrets.token_bytes(TOKEN_SIZE)
     with contextlib.suppress(OSError), process.stdin, process.stdout:
         process.stdin.write(token)
-        process.stdin.flush()
+        process.stdin.close()
         port = _line(process.stdout.fileno())
         if port.isdigit():
             control = socket.create_connection(("127.0.0.1", int(port)), END_SECONDS)
