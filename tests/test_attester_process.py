@@ -221,7 +221,7 @@ def test_a_platform_that_is_not_here_is_an_error_with_the_reason_and_nothing_is_
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(PlatformError, match=r"\w+ \w+"):
         AttesterProcess(platform)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # what other tests have left may have gone
 
 
 # -- sealing keys -------------------------------------------------------------------------------------------------------------
