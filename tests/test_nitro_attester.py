@@ -113,4 +113,4 @@ def test_a_closed_one_gives_no_more_and_holds_nothing():
     nitro.close()
     with pytest.raises(ClosedError):
         nitro.report(DATA)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before

@@ -511,7 +511,7 @@ def test_a_gramine_that_does_not_start_is_an_error_and_nothing_is_left(program, 
         _control(process)
     process.kill()
     process.wait(10)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no user ids to give")

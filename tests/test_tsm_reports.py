@@ -172,7 +172,7 @@ def test_a_closed_one_gives_no_more_reports_and_holds_nothing():
         attester.close()
         with pytest.raises(ClosedError):
             attester.report(DATA)
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert set(os.listdir("/proc/self/fd")) <= before
 
 
 QUOTE_SIZE = 48 + 584  # of a TDX quote of version 4, up to the size of its signature's data
