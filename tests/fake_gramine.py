@@ -19,14 +19,13 @@ import socket
 import stat
 import struct
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fake_intel import Intel, enclave_report
-from fake_tsm import mounted, serve
+from fake_tsm import FuseServer, serve, serving
 
 from adyton.runtime.process.supervisor import fuse_abi as abi
 from adyton.runtime.process.supervisor import fuse_answers as answers
@@ -227,7 +226,7 @@ class Attestation:
         self._written[process, name] = data[:size].ljust(size, b"\0")
 
 
-class _Server:
+class _Server(FuseServer):
     """FUSE requests to an Attestation. Nodes are files, in the order of _FILES, behind the root and its folder."""
 
     def __init__(self, attestation: Attestation) -> None:
@@ -235,15 +234,6 @@ class _Server:
         self.names = ["", "keys", *_FILES]
         self.open: dict[int, tuple[int, str, bytearray | bytes]] = {}  # process, file, content
         self.numbers = itertools.count(1)
-
-    def answer(self, message: bytes) -> bytes | None:
-        request = abi.decode(message)
-        unique = request.header.unique
-        try:
-            body = self._body(request.header, request.body)
-        except FileError as error:
-            return answers.failure(unique, error.number)
-        return None if body is None else answers.success(unique, len(body)) + body
 
     def _body(self, header: abi.Header, body) -> bytes | None:
         name = self.names[header.node - 1] if 0 < header.node <= len(self.names) else ""
@@ -308,15 +298,8 @@ def _process_of(thread: int) -> int:
 @contextmanager
 def served(attestation: Attestation) -> Iterator[int]:
     """A mount of it, by its descriptor."""
-    device, folder = mounted()
-    thread = threading.Thread(target=serve, args=(device, _Server(attestation)), daemon=True)
-    thread.start()
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-        thread.join(2)  # what was closed last is let go of in a moment
-        os.close(device)
+    with serving(lambda device: serve(device, _Server(attestation))) as path:
+        yield int(path.rpartition("/")[2])
 
 
 if __name__ == "__main__":

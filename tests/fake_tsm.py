@@ -14,11 +14,9 @@ import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pytest
 
@@ -157,14 +155,8 @@ class Tsm:
         return item.outblob if attribute == "outblob" else item.auxblob
 
 
-class _Server:
-    """FUSE requests to a Tsm. Nodes: the root; a folder; an attribute in it."""
-
-    def __init__(self, tsm: Tsm) -> None:
-        self.tsm = tsm
-        self.nodes: dict[int, tuple[str, _Item | None, str]] = {abi.ROOT_ID: ("", None, "")}
-        self.files: dict[int, _Open] = {}
-        self.numbers = itertools.count(2)
+class FuseServer:
+    """Answers FUSE requests by `_body`: the answer's body, None for those that have no answer, FileError."""
 
     def answer(self, message: bytes) -> bytes | None:
         request = abi.decode(message)
@@ -174,6 +166,19 @@ class _Server:
         except FileError as error:
             return answers.failure(unique, error.number)
         return None if body is None else answers.success(unique, len(body)) + body
+
+    def _body(self, header: abi.Header, body) -> bytes | None:
+        raise NotImplementedError
+
+
+class _Server(FuseServer):
+    """FUSE requests to a Tsm. Nodes: the root; a folder; an attribute in it."""
+
+    def __init__(self, tsm: Tsm) -> None:
+        self.tsm = tsm
+        self.nodes: dict[int, tuple[str, _Item | None, str]] = {abi.ROOT_ID: ("", None, "")}
+        self.files: dict[int, _Open] = {}
+        self.numbers = itertools.count(2)
 
     def _body(self, header: abi.Header, body) -> bytes | None:
         name, item, attribute = self.nodes.get(header.node, ("", None, ""))
@@ -236,11 +241,7 @@ class _Server:
         return answers.Attr(node, 0, 0, 0, 0, 0, mode, 1 if attribute else 2, os.geteuid(), os.getegid())
 
 
-class _Answers(Protocol):
-    def answer(self, message: bytes) -> bytes | None: ...
-
-
-def serve(device: int, server: _Answers) -> None:
+def serve(device: int, server: FuseServer) -> None:
     """Answer what comes from a FUSE device until it is unmounted."""
     while True:
         try:
@@ -299,8 +300,5 @@ def serving(serve: Callable[[int], None], fuse: Callable[[int, int], int] = moun
         yield f"/proc/self/fd/{root}"
     finally:
         os.close(root)
-        for _ in range(200):  # what was closed last is let go of in a moment
-            if not thread.is_alive():
-                break
-            time.sleep(0.01)
+        thread.join(2)  # what was closed last is let go of in a moment
         os.close(device)

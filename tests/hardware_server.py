@@ -31,13 +31,15 @@ def server(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL."""
     command, mounts = _command(places, "--port", "0", "--platform", platform, *arguments)
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        pass_fds=mounts,
-    )
+    with until_stopped(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=mounts)
+    ) as started:
+        yield started
+
+
+@contextmanager
+def until_stopped(process: subprocess.Popen[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A provision server that was just started, and its URL."""
     assert process.stdout is not None
     assert process.stderr is not None
     try:
@@ -47,6 +49,7 @@ def server(
     finally:
         process.terminate()
         process.wait(80)
+        sys.stderr.write(process.stderr.read())  # why a test failed
         process.stdout.close()
         process.stderr.close()
 

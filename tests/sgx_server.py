@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hardware_server import until_stopped
 
 ROOT = "STAND_IN_ROOT"  # a variable: in hex, the root that a client there trusts
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NO ROOT HERE, SO NO STAND-IN FOR GRAMINE IN ITS PLACE")
@@ -33,19 +34,8 @@ def start_there(mount: int, path: str, *arguments: str, **environment: str) -> s
 @contextmanager
 def server(mount: int, path: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL."""
-    process = start_there(mount, path, "serve", "--port", "0", "--platform", "sgx", *arguments)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("adyton provision server listening on "), line + process.stderr.read()
-        yield process, "grpc://" + line.rpartition(" ")[2].strip()
-    finally:
-        process.terminate()
-        process.wait(80)
-        sys.stderr.write(process.stderr.read())  # why a test failed
-        process.stdout.close()
-        process.stderr.close()
+    with until_stopped(start_there(mount, path, "serve", "--port", "0", "--platform", "sgx", *arguments)) as started:
+        yield started
 
 
 def main() -> None:
