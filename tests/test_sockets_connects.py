@@ -133,6 +133,22 @@ def test_what_is_written_before_connect_goes_nowhere(at_work):
         assert at_work.run(code, port=port) == ["EPIPE", b"", b"x", b"y"]
 
 
+def test_who_goes_on_writing_before_connect_is_told_the_same_each_time(at_work):
+    """What is written while what was written before is thrown away must not look like a reset."""
+    code = """
+        found = set()
+        for _ in range(200):
+            with socket.socket() as sock:
+                try:
+                    while True:
+                        sock.send(b"early")
+                except OSError as error:
+                    found.add(errno.errorcode[error.errno])
+        result = sorted(found)
+    """
+    assert at_work.run(code) == ["EPIPE"]
+
+
 def test_a_socket_whose_connect_has_failed_may_listen(at_work):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -202,7 +202,7 @@ class Pump:
 
     def _written_too_early(self, standin: StandIn) -> None:
         """What is written to a stream before it is connected goes nowhere, and what comes after it is EPIPE."""
-        if standins.discard(standin.end):
+        if standins.refuse_what_is_written(standin.end):
             if standin.opened:  # it was bound
                 self._client.tell(net.CloseSocket(standin.number, reset=False))
             self._end(standin, 0, "new")

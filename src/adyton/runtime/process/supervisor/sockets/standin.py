@@ -194,6 +194,18 @@ def discard(end: socket.socket) -> int:
     return size
 
 
+def refuse_what_is_written(end: socket.socket) -> int:
+    """Forget what the guest has written, and have it told EPIPE from now on, if that is anything. How many bytes that was.
+
+    Were a byte written between the last read and the close, the kernel would show a reset.
+    """
+    size = discard(end)
+    if size:
+        end.shutdown(socket.SHUT_RD)
+        discard(end)
+    return size
+
+
 def thin(standin: StandIn) -> None:
     """Leave so little unread in our end, which is about to be closed, as still keeps the guest's from being writable.
 
