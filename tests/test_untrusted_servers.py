@@ -304,6 +304,16 @@ def test_a_server_that_has_gone(cli):
         assert "it ended the connection, and takes no other" in error.message
 
 
+@pytest.mark.parametrize("details", ["", "Socket closed", "timed out"])
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_server_from_which_nothing_comes_back(details, secure):
+    """Whatever gRPC makes of it, or leaves out: it may have had no time to say more than that nothing has come about."""
+    address = Address("tee.example:4321", "tee.example", secure)
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    error = explain(Case(address, TLS(), details, lambda: Seen(silent=True), now))
+    assert "no packet gets there and back" in error.message
+
+
 def test_what_stays_in_this_machine_goes_through_no_proxy(cli, folder, monkeypatch):
     """A token within this machine may be in clear; a proxy of the environment would carry it elsewhere."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -363,8 +373,9 @@ def test_every_reason_is_worded_whatever_was_seen(folder):
         for reason in REASONS:
             for seen in (
                 Seen(),
+                Seen(silent=True),
                 Seen(True),
-                *(Seen(True, True, http2, end, each) for http2 in (0, 1) for end in (0, 1) for each in pem),
+                *(Seen(True, False, True, http2, end, each) for http2 in (0, 1) for end in (0, 1) for each in pem),
             ):
                 for tls in (TLS(), TLS("ca.pem", "client.pem", "client.key")):
                     now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -416,7 +427,7 @@ def test_a_look_at_a_name_of_many_addresses_ends_in_time(monkeypatch):
     monkeypatch.setattr(probe.socket, "getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr(probe.socket, "create_connection", silent)
     monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: now))
-    assert look(Address.parse("grpcs://many.example")) == Seen()
+    assert look(Address.parse("grpcs://many.example")) == Seen(silent=True)
     assert now <= probe.SECONDS
     assert len(waited) > 1
 

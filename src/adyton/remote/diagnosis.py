@@ -128,6 +128,8 @@ def _closed_plaintext(case: Case) -> AdytonError:
 
 
 def _gone(case: Case) -> AdytonError:
+    if case.seen.silent:  # gRPC does not always say that it was never connected
+        return _no_way(case)
     return case.unreachable("it ended the connection, and takes no other. Was the server stopped?")
 
 
@@ -199,6 +201,8 @@ def _client_certificate(case: Case) -> AdytonError:
 
 
 def _unknown(case: Case) -> AdytonError:
+    if case.seen.silent:
+        return _no_way(case)
     return case.unreachable(f"{case.details or 'no details'}. Is an adyton server running there?")
 
 

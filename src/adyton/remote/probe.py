@@ -24,6 +24,7 @@ class Seen:
     """What answers at an address. `certificate`: of a server with TLS, or None if it cannot be read."""
 
     connected: bool = False
+    silent: bool = False  # not connected, and not refused either: nothing came back
     tls: bool = False
     http2: bool = False  # it agreed to HTTP/2, which gRPC needs
     hung_up: bool = False  # it took our handshake without a client certificate, and then ended the connection
@@ -41,6 +42,8 @@ def look(address: Address, seconds: float = SECONDS) -> Seen:
     context.set_alpn_protocols(["h2"])
     try:
         plain = _connected(name, int(port), until)
+    except TimeoutError:
+        return Seen(silent=True)
     except (OSError, ValueError):  # a ValueError: a name that cannot be one
         return Seen()
     with contextlib.closing(plain):
@@ -58,13 +61,16 @@ def look(address: Address, seconds: float = SECONDS) -> Seen:
 
 
 def _connected(name: str, port: int, until: float) -> socket.socket:
-    """To the first of the name's addresses that takes it; a name may have any number of them. OSError, ValueError."""
+    """To the first of the name's addresses that takes it; a name may have any number of them. TimeoutError: the last does not answer. OSError, ValueError."""
     addresses = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[:_ADDRESSES]
+    failed = OSError("the name has no address")
     for number, (*_, (host, *_)) in enumerate(addresses):
         left = (until - time.monotonic()) / (len(addresses) - number)
-        with contextlib.suppress(OSError):
+        try:
             return socket.create_connection((str(host), port), max(0.1, left))
-    raise OSError("none of its addresses takes a connection")
+        except OSError as error:
+            failed = error
+    raise failed
 
 
 def _hung_up(secured: ssl.SSLSocket) -> bool:
