@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,6 +27,7 @@ from adyton.proto.values import encode_arguments
 from adyton.remote import unpaired
 from adyton.remote.arguments import Argument
 from adyton.remote.speaker import Speaker
+from adyton.runtime.process.guest import aside
 from adyton.runtime.process.guest.aside import THREADS
 from adyton.trusted import Enclave, host_function
 
@@ -499,6 +501,73 @@ def test_a_program_that_stops_its_loop_gets_another(client):
         found = await asyncio.gather(held, client.acall("stops_the_loop"), return_exceptions=True)
         assert all(isinstance(each, EnclaveError) for each in found)
         assert await client.acall("plus_two", 1) == 3
+
+    asyncio.run(main())
+
+
+@app.entry
+async def ends_slowly() -> None:
+    """Stops the loop, and holds it up as it ends its tasks."""
+    asyncio.get_running_loop().stop()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        place.started.set()
+        assert place.go_on.wait(LIMIT)
+
+
+@app.entry
+async def plus_two_later(number: int) -> int:
+    await asyncio.sleep(0.01)
+    return number + 2
+
+
+def test_what_comes_while_a_loop_ends_is_for_the_next_one(client):
+    async def main() -> None:
+        first = asyncio.ensure_future(client.acall("ends_slowly"))
+        await eventually(place.started.is_set)
+        second = asyncio.ensure_future(client.acall("plus_two_later", 1))
+        assert await client.acall("plus_one", 1) == 2  # and so the second has got there
+        place.go_on.set()
+        async with asyncio.timeout(LIMIT):
+            assert await second == 3
+            with pytest.raises(EnclaveError):
+                await first
+
+    asyncio.run(main())
+
+
+@app.entry
+async def stops_the_loop_twice() -> None:
+    asyncio.get_running_loop().stop()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        asyncio.get_running_loop().stop()
+        await asyncio.Event().wait()
+
+
+def test_a_call_whose_loop_is_stopped_for_good_is_answered(client):
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(EnclaveError):
+                await client.acall("stops_the_loop_twice")
+            assert await client.acall("plus_two", 1) == 3
+
+    asyncio.run(main())
+
+
+def test_without_descriptors_for_a_loop_the_call_fails_and_the_next_is_served(client, monkeypatch):
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT):
+            with monkeypatch.context() as patched:
+                patched.setattr(aside.asyncio, "Runner", none_left)
+                with pytest.raises(RuntimeError, match="Too many open files"):
+                    await client.acall("plus_two", 1)
+            assert await client.acall("plus_two", 1) == 3
 
     asyncio.run(main())
 

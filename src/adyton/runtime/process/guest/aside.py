@@ -80,12 +80,14 @@ class Aside:
         self._coming = False  # one of them was told, or begins, and has not looked
         self._held: list[Return] = []  # answers of threads, which who comes sends, if nobody does before
         self._ended = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_lock = threading.Lock()  # of the three below, and of starting one
+        self._loop: asyncio.AbstractEventLoop | None = None  # that takes tasks
+        self._leaving = False  # one does not any more, and its thread looks for work when it is closed
         self._over: asyncio.Event | None = None
         self._begun: deque[_Work] = deque()  # for the loop
         self._arrived: list[_Work] = []  # with the reader, for threads
         self._arrived_for_loop: list[_Work] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Call] = {}
         self._returned: list[Return] = []  # of the loop's, to be sent together
 
     def run(self) -> None:
@@ -112,9 +114,10 @@ class Aside:
             self._due.notify_all()
         if self._answering is not None:
             self._answering.shutdown(wait=False)
-        if self._loop is not None and self._over is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._over.set)
+        with self._loop_lock:
+            if self._loop is not None and self._over is not None:
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._over.set)
         self._link.close()
 
     def _take(self, message: Message) -> None:
@@ -278,15 +281,15 @@ class Aside:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _wake_loop(self) -> None:
-        """Or begin another, in place of one that a program has stopped."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._begin_tasks)
-                return
-        self._start_loop().call_soon_threadsafe(self._begin_tasks)
+        """Or begin one, if there is none any more: a program has stopped it. RuntimeError: it cannot begin."""
+        with self._loop_lock:
+            if not self._leaving:
+                (self._loop or self._start_loop()).call_soon_threadsafe(self._begin_tasks)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
+        """Under the lock."""
         started = threading.Event()
+        failed: list[BaseException] = []
 
         async def serve() -> None:
             self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
@@ -296,20 +299,52 @@ class Aside:
         def run() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             self._become()
-            with contextlib.suppress(RuntimeError), asyncio.Runner() as runner:  # a program has stopped it
-                runner.run(serve())
+            try:
+                with asyncio.Runner() as runner:
+                    try:
+                        runner.run(serve())
+                    finally:
+                        self._leave()
+            except RuntimeError:
+                pass  # a program has stopped it
+            except OSError as error:  # it has no descriptors left for one
+                failed.append(error)
+            finally:
+                if started.is_set():
+                    self._left()
+                started.set()
 
         threading.Thread(target=run, name="adyton-asyncio", daemon=True).start()
         started.wait()
-        assert self._loop is not None
+        if self._loop is None:
+            raise RuntimeError(f"the enclave cannot have an event loop: {failed}")
         return self._loop
 
+    def _leave(self) -> None:
+        """The loop takes no tasks any more: it is about to end those that it has."""
+        with self._loop_lock:
+            self._loop, self._leaving = None, True
+
+    def _left(self) -> None:
+        """It is closed. What goes on no more is answered, and what has come meanwhile is for another."""
+        for task in list(self._tasks):  # it was stopped while it ended them, too
+            self._answer(self._tasks.pop(task), RuntimeError("the program has stopped its event loop"), b"")
+        if self._returned:
+            self._send_returned()
+        with self._loop_lock:
+            self._leaving = False
+            if self._begun and not self._ended:
+                try:
+                    self._start_loop().call_soon_threadsafe(self._begin_tasks)
+                except RuntimeError as error:
+                    self._refuse(self._begun, error)
+
     def _begin_tasks(self) -> None:
-        assert self._loop is not None
-        while self._begun:
-            task = self._loop.create_task(self._run_task(*self._begun.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        while self._begun and self._loop is not None:
+            request, call = self._begun.popleft()
+            task = self._loop.create_task(self._run_task(request, call))
+            self._tasks[task] = call
+            task.add_done_callback(self._tasks.pop)
 
     async def _run_task(self, request: EnterRequest, call: Call) -> None:
         current.set(call)  # in this task's own context
@@ -319,6 +354,8 @@ class Aside:
             if call.trace is not None:
                 tracing.begin(call.trace)
             body = await call.cancellable(self._application.enter_async(request, call))
+        except GeneratorExit:  # its loop is closed, and the call is answered: see _left
+            raise
         except BaseException as raised:  # noqa: BLE001 - as above
             error = raised
         answer, data = self._answer_of(call, error, body)
