@@ -29,7 +29,7 @@ from adyton.runtime.process.key_answers import understood
 from adyton.runtime.process.supervisor import sealing_keys
 from adyton.runtime.process.supervisor.loop import Loop
 from adyton.runtime.process.supervisor.proofs import proof_links
-from adyton.runtime.process.supervisor.proving import at_most, by_hardware, simulated
+from adyton.runtime.process.supervisor.proving import by_hardware, in_turn, simulated
 from adyton.runtime.process.supervisor.sealing_keys import AskedKeys
 
 DATA = bytes(range(64))
@@ -396,7 +396,7 @@ def test_nor_from_one_that_ends_meanwhile():
 
 def test_a_guest_that_asks_and_hangs_up_has_no_more_proofs_made_than_one_that_waits():
     asked, loop = [], Loop()
-    links = proof_links(loop, lambda step: step, DIGEST, at_most(4, lambda _loop, _wanted, take: asked.append(take)))
+    links = proof_links(loop, lambda step: step, DIGEST, in_turn(4, lambda _loop, _wanted, take: asked.append(take)))
 
     def ask_and_hang_up():
         guest, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -408,10 +408,46 @@ def test_a_guest_that_asks_and_hangs_up_has_no_more_proofs_made_than_one_that_wa
 
     for _ in range(10):
         ask_and_hang_up()
+    for number in range(4):  # one at a time
+        assert len(asked) == number + 1
+        asked[number](b"evidence")
     assert len(asked) == 4
-    asked[0](b"evidence")
-    for _ in range(3):
-        ask_and_hang_up()
+    ask_and_hang_up()
     assert len(asked) == 5
     links.close()
     loop.close()
+
+
+@pytest.mark.parametrize("found", [b"evidence", None])
+def test_each_who_stands_in_line_gets_what_was_made_for_it(found):
+    asked, got = [], []
+    prove = in_turn(3, lambda _loop, wanted, take: asked.append((wanted.report_data, take)))
+    for number in range(5):
+        prove(Loop(), EvidenceRequested(bytes([number]), b""), lambda evidence, n=number: got.append((n, evidence)))
+    assert got == [(3, None), (4, None)]
+    while asked:
+        data, take = asked.pop()
+        take(found and found + data)
+    assert got[2:] == [(number, found and found + bytes([number])) for number in range(3)]
+
+
+def test_an_enclave_waits_for_one_report_of_anothers_however_many_that_has_asked_for(run):
+    made, begun, go_on = [], threading.Event(), threading.Event()
+
+    def make(data):
+        begun.set()
+        assert go_on.wait(60)
+        made.append(data)
+        return HardwareReport(data)
+
+    greedy = run(Fake(make), Root())
+    many = [attesting.ask(greedy, bytes([number]) * 64) for number in range(20)]
+    assert begun.wait(60)
+    with attesting.enrol(run.asking().dup(), OTHER) as modest, attesting.ask(modest, DATA) as answer:
+        assert message(modest, header_of())  # a key, which comes at once: and so the question before was taken
+        go_on.set()
+        assert answer.recv(attesting.MAX_ANSWER)
+    for each in many:
+        with each:
+            assert each.recv(attesting.MAX_ANSWER)
+    assert made.index(bound_to(DATA, OTHER.digest())) <= 2

@@ -9,6 +9,8 @@ Who may ask: supervisors, each for the identity that it enrolled with before its
 enclave, and the keys of what was sealed to that. It would have much more, had it what is here: with the device (/dev/sev-guest), reports in the name of any
 enclave; with the root key, whatever any enclave of this machine has sealed.
 
+Each enclave has its turn, however many questions another has: one that asks for all that it may costs others one of its reports for each of theirs.
+
 Keys of the platform's present state are derived and given at once, while the hardware makes a report; for others it may have to be asked, in turn.
 """
 
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import resource
 import select
 import signal
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Self
 
@@ -149,26 +151,60 @@ class _Enrolled:
 
 def serve(asking: socket.socket, attester: Attester, root: Root) -> None:
     """See the module."""
-    jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-    worker = threading.Thread(target=_work, args=(jobs,), name="adyton-hardware")
+    turns = _Turns()
+    worker = threading.Thread(target=_work, args=(turns,), name="adyton-hardware")
     worker.start()
     try:
-        _listen(asking, attester, root, jobs.put)
+        _listen(asking, attester, root, turns)
     finally:
-        jobs.put(None)
+        turns.close()
         worker.join()
 
 
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+class _Turns:
+    """What is to be done for whom: of each enclave one thing, in turn. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: dict[_Enrolled, deque[Callable[[], None]]] = {}  # of who is next, first
+        self._closed = False
+
+    def put(self, whose: _Enrolled, job: Callable[[], None]) -> None:
+        """Behind its others."""
+        with self._changed:
+            self._jobs.setdefault(whose, deque()).append(job)
+            self._changed.notify()
+
+    def next(self) -> Callable[[], None] | None:
+        """Waits for one; None: there is no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if not self._jobs:
+                return None
+            whose = next(iter(self._jobs))
+            jobs = self._jobs.pop(whose)
+            job = jobs.popleft()
+            if jobs:
+                self._jobs[whose] = jobs
+            return job
+
+    def close(self) -> None:
+        """No more comes."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+def _work(turns: _Turns) -> None:
     """What takes its time, one after the other."""
-    while (job := jobs.get()) is not None:
+    while (job := turns.next()) is not None:
         try:
             job()
         except Exception as error:  # noqa: BLE001 - of one question: others are still to be answered
             sys.excepthook(type(error), error, error.__traceback__)
 
 
-def _listen(asking: socket.socket, attester: Attester, root: Root, later: Callable[[Callable[[], None]], None]) -> None:
+def _listen(asking: socket.socket, attester: Attester, root: Root, turns: _Turns) -> None:
     poller = select.poll()
     poller.register(asking, select.POLLIN)
     enrolled: dict[int, _Enrolled] = {}  # by descriptor
@@ -190,7 +226,7 @@ def _listen(asking: socket.socket, attester: Attester, root: Root, later: Callab
             if sock is None:
                 continue
             if known is not None:
-                _answer(known, message, sock, attester, root, later)
+                _answer(known, message, sock, attester, root, turns)
             elif (new := _enrolled(message, sock, root)) is None:
                 sock.close()
             else:
@@ -215,7 +251,7 @@ def _answer(
     sock: socket.socket,
     attester: Attester,
     root: Root,
-    later: Callable[[Callable[[], None]], None],
+    turns: _Turns,
 ) -> None:
     """Now, or later; `sock` is closed then."""
     for_report = len(question) == CONNECTION_SIZE
@@ -239,7 +275,7 @@ def _answer(
     if not for_report and not _is_of_another_state(question, root):
         give()
     elif asker.waits.acquire(blocking=False):
-        later(give_in_turn)
+        turns.put(asker, give_in_turn)
     else:
         sock.close()  # it asks for more than any enclave needs
 

@@ -6,6 +6,7 @@ Nothing here waits: a report may take seconds.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -59,23 +60,27 @@ def by_hardware(identity: EnclaveIdentity, enrolled: socket.socket) -> Prove:
     return prove
 
 
-def at_most(most: int, prove: Prove) -> Prove:
-    """So many at a time; of more, the newest is not made. Who asked may be gone: what the hardware was asked for is still made."""
-    under_way = 0
+def in_turn(most: int, prove: Prove) -> Prove:
+    """One at a time, so that who does not stand in this line, as the enclave's own client, waits for one of its proofs at most.
+
+    `most`: in the line; of more, the newest is not made. Who asked may be gone: what the hardware was asked for is still made.
+    """
+    line: deque[Callable[[], None]] = deque()  # the first of them is under way
 
     def bounded(loop: Loop, wanted: EvidenceRequested, take: Callable[[bytes | None], None]) -> None:
-        nonlocal under_way
-        if under_way >= most:
+        if len(line) >= most:
             take(None)
             return
-        under_way += 1
 
         def taken(evidence: bytes | None) -> None:
-            nonlocal under_way
-            under_way -= 1
+            line.popleft()
+            if line:
+                line[0]()
             take(evidence)
 
-        prove(loop, wanted, taken)
+        line.append(lambda: prove(loop, wanted, taken))
+        if len(line) == 1:
+            line[0]()
 
     return bounded
 

@@ -52,7 +52,7 @@ from adyton.runtime.process.supervisor.memory_watch import MemoryWatch
 from adyton.runtime.process.supervisor.notifications import Fetching, Note
 from adyton.runtime.process.supervisor.output import Output
 from adyton.runtime.process.supervisor.proofs import proof_links
-from adyton.runtime.process.supervisor.proving import Prove, at_most
+from adyton.runtime.process.supervisor.proving import Prove, in_turn
 from adyton.runtime.process.supervisor.sealed_loading import SealedLoading, SealedSettings
 from adyton.runtime.process.supervisor.sealing import seal_links
 from adyton.runtime.process.supervisor.secrets import secret_links
@@ -71,7 +71,7 @@ MAX_ARRIVING = 1 << 31  # bytes that a guest, whose own memory is limited, may h
 MAX_UNSENT = 1 << 31
 MAX_LOAD = 1 << 25  # bytes: what is decoded at once is many times as large in memory
 NO_MORE_THREADS = "the enclave begins with no more threads at the moment: try again later"
-PROOFS = 32  # that are made for the guest at a time, and as many to ask brokers with: strangers who connect to it use up the first
+PROOFS = 32  # that may wait to be made for the guest, and as many to ask brokers with: strangers who connect to it use up the first
 THREAD_LINKS = 256  # threads of the guest's own that may hold a link
 
 
@@ -129,8 +129,8 @@ class Supervisor:
             *(self._session, self._loop, self._guarded, fetcher, self._waits, self._requests, directory),
             lists=lists,
         )
-        self._proofs = proof_links(self._loop, self._guarded, identity.digest(), at_most(PROOFS, prove))
-        self._secrets = secret_links(self._loop, self._guarded, identity.digest(), at_most(PROOFS, prove))
+        self._proofs = proof_links(self._loop, self._guarded, identity.digest(), in_turn(PROOFS, prove))
+        self._secrets = secret_links(self._loop, self._guarded, identity.digest(), in_turn(PROOFS, prove))
         self._sealed = SealedLoading(self._requests, self._session, sealed)
         self._sealing = None if sealed.sealing is None else seal_links(self._loop, self._guarded, sealed.sealing)
         self._host_name = ""
