@@ -26,6 +26,12 @@ from adyton.runtime.process.supervisor.socket_memory import listed, queued
 MIB = 1 << 20
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """However slow this machine is, an exact look is waited for, and the last one was a moment ago."""
+    monkeypatch.setattr(memory_watch, "EXACT_SECONDS", 60)
+
+
 class FakeProc:
     """Two processes, as /proc shows them."""
 
@@ -379,6 +385,7 @@ def test_who_wakes_up_is_not_looked_at_exactly_at_once(proc, asleep):
 @pytest.mark.parametrize("patience", [60.0, 0.05], ids=["takes memory", "does not end"])
 def test_who_hinders_an_exact_look_is_looked_at_all_the_same(proc, asleep, monkeypatch, patience):
     """A thread that waits for a file of the client's can have the lock that an exact look takes, for as long as the client likes."""
+    monkeypatch.setattr(memory_watch, "EXACT_SECONDS", 0.1)
     monkeypatch.setattr(memory_watch, "PATIENCE", patience)
     monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
     begun, hanging = threading.Event(), threading.Event()
@@ -427,6 +434,7 @@ def test_an_exact_look_that_goes_on_may_take_longer_than_one_at_a_single_process
 
 
 def test_who_hinders_an_exact_look_is_ended(proc, asleep, monkeypatch):
+    monkeypatch.setattr(memory_watch, "EXACT_SECONDS", 0.1)
     monkeypatch.setattr(memory_watch, "CHECK_SECONDS", 0.01)
     hanging = threading.Event()
     proc.write(each=100, together=55)
