@@ -117,9 +117,10 @@ def test_streams_of_results_hold_back_their_producer_and_end_with_their_iterator
 
 def test_what_a_task_has_let_go_of_is_looked_after_no_more(client):
     async def main() -> None:
-        ended = asyncio.Event()
+        begun, ended = asyncio.Event(), asyncio.Event()
 
         async def numbers() -> AsyncIterator[int]:
+            begun.set()
             try:
                 yield 1
                 await asyncio.Event().wait()
@@ -134,11 +135,12 @@ def test_what_a_task_has_let_go_of_is_looked_after_no_more(client):
         async with asyncio.timeout(LIMIT):
             await ended.wait()
         await eventually(lambda: not watched)
-        call = asyncio.ensure_future(client.acall("total", numbers()))
+        begun.clear()
         ended.clear()
-        await asyncio.sleep(0.01)
-        call.cancel()
+        call = asyncio.ensure_future(client.acall("total", numbers()))
         async with asyncio.timeout(LIMIT):
+            await begun.wait()
+            call.cancel()
             await ended.wait()
 
     asyncio.run(main())

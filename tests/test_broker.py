@@ -231,8 +231,11 @@ def for_tests(tmp_path):
 @pytest.fixture
 def client():
     EnclaveManager.configure(EnclaveManagerOptions(loader=FakeEnclaveLoader(app)))
-    with EnclaveManager.instance().load_enclave(EnclaveLoadConfig(name="asks")) as loaded:
-        yield loaded
+    try:
+        with EnclaveManager.instance().load_enclave(EnclaveLoadConfig(name="asks")) as loaded:
+            yield loaded
+    finally:
+        EnclaveManager.configure(EnclaveManagerOptions())
 
 
 def test_a_program_in_an_enclave_gets_its_secret(for_tests, client):
