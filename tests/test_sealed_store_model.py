@@ -60,6 +60,8 @@ class Sparse(dict):
 
     def punch(self, offset: int, end: int) -> None:
         end = min(end, self.size)
+        if offset >= end:
+            return
         for index in [index for index in self if offset < (index + 1) * BLOCK and index * BLOCK < end]:
             low, high = max(offset, index * BLOCK), min(end, (index + 1) * BLOCK)
             block = bytearray(self[index])

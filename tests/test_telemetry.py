@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import subprocess
@@ -87,17 +86,6 @@ def ask_in_a_span(span: str, trace_id: str) -> str:
     mine = int(trace_id, 16) if trace_id else trace.get_current_span().get_span_context().trace_id
     with trace.use_span(NonRecordingSpan(SpanContext(mine, int(span, 16), is_remote=False))):
         return lookup("a")
-
-
-@app.entry
-def each(count: int) -> Iterator[str]:
-    for _ in range(count):
-        yield lookup("a")
-
-
-@app.entry
-def count_of(words: Iterator[str]) -> int:
-    return len([lookup(word) for word in words])
 
 
 @app.entry
@@ -187,71 +175,6 @@ def test_a_call_of_another_thread_is_below_what_was_current_when_it_was_submitte
     assert submitted.result()
     assert chain([span for span in record.spans() if span.name in ("mine", "app/where")])[1] == "CLIENT app/where"
     client.close()
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stream_of_results_is_a_call_until_it_ends(record, asynchronous):
-    client = loaded()
-
-    async def read() -> list[str]:
-        return [item async for item in await client.acall("each", 2)]
-
-    with record.tracer.start_as_current_span("outer"):
-        assert (asyncio.run(read()) if asynchronous else list(client.call("each", 2))) == ["a", "a"]
-    client.close()
-    spans = [span for span in of_calls(record) if span.name != "app/finalize"]
-    assert sorted(span.name for span in spans) == ["app/each"] * 2 + ["host/lookup"] * 4
-    found = parents(record.spans())
-    assert ("CLIENT", "app/each", "INTERNAL") in found
-    assert ("SERVER", "app/each", "CLIENT") in found
-    assert found.count(("CLIENT", "host/lookup", "SERVER")) == found.count(("SERVER", "host/lookup", "CLIENT")) == 2
-    inside(spans)
-    each = frozenset({"enclave": "app", "entry": "each", "outcome": "ok"}.items())
-    assert record.values("adyton.client.calls")[each] == 1
-    assert record.values("adyton.client.call.duration")[each] == 1
-
-
-def test_a_call_with_a_stream_of_an_argument_is_one(record):
-    client = loaded()
-    assert client.submit("count_of", iter("ab")).result() == 2
-    client.close()
-    names = sorted(span.name for span in of_calls(record))
-    assert names == ["app/count_of"] * 2 + ["app/finalize"] * 2 + ["host/lookup"] * 4
-    shown = frozenset({"enclave": "app", "entry": "count_of", "outcome": "ok"}.items())
-    assert record.values("adyton.client.calls")[shown] == 1
-
-
-@pytest.mark.parametrize("how", ["raises", "late", "closed", "let go of", "lost"])
-def test_a_stream_that_does_not_come_to_its_end_is_over_all_the_same(record, how):
-    def lookup(word: str) -> str:
-        if how == "raises":
-            raise ValueError(SECRETS[0])
-        if how == "late":
-            over.wait(0.5)
-        return word
-
-    over.clear()
-    client = loaded(lookup=lookup)
-    stream = client.options(timeout=0.2 if how == "late" else None).call("each", 10_000)
-    outcome = {"raises": "EnclaveError", "late": "DeadlineError", "lost": "ClosedError"}.get(how, "ok")
-    if how in ("raises", "late"):
-        with pytest.raises(adyton.AdytonError):
-            list(stream)
-    elif how == "closed":
-        next(stream)
-        stream.close()
-    elif how == "lost":
-        client.close()
-    del stream
-    for _ in range(1000):  # what is let go of is noticed by another thread
-        if not any(record.values("adyton.client.calls_in_flight").values()):
-            break
-        threading.Event().wait(0.01)
-    client.close()
-    outcomes = {dict(key)["outcome"] for key in record.values("adyton.client.calls") if dict(key)["entry"] == "each"}
-    assert outcomes == {outcome}
-    assert list(record.values("adyton.client.calls_in_flight").values()) == [0]
-    assert SECRETS[0] not in record.everything()
 
 
 def test_a_program_that_has_spans_of_its_own_calls_back_from_them(record):

@@ -399,7 +399,9 @@ class ProxyClient:
 
     def sending(self) -> None:
         """See line.Owner."""
-        self.results.drop_ended()
+        for finished in self.results.drop_ended():
+            with contextlib.suppress(RuntimeError):  # the client is closed
+                self._hosts.order.submit(finished)
         self._threads.dispose_ended(is_open=self._line.begun and self._is_open())
 
     def sent(self) -> None:

@@ -69,6 +69,7 @@ class ResultStreams:
         self._session = way.session
         self._pairs = pairs
         self._open: dict[int, Results] = {}
+        self._unread: dict[int, Results] = {}  # whose end is there, behind what is in their mailboxes
         self._dropped: queue.SimpleQueue[Results] = queue.SimpleQueue()  # whose iterators nobody has any more
 
     def began(self, call: int, results: Results) -> None:
@@ -83,14 +84,22 @@ class ResultStreams:
         finalizer.atexit = False
         return finalizer
 
-    def drop_ended(self) -> None:
-        """Under the lock: cancel what nobody has any more."""
+    def drop_ended(self) -> list[Callable[[], None]]:
+        """Under the lock: cancel what nobody has any more. What is to be called afterwards, without the lock."""
+        finished: list[Callable[[], None]] = []
         while True:
             try:
                 results = self._dropped.get_nowait()
             except queue.Empty:
-                return
+                return finished
             self._cancel(results)
+            if self._unread.pop(results.call, None) is not None:  # no end will come that finishes it
+                finished.append(results.finished)
+
+    def read(self, results: Results) -> None:
+        """To its end, or nobody wants that."""
+        with self._way.lock:
+            self._unread.pop(results.call, None)
 
     def arrived(self, called: communicator.Called) -> None:
         """A batch. RemoteProtocolError: of no stream, or against its rules."""
@@ -132,6 +141,7 @@ class ResultStreams:
             return False
         del self._open[results.call]
         if results.wanted:
+            self._unread[results.call] = results
             results.pair.mailbox.put(results.end)
         return not results.wanted
 
@@ -171,10 +181,11 @@ class ResultStreams:
         settle(self._session, results.pair.number, results.pair)
 
     def lost(self) -> list[Results]:
-        """Under the lock: the connection is; those that were under way."""
-        under_way = list(self._open.values())
+        """Under the lock: the connection is; those that were under way, or have not been read to their end."""
+        found = [*self._open.values(), *self._unread.values()]
         self._open.clear()
-        return under_way
+        self._unread.clear()
+        return found
 
 
 class _Stream:
@@ -226,6 +237,7 @@ class _Stream:
             self._over = True
             self._results.error = self._results.error or self._error
             self._finalizer.detach()
+            self._client.results.read(self._results)
             finished, self._results.finished = self._results.finished, _nothing
             finished()
 
