@@ -29,10 +29,12 @@ class Admission:
 
     def told(self, data: bytes) -> list[object]:
         """What came on the control socket; the connections that are let in now."""
-        self._told += data
+        told = self._told + data
+        whole = len(told) - len(told) % NAME_SIZE
+        self._told = told[whole:]
         admitted = []
-        while len(self._told) >= NAME_SIZE:
-            name, self._told = self._told[:NAME_SIZE], self._told[NAME_SIZE:]
+        for at in range(0, whole, NAME_SIZE):
+            name = told[at : at + NAME_SIZE]
             if name in self._waiting:
                 admitted.append(self._waiting.pop(name))
             else:
