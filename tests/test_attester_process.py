@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 
 import msgspec
 import pytest
+from descriptors import held, nothing_more_than
 
 from adyton.attestation.binding import bound_to
 from adyton.attestation.evidence import MAX_EVIDENCE, HardwareBody, decode, open_envelope
@@ -218,10 +219,10 @@ def test_an_asker_that_takes_nothing_holds_up_nobody(run):
 
 @pytest.mark.parametrize("platform", ["sgx", "sim"])
 def test_a_platform_that_is_not_here_is_an_error_with_the_reason_and_nothing_is_left(platform):
-    before = set(os.listdir("/proc/self/fd"))
+    before = held()
     with pytest.raises(PlatformError, match=r"\w+ \w+"):
         AttesterProcess(platform)
-    assert set(os.listdir("/proc/self/fd")) <= before  # what other tests have left may have gone
+    nothing_more_than(before)
 
 
 # -- sealing keys -------------------------------------------------------------------------------------------------------------

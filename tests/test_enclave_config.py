@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from descriptors import held, nothing_more_than
 
 from adyton import (
     EnclaveFinal,
@@ -212,18 +213,14 @@ def test_no_descriptor_of_a_load_is_left_open(fake):
     fields = {"stdin_fd": read, "stdout_fd": write, "stderr_fd": write}
     with loaded(EnclaveLoadConfig(name="warm", config=EnclaveConfig())):
         pass
-    before = set(os.listdir("/proc/self/fd"))
+    before = held()
     with loaded(EnclaveLoadConfig(name="streams", config=EnclaveConfig(**fields))):
         pass
     with pytest.raises(UsageError):
         EnclaveManager.instance().load_enclave(
             EnclaveLoadConfig(name="streams", config=EnclaveConfig(**fields | {"stderr_fd": 987654}))
         )
-    for _ in range(3000):  # threads of the enclave's may be at their last steps
-        if len(os.listdir("/proc/self/fd")) <= len(before):
-            break
-        threading.Event().wait(0.01)
-    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    nothing_more_than(before)  # once threads of the enclave's have made their last steps
     os.close(read)
     os.close(write)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from descriptors import held, nothing_more_than
 
 from adyton.runtime.process.supervisor import links
 from adyton.runtime.process.supervisor.links import Links
@@ -52,16 +53,16 @@ def test_what_is_found_of_one_that_has_gone_meanwhile_is_not_kept() -> None:
         raise Gone
 
     looks = Links(lambda thread: thread, "/proc")
-    before = os.listdir("/proc/self/fd")
+    before = held()
     with pytest.raises(Gone):
         looks.is_socket(os.getpid(), 0, check)
     assert not looks._kept
-    assert os.listdir("/proc/self/fd") == before
+    nothing_more_than(before)
 
 
 def test_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "KEPT", 2)
-    looks, before = Links(lambda _thread: os.getpid(), "/proc"), len(os.listdir("/proc/self/fd"))
+    looks, before = Links(lambda _thread: os.getpid(), "/proc"), held()
     for thread in range(5):
         looks.is_socket(thread, 0, nothing)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert sum(count for path, count in (held() - before).items() if path.startswith("/proc/")) == 2

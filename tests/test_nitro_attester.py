@@ -9,6 +9,7 @@ import struct
 
 import cbor2
 import pytest
+from descriptors import held, nothing_more_than
 from vectors import needs_vectors, read
 
 from adyton.attestation.nitro.attest import MAX_RESPONSE, NSM_IOCTL_RAW, Nitro
@@ -107,10 +108,10 @@ def test_report_data_has_64_bytes(size):
 
 
 def test_a_closed_one_gives_no_more_and_holds_nothing():
-    before = set(os.listdir("/proc/self/fd"))
+    before = held()
     nitro = attester(documents(b"document"))
     nitro.close()
     nitro.close()
     with pytest.raises(ClosedError):
         nitro.report(DATA)
-    assert set(os.listdir("/proc/self/fd")) <= before
+    nothing_more_than(before)

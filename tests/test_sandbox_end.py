@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter
 
 import pytest
+from descriptors import held, nothing_more_than
 from parties import stop
-from sandbox import PATIENCE, PROBE, alive, children, enclave, guest_of, start_zygote, wait_until_ended
+from sandbox import PROBE, alive, children, enclave, guest_of, start_zygote, wait_until_ended
 
 from adyton.errors import ClosedError, ImageError, PlatformError, SignatureError
 from adyton.runtime import launch
@@ -217,31 +216,17 @@ def test_many_threads_launch_at_once(zygote):
     assert sorted(answers) == list(range(8))
 
 
-def descriptors():
-    """How many of this process's descriptors there are of each file, socket or process."""
-    found = Counter()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[os.readlink(f"/proc/self/fd/{name}")] += 1
-        except FileNotFoundError:
-            continue
-    return found
-
-
 def test_launching_leaves_no_descriptors_and_no_processes(zygote):
     with enclave(zygote):
         pass
-    before = descriptors()
+    before = held()
     for _ in range(3):
         with enclave(zygote):
             pass
         with pytest.raises(PlatformError), enclave(zygote, die=True):
             pass
     assert wait_until_ended(children(zygote._process.pid)) == set()
-    deadline = time.monotonic() + PATIENCE
-    while descriptors() - before and time.monotonic() < deadline:
-        threading.Event().wait(0.02)  # what other threads have open for a moment
-    assert descriptors() - before == Counter()
+    nothing_more_than(before)
 
 
 def test_a_zygote_whose_python_lacks_a_package_says_so(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
+from descriptors import held, nothing_more_than
 from fake_gramine import KNOWN
 from fake_intel import INSTANCE, Intel
 from hypothesis import given
@@ -316,7 +317,7 @@ def test_one_that_does_not_wait_says_so():
 
 
 def test_descriptors_that_nobody_takes_are_closed():
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     one, other = Passing.pair()
     reading, writing = os.pipe()
     socket.send_fds(one, [b"a"], [writing])
@@ -327,7 +328,7 @@ def test_descriptors_that_nobody_takes_are_closed():
     os.close(writing)
     assert os.read(reading, 1) == b""
     os.close(reading)
-    assert len(os.listdir("/proc/self/fd")) == before
+    nothing_more_than(before)
 
 
 def test_several_threads_may_send():
@@ -505,13 +506,13 @@ def test_what_is_no_digest_names_no_file(digest, tmp_path):
 def test_a_gramine_that_does_not_start_is_an_error_and_nothing_is_left(program, says, tmp_path):
     (tmp_path / "gramine-sgx").write_text(f"#!/bin/sh\n{program}\n")
     (tmp_path / "gramine-sgx").chmod(0o755)
-    before = set(os.listdir("/proc/self/fd"))
+    before = held()
     process = subprocess.Popen([str(tmp_path / "gramine-sgx")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with pytest.raises(PlatformError, match=says):
         _control(process)
     process.kill()
     process.wait(10)
-    assert set(os.listdir("/proc/self/fd")) <= before
+    nothing_more_than(before)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no user ids to give")
