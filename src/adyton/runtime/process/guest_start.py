@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
+from adyton.crypto.fresh import draw_anew
 from adyton.errors import PlatformError
 from adyton.hostcall.own_paths import own_path
 from adyton.image.manifest import PYTHON_PROGRAM
@@ -292,6 +293,7 @@ class _Start(Generic[_Layer]):
             if first <= last:
                 system_call("close_range", first, last, 0)
         sys.path.remove(root.SUPERVISOR_LIBRARIES)
+        draw_anew()
         gc.freeze()  # objects of the supervisor's name closed descriptors: none of them may be collected, and close a new one
         for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
             stream = open(number, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - the process's own

@@ -212,7 +212,7 @@ def serve(descriptor: int, supervisor: str, groups: int | None) -> NoReturn:
 def _warm_up() -> None:
     """Do once, before any fork, what each supervisor does and what is slow the first time: read an image, make a certificate.
 
-    Nothing of it is kept. OpenSSL seeds its random numbers anew in a process with another id, as each fork is.
+    Nothing of it is kept. What is forked draws its random numbers anew: see crypto.fresh.
     """
     import datetime as dt
 
@@ -382,10 +382,13 @@ class _Zygote:
             self._groups.close()
 
     def _supervise(self, stream: socket.socket, report: socket.socket, message: bytes, attached: list[int]) -> NoReturn:
+        from adyton.crypto.fresh import draw_anew
+
         reporter = Reporter(report)
         status = 1
         try:
             self._leave()
+            draw_anew()
             self._confine()
             request = _decode(message)
             named = dict(zip(request.attached, attached, strict=True))
