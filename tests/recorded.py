@@ -28,6 +28,10 @@ class Recorder(NamedTuple):
         found = sorted(self.exporter.get_finished_spans(), key=lambda span: (span.start_time, -span.end_time))
         return [span for span in found if not kind or span.kind.name == kind]
 
+    def of_calls(self) -> list[ReadableSpan]:
+        """Those of an enclave "app"'s calls, and of the host's."""
+        return [span for span in self.spans() if span.name.partition("/")[0] in ("app", "host")]
+
     def span(self, name: str, kind: str) -> ReadableSpan:
         (found,) = [span for span in self.spans(kind) if span.name == name]
         return found

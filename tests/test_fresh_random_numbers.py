@@ -48,7 +48,7 @@ print(within(zygote).decode())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="pid namespaces need root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT ROOT: no pid namespaces")
 @pytest.mark.parametrize(("draws", "different"), [(False, 1), (True, 2)])
 def test_processes_with_the_zygotes_number_have_random_numbers_of_their_own(draws, different):
     """As in a container whose second process is the zygote: guests are number 2 as well."""

@@ -112,10 +112,6 @@ def record() -> Iterator[Recorder]:
         yield recorder
 
 
-def of_calls(record: Recorder) -> list:
-    return [span for span in record.spans() if span.name.partition("/")[0] in ("app", "host")]
-
-
 def test_one_trace_from_the_call_through_the_entry_to_what_it_calls_back(record):
     def again(depth: int) -> int:
         return client.call("nested", depth - 1)
@@ -189,7 +185,7 @@ def test_a_program_that_has_spans_of_its_own_calls_back_from_them(record):
 def test_a_program_cannot_put_its_calls_into_another_trace(record):
     client = loaded()
     client.call("ask_in_a_span", "000000000000abcd", "ab" * 16)
-    assert parents(of_calls(record)) == [
+    assert parents(record.of_calls()) == [
         ("CLIENT", "app/ask_in_a_span", ""),
         ("SERVER", "app/ask_in_a_span", "CLIENT"),
         ("CLIENT", "host/lookup", "SERVER"),

@@ -53,10 +53,6 @@ def record() -> Iterator[Recorder]:
         yield recorder
 
 
-def of_calls(record: Recorder) -> list:
-    return [span for span in record.spans() if span.name.partition("/")[0] in ("app", "host")]
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_stream_of_results_is_a_call_until_it_ends(record, asynchronous):
     client = loaded()
@@ -67,7 +63,7 @@ def test_a_stream_of_results_is_a_call_until_it_ends(record, asynchronous):
     with record.tracer.start_as_current_span("outer"):
         assert (asyncio.run(read()) if asynchronous else list(client.call("each", 2))) == ["a", "a"]
     client.close()
-    spans = [span for span in of_calls(record) if span.name != "app/finalize"]
+    spans = [span for span in record.of_calls() if span.name != "app/finalize"]
     assert sorted(span.name for span in spans) == ["app/each"] * 2 + ["host/lookup"] * 4
     found = parents(record.spans())
     assert ("CLIENT", "app/each", "INTERNAL") in found
@@ -83,7 +79,7 @@ def test_a_call_with_a_stream_of_an_argument_is_one(record):
     client = loaded()
     assert client.submit("count_of", iter("ab")).result() == 2
     client.close()
-    names = sorted(span.name for span in of_calls(record))
+    names = sorted(span.name for span in record.of_calls())
     assert names == ["app/count_of"] * 2 + ["app/finalize"] * 2 + ["host/lookup"] * 4
     shown = frozenset({"enclave": "app", "entry": "count_of", "outcome": "ok"}.items())
     assert record.values("adyton.client.calls")[shown] == 1

@@ -327,8 +327,9 @@ class Aside:
 
     def _left(self) -> None:
         """It is closed. What goes on no more is answered, and what has come meanwhile is for another."""
-        for task in list(self._tasks):  # it was stopped while it ended them, too
-            self._answer(self._tasks.pop(task), RuntimeError("the program has stopped its event loop"), b"")
+        with contextlib.suppress(OSError):  # as above
+            for task in list(self._tasks):  # it was stopped while it ended them, too
+                self._answer(self._tasks.pop(task), RuntimeError("the program has stopped its event loop"), b"")
         if self._returned:
             self._send_returned()
         with self._loop_lock:
